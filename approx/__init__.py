@@ -1,0 +1,5 @@
+"""Matrix-free estimates of the same descriptors, for networks too large to enumerate.
+
+This package imports neither `cpwl` nor `bridges`: an estimate that agrees with the exact engine is
+evidence only because the two share no code. `import-linter` enforces it.
+"""
