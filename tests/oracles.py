@@ -83,9 +83,11 @@ def subdivide(
     embedding : (E, P + 1) rationals, optional
         The latent's coordinates as affine functions of the slice's; the identity if absent.
 
-    Notes ----- A unit's piece on a cell is the number of its knots below it, where a unit that
-    equals its knot on all of the cell is not above it. About 0.4 ms a cell for a 20-20-20 network
-    and 1.6 ms for 64-64-64.
+    Notes
+    -----
+    A unit's piece on a cell is the number of its knots below it, where a unit that equals its knot
+    on all of the cell is not above it. Takes 0.4 ms a cell for a 20-20-20 network, 1.6 ms for
+    64-64-64.
     """
     dim = len(corners[0])
     points = [_integers([Fraction(x) for x in (*corner, 1)])[0] for corner in corners]
