@@ -1,0 +1,680 @@
+"""Every compiled kernel of the exact engine.
+
+All kernels live in this one file because numba's on-disk cache does not notice a change in a callee
+that lives in another file. They take arrays and scalars, write into arrays that the caller has
+allocated, release the GIL and work on a range ``[start, stop)``, so that the caller can hand
+disjoint ranges to several threads. Nothing here allocates more than a workspace for one cell.
+
+Vocabulary. A *column* is one switch of the stage at work: a unit together with one of its
+breakpoints; its sign at a vertex is +1, 0 or -1, stored as one bit in ``pos`` and one in ``neg``.
+A column is *active* in a cell that has corners on both of its sides. A *chord* is the trace of one
+or several coinciding active columns in a convex cell: it joins two points of the cell's boundary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, uint64
+
+EPS = 2.0**-52
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _popcount(word):
+    """Count the set bits of a 64-bit word."""
+    word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
+    word = (word & uint64(0x3333333333333333)) + (
+        (word >> uint64(2)) & uint64(0x3333333333333333)
+    )
+    word = (word + (word >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((word * uint64(0x0101010101010101)) >> uint64(56))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _lowest(word):
+    """Give the index of the lowest set bit of a non-zero word."""
+    return _popcount((word & (~word + uint64(1))) - uint64(1))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bit(words, column):
+    """Tell whether bit ``column`` of a packed row is set."""
+    return (words[column >> 6] >> uint64(column & 63)) & uint64(1) != uint64(0)
+
+
+# --- signs of the columns at the vertices -----------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def pack_signs(values, unit, shift, bound, start, stop, pos, neg):
+    """Pack the signs of ``values[:, unit[k]] - shift[k]``; within ``bound[k]`` of zero is zero.
+
+    Returns the number of zeros.
+    """
+    zeros = 0
+    for r in range(start, stop):
+        for w in range(pos.shape[1]):
+            p = uint64(0)
+            n = uint64(0)
+            first = 64 * w
+            for k in range(first, min(first + 64, unit.shape[0])):
+                v = values[r, unit[k]] - shift[k]
+                p |= uint64(v > bound[k]) << uint64(k - first)
+                n |= uint64(v < -bound[k]) << uint64(k - first)
+            pos[r, w] = p
+            neg[r, w] = n
+            zeros += min(64, unit.shape[0] - first) - _popcount(p | n)
+    return zeros
+
+
+@njit(cache=True, nogil=True)
+def spread_bits(source, column, fill, start, stop, target):
+    """Rewrite packed rows on other columns: bit k goes to bit ``column[k]``, or nowhere at -1.
+
+    ``fill`` (packed) holds the bits of the columns that the source does not have.
+    """
+    for r in range(start, stop):
+        for w in range(target.shape[1]):
+            target[r, w] = fill[w]
+        for k in range(column.shape[0]):
+            c = column[k]
+            if c >= 0 and _bit(source[r], k):
+                target[r, c >> 6] |= uint64(1) << uint64(c & 63)
+
+
+# --- crossings of the columns with the edges ---------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def count_crossings(ends, pos, neg, start, stop, count):
+    """Count the columns that change sign strictly between the two ends (rows) of each edge."""
+    for e in range(start, stop):
+        a, b = ends[e, 0], ends[e, 1]
+        n = 0
+        for w in range(pos.shape[1]):
+            n += _popcount((pos[a, w] & neg[b, w]) | (neg[a, w] & pos[b, w]))
+        count[e] = n
+
+
+@njit(cache=True, nogil=True)
+def place_crossings(
+    ends, pos, neg, values, unit, shift, bound, offsets, start, stop, column, where, fresh
+):
+    """List the crossings of each edge in order from its first end to its second.
+
+    ``where`` is the crossing's position as a fraction of the edge; ``fresh`` is False where it
+    cannot be told from the one before it within rounding: these knots meet in one vertex.
+    """
+    for e in range(start, stop):
+        a, b = ends[e, 0], ends[e, 1]
+        first = offsets[e]
+        n = 0
+        for w in range(pos.shape[1]):
+            word = (pos[a, w] & neg[b, w]) | (neg[a, w] & pos[b, w])
+            while word != uint64(0):
+                k = 64 * w + _lowest(word)
+                word &= word - uint64(1)
+                va = values[a, unit[k]] - shift[k]
+                vb = values[b, unit[k]] - shift[k]
+                column[first + n] = k
+                where[first + n] = va / (va - vb)
+                n += 1
+        gap = 1
+        while gap < n // 3:  # shell sort: crossings are few, but thousands on a domain's side
+            gap = 3 * gap + 1
+        while gap > 0:
+            for i in range(first + gap, first + n):
+                k, t = column[i], where[i]
+                j = i - gap
+                while j >= first and where[j] > t:
+                    column[j + gap] = column[j]
+                    where[j + gap] = where[j]
+                    j -= gap
+                column[j + gap] = k
+                where[j + gap] = t
+            gap //= 3
+        error = 0.0
+        for i in range(first, first + n):
+            k = column[i]
+            slack = 4 * EPS + 2 * bound[k] / abs(values[a, unit[k]] - values[b, unit[k]])
+            fresh[i] = i == first or where[i] - where[i - 1] > slack + error
+            error = slack
+
+
+# --- cells in one dimension --------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def split_intervals(pos, neg, offsets, column, fresh, child, start, stop, bits):
+    """Write the stage's bits of the pieces of each interval; ``child`` numbers its first piece."""
+    for c in range(start, stop):
+        f = child[c]
+        for w in range(bits.shape[1]):
+            # what crosses starts on the sign of the lower end, what does not has one sign
+            crosses = (pos[c, w] & neg[c + 1, w]) | (neg[c, w] & pos[c + 1, w])
+            bits[f, w] = (pos[c, w] & crosses) | ((pos[c, w] | pos[c + 1, w]) & ~crosses)
+        for i in range(offsets[c], offsets[c + 1]):
+            if fresh[i]:
+                f += 1
+                for w in range(bits.shape[1]):
+                    bits[f, w] = bits[f - 1, w]
+            bits[f, column[i] >> 6] ^= uint64(1) << uint64(column[i] & 63)
+
+
+# --- cells in two dimensions -------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _walk_boundary(
+    cell, cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
+    offsets, column, vertex, edge_first, words, rank, loop, segment, corner_after,
+    chord_from, chord_to,
+):  # fmt: skip
+    """List a cell's boundary with the new vertices in it and the two ends of each active column.
+
+    before                     after: loop = [c0, x, c1, ...]; corner_after[x] = vertex of c1
+        c2 ------- c1              c2 ------- c1
+         |          |               |          x    column with c0, c1 on different sides
+         +---- c0 --+               +---- c0 --+
+
+    Fills ``words`` with the active columns (packed) and ``rank`` with the number of active columns
+    before each word. ``segment`` is twice the output's number of the edge that leaves each boundary
+    point, plus one where the cell runs along it backwards. Returns the number of points on the
+    boundary, of active columns, and of columns that do not meet the boundary in exactly two points
+    (rounding broke convexity).
+    """
+    lo, hi = cell_offsets[cell], cell_offsets[cell + 1]
+    active = 0
+    for w in range(words.shape[0]):
+        p = uint64(0)
+        n = uint64(0)
+        for i in range(lo, hi):
+            p |= pos[cell_corners[i], w]
+            n |= neg[cell_corners[i], w]
+        words[w] = p & n
+        rank[w] = active
+        active += _popcount(p & n)
+    for u in range(active):
+        chord_from[u] = -1
+        chord_to[u] = -1
+    bad = 0
+    at = 0
+    for i in range(lo, hi):
+        v = cell_corners[i]
+        after = cell_corners[i + 1] if i + 1 < hi else cell_corners[lo]
+        e = cell_edges[i]
+        forward = edge_points[e, 0] == v
+        first, last = offsets[e], offsets[e + 1]
+        loop[at] = v
+        corner_after[at] = after
+        if forward:  # segments of an edge are numbered from its first end
+            segment[at] = 2 * edge_first[e]
+            step = 2
+        else:
+            segment[at] = 2 * edge_first[e + 1] - 1
+            step = -2
+        for w in range(words.shape[0]):
+            zero = words[w] & ~(pos[v, w] | neg[v, w])
+            while zero != uint64(0):
+                bit = zero & (~zero + uint64(1))
+                zero ^= bit
+                u = rank[w] + _popcount(words[w] & (bit - uint64(1)))
+                if chord_from[u] < 0:
+                    chord_from[u] = at
+                elif chord_to[u] < 0:
+                    chord_to[u] = at
+                else:
+                    bad += 1
+        at += 1
+        previous = -1
+        for q in range(last - first):
+            x = first + q if forward else last - 1 - q
+            if vertex[x] != previous:
+                previous = vertex[x]
+                loop[at] = previous
+                corner_after[at] = after
+                segment[at] = segment[at - 1] + step
+                at += 1
+            k = column[x]
+            w = k >> 6
+            below = words[w] & ((uint64(1) << uint64(k & 63)) - uint64(1))
+            u = rank[w] + _popcount(below)
+            if chord_from[u] < 0:
+                chord_from[u] = at - 1
+            elif chord_to[u] < 0:
+                chord_to[u] = at - 1
+            else:
+                bad += 1
+    for u in range(active):
+        if chord_to[u] < 0:
+            bad += 1
+    return at, active, bad
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _interleave(i, j, k, m):
+    """Tell whether the chords (i, j) and (k, m), each ascending, cross strictly inside."""
+    return (i < k and k < j and j < m) or (k < i and i < m and m < j)
+
+
+@njit(cache=True, nogil=True)
+def _merge_chords(active, chord_from, chord_to, chord_of):
+    """Merge columns with the same two ends into one chord; returns the number of chords.
+
+    Rewrites ``chord_from`` and ``chord_to`` (one entry a chord) and sets ``chord_of``.
+    """
+    n = 0
+    for u in range(active):
+        found = -1
+        for c in range(n):
+            if chord_from[c] == chord_from[u] and chord_to[c] == chord_to[u]:
+                found = c
+                break
+        if found < 0:
+            found = n
+            chord_from[n], chord_to[n] = chord_from[u], chord_to[u]
+            n += 1
+        chord_of[u] = found
+    return n
+
+
+@njit(cache=True, nogil=True)
+def count_cell_pieces(
+    cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
+    offsets, column, vertex, edge_first, longest, start, stop, count,
+):  # fmt: skip
+    """Bound what the arrangement of chords in each cell creates.
+
+    ``count[cell]`` = (boundary points, active columns, faces, interior vertices, interior edges,
+    corners, inconsistent columns). All are exact unless three chords meet in one interior point.
+    ``longest`` bounds the number of boundary points of any cell of the range.
+    """
+    n_words = pos.shape[1]
+    words = np.empty(n_words, np.uint64)
+    rank = np.empty(n_words, np.int64)
+    loop = np.empty(longest, np.int32)
+    segment = np.empty(longest, np.int32)
+    corner_after = np.empty(longest, np.int32)
+    chord_from = np.empty(64 * n_words, np.int32)
+    chord_to = np.empty(64 * n_words, np.int32)
+    chord_of = np.empty(64 * n_words, np.int32)
+    for cell in range(start, stop):
+        size, active, bad = _walk_boundary(
+            cell, cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
+            offsets, column, vertex, edge_first, words, rank, loop, segment, corner_after,
+            chord_from, chord_to,
+        )  # fmt: skip
+        chords = 0
+        crossings = 0
+        if bad == 0:
+            chords = _merge_chords(active, chord_from, chord_to, chord_of)
+            for a in range(chords):
+                for b in range(a):
+                    crossings += _interleave(
+                        chord_from[a], chord_to[a], chord_from[b], chord_to[b]
+                    )
+        count[cell, 0] = size
+        count[cell, 1] = active
+        count[cell, 2] = 1 + chords + crossings
+        count[cell, 3] = crossings
+        count[cell, 4] = chords + 2 * crossings
+        count[cell, 5] = size + 2 * (chords + 2 * crossings)
+        count[cell, 6] = bad
+
+
+@njit(cache=True, nogil=True)
+def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error):
+    """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left.
+
+    Combinatorial wherever it can be: a boundary vertex lies on the right exactly when it comes
+    between the chord's ends on the anticlockwise boundary, and an interior vertex lies on the side
+    of any chord through it that does not cross this one. What remains is decided by one
+    orientation test with its error bound; within the bound the three chords meet in one point.
+    """
+    i, j = chord_from[chord], chord_to[chord]
+    if v < size:
+        if v == i or v == j:
+            return 0
+        return -1 if i < v and v < j else 1
+    a, b = made_a[v - size], made_b[v - size]
+    if chord == a or chord == b:
+        return 0
+    for c in (a, b):
+        k, m = chord_from[c], chord_to[c]
+        if not _interleave(i, j, k, m):
+            if k == i or k == j:
+                k = m
+            return -1 if i < k and k < j else 1
+    dx, dy = xy[j, 0] - xy[i, 0], xy[j, 1] - xy[i, 1]
+    ex, ey = xy[v, 0] - xy[i, 0], xy[v, 1] - xy[i, 1]
+    value = dx * ey - dy * ex
+    if abs(value) <= np.hypot(dx, dy) * error[v - size]:
+        return 0
+    return 1 if value > 0 else -1
+
+
+@njit(cache=True, nogil=True)
+def _intersect(a, b, v, size, chord_from, chord_to, xy, error):
+    """Place local vertex ``v`` where chords ``a`` and ``b`` cross, with a bound on its error."""
+    p, q = chord_from[a], chord_to[a]
+    r, s = chord_from[b], chord_to[b]
+    ax, ay = xy[q, 0] - xy[p, 0], xy[q, 1] - xy[p, 1]
+    bx, by = xy[s, 0] - xy[r, 0], xy[s, 1] - xy[r, 1]
+    det = ax * by - ay * bx
+    t = ((xy[r, 0] - xy[p, 0]) * by - (xy[r, 1] - xy[p, 1]) * bx) / det
+    t = min(max(t, 0.0), 1.0)  # the chords cross: combinatorially certain
+    xy[v, 0] = xy[p, 0] + t * ax
+    xy[v, 1] = xy[p, 1] + t * ay
+    size_of_coordinates = abs(xy[p, 0]) + abs(xy[p, 1]) + abs(ax) + abs(ay)
+    sine = abs(det) / (np.hypot(ax, ay) * np.hypot(bx, by))
+    error[v - size] = 8 * EPS * size_of_coordinates * (1 + 1 / max(sine, EPS))
+
+
+@njit(cache=True, nogil=True)
+def _insert_chord(
+    chord, size, n_half, n_local, chord_from, chord_to,
+    org, twin, after, before, label, made_a, made_b, xy, error,
+):  # fmt: skip
+    """Cut the faces that a chord runs through, from one end to the other.
+
+    In each face the chord enters at a vertex w, with the face's next vertex on its right and the
+    previous one on its left, and leaves through a vertex or an edge:
+
+            y --- . --- .             y --- . --- .
+            |  left     |      z is   |           |    ``after[c1]`` continues at z -> y,
+        ... z           w      new    z <-- c1 -- w    ``after[c2]`` at w -> (right vertices)
+            |  right    |             z --- c2 -> w
+            x --- . --- .             x --- . --- .
+
+    Returns the new numbers of half-edges and of local vertices, or (-1, -1) where rounding has
+    made the chord's path inconsistent.
+    """
+    h = chord_from[chord]  # boundary half-edge p always starts at local vertex p
+    goal = chord_to[chord]
+    while True:  # rotate about the chord's first end to the face that it enters
+        nxt = _side(org[after[h]], chord, size, chord_from, chord_to, made_a, made_b, xy, error)
+        prv = _side(org[before[h]], chord, size, chord_from, chord_to, made_a, made_b, xy, error)
+        if nxt < 0 and prv > 0:
+            break
+        h = twin[before[h]]
+        if h < 0:
+            return -1, -1
+    while True:
+        w = org[h]
+        g = after[h]
+        side = -1
+        while side < 0:
+            g = after[g]
+            if g == h:
+                return -1, -1
+            side = _side(org[g], chord, size, chord_from, chord_to, made_a, made_b, xy, error)
+        through_edge = side > 0
+        entry = -1
+        if through_edge:
+            e = before[g]  # x -> y, x on the right and y on the left
+            t = twin[e]
+            if t < 0:
+                return -1, -1
+            z = n_local
+            n_local += 1
+            made_a[z - size], made_b[z - size] = chord, label[e]
+            _intersect(chord, label[e], z, size, chord_from, chord_to, xy, error)
+            e2, t2 = n_half, n_half + 1
+            n_half += 2
+            org[e2], org[t2] = z, z
+            label[e2], label[t2] = label[e], label[e]
+            twin[e], twin[t2], twin[e2], twin[t] = t2, e, t, e2
+            after[e2], before[e2] = g, e
+            before[g], after[e] = e2, e2
+            after[t2], before[t2] = after[t], t
+            before[after[t]], after[t] = t2, t2
+            g = e2
+            entry = t2
+        z = org[g]
+        c1, c2 = n_half, n_half + 1
+        n_half += 2
+        org[c1], org[c2] = w, z
+        label[c1], label[c2] = chord, chord
+        twin[c1], twin[c2] = c2, c1
+        tail_h, tail_g = before[h], before[g]
+        after[c1], before[g] = g, c1
+        before[c1], after[tail_h] = tail_h, c1
+        after[c2], before[h] = h, c2
+        before[c2], after[tail_g] = tail_g, c2
+        if z == goal:
+            return n_half, n_local
+        if not through_edge:
+            if z < size:
+                return -1, -1
+            r = twin[before[g]]  # rotate about z, starting behind the face just cut
+            turns = 0
+            while True:
+                nxt = _side(
+                    org[after[r]], chord, size, chord_from, chord_to, made_a, made_b, xy, error
+                )
+                prv = _side(
+                    org[before[r]], chord, size, chord_from, chord_to, made_a, made_b, xy, error
+                )
+                if nxt < 0 and prv > 0:
+                    break
+                r = twin[before[r]]
+                turns += 1
+                if turns > n_half:
+                    return -1, -1
+            entry = r
+        h = entry
+
+
+@njit(cache=True, nogil=True)
+def split_cells(
+    cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
+    offsets, column, vertex, edge_first, count, bases, longest, start, stop,
+    out_points, out_edge_points, out_edge_cells, out_edge_column,
+    out_corners, out_edges, out_sizes, out_bits, made,
+):  # fmt: skip
+    """Cut each cell by its active columns.
+
+    ``bases[cell]`` holds the numbers of the cell's first face, interior vertex, interior edge and
+    corner in the output; ``made[cell]`` the numbers really made (faces, vertices, edges, corners),
+    -1 in the first entry where rounding made the cell inconsistent (it is then left whole).
+    ``edge_first[e]`` is the number of the first segment of edge e in the output, ``out_points``
+    holds the old vertices and those on edges already. Cost: proportional to the size of the
+    arrangement in each cell.
+    """
+    n_words = pos.shape[1]
+    widest = 1
+    most_half = longest
+    most_inner = 1
+    most_faces = 1
+    for cell in range(start, stop):
+        widest = max(widest, count[cell, 1])
+        most_half = max(most_half, count[cell, 5])
+        most_inner = max(most_inner, count[cell, 3])
+        most_faces = max(most_faces, count[cell, 2])
+    words = np.empty(n_words, np.uint64)
+    rank = np.empty(n_words, np.int64)
+    loop = np.empty(longest, np.int32)
+    segment = np.empty(longest, np.int32)
+    corner_after = np.empty(longest, np.int32)
+    chord_from = np.empty(widest, np.int32)
+    chord_to = np.empty(widest, np.int32)
+    chord_of = np.empty(widest, np.int32)
+    column_of = np.empty(widest, np.int32)
+    right = np.empty(widest, np.bool_)
+    first_of = np.empty(widest, np.int32)  # the columns of a chord, as a linked list
+    next_of = np.empty(widest, np.int32)
+    org = np.empty(most_half, np.int32)
+    twin = np.empty(most_half, np.int32)
+    after = np.empty(most_half, np.int32)
+    before = np.empty(most_half, np.int32)
+    label = np.empty(most_half, np.int32)
+    face_of = np.empty(most_half, np.int32)
+    edge_of = np.empty(most_half, np.int32)
+    made_a = np.empty(most_inner, np.int32)
+    made_b = np.empty(most_inner, np.int32)
+    error = np.empty(most_inner, np.float64)
+    xy = np.empty((longest + most_inner, 2), np.float64)
+    first_half = np.empty(most_faces, np.int32)
+    known = np.empty(most_faces, np.bool_)
+    stack = np.empty(most_faces, np.int32)
+
+    for cell in range(start, stop):
+        face0, vertex0 = bases[cell, 0], bases[cell, 1]
+        edge0, corner0 = bases[cell, 2], bases[cell, 3]
+        lo, hi = cell_offsets[cell], cell_offsets[cell + 1]
+        if count[cell, 1] == 0:  # nothing crosses this cell, so nothing crosses its edges either
+            for i in range(lo, hi):
+                e = cell_edges[i]
+                out_corners[corner0 + i - lo] = cell_corners[i]
+                out_edges[corner0 + i - lo] = edge_first[e]
+                forward = edge_points[e, 0] == cell_corners[i]
+                out_edge_cells[edge_first[e], 0 if forward else 1] = face0
+            out_sizes[face0] = hi - lo
+            for w in range(n_words):
+                p = uint64(0)
+                for i in range(lo, hi):
+                    p |= pos[cell_corners[i], w]
+                out_bits[face0, w] = p
+            made[cell, 0], made[cell, 1], made[cell, 2], made[cell, 3] = 1, 0, 0, hi - lo
+            continue
+
+        size, active, bad = _walk_boundary(
+            cell, cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
+            offsets, column, vertex, edge_first, words, rank, loop, segment, corner_after,
+            chord_from, chord_to,
+        )  # fmt: skip
+        n_half = size
+        n_local = size
+        for p in range(size):
+            org[p], twin[p], label[p] = p, -1, -1
+            after[p] = p + 1 if p + 1 < size else 0
+            before[p] = p - 1 if p > 0 else size - 1
+            xy[p, 0], xy[p, 1] = out_points[loop[p], 0], out_points[loop[p], 1]
+        n = 0
+        for w in range(n_words):
+            word = words[w]
+            while word != uint64(0):
+                k = 64 * w + _lowest(word)
+                word &= word - uint64(1)
+                column_of[n] = k
+                if bad == 0:
+                    # the corner behind the chord's first end lies on the chord's right
+                    beside = corner_after[chord_from[n]]
+                    right[n] = _bit(pos[beside], k)
+                    if not right[n] and not _bit(neg[beside], k):
+                        bad = 1
+                n += 1
+        if bad == 0:
+            chords = _merge_chords(active, chord_from, chord_to, chord_of)
+            for c in range(chords):
+                first_of[c] = -1
+            for u in range(active - 1, -1, -1):
+                next_of[u] = first_of[chord_of[u]]
+                first_of[chord_of[u]] = u
+            for c in range(chords):
+                n_half, n_local = _insert_chord(
+                    c, size, n_half, n_local, chord_from, chord_to,
+                    org, twin, after, before, label, made_a, made_b, xy, error,
+                )  # fmt: skip
+                if n_half < 0:
+                    bad = 1
+                    break
+        if bad != 0:  # leave the cell whole; the status will say so
+            active = 0
+            n_half = size
+            n_local = size
+            for p in range(size):
+                after[p] = p + 1 if p + 1 < size else 0
+                before[p] = p - 1 if p > 0 else size - 1
+                twin[p] = -1
+
+        # faces: follow ``after`` from every half-edge that has no face yet
+        for h in range(n_half):
+            face_of[h] = -1
+            edge_of[h] = -1
+        n_faces = 0
+        n_edges = 0
+        corner = corner0
+        for h0 in range(n_half):
+            if face_of[h0] >= 0:
+                continue
+            face = face0 + n_faces
+            first_half[n_faces] = h0
+            first_corner = corner
+            h = h0
+            while True:
+                face_of[h] = n_faces
+                v = org[h]
+                out_corners[corner] = loop[v] if v < size else vertex0 + v - size
+                if twin[h] < 0:
+                    edge_of[h] = segment[h] >> 1
+                    out_edge_cells[edge_of[h], segment[h] & 1] = face
+                elif edge_of[h] < 0:
+                    e = edge0 + n_edges
+                    n_edges += 1
+                    edge_of[h], edge_of[twin[h]] = e, e
+                    v2 = org[twin[h]]
+                    out_edge_points[e, 0] = out_corners[corner]
+                    out_edge_points[e, 1] = loop[v2] if v2 < size else vertex0 + v2 - size
+                    out_edge_cells[e, 0] = face
+                else:
+                    out_edge_cells[edge_of[h], 1] = face
+                out_edges[corner] = edge_of[h]
+                corner += 1
+                h = after[h]
+                if h == h0:
+                    break
+            out_sizes[face] = corner - first_corner
+            n_faces += 1
+        for v in range(size, n_local):
+            out_points[vertex0 + v - size, 0] = xy[v, 0]
+            out_points[vertex0 + v - size, 1] = xy[v, 1]
+        made[cell, 0] = n_faces if bad == 0 else -1
+        made[cell, 1] = n_local - size
+        made[cell, 2] = n_edges
+        made[cell, 3] = corner - corner0
+
+        # bits: the first face from the sides it lies on, its neighbours by flipping
+        for w in range(n_words):
+            p = uint64(0)
+            for i in range(lo, hi):
+                p |= pos[cell_corners[i], w]
+            out_bits[face0, w] = p
+        for u in range(active):
+            h = first_half[0]
+            side = 0
+            while side == 0:
+                h = after[h]
+                side = _side(
+                    org[h], chord_of[u], size, chord_from, chord_to, made_a, made_b, xy, error
+                )
+            if (side < 0) != right[u]:
+                k = column_of[u]
+                out_bits[face0, k >> 6] ^= uint64(1) << uint64(k & 63)
+        for f in range(n_faces):
+            known[f] = f == 0
+        n = 1
+        stack[0] = 0
+        while n > 0:
+            n -= 1
+            f = stack[n]
+            h = first_half[f]
+            while True:
+                t = twin[h]
+                if t >= 0 and not known[face_of[t]]:
+                    f2 = face_of[t]
+                    known[f2] = True
+                    stack[n] = f2
+                    n += 1
+                    for w in range(n_words):
+                        out_bits[face0 + f2, w] = out_bits[face0 + f, w]
+                    u = first_of[label[h]]
+                    while u >= 0:
+                        k = column_of[u]
+                        out_bits[face0 + f2, k >> 6] ^= uint64(1) << uint64(k & 63)
+                        u = next_of[u]
+                h = after[h]
+                if h == first_half[f]:
+                    break
+        for h in range(size, n_half):  # an edge is labelled by the first column of its chord
+            out_edge_column[edge_of[h]] = column_of[first_of[label[h]]]

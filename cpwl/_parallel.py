@@ -1,0 +1,43 @@
+"""Running a kernel that releases the GIL on all cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def available_cores() -> int:
+    """Count the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parallel(
+    pool: ThreadPoolExecutor, work: Callable[[int, int], object], weight: int | NDArray[np.int64]
+) -> list[object]:
+    """Call ``work(start, stop)`` on disjoint ranges that together cover all items.
+
+    Parameters
+    ----------
+    pool : ThreadPoolExecutor
+        Its size decides the number of ranges: four a thread, so that uneven work evens out.
+    work : callable
+        Must write to places that depend on the items alone.
+    weight : int or (n,) array
+        The number of items, or the work expected of each.
+    """
+    n = weight if isinstance(weight, int) else len(weight)
+    ranges = min(n, 4 * pool._max_workers)
+    if isinstance(weight, int):
+        cuts = np.linspace(0, n, ranges + 1).astype(np.int64)
+    else:
+        total = np.cumsum(weight)
+        cuts = np.searchsorted(total, np.linspace(0, total[-1] if n else 0, ranges + 1)[1:-1])
+        cuts = np.concatenate([[0], cuts, [n]])
+    jobs = [
+        pool.submit(work, int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a
+    ]
+    return [job.result() for job in jobs]

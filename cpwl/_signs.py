@@ -1,0 +1,290 @@
+"""One stage of the network seen from the vertices of a complex.
+
+Every column (a unit and one of its breakpoints) is evaluated once at every vertex, in blocks that
+fit the memory budget; what remains is one sign a vertex and column, packed, and the places where
+columns cross the edges. A sign is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpwl import _kernels
+from cpwl._parallel import in_parallel
+from cpwl.network import Network
+
+# A block of more rows gains nothing in BLAS and leaves the caches.
+_MOST_ROWS = 16384
+# Rows on which the magnitudes of the activations are looked at for the error bound.
+_SAMPLE_ROWS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class StageSigns:
+    """Signs of a stage's varying columns at the vertices, and their crossings with the edges."""
+
+    unit: NDArray[np.int64]  # (K,) unit of each column, counted within the stage
+    base: NDArray[np.int64]  # (n_stage,) piece of each unit where none of its columns is positive
+    pos: NDArray[np.uint64]  # (V, ceil(K / 64)) packed: the column is positive at the vertex
+    neg: NDArray[np.uint64]  # likewise negative
+    offsets: NDArray[np.int64]  # (E + 1,) crossings of each edge
+    column: NDArray[np.int32]  # (X,) which column crosses
+    where: NDArray[np.float64]  # (X,) position as a fraction of the edge, ascending
+    fresh: NDArray[np.bool_]  # (X,) False: in the same point as the crossing before
+    zeros: int  # signs within rounding error of zero, taken as zero
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What is kept of one block of vertices: packed signs on the columns that vary in it."""
+
+    rows: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    positive: NDArray[np.bool_]  # sign of the columns that are not kept
+    pos: NDArray[np.uint64]
+    neg: NDArray[np.uint64]
+    edges: NDArray[np.int64]
+    count: NDArray[np.int64]
+    column: NDArray[np.int32]
+    where: NDArray[np.float64]
+    fresh: NDArray[np.bool_]
+
+
+def stage_signs(
+    network: Network,
+    stage: int,
+    embed: Callable[[NDArray[np.float64]], torch.Tensor],
+    points: NDArray[np.float64],
+    edges: NDArray[np.int32],
+    memory: int,
+    pool: ThreadPoolExecutor,
+) -> StageSigns:
+    """Evaluate a stage at all vertices.
+
+    Parameters
+    ----------
+    embed : callable
+        Maps (n, P) slice coordinates to the (n, *input_shape) float64 batch that the network takes.
+    points, edges : (V, P), (E, 2)
+        The complex so far; the stage is affine on each of its cells.
+    memory : int
+        Bytes that the blocks may take.
+
+    Notes
+    -----
+    With more than one block the vertices are swept in the order of their first coordinate; the
+    values at a vertex stay until the last of its edges has been seen, so that nothing is evaluated
+    twice and only the vertices along the front are held.
+    """
+    n_units = int(network.stage_offsets[stage + 1] - network.stage_offsets[stage])
+    sample = points[:: max(1, len(points) // _SAMPLE_ROWS)]
+    # Twice: the magnitudes were only sampled, and the embedding rounds as well.
+    unit_bound = 2 * network.rounding_error(embed(sample), stage)
+
+    per_row = network.bytes_per_sample(stage) + 16 * n_units
+    size = int(min(_MOST_ROWS, max(64, memory // (2 * per_row))))
+
+    def values_at(rows: NDArray[np.int64]) -> torch.Tensor:
+        return network.preactivations(embed(points[rows]), stage)
+
+    low = high = None
+    if network.stage_is_periodic(stage):
+        low, high = _range_of_units(values_at, len(points), size, n_units)
+    knots = network.knots(stage, low, high)
+    bound = unit_bound[knots.unit] + 2 * _kernels.EPS * np.abs(knots.value)
+
+    if len(points) <= size:
+        order, last_use, last_end = np.arange(len(points)), None, None
+        edge_order = np.arange(len(edges))
+    else:
+        order = np.argsort(points[:, 0], kind="stable")
+        rank = np.empty(len(points), np.int64)
+        rank[order] = np.arange(len(points))
+        last_end = rank[edges].max(axis=1)
+        last_use = np.full(len(points), -1)
+        np.maximum.at(last_use, edges.reshape(-1), np.repeat(last_end, 2))
+        edge_order = np.argsort(last_end, kind="stable")
+        last_end = last_end[edge_order]
+
+    blocks: list[_Block] = []
+    least = np.full(len(knots.unit), np.inf)
+    most = np.full(len(knots.unit), -np.inf)
+    row_of = np.empty(len(points), np.int64)
+    held = np.empty(0, np.int64)
+    held_values = torch.empty((0, n_units), dtype=torch.float64)
+    zeros = 0
+    edge_at = 0
+    for start in range(0, len(points), size):
+        stop = min(start + size, len(points))
+        new = order[start:stop]
+        values = values_at(new)
+        if len(held):
+            values = torch.cat([held_values, values])
+        rows = np.concatenate([held, new])
+        row_of[rows] = np.arange(len(rows))
+        block_low, block_high = (x.numpy()[knots.unit] - knots.value for x in _extremes(values))
+        np.minimum(least, block_low, out=least)
+        np.maximum(most, block_high, out=most)
+        kept = np.flatnonzero((block_low <= bound) & (block_high >= -bound))
+        if stop - start == len(points):  # the only block: what never is positive never matters
+            kept = kept[(most > bound)[kept]]
+
+        args = (knots.unit[kept], knots.value[kept], bound[kept])
+        matrix = values.numpy()
+        words = (len(kept) + 63) // 64
+        pos = np.empty((len(rows), words), np.uint64)
+        neg = np.empty_like(pos)
+        zeros += sum(
+            in_parallel(
+                pool,
+                lambda a, b, m=matrix, k=args, p=pos, n=neg: _kernels.pack_signs(m, *k, a, b, p, n),
+                len(rows),
+            )
+        )
+        edge_stop = (
+            len(edges) if last_end is None else int(np.searchsorted(last_end, stop, side="left"))
+        )
+        mine = edge_order[edge_at:edge_stop]
+        edge_at = edge_stop
+        ends = row_of[edges[mine]]
+        count = np.empty(len(mine), np.int64)
+        in_parallel(
+            pool,
+            lambda a, b, e=ends, p=pos, n=neg, c=count: _kernels.count_crossings(e, p, n, a, b, c),
+            len(mine),
+        )
+        offsets = _offsets(count)
+        column = np.empty(offsets[-1], np.int32)
+        where = np.empty(offsets[-1], np.float64)
+        fresh = np.empty(offsets[-1], np.bool_)
+        in_parallel(
+            pool,
+            lambda a, b, e=ends, p=pos, n=neg, m=matrix, k=args, o=offsets, out=(
+                column,
+                where,
+                fresh,
+            ): _kernels.place_crossings(e, p, n, m, *k, o, a, b, *out),
+            count + 1,
+        )
+        blocks.append(
+            _Block(
+                new, kept, block_low > bound, pos[len(held) :], neg[len(held) :],
+                mine, count, kept[column].astype(np.int32), where, fresh,
+            )  # fmt: skip
+        )
+        if last_use is not None:
+            stay = np.flatnonzero(last_use[rows] >= stop)
+            held = rows[stay]
+            held_values = values[torch.from_numpy(stay)]
+
+    active = np.flatnonzero((most > bound) & (least <= bound))
+    base = knots.base.copy()
+    np.add.at(base, knots.unit[least > bound], 1)
+    pos, neg = _assemble(blocks, active, len(points), pool)
+    offsets, column, where, fresh = _join_crossings(blocks, len(edges))
+    position = np.empty(len(knots.unit), np.int32)
+    position[active] = np.arange(len(active))
+    return StageSigns(
+        knots.unit[active], base, pos, neg, offsets, position[column], where, fresh, zeros
+    )
+
+
+def _extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value of every unit, refusing values that are not finite."""
+    low, high = torch.aminmax(values, dim=0)
+    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise FloatingPointError(
+            "Expected finite pre-activations on the whole domain, got inf or NaN: the network "
+            "overflows float64 there. Choose a smaller domain or rescale the weights."
+        )
+    return low, high
+
+
+def _range_of_units(
+    values_at: Callable[[NDArray[np.int64]], torch.Tensor], n_points: int, size: int, n_units: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Range of every unit over all vertices, hence over the domain."""
+    low = np.full(n_units, np.inf)
+    high = np.full(n_units, -np.inf)
+    for start in range(0, n_points, size):
+        rows = np.arange(start, min(start + size, n_points))
+        block_low, block_high = _extremes(values_at(rows))
+        low, high = np.minimum(low, block_low.numpy()), np.maximum(high, block_high.numpy())
+    return low, high
+
+
+def _offsets(count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn counts into offsets."""
+    offsets = np.zeros(len(count) + 1, np.int64)
+    np.cumsum(count, out=offsets[1:])
+    return offsets
+
+
+def _assemble(
+    blocks: list[_Block], active: NDArray[np.int64], n_points: int, pool: ThreadPoolExecutor
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Bring the packed signs of all blocks onto the columns that vary anywhere."""
+    if len(blocks) == 1:
+        return blocks[0].pos, blocks[0].neg
+    words = (len(active) + 63) // 64
+    pos = np.empty((n_points, words), np.uint64)
+    neg = np.empty_like(pos)
+    for block in blocks:
+        target = np.searchsorted(active, block.kept)
+        varies = target < len(active)
+        varies[varies] = active[target[varies]] == block.kept[varies]
+        target[~varies] = -1  # touched zero in this block, but is positive nowhere
+        constant = np.ones(len(active), np.bool_)
+        constant[target[varies]] = False
+        above = block.positive[active]
+        for packed, fill, out in (
+            (block.pos, constant & above, pos),
+            (block.neg, constant & ~above, neg),
+        ):
+            spread = np.empty((len(block.rows), words), np.uint64)
+            word_fill = _pack_row(fill)
+            in_parallel(
+                pool,
+                lambda a, b, s=packed, t=target, f=word_fill, o=spread: _kernels.spread_bits(
+                    s, t, f, a, b, o
+                ),
+                len(block.rows),
+            )
+            out[block.rows] = spread
+    return pos, neg
+
+
+def _pack_row(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Pack a row of flags into 64-bit words, lowest bit first."""
+    padded = np.zeros(-(-len(flags) // 64) * 64, np.bool_)
+    padded[: len(flags)] = flags
+    return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
+
+
+def _join_crossings(
+    blocks: list[_Block], n_edges: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
+    """Bring the crossings of all blocks into the order of the edges."""
+    if len(blocks) == 1:
+        block = blocks[0]
+        return _offsets(block.count), block.column, block.where, block.fresh
+    edge = np.concatenate([b.edges for b in blocks])
+    count = np.concatenate([b.count for b in blocks])
+    per_edge = np.empty(n_edges, np.int64)
+    per_edge[edge] = count
+    offsets = _offsets(per_edge)
+    # crossing i of the concatenation belongs at offsets[its edge] + its place within the edge
+    within = np.arange(offsets[-1]) - np.repeat(_offsets(count)[:-1], count)
+    target = np.repeat(offsets[edge], count) + within
+    joined = []
+    for name, dtype in (("column", np.int32), ("where", np.float64), ("fresh", np.bool_)):
+        out = np.empty(offsets[-1], dtype)
+        out[target] = np.concatenate([getattr(b, name) for b in blocks])
+        joined.append(out)
+    return offsets, joined[0], joined[1], joined[2]
