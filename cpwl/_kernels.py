@@ -46,6 +46,23 @@ def _bit(words, column):
 
 
 @njit(cache=True, nogil=True)
+def column_range(values, start, stop, low, high, defect):
+    """Smallest and largest entry of each column over rows start..stop.
+
+    ``defect`` is NaN in a column that holds inf or NaN and 0 in all others.
+    """
+    low[:] = np.inf
+    high[:] = -np.inf
+    defect[:] = 0.0
+    for r in range(start, stop):
+        for j in range(values.shape[1]):
+            v = values[r, j]
+            low[j] = v if v < low[j] else low[j]
+            high[j] = v if v > high[j] else high[j]
+            defect[j] += v - v
+
+
+@njit(cache=True, nogil=True)
 def pack_signs(values, unit, shift, bound, start, stop, pos, neg):
     """Pack the signs of ``values[:, unit[k]] - shift[k]``; within ``bound[k]`` of zero is zero.
 

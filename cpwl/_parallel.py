@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 def available_cores() -> int:
@@ -16,8 +19,8 @@ def available_cores() -> int:
 
 
 def in_parallel(
-    pool: ThreadPoolExecutor, work: Callable[[int, int], object], weight: int | NDArray[np.int64]
-) -> list[object]:
+    pool: ThreadPoolExecutor, work: Callable[[int, int], T], weight: int | NDArray[np.int64]
+) -> list[T]:
     """Call ``work(start, stop)`` on disjoint ranges that together cover all items.
 
     Parameters

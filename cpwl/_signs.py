@@ -95,7 +95,7 @@ def stage_signs(
 
     low = high = None
     if network.stage_is_periodic(stage):
-        low, high = _range_of_units(values_at, len(points), size, n_units)
+        low, high = _range_of_units(values_at, len(points), size, n_units, pool)
     knots = network.knots(stage, low, high)
     bound = unit_bound[knots.unit] + 2 * _kernels.EPS * np.abs(knots.value)
 
@@ -128,7 +128,8 @@ def stage_signs(
             values = torch.cat([held_values, values])
         rows = np.concatenate([held, new])
         row_of[rows] = np.arange(len(rows))
-        block_low, block_high = (x.numpy()[knots.unit] - knots.value for x in _extremes(values))
+        matrix = values.numpy()
+        block_low, block_high = (x[knots.unit] - knots.value for x in _extremes(matrix, pool))
         np.minimum(least, block_low, out=least)
         np.maximum(most, block_high, out=most)
         kept = np.flatnonzero((block_low <= bound) & (block_high >= -bound))
@@ -136,7 +137,6 @@ def stage_signs(
             kept = kept[(most > bound)[kept]]
 
         args = (knots.unit[kept], knots.value[kept], bound[kept])
-        matrix = values.numpy()
         words = (len(kept) + 63) // 64
         pos = np.empty((len(rows), words), np.uint64)
         neg = np.empty_like(pos)
@@ -195,27 +195,39 @@ def stage_signs(
     )
 
 
-def _extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _extremes(
+    values: NDArray[np.float64], pool: ThreadPoolExecutor
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Smallest and largest value of every unit, refusing values that are not finite."""
-    low, high = torch.aminmax(values, dim=0)
-    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+
+    def work(start: int, stop: int) -> NDArray[np.float64]:
+        out = np.empty((3, values.shape[1]))
+        _kernels.column_range(values, start, stop, *out)
+        return out
+
+    low, high, defect = np.stack(in_parallel(pool, work, len(values)), axis=1)
+    if np.isnan(defect).any():
         raise FloatingPointError(
             "Expected finite pre-activations on the whole domain, got inf or NaN: the network "
             "overflows float64 there. Choose a smaller domain or rescale the weights."
         )
-    return low, high
+    return low.min(axis=0), high.max(axis=0)
 
 
 def _range_of_units(
-    values_at: Callable[[NDArray[np.int64]], torch.Tensor], n_points: int, size: int, n_units: int
+    values_at: Callable[[NDArray[np.int64]], torch.Tensor],
+    n_points: int,
+    size: int,
+    n_units: int,
+    pool: ThreadPoolExecutor,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Range of every unit over all vertices, hence over the domain."""
     low = np.full(n_units, np.inf)
     high = np.full(n_units, -np.inf)
     for start in range(0, n_points, size):
         rows = np.arange(start, min(start + size, n_points))
-        block_low, block_high = _extremes(values_at(rows))
-        low, high = np.minimum(low, block_low.numpy()), np.maximum(high, block_high.numpy())
+        block_low, block_high = _extremes(values_at(rows).numpy(), pool)
+        low, high = np.minimum(low, block_low), np.maximum(high, block_high)
     return low, high
 
 
