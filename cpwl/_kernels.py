@@ -158,6 +158,16 @@ def place_crossings(
             error = slack
 
 
+@njit(cache=True, nogil=True)
+def clear_lost(patterns, parent_bit, piece, child_bit, start, stop):
+    """Clear the bits of children whose parent (bit -1: always) is on the given piece."""
+    for c in range(start, stop):
+        for k in range(child_bit.shape[0]):
+            if parent_bit[k] < 0 or _bit(patterns[c], parent_bit[k]) == (piece[k] == 1):
+                j = child_bit[k]
+                patterns[c, j >> 6] &= ~(uint64(1) << uint64(j & 63))
+
+
 # --- cells in one dimension --------------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from cpwl import _complex
 from cpwl._parallel import available_cores
-from cpwl._signs import StageSigns, stage_signs
+from cpwl._merge import merge_contested
+from cpwl._signs import stage_signs
 from cpwl.domain import Domain
 from cpwl.network import Network
 
@@ -201,6 +202,8 @@ def subdivide(
     base = np.zeros(network.num_units, np.int32)
     bit_unit: list[NDArray[np.int32]] = []
     zeros = 0
+    contests = network.contests
+    stage_of_contest = np.searchsorted(network.stage_offsets, contests[:, 0], side="right") - 1
     with (
         ThreadPoolExecutor(available_cores()) as pool,
         tqdm(total=network.num_stages, desc="stages", disable=not progress) as bar,
@@ -216,6 +219,11 @@ def subdivide(
                 column_unit = (first + signs.unit).astype(np.int32)
                 current = _complex.split(current, signs, column_unit, pool)
                 bit_unit.append(_padded(column_unit))
+                mine = contests[stage_of_contest == stage]
+                if len(mine):
+                    current = merge_contested(
+                        current, mine, np.concatenate(bit_unit), base, len(domain.corners), pool
+                    )
             bar.set_postfix(cells=len(current.patterns), refresh=False)
             bar.update()
     units = np.concatenate(bit_unit) if bit_unit else np.empty(0, np.int32)
