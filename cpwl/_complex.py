@@ -139,12 +139,11 @@ def _split_polygons(
         complex_.cell_offsets, complex_.cell_corners, complex_.cell_edges, complex_.edge_points,
         signs.pos, signs.neg, signs.offsets, signs.column, vertex, edge_first,
     )  # fmt: skip
-    count = np.empty((n_cells, 7), np.int64)
+    count = np.empty((n_cells, 7), np.int32)
     in_parallel(
         pool, lambda a, b: _kernels.count_cell_pieces(*shape, longest, a, b, count), size
     )
-    pieces = np.ascontiguousarray(count[:, 2:6])  # faces, inner vertices, inner edges, corners
-    bases = _prefix(pieces)
+    bases = _prefix(count[:, 2:6])  # faces, inner vertices, inner edges, corners
     n_faces, n_inner, n_inner_edges, n_corners = (int(x) for x in bases[-1])
     first = np.array([0, n_points + n_on_edges, edge_first[-1], 0])
 
@@ -161,28 +160,29 @@ def _split_polygons(
     corners = np.empty(n_corners, np.int32)
     edges = np.empty(n_corners, np.int32)
     sizes = np.zeros(n_faces, np.int64)
-    bits = np.empty((n_faces, signs.pos.shape[1]), np.uint64)
-    made = np.empty((n_cells, 4), np.int64)
+    width = complex_.patterns.shape[1]
+    patterns = np.empty((n_faces, width + signs.pos.shape[1]), np.uint64)
+    parent = np.repeat(np.arange(n_cells), count[:, 2])
+    patterns[:, :width] = complex_.patterns[parent]
     bases += first
-    in_parallel(
+    surprises = in_parallel(
         pool,
         lambda a, b: _kernels.split_cells(
             *shape, count, bases, longest, a, b,
-            points, edge_points, edge_cells, edge_column, corners, edges, sizes, bits, made,
+            points, edge_points, edge_cells, edge_column, corners, edges, sizes,
+            patterns[:, width:],
         ),
         count[:, 5],
     )  # fmt: skip
     if n_inner_edges:
         edge_unit[edge_first[-1] :] = column_unit[edge_column[edge_first[-1] :]]
-    parent = np.repeat(np.arange(n_cells), count[:, 2])
     result = Complex(
-        points, np.hstack([complex_.patterns[parent], bits]), edge_points, edge_cells, edge_unit,
-        _prefix(sizes), corners, edges, complex_.point_unit,
-        complex_.broken + int((made[:, 0] < 0).sum()),
+        points, patterns, edge_points, edge_cells, edge_unit, _prefix(sizes), corners, edges,
+        complex_.point_unit, complex_.broken + int((count[:, 6] > 0).sum()),
     )  # fmt: skip
-    if np.array_equal(made, pieces):
+    if not any(surprises):
         return result
-    return _close_gaps(result, made, bases, n_points + n_on_edges, int(edge_first[-1]))
+    return _close_gaps(result, count[:, 2:6], bases, n_points + n_on_edges, int(edge_first[-1]))
 
 
 def _fill_segments(
@@ -208,14 +208,12 @@ def _fill_segments(
 
 def _close_gaps(
     complex_: Complex,
-    made: NDArray[np.int64],
+    made: NDArray[np.int32],
     bases: NDArray[np.int64],
     inner_points: int,
     inner_edges: int,
 ) -> Complex:
     """Drop the places that were reserved but not used, where chords met in a common point."""
-    made = made.copy()
-    made[made[:, 0] < 0, 0] = 1
     faces, vertices, edges, corners = (
         _used(bases[:, k], made[:, k], start)
         for k, start in enumerate((0, inner_points, inner_edges, 0))
@@ -236,7 +234,7 @@ def _close_gaps(
     )
 
 
-def _used(bases: NDArray[np.int64], made: NDArray[np.int64], start: int) -> NDArray[np.bool_]:
+def _used(bases: NDArray[np.int64], made: NDArray[np.int32], start: int) -> NDArray[np.bool_]:
     """Flag the places in use: all before ``start``, then ``made[c]`` from ``bases[c]`` on."""
     used = np.zeros(int(bases[-1]), np.bool_)
     used[:start] = True

@@ -497,13 +497,14 @@ def split_cells(
     cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
     offsets, column, vertex, edge_first, count, bases, longest, start, stop,
     out_points, out_edge_points, out_edge_cells, out_edge_column,
-    out_corners, out_edges, out_sizes, out_bits, made,
+    out_corners, out_edges, out_sizes, out_bits,
 ):  # fmt: skip
     """Cut each cell by its active columns.
 
     ``bases[cell]`` holds the numbers of the cell's first face, interior vertex, interior edge and
-    corner in the output; ``made[cell]`` the numbers really made (faces, vertices, edges, corners),
-    -1 in the first entry where rounding made the cell inconsistent (it is then left whole).
+    corner in the output; ``count`` comes from `count_cell_pieces` and is set right where fewer were
+    made because chords met in one point, or where rounding made the cell inconsistent: such a cell
+    is left whole and marked in ``count[cell, 6]``. Returns the number of cells set right.
     ``edge_first[e]`` is the number of the first segment of edge e in the output, ``out_points``
     holds the old vertices and those on edges already. Cost: proportional to the size of the
     arrangement in each cell.
@@ -544,6 +545,7 @@ def split_cells(
     first_half = np.empty(most_faces, np.int32)
     known = np.empty(most_faces, np.bool_)
     stack = np.empty(most_faces, np.int32)
+    surprises = 0
 
     for cell in range(start, stop):
         face0, vertex0 = bases[cell, 0], bases[cell, 1]
@@ -562,7 +564,6 @@ def split_cells(
                 for i in range(lo, hi):
                     p |= pos[cell_corners[i], w]
                 out_bits[face0, w] = p
-            made[cell, 0], made[cell, 1], made[cell, 2], made[cell, 3] = 1, 0, 0, hi - lo
             continue
 
         size, active, bad = _walk_boundary(
@@ -656,10 +657,11 @@ def split_cells(
         for v in range(size, n_local):
             out_points[vertex0 + v - size, 0] = xy[v, 0]
             out_points[vertex0 + v - size, 1] = xy[v, 1]
-        made[cell, 0] = n_faces if bad == 0 else -1
-        made[cell, 1] = n_local - size
-        made[cell, 2] = n_edges
-        made[cell, 3] = corner - corner0
+        if count[cell, 2] != n_faces or bad != 0:
+            surprises += 1
+            count[cell, 2], count[cell, 3] = n_faces, n_local - size
+            count[cell, 4], count[cell, 5] = n_edges, corner - corner0
+            count[cell, 6] = bad
 
         # bits: the first face from the sides it lies on, its neighbours by flipping
         for w in range(n_words):
@@ -705,3 +707,4 @@ def split_cells(
                     break
         for h in range(size, n_half):  # an edge is labelled by the first column of its chord
             out_edge_column[edge_of[h]] = column_of[first_of[label[h]]]
+    return surprises

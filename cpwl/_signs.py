@@ -186,8 +186,8 @@ def stage_signs(
     active = np.flatnonzero((most > bound) & (least <= bound))
     base = knots.base.copy()
     np.add.at(base, knots.unit[least > bound], 1)
-    pos, neg = _assemble(blocks, active, len(points), pool)
     offsets, column, where, fresh = _join_crossings(blocks, len(edges))
+    pos, neg = _assemble(blocks, active, len(points), pool)
     position = np.empty(len(knots.unit), np.int32)
     position[active] = np.arange(len(active))
     return StageSigns(
@@ -241,13 +241,14 @@ def _offsets(count: NDArray[np.int64]) -> NDArray[np.int64]:
 def _assemble(
     blocks: list[_Block], active: NDArray[np.int64], n_points: int, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Bring the packed signs of all blocks onto the columns that vary anywhere."""
+    """Bring the packed signs of all blocks onto the columns that vary anywhere; uses them up."""
     if len(blocks) == 1:
         return blocks[0].pos, blocks[0].neg
     words = (len(active) + 63) // 64
     pos = np.empty((n_points, words), np.uint64)
     neg = np.empty_like(pos)
-    for block in blocks:
+    while blocks:
+        block = blocks.pop()
         target = np.searchsorted(active, block.kept)
         varies = target < len(active)
         varies[varies] = active[target[varies]] == block.kept[varies]
