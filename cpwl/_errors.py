@@ -1,0 +1,31 @@
+"""The two errors that capturing a network can end in."""
+
+from __future__ import annotations
+
+
+class CaptureError(ValueError):
+    """A module, file or argument that cannot be made into a `Network`.
+
+    The message says what was expected, what was got and what to do.
+    """
+
+
+class UnsupportedOperationError(CaptureError):
+    """An operation that is not continuous piecewise linear.
+
+    Attributes
+    ----------
+    operation : str
+        The operation's name without overload, e.g. ``"silu"``.
+    place : str
+        Module path (and node name) of the operation.
+    """
+
+    def __init__(self, operation: str, place: str, reason: str, remedy: str) -> None:
+        self.operation = operation
+        self.place = place
+        self.reason = reason
+        super().__init__(
+            f"Expected only continuous piecewise-linear operations, got '{operation}' at "
+            f"'{place}': {reason}. {remedy}"
+        )

@@ -1,0 +1,195 @@
+"""Passes over a `Program`: values, switching functions, error bounds, pieces, fixed pieces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpwl._nonlinear import piece_of
+from cpwl._program import Program, Ref, Step, call, fill, run, switching
+from cpwl._rounding import gamma, magnitude
+
+
+def evaluate(program: Program, z: Tensor) -> Tensor:
+    """Forward pass."""
+    with torch.no_grad():
+        return run(program, program.output_plan, z)[program.output]
+
+
+def preactivations(program: Program, z: Tensor, stage: int) -> Tensor:
+    """Switching functions of one stage, (N, n_stage)."""
+    with torch.no_grad():
+        env = run(program, program.stage_plans[stage], z)
+        return _stage_values(program, env, stage)
+
+
+def bounded_preactivations(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+    """Switching functions of one stage and the bound on their rounding errors."""
+    analysis = _Analysis(program)
+    with torch.no_grad():
+        env = run(program, program.stage_plans[stage], z, analysis.step)
+        bounds = []
+        for head in program.heads[stage]:
+            nonlinearity = program.steps[head.step].nonlinearity
+            assert nonlinearity is not None
+            errors, magnitudes = analysis.operands(head.step, env)
+            error = nonlinearity.switching_error(errors, magnitudes, head.round)
+            bound = torch.zeros(head.count, dtype=torch.float64)
+            if error is not None:
+                shape = nonlinearity.shapes[head.round]
+                bound = error.expand(1, *shape).reshape(-1)
+            bounds.append(bound)
+        return _stage_values(program, env, stage), torch.cat(bounds)
+
+
+def output_bound(program: Program, z: Tensor) -> Tensor:
+    """Bound on the rounding error of the output over the rows of z, (1, *output_shape)."""
+    analysis = _Analysis(program)
+    with torch.no_grad():
+        env = run(program, program.output_plan, z, analysis.step)
+    error = analysis.errors.get(program.output)
+    return torch.zeros_like(env[program.output][:1]) if error is None else error
+
+
+def pieces(program: Program, z: Tensor, num_units: int) -> Tensor:
+    """Piece of every unit, (N, num_units) int64, in one forward pass."""
+    found = torch.zeros((z.shape[0], num_units), dtype=torch.int64)
+
+    def step_pieces(index: int, step: Step, env: list[Any]) -> Any:
+        if step.nonlinearity is not None:
+            inputs = [fill(arg, env) for arg in step.args]
+            for round in range(len(step.nonlinearity.shapes)):
+                h = step.nonlinearity.switching(inputs, round)
+                piece = piece_of(step.nonlinearity, h, round).reshape(z.shape[0], -1)
+                first = program.first_unit[index, round]
+                found[:, first : first + piece.shape[1]] = piece
+        return call(step, env)
+
+    with torch.no_grad():
+        run(program, program.output_plan, z, step_pieces)
+    return found
+
+
+def apply_pieces(program: Program, z: Tensor, given: Tensor) -> Tensor:
+    """Forward pass with every unit held on a piece; differentiable in z."""
+
+    def select(index: int, step: Step, env: list[Any]) -> Any:
+        if step.nonlinearity is None:
+            return call(step, env)
+        inputs = [fill(arg, env) for arg in step.args]
+        held = []
+        for round, shape in enumerate(step.nonlinearity.shapes):
+            first = program.first_unit[index, round]
+            last = first + _count(shape)
+            held.append(given[:, first:last].reshape(given.shape[0], *shape))
+        return step.nonlinearity.select(inputs, held)
+
+    return run(program, program.output_plan, z, select)[program.output]
+
+
+def _stage_values(program: Program, env: list[Any], stage: int) -> Tensor:
+    parts = [switching(program, head, env) for head in program.heads[stage]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+class _Analysis:
+    """Magnitudes and error bounds of the steps of one pass, filled as the pass goes on.
+
+    `errors[i]` has a batch axis of one; None (or absent) means that step i is exact.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.errors: dict[int, Tensor | None] = {}
+        self.magnitudes: dict[int, Tensor] = {}
+        self.single = single_values(program)
+
+    def step(self, index: int, step: Step, env: list[Any]) -> Any:
+        """Compute a step's value and its error bound."""
+        value = call(step, env)
+        if step.kind in ("size", "fixed"):
+            return value
+        if step.nonlinearity is not None:
+            errors, magnitudes = self.operands(index, env)
+            error = step.nonlinearity.error(errors, magnitudes)
+            self.errors[index] = None if error is None else error.expand(step.single)
+        else:
+            self.errors[index] = self._affine(step, env)
+        return value
+
+    def operands(self, index: int, env: list[Any]) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Errors and magnitudes of a CPWL step's operands."""
+        errors: list[Tensor | None] = []
+        magnitudes: list[Tensor] = []
+        for arg in self.program.steps[index].args:
+            if isinstance(arg, Ref) and arg.index not in self.single:
+                errors.append(self.errors.get(arg.index))
+                magnitudes.append(self._magnitude(arg.index, env))
+            else:
+                value = self.single[arg.index] if isinstance(arg, Ref) else arg
+                errors.append(None)
+                magnitudes.append(torch.as_tensor(value, dtype=torch.float64).abs())
+        return errors, magnitudes
+
+    def _affine(self, step: Step, env: list[Any]) -> Tensor | None:
+        rounding = step.rounding
+        assert rounding is not None
+        if rounding.terms == 0 and all(self.errors.get(index) is None for index in step.data):
+            return None
+        unit = gamma(rounding.terms) if rounding.terms else 0.0
+        values: dict[int, Any] = dict(self.single)
+        for index in step.data:
+            error = self.errors.get(index)
+            source = self.program.steps[index]
+            if unit:
+                error_in = self._magnitude(index, env) * unit
+                # The factor covers the rounding of this very sum of non-negative terms.
+                values[index] = error_in if error is None else error_in + error * (1 + 2 * unit)
+            else:
+                zero = torch.zeros(source.single, dtype=torch.float64)
+                values[index] = zero if error is None else error
+        lookup = Lookup(values)
+        args = [fill(arg, lookup) for arg in step.args]
+        kwargs = {key: fill(arg, lookup) for key, arg in step.kwargs.items()}
+        linear = step.function if rounding.linear is None else rounding.linear
+        bound = linear(*args, **kwargs)
+        if rounding.constant is not None:
+            constant = rounding.constant(*args, **kwargs)
+            if constant is not None:
+                bound = bound + unit * constant
+        return bound
+
+    def _magnitude(self, index: int, env: list[Any]) -> Tensor:
+        if index not in self.magnitudes:
+            step = self.program.steps[index]
+            self.magnitudes[index] = magnitude(env[index], step.single, step.leading)
+        return self.magnitudes[index]
+
+
+class Lookup(dict[int, Any]):
+    """Values by step number, where `fill` expects a sequence."""
+
+
+def single_values(program: Program) -> dict[int, Any]:
+    """Integers and tensors that follow from the batch size alone, for a batch of one."""
+    values = Lookup()
+    zero = torch.zeros((), dtype=torch.float64)
+    for index, step in enumerate(program.steps):
+        if step.kind not in ("size", "fixed"):
+            continue
+        # A size may be read off any tensor; only its shape matters.
+        values.update({i: zero.expand(program.steps[i].single) for i in step.data})
+        args = [fill(arg, values) for arg in step.args]
+        values[index] = step.function(*args, **{k: fill(v, values) for k, v in step.kwargs.items()})
+        for i in step.data:
+            del values[i]
+    return values
