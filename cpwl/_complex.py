@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl import _kernels
+from cpwl._arrays import prefix
 from cpwl._parallel import in_parallel
 from cpwl._signs import StageSigns
 
@@ -33,6 +34,14 @@ class Complex:
     broken: int = 0  # cells left whole because rounding made their signs inconsistent
 
 
+class TooLargeError(Exception):
+    """The refined complex would take more memory than there is room for."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+
 def whole(corners: NDArray[np.float64]) -> Complex:
     """Make the complex of an undivided polygon (anticlockwise corners) or segment (two ends)."""
     n, dim = corners.shape
@@ -53,7 +62,11 @@ def whole(corners: NDArray[np.float64]) -> Complex:
 
 
 def split(
-    complex_: Complex, signs: StageSigns, column_unit: NDArray[np.int32], pool: ThreadPoolExecutor
+    complex_: Complex,
+    signs: StageSigns,
+    column_unit: NDArray[np.int32],
+    room: int,
+    pool: ThreadPoolExecutor,
 ) -> Complex:
     """Cut every cell by the columns of one stage and append the stage's bits to the patterns.
 
@@ -61,10 +74,28 @@ def split(
     ----------
     column_unit : (K,)
         The network's number of the unit of each column, for the labels.
+    room : int
+        Bytes that the result may take.
+
+    Raises
+    ------
+    TooLargeError
+        The result would take more; nothing has been allocated then.
     """
     if complex_.points.shape[1] == 1:
-        return _split_segment(complex_, signs, column_unit, pool)
-    return _split_polygons(complex_, signs, column_unit, pool)
+        return _split_segment(complex_, signs, column_unit, room, pool)
+    return _split_polygons(complex_, signs, column_unit, room, pool)
+
+
+def _check_room(
+    room: int, complex_: Complex, signs: StageSigns, cells: int, points: int, edges: int, slots: int
+) -> None:
+    """Refuse a result that does not fit; sizes as in `Complex`, with the split's own arrays."""
+    words = complex_.patterns.shape[1] + signs.pos.shape[1]
+    needed = cells * (8 * words + 24) + 16 * points + 32 * edges + 8 * slots
+    needed += 64 * len(complex_.patterns)
+    if needed > room:
+        raise TooLargeError(needed)
 
 
 def _new_points(complex_: Complex, signs: StageSigns, n_new: NDArray[np.int64]) -> NDArray:
@@ -81,20 +112,18 @@ def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
     return total[signs.offsets[1:]] - total[signs.offsets[:-1]]
 
 
-def _prefix(count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Exclusive prefix sums with the total at the end."""
-    out = np.zeros((len(count) + 1, *count.shape[1:]), np.int64)
-    np.cumsum(count, axis=0, out=out[1:])
-    return out
-
-
 def _split_segment(
-    complex_: Complex, signs: StageSigns, column_unit: NDArray[np.int32], pool: ThreadPoolExecutor
+    complex_: Complex,
+    signs: StageSigns,
+    column_unit: NDArray[np.int32],
+    room: int,
+    pool: ThreadPoolExecutor,
 ) -> Complex:
     """Cut intervals: new points go between the ends of their interval, in order."""
     n_new = _count_fresh(signs)
-    child = _prefix(n_new + 1)
+    child = prefix(n_new + 1)
     n_cells = int(child[-1])
+    _check_room(room, complex_, signs, n_cells, n_cells, 0, 0)
     bits = np.empty((n_cells, signs.pos.shape[1]), np.uint64)
     in_parallel(
         pool,
@@ -121,13 +150,17 @@ def _split_segment(
 
 
 def _split_polygons(
-    complex_: Complex, signs: StageSigns, column_unit: NDArray[np.int32], pool: ThreadPoolExecutor
+    complex_: Complex,
+    signs: StageSigns,
+    column_unit: NDArray[np.int32],
+    room: int,
+    pool: ThreadPoolExecutor,
 ) -> Complex:
     """Cut polygons: first every edge once, then every cell on its own."""
     n_points, n_edges = len(complex_.points), len(complex_.edge_points)
     n_cells = len(complex_.cell_offsets) - 1
     n_new = _count_fresh(signs)
-    edge_first = _prefix(n_new + 1)
+    edge_first = prefix(n_new + 1)
     vertex = (n_points - 1 + np.cumsum(signs.fresh)).astype(np.int32)
     n_on_edges = int(n_new.sum())
 
@@ -143,14 +176,16 @@ def _split_polygons(
     in_parallel(
         pool, lambda a, b: _kernels.count_cell_pieces(*shape, longest, a, b, count), size
     )
-    bases = _prefix(count[:, 2:6])  # faces, inner vertices, inner edges, corners
+    bases = prefix(count[:, 2:6])  # faces, inner vertices, inner edges, corners
     n_faces, n_inner, n_inner_edges, n_corners = (int(x) for x in bases[-1])
     first = np.array([0, n_points + n_on_edges, edge_first[-1], 0])
+    total_points = n_points + n_on_edges + n_inner
+    total_edges = int(edge_first[-1]) + n_inner_edges
+    _check_room(room, complex_, signs, n_faces, total_points, total_edges, n_corners)
 
-    points = np.empty((n_points + n_on_edges + n_inner, 2))
+    points = np.empty((total_points, 2))
     points[:n_points] = complex_.points
     points[n_points : n_points + n_on_edges] = _new_points(complex_, signs, n_new)
-    total_edges = int(edge_first[-1]) + n_inner_edges
     edge_points = np.empty((total_edges, 2), np.int32)
     _fill_segments(edge_points, complex_.edge_points, n_new, edge_first, n_points)
     edge_cells = np.full((total_edges, 2), -1, np.int32)
@@ -177,7 +212,7 @@ def _split_polygons(
     if n_inner_edges:
         edge_unit[edge_first[-1] :] = column_unit[edge_column[edge_first[-1] :]]
     result = Complex(
-        points, patterns, edge_points, edge_cells, edge_unit, _prefix(sizes), corners, edges,
+        points, patterns, edge_points, edge_cells, edge_unit, prefix(sizes), corners, edges,
         complex_.point_unit, complex_.broken + int((count[:, 6] > 0).sum()),
     )  # fmt: skip
     if not any(surprises):
@@ -228,7 +263,7 @@ def _close_gaps(
         edge_points=new_point[complex_.edge_points[edges]].astype(np.int32),
         edge_cells=np.where(cells >= 0, new_cell[cells], -1).astype(np.int32),
         edge_unit=complex_.edge_unit[edges],
-        cell_offsets=_prefix(sizes),
+        cell_offsets=prefix(sizes),
         cell_corners=new_point[complex_.cell_corners[corners]].astype(np.int32),
         cell_edges=new_edge[complex_.cell_edges[corners]].astype(np.int32),
     )
@@ -238,6 +273,6 @@ def _used(bases: NDArray[np.int64], made: NDArray[np.int32], start: int) -> NDAr
     """Flag the places in use: all before ``start``, then ``made[c]`` from ``bases[c]`` on."""
     used = np.zeros(int(bases[-1]), np.bool_)
     used[:start] = True
-    within = np.arange(made.sum()) - np.repeat(_prefix(made)[:-1], made)
+    within = np.arange(made.sum()) - np.repeat(prefix(made)[:-1], made)
     used[np.repeat(bases[:-1], made) + within] = True
     return used

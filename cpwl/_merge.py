@@ -1,8 +1,8 @@
-"""Merging cells that a tournament of pairwise maxima has cut too finely.
+"""Merging neighbouring cells of a complex that are really one cell.
 
-A max-pooling unit is captured as a tree of pairwise maxima. Where one half of the tree loses, the
-knots inside that half have no effect: their bits are cleared, and cells that then have the same
-pattern are one cell (a convex one: where one candidate beats all others).
+Two things cut too finely. A max-pooling unit is captured as a tree of pairwise maxima, and knots
+inside a half of the tree that loses have no effect. And a domain that was worked off in tiles has
+been cut where no knot is. In both cases the pieces have the same pattern and their union is convex.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cpwl import _kernels
-from cpwl._complex import Complex
+from cpwl._complex import Complex, prefix
 from cpwl._parallel import in_parallel
 
 
@@ -25,7 +25,7 @@ def merge_contested(
     contests: NDArray[np.int32],
     bit_unit: NDArray[np.int32],
     base: NDArray[np.int32],
-    fixed: int,
+    fixed: NDArray[np.bool_],
     pool: ThreadPoolExecutor,
 ) -> Complex:
     """Clear the bits that have no effect and merge the cells that then agree.
@@ -38,8 +38,8 @@ def merge_contested(
         Unit of each bit of the patterns, -1 for padding.
     base : (num_units,)
         Pieces of the units that do not vary.
-    fixed : int
-        The number of the domain's own corners, which come first among the points and stay.
+    fixed : (V,)
+        The vertices that stay: the domain's own corners.
     """
     bit_of = np.full(len(base), -1, np.int64)
     used = np.flatnonzero(bit_unit >= 0)
@@ -59,16 +59,26 @@ def merge_contested(
     contested = np.zeros(len(base), np.bool_)
     contested[child] = True
     if complex_.points.shape[1] == 1:
-        return _merge_intervals(complex_, contested)
-    return _merge_polygons(complex_, contested, fixed)
+        inside = contested[complex_.point_unit[1:-1]]
+        return merge_intervals(complex_, 1 + np.flatnonzero(inside & same_pattern(
+            patterns, np.arange(len(inside)), np.arange(1, len(inside) + 1))))  # fmt: skip
+    candidates = np.flatnonzero((complex_.edge_unit >= 0) & contested[complex_.edge_unit])
+    same = same_pattern(patterns, *complex_.edge_cells[candidates].T)
+    return merge_polygons(complex_, candidates[same], fixed)
 
 
-def _merge_intervals(complex_: Complex, contested: NDArray[np.bool_]) -> Complex:
-    """Drop the points with the same pattern on both sides."""
+def same_pattern(patterns: NDArray[np.uint64], a: NDArray, b: NDArray) -> NDArray[np.bool_]:
+    """Compare the patterns of pairs of cells, a word at a time to save memory."""
+    same = np.ones(len(a), np.bool_)
+    for word in range(patterns.shape[1]):
+        same &= patterns[a, word] == patterns[b, word]
+    return same
+
+
+def merge_intervals(complex_: Complex, removed: NDArray[np.int64]) -> Complex:
+    """Drop inner points of a subdivided segment."""
     keep = np.ones(len(complex_.points), np.bool_)
-    keep[1:-1] = ~contested[complex_.point_unit[1:-1]] | (
-        complex_.patterns[1:] != complex_.patterns[:-1]
-    ).any(axis=1)
+    keep[removed] = False
     cells = np.arange(keep.sum() - 1, dtype=np.int32)
     return replace(
         complex_,
@@ -79,72 +89,146 @@ def _merge_intervals(complex_: Complex, contested: NDArray[np.bool_]) -> Complex
     )
 
 
-def _merge_polygons(complex_: Complex, contested: NDArray[np.bool_], fixed: int) -> Complex:
-    """Drop the edges with the same pattern on both sides, and the vertices they leave behind.
+def merge_polygons(
+    complex_: Complex, removed: NDArray[np.int64], fixed: NDArray[np.bool_]
+) -> Complex:
+    """Drop edges between cells with the same pattern, and the vertices that they leave behind.
 
         +-----+-----+         +-----------+
         |  A  :  A  |   ->    |     A     |    ':' and the vertex above it go; the vertex below
         +-----+-----+         +-----+-----+    stays as long as the knot '|' under it ends there
               |                     |
+
+    The loops are laid anew only around the cells that change. Cost: linear in the complex for
+    copying, n log n in the corners of the cells that change.
     """
-    edge_cells = complex_.edge_cells
-    removed = np.zeros(len(edge_cells), np.bool_)
-    candidates = np.flatnonzero((complex_.edge_unit >= 0) & contested[complex_.edge_unit])
-    left, right = edge_cells[candidates].T
-    removed[candidates] = (complex_.patterns[left] == complex_.patterns[right]).all(axis=1)
-    if not removed.any():
+    if len(removed) == 0:
         return complex_
-    n_cells, n_points = len(complex_.patterns), len(complex_.points)
+    n_points, n_edges, n_cells = (
+        len(x) for x in (complex_.points, complex_.edge_points, complex_.patterns)
+    )
+    edge_points, edge_cells = complex_.edge_points.copy(), complex_.edge_cells.copy()
+    edge_stays = np.ones(n_edges, np.bool_)
+    edge_stays[removed] = False
+    point_stays, straight, by_straight = _left_behind(edge_points, removed, edge_stays, fixed)
     group = _components(*edge_cells[removed].T, n_cells)
-    n_groups = int(group.max()) + 1
+    first_cell = np.empty(int(group.max()) + 1, np.int64)
+    first_cell[group[::-1]] = np.arange(n_cells)[::-1]
 
-    # half-edges (start -> end) that stay, with their group's cell on the left
-    cell = np.repeat(np.arange(n_cells), np.diff(complex_.cell_offsets))
-    following = np.arange(1, len(cell) + 1)
-    following[complex_.cell_offsets[1:] - 1] = complex_.cell_offsets[:-1]
-    stays = ~removed[complex_.cell_edges]
-    start = complex_.cell_corners[stays].astype(np.int64)
-    end = complex_.cell_corners[following][stays].astype(np.int64)
-    edge = complex_.cell_edges[stays]
-    owner = group[cell[stays]].astype(np.int64)
-    place = _loop_places(start, end, owner, n_points, n_groups)
-    order = np.lexsort((place, owner))
-    start, edge, owner = start[order], edge[order], owner[order]
+    changes = np.zeros(n_cells, np.bool_)
+    touched = edge_cells[np.concatenate([removed, by_straight])]
+    changes[touched[touched >= 0]] = True
+    start, edge, owner = _loops(complex_, group, changes, edge_stays)
 
-    # a vertex inside a straight run of one edge goes: it has two edges left, which become one
-    degree = np.bincount(complex_.edge_points[~removed].reshape(-1), minlength=n_points)
-    straight = degree == 2
-    straight[:fixed] = False
-    ends = np.flatnonzero(~removed)
-    chain = _chains(complex_.edge_points[ends], ends, straight, len(edge_cells))
+    # the two edges that meet in a straight vertex become one, named after the first of them
+    run = _runs(edge_points[by_straight], by_straight, straight, n_edges)
     kept = ~straight[start]
-    start, edge, owner = start[kept], chain[edge[kept]], owner[kept]
+    start, edge, owner = start[kept], run[edge[kept]], owner[kept]
+    edge_stays[by_straight] = run[by_straight] == by_straight
+    after = np.arange(1, len(owner) + 1)
+    loop_first = np.flatnonzero(np.concatenate([[True], np.diff(owner) > 0]))
+    after[np.append(loop_first[1:], len(owner)) - 1] = loop_first
+    straightened = np.flatnonzero(np.isin(edge, run[by_straight]))
+    names, first = np.unique(edge[straightened], return_index=True)
+    edge_points[names, 0] = start[straightened[first]]
+    edge_points[names, 1] = start[after[straightened[first]]]
+    edge_cells[names, 0] = first_cell[owner[straightened[first]]]
+    edge_cells[names, 1] = -1
+    second = np.ones(len(straightened), np.bool_)
+    second[first] = False
+    second = straightened[second]
+    edge_cells[edge[second], 1] = first_cell[owner[second]]
 
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n_groups))])
-    following = np.arange(1, len(start) + 1)
-    following[offsets[1:] - 1] = offsets[:-1]
-    names, first, new_edge = np.unique(edge, return_index=True, return_inverse=True)
-    is_first = np.zeros(len(edge), np.bool_)
-    is_first[first] = True
-    cells = np.full((len(names), 2), -1, np.int32)
-    cells[:, 0] = owner[first]
-    cells[new_edge[~is_first], 1] = owner[~is_first]
-    used = np.zeros(n_points, np.bool_)
-    used[start] = True
-    new_point = (np.cumsum(used) - 1).astype(np.int32)
-    representative = np.empty(n_groups, np.int64)
-    representative[group[::-1]] = np.arange(n_cells)[::-1]
+    sizes = np.diff(complex_.cell_offsets)[first_cell]
+    changed_groups, count = np.unique(owner, return_counts=True)
+    sizes[changed_groups] = count
+    offsets = prefix(sizes)
+    is_changed = np.zeros(len(first_cell), np.bool_)
+    is_changed[changed_groups] = True
+    new_slot = np.repeat(is_changed, sizes)
+    old_slot = np.repeat(changes, np.diff(complex_.cell_offsets))
+    corners = np.empty(len(new_slot), np.int32)
+    edges = np.empty(len(new_slot), np.int32)
+    corners[new_slot], corners[~new_slot] = start, complex_.cell_corners[~old_slot]
+    edges[new_slot], edges[~new_slot] = edge, complex_.cell_edges[~old_slot]
+
+    new_point, new_edge = (
+        np.cumsum(stays, dtype=np.int32) - np.int32(1) for stays in (point_stays, edge_stays)
+    )
+    cells = edge_cells[edge_stays]
     return replace(
         complex_,
-        points=complex_.points[used],
-        patterns=complex_.patterns[representative],
-        edge_points=np.stack([new_point[start[first]], new_point[start[following[first]]]], axis=1),
-        edge_cells=cells,
-        edge_unit=complex_.edge_unit[names],
-        cell_offsets=offsets.astype(np.int64),
-        cell_corners=new_point[start],
-        cell_edges=new_edge.astype(np.int32),
+        points=complex_.points[point_stays],
+        patterns=complex_.patterns[first_cell],
+        edge_points=new_point[edge_points[edge_stays]],
+        edge_cells=np.where(cells >= 0, group[cells], np.int32(-1)),
+        edge_unit=complex_.edge_unit[edge_stays],
+        cell_offsets=offsets,
+        cell_corners=new_point[corners],
+        cell_edges=new_edge[edges],
     )
+
+
+def _left_behind(
+    edge_points: NDArray[np.int32],
+    removed: NDArray[np.int64],
+    edge_stays: NDArray[np.bool_],
+    fixed: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """Find the vertices that the removed edges leave with no edge, or with two in one line.
+
+    Returns the flags (V,) of the vertices that stay, of those that are straight, and the edges at
+    the straight ones. A vertex that is not fixed and has two edges left lies inside a knot or a
+    side of the domain, since cells are convex.
+    """
+    at_removed = np.zeros(len(fixed), np.bool_)
+    at_removed[edge_points[removed].reshape(-1)] = True
+    near = np.flatnonzero(at_removed[edge_points].any(axis=1) & edge_stays)
+    degree = np.bincount(edge_points[near].reshape(-1), minlength=len(fixed))
+    straight = at_removed & (degree == 2) & ~fixed
+    stays = ~straight & ~(at_removed & (degree == 0))
+    return stays, straight, near[straight[edge_points[near]].any(axis=1)]
+
+
+def _loops(
+    complex_: Complex,
+    group: NDArray[np.int32],
+    changes: NDArray[np.bool_],
+    edge_stays: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Lay the loops around the groups of cells that change, group after group.
+
+    Returns the start vertex, edge and group of every half-edge, in order.
+    """
+    cells = np.flatnonzero(changes)
+    sizes = np.diff(complex_.cell_offsets)[cells]
+    owner = np.repeat(group[cells].astype(np.int64), sizes)
+    first = prefix(sizes)
+    slots = np.arange(first[-1]) + np.repeat(complex_.cell_offsets[cells] - first[:-1], sizes)
+    start = complex_.cell_corners[slots].astype(np.int64)
+    after = np.arange(1, len(start) + 1)
+    after[first[1:] - 1] = first[:-1]
+    end = start[after]
+    edge = complex_.cell_edges[slots].astype(np.int64)
+    stays = edge_stays[edge]
+    start, end, edge, owner = start[stays], end[stays], edge[stays], owner[stays]
+
+    # around a convex union every vertex starts one half-edge: follow them by (group, vertex)
+    key = owner * len(complex_.points) + start
+    order = np.argsort(key, kind="stable")
+    successor = order[np.searchsorted(key[order], owner * len(complex_.points) + end)]
+    _, begin = np.unique(owner, return_index=True)
+    place = np.empty(len(start), np.int64)
+    current = begin
+    step = 0
+    while len(current):  # as many rounds as the longest loop has edges
+        place[current] = step
+        step += 1
+        current = successor[current]
+        going = current != begin
+        current, begin = current[going], begin[going]
+    order = np.lexsort((place, owner))
+    return start[order], edge[order], owner[order]
 
 
 def _components(a: NDArray, b: NDArray, n: int) -> NDArray[np.int32]:
@@ -152,43 +236,20 @@ def _components(a: NDArray, b: NDArray, n: int) -> NDArray[np.int32]:
     return connected_components(coo_array((np.ones(len(a), np.bool_), (a, b)), (n, n)), False)[1]
 
 
-def _loop_places(
-    start: NDArray[np.int64],
-    end: NDArray[np.int64],
-    owner: NDArray[np.int64],
-    n_points: int,
-    n_groups: int,
-) -> NDArray[np.int64]:
-    """Place of every half-edge in the loop around its group."""
-    key = owner * n_points + start
-    order = np.argsort(key, kind="stable")
-    successor = order[np.searchsorted(key[order], owner * n_points + end)]
-    place = np.empty(len(start), np.int64)
-    first = np.empty(n_groups, np.int64)
-    first[owner[::-1]] = np.arange(len(owner))[::-1]
-    current = first
-    step = 0
-    while len(current):  # as many rounds as the longest loop has edges
-        place[current] = step
-        step += 1
-        current = successor[current]
-        going = current != first
-        current, first = current[going], first[going]
-    return place
-
-
-def _chains(
+def _runs(
     edge_points: NDArray[np.int32],
     edges: NDArray[np.int64],
     straight: NDArray[np.bool_],
     n_edges: int,
 ) -> NDArray[np.int64]:
-    """Name of the run of edges that each edge belongs to: the first edge of the run."""
+    """Name the straight run that each edge belongs to after its first edge."""
     point = edge_points.reshape(-1)
-    edge = np.repeat(edges, 2)
+    local = np.repeat(np.arange(len(edges)), 2)
     meets = np.flatnonzero(straight[point])
-    pair = meets[np.argsort(point[meets], kind="stable")].reshape(-1, 2)
-    component = _components(edge[pair[:, 0]], edge[pair[:, 1]], n_edges)
-    first = np.empty(int(component.max()) + 1, np.int64)
-    first[component[::-1]] = np.arange(n_edges)[::-1]
-    return first[component]
+    pair = local[meets[np.argsort(point[meets], kind="stable")]].reshape(-1, 2)
+    component = _components(pair[:, 0], pair[:, 1], len(edges))
+    name = np.full(int(component.max(initial=-1)) + 1, n_edges)
+    np.minimum.at(name, component, edges)
+    run = np.arange(n_edges)
+    run[edges] = name[component]
+    return run

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cpwl import _kernels
+from cpwl._arrays import pack_row, prefix
 from cpwl._parallel import in_parallel
 from cpwl.network import Network
 
@@ -30,6 +31,7 @@ class StageSigns:
     """Signs of a stage's varying columns at the vertices, and their crossings with the edges."""
 
     unit: NDArray[np.int64]  # (K,) unit of each column, counted within the stage
+    piece: NDArray[np.int64]  # (K,) piece of the unit below the column's breakpoint
     base: NDArray[np.int64]  # (n_stage,) piece of each unit where none of its columns is positive
     pos: NDArray[np.uint64]  # (V, ceil(K / 64)) packed: the column is positive at the vertex
     neg: NDArray[np.uint64]  # likewise negative
@@ -159,7 +161,7 @@ def stage_signs(
             lambda a, b, e=ends, p=pos, n=neg, c=count: _kernels.count_crossings(e, p, n, a, b, c),
             len(mine),
         )
-        offsets = _offsets(count)
+        offsets = prefix(count)
         column = np.empty(offsets[-1], np.int32)
         where = np.empty(offsets[-1], np.float64)
         fresh = np.empty(offsets[-1], np.bool_)
@@ -184,6 +186,8 @@ def stage_signs(
             held_values = values[torch.from_numpy(stay)]
 
     active = np.flatnonzero((most > bound) & (least <= bound))
+    first_of_unit = np.searchsorted(knots.unit, knots.unit)
+    piece = knots.base[knots.unit] + np.arange(len(knots.unit)) - first_of_unit
     base = knots.base.copy()
     np.add.at(base, knots.unit[least > bound], 1)
     offsets, column, where, fresh = _join_crossings(blocks, len(edges))
@@ -191,7 +195,7 @@ def stage_signs(
     position = np.empty(len(knots.unit), np.int32)
     position[active] = np.arange(len(active))
     return StageSigns(
-        knots.unit[active], base, pos, neg, offsets, position[column], where, fresh, zeros
+        knots.unit[active], piece[active], base, pos, neg, offsets, position[column], where, fresh, zeros
     )
 
 
@@ -231,13 +235,6 @@ def _range_of_units(
     return low, high
 
 
-def _offsets(count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Turn counts into offsets."""
-    offsets = np.zeros(len(count) + 1, np.int64)
-    np.cumsum(count, out=offsets[1:])
-    return offsets
-
-
 def _assemble(
     blocks: list[_Block], active: NDArray[np.int64], n_points: int, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -261,7 +258,7 @@ def _assemble(
             (block.neg, constant & ~above, neg),
         ):
             spread = np.empty((len(block.rows), words), np.uint64)
-            word_fill = _pack_row(fill)
+            word_fill = pack_row(fill)
             in_parallel(
                 pool,
                 lambda a, b, s=packed, t=target, f=word_fill, o=spread: _kernels.spread_bits(
@@ -273,27 +270,20 @@ def _assemble(
     return pos, neg
 
 
-def _pack_row(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Pack a row of flags into 64-bit words, lowest bit first."""
-    padded = np.zeros(-(-len(flags) // 64) * 64, np.bool_)
-    padded[: len(flags)] = flags
-    return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
-
-
 def _join_crossings(
     blocks: list[_Block], n_edges: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
     """Bring the crossings of all blocks into the order of the edges."""
     if len(blocks) == 1:
         block = blocks[0]
-        return _offsets(block.count), block.column, block.where, block.fresh
+        return prefix(block.count), block.column, block.where, block.fresh
     edge = np.concatenate([b.edges for b in blocks])
     count = np.concatenate([b.count for b in blocks])
     per_edge = np.empty(n_edges, np.int64)
     per_edge[edge] = count
-    offsets = _offsets(per_edge)
+    offsets = prefix(per_edge)
     # crossing i of the concatenation belongs at offsets[its edge] + its place within the edge
-    within = np.arange(offsets[-1]) - np.repeat(_offsets(count)[:-1], count)
+    within = np.arange(offsets[-1]) - np.repeat(prefix(count)[:-1], count)
     target = np.repeat(offsets[edge], count) + within
     joined = []
     for name, dtype in (("column", np.int32), ("where", np.float64), ("fresh", np.bool_)):

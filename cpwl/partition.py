@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cpwl import _complex
 from cpwl._parallel import available_cores
-from cpwl._merge import merge_contested
-from cpwl._signs import stage_signs
+from cpwl._refine import Work, refine
+from cpwl._tiles import Refined
 from cpwl.domain import Domain
 from cpwl.network import Network
 
@@ -49,7 +48,7 @@ class Partition:
     domain : Domain
         The domain, with the slice that carries its coordinates into the latent space.
     points : (V, P) float64
-        Vertices in slice coordinates. The domain's own corners come first.
+        Vertices in slice coordinates.
     cell_offsets : (C + 1,) int64
         Cell c has the corners ``cell_corners[cell_offsets[c]:cell_offsets[c + 1]]``.
     cell_corners : (N,) int32
@@ -153,8 +152,9 @@ def subdivide(
     domain : Domain
         A 1-D or 2-D domain whose slice embeds into the network's input.
     memory : int, default 2 GiB
-        Bytes that evaluating the network may take. The vertices are evaluated in blocks that fit;
-        the partition itself comes on top (about 200 bytes and two pattern rows a cell).
+        Bytes that the work may take beyond the partition that is returned. Vertices are evaluated
+        in blocks that fit; a domain whose refinement does not fit is worked off in strips, which
+        are glued without a trace: no vertex is doubled and no cell is cut.
     progress : bool
         Show a progress bar over the network's stages on standard error.
 
@@ -169,6 +169,8 @@ def subdivide(
         The slice's latent shape is not the network's input shape, or the dimension is not 1 or 2.
     FloatingPointError
         The network overflows float64 on the domain.
+    MemoryError
+        `memory` does not even suffice for a small part of the domain.
 
     Notes
     -----
@@ -198,67 +200,38 @@ def subdivide(
     def embed(s: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(domain.slice.embed(s)))
 
-    current = _complex.whole(domain.corners)
-    base = np.zeros(network.num_units, np.int32)
-    bit_unit: list[NDArray[np.int32]] = []
-    zeros = 0
-    contests = network.contests
-    stage_of_contest = np.searchsorted(network.stage_offsets, contests[:, 0], side="right") - 1
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        tqdm(total=network.num_stages, desc="stages", disable=not progress) as bar,
-    ):
-        for stage in range(network.num_stages):
-            first = int(network.stage_offsets[stage])
-            signs = stage_signs(
-                network, stage, embed, current.points, current.edge_points, memory, pool
-            )
-            base[first : first + len(signs.base)] = signs.base
-            zeros += signs.zeros
-            if len(signs.unit):
-                column_unit = (first + signs.unit).astype(np.int32)
-                current = _complex.split(current, signs, column_unit, pool)
-                bit_unit.append(_padded(column_unit))
-                mine = contests[stage_of_contest == stage]
-                if len(mine):
-                    current = merge_contested(
-                        current, mine, np.concatenate(bit_unit), base, len(domain.corners), pool
-                    )
-            bar.set_postfix(cells=len(current.patterns), refresh=False)
-            bar.update()
-    units = np.concatenate(bit_unit) if bit_unit else np.empty(0, np.int32)
-    return _finish(network, domain, current, units, base, zeros)
+        tqdm(
+            total=100, desc="subdivide", disable=not progress,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
+        ) as bar,
+    ):  # fmt: skip
+
+        def report(share: float, cells: int) -> None:
+            bar.set_postfix(cells=f"{cells:,}", refresh=False)
+            bar.update(100 * share)
+
+        made = refine(Work(network, embed, memory, pool, report), domain.corners)
+    return _finish(network, domain, made)
 
 
-def _padded(column_unit: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Fill the last word of a stage with -1."""
-    out = np.full(-(-len(column_unit) // 64) * 64, -1, np.int32)
-    out[: len(column_unit)] = column_unit
-    return out
-
-
-def _finish(
-    network: Network,
-    domain: Domain,
-    made: _complex.Complex,
-    bit_unit: NDArray[np.int32],
-    base: NDArray[np.int32],
-    zeros: int,
-) -> Partition:
+def _finish(network: Network, domain: Domain, made: Refined) -> Partition:
     """Name the complex's arrays as a partition does."""
-    status = Status(complete=made.broken == 0, zeros=zeros, broken=made.broken)
+    c = made.complex
+    status = Status(complete=c.broken == 0, zeros=made.zeros, broken=c.broken)
+    meaning = (c.patterns, made.bit_unit, made.base, status)
     if domain.dim == 2:
         return Partition(
-            network, domain, made.points, made.cell_offsets, made.cell_corners, made.cell_edges,
-            made.edge_points, made.edge_cells, made.edge_unit, made.patterns, bit_unit, base, status,
+            network, domain, c.points, c.cell_offsets, c.cell_corners, c.cell_edges,
+            c.edge_points, c.edge_cells, c.edge_unit, *meaning,
         )  # fmt: skip
-    n = len(made.patterns)
-    cells = np.arange(-1, n, dtype=np.int32)
-    above = cells + 1
-    above[-1] = -1
-    ends = made.edge_points.reshape(-1)
+    n = len(c.patterns)
+    below = np.arange(-1, n, dtype=np.int32)
+    above = np.append(below[1:], np.int32(-1))
+    ends = c.edge_points.reshape(-1)
     return Partition(
-        network, domain, made.points, 2 * np.arange(n + 1), ends, ends.copy(),
-        np.arange(n + 1, dtype=np.int32)[:, None], np.stack([cells, above], axis=1),
-        made.point_unit, made.patterns, bit_unit, base, status,
+        network, domain, c.points, 2 * np.arange(n + 1), ends, ends.copy(),
+        np.arange(n + 1, dtype=np.int32)[:, None], np.stack([below, above], axis=1),
+        c.point_unit, *meaning,
     )  # fmt: skip
