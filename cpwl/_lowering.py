@@ -23,7 +23,13 @@ from cpwl._triangle import Wave, find_triangles
 
 SQUASHINGS = ("tanh", "sigmoid")
 SKIPPED = frozenset(
-    ["_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"]
+    [
+        "_assert_tensor_metadata",
+        "_assert_scalar",
+        "_assert_async",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+    ]
 )
 REMEDY = "Use approx, which handles any differentiable module, or replace the operation."
 
@@ -119,7 +125,7 @@ def place_of(node: Node) -> str:
     kind = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
     if not path or path.startswith("_empty_nn_module_stack"):
         return node.name
-    return path if kind.startswith("torch.nn.") else f"{path}.{node.name}"
+    return path if kind.startswith(("torch.nn.", "cpwl._graph.")) else f"{path}.{node.name}"
 
 
 def packet_name(target: Any) -> str:

@@ -62,15 +62,26 @@ class Affine(NamedTuple):
 
 
 IDENTITIES = frozenset(
-    ["clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "_to_copy", "to", "dropout", "_conj_physical", "feature_dropout", "native_dropout", "view_copy_", "positive"]
+    ("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "_to_copy", "to")
+    + ("dropout", "feature_dropout", "native_dropout", "positive")
+)
+RESIZINGS = (
+    ("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d")
+    + ("replication_pad2d", "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d")
+    + ("upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d")
+    + ("_upsample_nearest_exact3d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+    + ("native_channel_shuffle",)
 )
 MOVES = frozenset(
-    ["permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip", "roll", "index_select", "index", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "unfold", "im2col", "diagonal", "gather", "tril", "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes"]
+    ("permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip")
+    + ("roll", "index_select", "index", "repeat", "unfold", "im2col", "diagonal", "gather")
+    + ("tril", "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes", *RESIZINGS)
 )
-RESHAPES = frozenset(["view", "reshape", "_unsafe_view", "flatten"])
+RESHAPES = frozenset(("view", "reshape", "_unsafe_view", "flatten"))
 POOLS = frozenset(["avg_pool1d", "avg_pool2d", "avg_pool3d"])
 ADAPTIVE = frozenset(
-    ["_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"]
+    ("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d")
+    + ("adaptive_avg_pool2d", "adaptive_avg_pool3d")
 )
 INTERPOLATIONS = frozenset(["upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"])
 PRODUCTS = frozenset(["mm", "bmm", "matmul", "mv", "dot", "linear"])

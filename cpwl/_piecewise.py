@@ -200,8 +200,7 @@ def _reduction(call: Call) -> Bend | Rewrite:
         if (
             len(call.args) < 2
             or isinstance(call.args[1], Tensor)
-            or (len(call.data) > 1
-            and call.data[1])
+            or (len(call.data) > 1 and call.data[1])
         ):
             raise NotPiecewiseLinear("it reduces over the batch axis; give it dim=")
         axes, keep = [call.args[1]], bool(_argument(call, 2, "keepdim", False))

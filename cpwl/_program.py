@@ -6,7 +6,7 @@ over a *plan*: the steps that some targets need, each with the tensors that are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from cpwl._nonlinear import Nonlinearity
 from cpwl._rounding import Rounding
+
+
+Values = Sequence[Any] | Mapping[int, Any]
 
 
 class Ref(NamedTuple):
@@ -104,7 +107,7 @@ def references(value: Any) -> list[int]:
     return []
 
 
-def fill(value: Any, env: Sequence[Any]) -> Any:
+def fill(value: Any, env: Values) -> Any:
     """Put values in place of references."""
     if isinstance(value, Ref):
         return env[value.index]
@@ -113,7 +116,7 @@ def fill(value: Any, env: Sequence[Any]) -> Any:
     return value
 
 
-def call(step: Step, env: Sequence[Any]) -> Any:
+def call(step: Step, env: Values) -> Any:
     """Run one step."""
     args = [fill(value, env) for value in step.args]
     if not step.kwargs:

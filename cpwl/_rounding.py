@@ -1,7 +1,7 @@
 """Running error analysis: bounds on the rounding error of a pass in float64.
 
-For an affine operation y = f(x) = L x + b that sums n products, computed from x with error at most e
-and magnitude at most m (entry by entry),
+For an affine operation y = f(x) = L x + b that sums n products, computed from x with error at most
+e and magnitude at most m (entry by entry),
 
     |computed - exact| <= |L| e + gamma_n (|L| m + |b|),    gamma_n = n u / (1 - n u),
 

@@ -149,9 +149,12 @@ def make_tournament(
         a = candidates[:, 0::2]
         b = np.full_like(a, -1)
         b[:, : width // 2] = candidates[:, 1::2]
-        l, r, through = a[paired], b[paired], a[lone]
-        units = len(l)
-        below = [np.full(units, -1) if origin is None else origin[side] for side in (l, r)]
+        first_half, second_half, through = a[paired], b[paired], a[lone]
+        units = len(first_half)
+        below = [
+            np.full(units, -1) if origin is None else origin[side]
+            for side in (first_half, second_half)
+        ]
         contests.append(beneath.contests(below[0], below[1], largest))
         beneath = beneath.extended(below[0], below[1], first)
         unit_ids = first + np.arange(units)
@@ -161,8 +164,8 @@ def make_tournament(
         candidates[paired] = np.arange(units)
         candidates[lone] = units + np.arange(len(through))
         counts = (counts + 1) // 2
-        left.append(torch.from_numpy(l))
-        right.append(torch.from_numpy(r))
+        left.append(torch.from_numpy(first_half))
+        right.append(torch.from_numpy(second_half))
         passing.append(torch.from_numpy(through))
         shapes.append((units,))
         first += units

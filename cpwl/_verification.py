@@ -80,7 +80,8 @@ def _compare(what: str, got: Tensor, expected: Tensor, relative: float, absolute
 
 def _compare_in_own_dtype(network: Network, module: nn.Module, z: Tensor, y: Tensor) -> None:
     """Compare with a copy that keeps dtype and device, as far as that dtype's rounding allows."""
-    parameters = [p for p in module.parameters() if p.is_floating_point()]
+    tensors = (*module.parameters(), *module.buffers())
+    parameters = [p for p in tensors if p.is_floating_point()]
     if not parameters or parameters[0].dtype == torch.float64:
         return
     dtype, device = parameters[0].dtype, parameters[0].device
