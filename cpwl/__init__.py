@@ -5,6 +5,86 @@ is affine on each of them. `subdivide` enumerates every cell over a bounded one-
 domain; free functions compute maps, descriptors, densities and pictures from its `Partition`.
 """
 
-from cpwl.domain import Domain, Slice, box, cross_polytope, polygon, segment
+from typing import TYPE_CHECKING
 
-__all__ = ["Domain", "Slice", "box", "cross_polytope", "polygon", "segment"]
+from cpwl._errors import CaptureError, UnsupportedOperationError
+from cpwl.affine import affine_maps
+from cpwl.check import check
+from cpwl.density import (
+    cell_masses,
+    entropy,
+    entropy_difference,
+    log_density,
+    sample_image,
+    total_image_volume,
+)
+from cpwl.descriptors import (
+    condition_number,
+    image_volumes,
+    local_complexity,
+    local_rank,
+    local_scaling,
+    spectrum,
+    volumes,
+)
+from cpwl.domain import Domain, Slice, box, cross_polytope, polygon, segment
+from cpwl.dual import adjacency, locate, regions
+from cpwl.export import polygons, surface, to_geodataframe, write_geoparquet, write_mesh
+from cpwl.network import Network
+from cpwl.overlap import overlap
+from cpwl.partition import Partition, subdivide
+from cpwl.storage import load_partition
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from cpwl import plot
+
+__all__ = [
+    "CaptureError",
+    "Domain",
+    "Network",
+    "Partition",
+    "Slice",
+    "UnsupportedOperationError",
+    "adjacency",
+    "affine_maps",
+    "box",
+    "cell_masses",
+    "check",
+    "condition_number",
+    "cross_polytope",
+    "entropy",
+    "entropy_difference",
+    "image_volumes",
+    "load_partition",
+    "local_complexity",
+    "local_rank",
+    "local_scaling",
+    "locate",
+    "log_density",
+    "overlap",
+    "plot",
+    "polygon",
+    "polygons",
+    "regions",
+    "sample_image",
+    "segment",
+    "spectrum",
+    "subdivide",
+    "surface",
+    "to_geodataframe",
+    "total_image_volume",
+    "volumes",
+    "write_geoparquet",
+    "write_mesh",
+]
+
+
+def __getattr__(name: str) -> "ModuleType":
+    """Import `cpwl.plot` when it is first asked for: matplotlib takes longer than all the rest."""
+    if name == "plot":
+        import cpwl.plot
+
+        return cpwl.plot
+    raise AttributeError(f"module 'cpwl' has no attribute {name!r}")

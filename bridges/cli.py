@@ -1,0 +1,321 @@
+"""The `cpwl` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+import numpy as np
+
+# `cpwl --help` should not wait for torch: the commands import what they need.
+if TYPE_CHECKING:
+    import cpwl
+
+_PICTURES = (".png", ".pdf", ".svg")
+_SURFACES = (".ply", ".glb")
+_SUFFIXES = (*_PICTURES, ".parquet", *_SURFACES, ".npz")
+_COLORS = ("psi", "nu", "condition", "rank", "volume", "image_volume", "none")
+
+_PATH = click.Path(path_type=Path)
+_model = click.argument("model", type=_PATH)
+_input_shape = click.option(
+    "--input-shape",
+    metavar="SHAPE",
+    help="Shape of one input without its batch axis, for example 2 or 4,8,8.",
+)
+_upto = click.option(
+    "--upto", metavar="NAME", help="Leave out this operation and all after it, for example tanh."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def app() -> None:
+    """Exact geometry of continuous piecewise-linear generators."""
+
+
+@app.command()
+@click.option("-o", "--output", type=_PATH, default="cpwl-demo.png", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Seed of the training and the latents.")
+def demo(output: Path, seed: int) -> None:
+    """Train a toy generator R^2 -> R^3, enumerate it, and draw what it does to density."""
+    _check_output(output, _PICTURES)
+    from bridges.demo import run_demo
+
+    click.echo(str(run_demo(output, seed, progress=sys.stderr.isatty())))
+    click.echo(f"wrote {output}")
+
+
+@app.command()
+@_model
+@_input_shape
+@_upto
+def info(model: Path, input_shape: str | None, upto: str | None) -> None:
+    """List a model's operations and units, and say what is piecewise linear and what is not.
+
+    MODEL is an .onnx file, or a .pt2 file from torch.export.
+    """
+    import cpwl
+    from cpwl.network import inspect
+
+    operations = inspect(model, _shape(input_shape))
+    click.echo(f"{len(operations)} operations")
+    width = max((len(operation.name) for operation in operations), default=0)
+    for operation in operations:
+        line = f"  {operation.kind:<8} {operation.name:<{width}}  {operation.target}"
+        click.echo(f"{line}: {operation.reason}" if operation.reason else line)
+    refused = [operation for operation in operations if operation.kind == "refused"]
+    if refused and upto is None:
+        click.echo(
+            f"not piecewise linear: {len(refused)} of them. --upto NAME leaves out a trailing one."
+        )
+        return
+    network = cpwl.Network.load(model, input_shape=_shape(input_shape), upto=upto)
+    click.echo(f"piecewise linear{f' up to {upto}' if upto else ''}")
+    click.echo(f"input {network.input_shape}, output {network.output_shape}")
+    click.echo(f"{network.num_units:,} units in {network.num_stages} stages")
+    for group in network.groups:
+        click.echo(f"  stage {group.stage}: {group.kind} {group.name} {group.shape}")
+
+
+@app.command()
+@_model
+@click.option(
+    "-o",
+    "--output",
+    type=_PATH,
+    multiple=True,
+    required=True,
+    help=f"Result, its format by its suffix: {', '.join(_SUFFIXES)}. May be repeated.",
+)
+@click.option("--through", type=_PATH, help="A .npy file with the two or three latents (k, ...).")
+@click.option("--origin", help="The slice's origin: a .npy file, or numbers: 0,0,0.5")
+@click.option("--basis", help="The slice's axes: a .npy file, or rows of numbers: 1,0,0;0,1,0")
+@click.option(
+    "--box",
+    type=(float, float),
+    multiple=True,
+    metavar="LO HI",
+    help="Bounds in slice coordinates: once for all axes, or once for each.",
+)
+@click.option("--color", default="psi", show_default=True, type=click.Choice(_COLORS))
+@_input_shape
+@_upto
+@click.option(
+    "--memory",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="GiB that evaluating the network may take.",
+)
+def partition(
+    model: Path,
+    output: tuple[Path, ...],
+    through: Path | None,
+    origin: str | None,
+    basis: str | None,
+    box: tuple[tuple[float, float], ...],
+    color: str,
+    input_shape: str | None,
+    upto: str | None,
+    memory: float,
+) -> None:
+    """Enumerate a slice of a model; write pictures, tables, surfaces or the partition.
+
+    MODEL is an .onnx file, or a .pt2 file from torch.export. The slice goes through given latents
+    (--through), or is --origin plus multiples of --basis; a model of one or two inputs needs none.
+    """
+    for path in output:
+        _check_output(path, _SUFFIXES)
+    import cpwl
+
+    network = cpwl.Network.load(model, input_shape=_shape(input_shape), upto=upto)
+    domain = _domain(network.input_shape, through, origin, basis, box)
+    result = cpwl.subdivide(
+        network, domain, memory=int(memory * 2**30), progress=sys.stderr.isatty()
+    )
+    click.echo(repr(result))
+    for path in output:
+        _write(result, path, color)
+        click.echo(f"wrote {path}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's error is one line on stderr and exit status 2."""
+    try:
+        status = app.main(arguments, prog_name="cpwl", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was left half-written.", 130)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        _fail(str(error) or type(error).__name__, 2)
+    else:
+        sys.exit(status)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Print one line on stderr and leave."""
+    print("cpwl:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """Read a shape such as 4,8,8, if there is one."""
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(
+            f"Expected --input-shape as positive whole numbers, got '{text}'. "
+            "Give the shape of one input without its batch axis, for example 2 or 4,8,8."
+        )
+    return shape
+
+
+def _domain(
+    latent_shape: tuple[int, ...],
+    through: Path | None,
+    origin: str | None,
+    basis: str | None,
+    box: tuple[tuple[float, float], ...],
+) -> cpwl.Domain:
+    """Return the domain that the options describe."""
+    import cpwl
+
+    if through is not None and (origin is not None or basis is not None):
+        raise ValueError(
+            "Expected --through, or --origin and --basis, got both. "
+            "Choose one way to give the slice."
+        )
+    if (origin is None) != (basis is None):
+        raise ValueError(
+            "Expected --origin and --basis together, got one of them. Give both, or --through."
+        )
+    size = int(np.prod(latent_shape))
+    if through is not None:
+        latents = _latents(_load_npy(through, "--through"), latent_shape, "--through")
+        if len(latents) not in (2, 3):
+            raise ValueError(
+                f"Expected two or three latents in {through}, got {len(latents)}. "
+                "Stack them along a new first axis and save them with numpy.save."
+            )
+        plane = cpwl.Slice.through(*latents)
+    elif origin is not None and basis is not None:
+        start = _latents(_numbers(origin, "--origin"), latent_shape, "--origin")
+        axes = _latents(_numbers(basis, "--basis"), latent_shape, "--basis")
+        plane = cpwl.Slice(start[0], axes)
+    elif size <= 2:
+        plane = cpwl.Slice(np.zeros(latent_shape), np.eye(size).reshape(size, *latent_shape))
+    else:
+        raise ValueError(
+            f"Expected a slice through the model's {size} inputs, got none. "
+            "Give --through latents.npy, or --origin and --basis."
+        )
+    if box:
+        if len(box) not in (1, plane.dim):
+            raise ValueError(
+                f"Expected --box once or for each of {plane.dim} axes, got it {len(box)} times. "
+                "Give LO HI in slice coordinates."
+            )
+        bounds = np.array(box if len(box) == plane.dim else box * plane.dim)
+        return plane.box(bounds[:, 0], bounds[:, 1])
+    if plane.anchors is None:
+        raise ValueError(
+            "Expected --box LO HI for this slice, got none. "
+            "Give it once for all axes, or once for each."
+        )
+    low, high = plane.anchors.min(0), plane.anchors.max(0)
+    margin = 0.25 * (high - low).max()
+    return plane.box(low - margin, high + margin)
+
+
+def _latents(values: np.ndarray, shape: tuple[int, ...], option: str) -> np.ndarray:
+    """Return values as (k, *shape), whether they came flat or with their shape."""
+    if values.shape[-len(shape) :] == shape:
+        return values.reshape(-1, *shape)
+    size = int(np.prod(shape))
+    if values.ndim and values.shape[-1] == size:
+        return values.reshape(-1, *shape)
+    raise ValueError(
+        f"Expected latents of shape {shape} in {option}, got shape {values.shape}. "
+        "Give them in the model's input shape, without a batch axis, or flattened."
+    )
+
+
+def _numbers(text: str, option: str) -> np.ndarray:
+    """Read a .npy file, or numbers with commas between entries and semicolons between rows."""
+    if text.endswith(".npy"):
+        return _load_npy(Path(text), option)
+    try:
+        return np.array([[float(part) for part in row.split(",")] for row in text.split(";")])
+    except ValueError:
+        raise ValueError(
+            f"Expected {option} as a .npy file or numbers such as 1,0,0;0,1,0, got '{text}'. "
+            "Give rows of one length."
+        ) from None
+
+
+def _load_npy(path: Path, option: str) -> np.ndarray:
+    """Load an array; a pickle inside is refused."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"Expected a file for {option}, got no file at {path}.") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"Expected a .npy array of numbers for {option}, got {path} ({error}). "
+            "Write it with numpy.save(path, array)."
+        ) from None
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise ValueError(
+            f"Expected one .npy array for {option}, got an archive of several in {path}. "
+            "Write it with numpy.save(path, array)."
+        )
+    return values
+
+
+def _check_output(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a result that could not be written, before the work and not after it."""
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"Expected an output ending in {', '.join(suffixes)}, got '{path}'. "
+            "The suffix chooses the format."
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f"Expected an existing folder for '{path}', got none. Create it first.")
+
+
+def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
+    """Write one result in the format of its suffix, whole or not at all."""
+    from cpwl import export, plot
+    from cpwl.storage import atomic_path
+
+    if path.suffix == ".npz":
+        partition.save(path)
+    elif path.suffix == ".parquet":
+        export.write_geoparquet(partition, path)
+    elif path.suffix in _SURFACES:
+        export.write_mesh(partition, path, "psi" if color == "none" else color)
+    else:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 7), layout="constrained")
+        axes = figure.add_subplot()
+        plot.partition(partition, None if color == "none" else color, ax=axes)
+        if partition.domain.slice.anchors is not None:
+            plot.mark(axes, partition.domain.slice.anchors)
+        with atomic_path(path) as part:
+            figure.savefig(part, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Small generators that everything is compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+RADIUS = 10.0
+"""The toy generator is trained on, and shown over, [-RADIUS, RADIUS]^2."""
+
+# centre x, centre y, standard deviation, height: five bumps of different steepness, none of them
+# cut by the border of the square
+_BUMPS = (
+    (-5.0, -4.5, 1.4, 6.0),
+    (-4.0, 5.0, 2.0, 4.0),
+    (0.5, 0.0, 1.2, 7.0),
+    (5.5, 4.5, 1.6, 5.0),
+    (4.5, -5.5, 2.2, 4.5),
+)
+
+
+def bumps(z: Tensor) -> Tensor:
+    """Return the mixture of five Gaussian bumps at z (N, 2): the heights (N,)."""
+    x, y, deviation, height = torch.tensor(_BUMPS, dtype=z.dtype, device=z.device).T
+    squared = (z[:, :1] - x) ** 2 + (z[:, 1:] - y) ** 2
+    return (height * torch.exp(-squared / (2 * deviation**2))).sum(1)
+
+
+def random_mlp(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
+    """Return Linear, ReLU, ..., Linear of these widths with PyTorch's default initialisation.
+
+    The parameters are those that follow `torch.manual_seed(seed)`; the caller's random state is
+    left as it was.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Input, hidden and output widths, for example (2, 64, 64, 64, 3).
+    seed : int
+        Seed of the initialisation.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two widths.
+    """
+    if len(widths) < 2:
+        raise ValueError(
+            f"Expected at least an input and an output width, got {list(widths)}. "
+            "Give all the widths in order, for example (2, 64, 64, 64, 3)."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out, dtype=torch.float32), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def toy_generator(seed: int = 0, steps: int = 4000) -> nn.Sequential:
+    """Train the toy generator G: R^2 -> R^3 onto the graph (z1, z2, f(z)) of `bumps`.
+
+    Three hidden ReLU layers of width 20, mean squared error on fresh uniform points of the square,
+    Adam with a learning rate that falls to zero on a half cosine. One thread: at this size more of
+    them only add overhead, and sums then do not depend on how many there are.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the initialisation and of the training points. The caller's random state and thread
+        count are left as they were.
+    steps : int
+        Training steps of 1024 points each; the default takes some ten seconds.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, without gradients.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = random_mlp((2, 20, 20, 20, 3), seed)
+    with _one_thread(), torch.enable_grad():
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+        for _ in range(steps):
+            z = RADIUS * (2 * torch.rand(1024, 2, generator=generator, dtype=torch.float32) - 1)
+            target = torch.cat([z, bumps(z)[:, None]], dim=1)
+            loss = nn.functional.mse_loss(model(z), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread, and give the caller's thread count back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,176 @@
+"""What the plots are made of: colour scales, filled cells, knots, frames."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.collections import Collection, PathCollection, PolyCollection
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+from matplotlib.path import Path
+from matplotlib.tri import Triangulation
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
+
+    from cpwl.partition import Partition
+
+Array = NDArray[np.float64]
+
+# Okabe and Ito's palette without yellow, which is too light for lines
+_OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+RASTER_ABOVE = 20_000  # cells; one polygon each in a vector file would be slow to open
+_INK = 0.3  # largest share of the picture that knots may cover
+_THINNEST = 0.08  # points; thinner lines fade away
+_AXES_POINTS = 330.0  # side of a usual axes
+
+
+def norm(data: Array, weights: Array, limits: tuple[float, float] | None) -> tuple[Normalize, str]:
+    """Return the colour scale, and at which ends it leaves values out."""
+    finite = np.isfinite(data)
+    if not finite.any():
+        return Normalize(0, 1), "neither"
+    shown = data[finite]
+    if limits is None:
+        order = np.argsort(shown)
+        share = np.cumsum(weights[finite][order])
+        ends = np.searchsorted(share, np.array([0.005, 0.995]) * share[-1])
+        low, high = shown[order][np.minimum(ends, len(shown) - 1)]
+    else:
+        low, high = limits
+    below, above = shown.min() < low, shown.max() > high
+    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max"}.get((below, above), "both")
+    return Normalize(low, high), extend
+
+
+def colorbar(
+    ax: Axes, mappable: Any, label: str | None, extend: str, pad: float = 0.02
+) -> Colorbar:
+    """Add a colour bar beside the axes."""
+    figure = ax.get_figure(root=False)
+    assert figure is not None  # axes always belong to a figure
+    bar = figure.colorbar(mappable, ax=ax, extend=extend, pad=pad, shrink=0.85)
+    if label:
+        bar.set_label(label)
+    return bar
+
+
+def fill(ax: Axes, partition: Partition, data: Array, cmap: str, norm: Normalize) -> Collection:
+    """Colour the cells: polygons, or above the threshold triangles that are rasterised."""
+    if partition.num_cells <= RASTER_ABOVE:
+        outlines = loops(partition, partition.points)
+        # a hair-line of its own colour hides the seam between a cell and the next
+        cells = PolyCollection(outlines, cmap=cmap, norm=norm, edgecolors="face", linewidths=0.3)
+        cells.set_array(np.ma.masked_invalid(data))
+        ax.add_collection(cells)
+        return cells
+    offsets, corner = partition.cell_offsets, partition.cell_corners
+    sizes = np.diff(offsets)
+    cell = np.repeat(np.arange(len(sizes)), sizes - 2)
+    # a fan from each cell's first corner; corners are doubled so that each has its cell's colour
+    step = np.arange(len(cell)) - np.repeat(np.cumsum(sizes - 2) - (sizes - 2), sizes - 2)
+    first = offsets[cell]
+    triangles = np.stack([first, first + step + 1, first + step + 2], axis=1)
+    x, y = partition.points[corner].T
+    mesh = Triangulation(x, y, triangles)
+    colours = np.ma.masked_invalid(np.repeat(data, sizes))
+    return ax.tripcolor(mesh, colours, shading="gouraud", cmap=cmap, norm=norm, rasterized=True)
+
+
+def knots(ax: Axes, partition: Partition, coloured: bool, legend: bool | None) -> None:
+    """Draw the facets that lie on knots, stage by stage."""
+    unit = partition.facet_unit
+    inner = np.flatnonzero(unit >= 0)
+    # a partition loaded without its network does not know the stages
+    bounds = [0] if partition.network is None else partition.network.stage_offsets[:-1]
+    num_stages = len(bounds)
+    stage = np.searchsorted(bounds, unit[inner], side="right") - 1
+    ends = partition.points[partition.facet_points[inner]]
+    extent = np.ptp(partition.domain.corners, axis=0)
+    length = np.hypot(*((ends[:, 1] - ends[:, 0]) / extent).T)  # in sides of the axes
+    total = np.bincount(stage, length, minlength=num_stages)
+    width = min(1.0, max(_THINNEST, 0.4 * _INK * _AXES_POINTS / max(float(total.sum()), 1e-9)))
+    handles = []
+    for s in range(num_stages):
+        # deeper knots are thinner: earlier ones are the longer lines that later ones bend at
+        thickness = max(_THINNEST, width * (1.4 - 0.8 * s / max(1, num_stages - 1)))
+        if total[: s + 1].sum() * thickness / _AXES_POINTS > _INK:
+            break
+        color = _OKABE_ITO[s % len(_OKABE_ITO)] if coloured else "0.05"
+        dashed = "-" if s < len(_OKABE_ITO) or not coloured else "--"
+        mine = ends[stage == s]
+        if len(mine) == 0:
+            continue
+        lines = PathCollection(
+            _compound_paths(mine),
+            facecolors="none",
+            edgecolors=color,
+            linewidths=thickness,
+            linestyles=dashed,
+            rasterized=len(mine) > RASTER_ABOVE,
+            zorder=2.5 - s / (10 * num_stages),
+        )
+        ax.add_collection(lines)
+        handles.append(Line2D([], [], color=color, linestyle=dashed, label=f"stage {s}"))
+    if legend or (legend is None and coloured and 2 <= len(handles) <= 8):
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), title="knots of")
+
+
+def _compound_paths(segments: Array, size: int = 2000) -> list[Path]:
+    """Return segments (K, 2, 2) as a few paths: one object each would be slow for a million."""
+    codes = np.tile(np.array([Path.MOVETO, Path.LINETO], dtype=Path.code_type), size)
+    return [
+        Path(chunk.reshape(-1, 2), codes[: 2 * len(chunk)])
+        for chunk in (segments[k : k + size] for k in range(0, len(segments), size))
+    ]
+
+
+def steps(
+    partition: Partition, data: Array | None, label: str | None, ax: Axes, knots: bool
+) -> Axes:
+    """Draw one value per cell of a segment as a step curve, and the knots as lines."""
+    low = partition.points[partition.cell_corners[partition.cell_offsets[:-1]], 0]
+    order = np.argsort(low)
+    lo, hi = partition.domain.corners[:, 0]
+    dense = partition.num_cells > 400
+    if knots and not dense:
+        unit = partition.facet_unit
+        where = partition.points[partition.facet_points[unit >= 0, 0], 0]
+        width = min(0.8, 60 / partition.num_cells)
+        for s in np.unique(where):
+            ax.axvline(s, color="0.75", linewidth=width, zorder=0)
+    if data is not None:
+        edges = np.append(low[order], hi)
+        ax.stairs(data[order], edges, baseline=None, color="#0072B2", linewidth=1.2)
+        if label:
+            ax.set_ylabel(label)
+    else:
+        ax.set_yticks([])
+    ax.set(xlim=(lo, hi), xlabel="slice coordinate")
+    return ax
+
+
+def loops(partition: Partition, points: Array) -> list[Array]:
+    """Return the corners of every cell, at these positions of the vertices."""
+    return ragged(partition.cell_offsets, points[partition.cell_corners])
+
+
+def ragged(offsets: NDArray[np.int64], corners: Array) -> list[Array]:
+    """Cut an array into the ragged pieces that the offsets say."""
+    return np.split(corners, offsets[1:-1])
+
+
+def frame(ax: Axes, partition: Partition) -> None:
+    """Fit the axes to the domain; equal scales unless that would make a strip of it."""
+    low, high = partition.domain.corners.min(0), partition.domain.corners.max(0)
+    ax.set_xlim(low[0], high[0])
+    if partition.dim == 1:
+        ax.set_xlabel("slice coordinate")
+        return
+    ax.set_ylim(low[1], high[1])
+    width, height = high - low
+    ax.set_aspect("equal" if 1 / 3 < width / height < 3 else "auto")
+    ax.set(xlabel="$s_0$", ylabel="$s_1$")

@@ -1,0 +1,195 @@
+"""The `cpwl` command: what it writes, and one line for every user error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cpwl
+from bridges import cli
+from bridges.toys import random_mlp
+
+
+def _save(module, shape, path):
+    batch = {0: torch.export.Dim("batch")}
+    example = torch.zeros(2, *shape)
+    exported = torch.export.export(module.eval(), (example,), dynamic_shapes=(batch,))
+    torch.export.save(exported, path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with models and latents."""
+    folder = tmp_path_factory.mktemp("models")
+    _save(random_mlp((2, 8, 8, 3)), (2,), folder / "plane.pt2")
+    _save(nn.Sequential(random_mlp((5, 8, 3)), nn.Tanh()), (5,), folder / "tanh.pt2")
+    latents = np.random.default_rng(0).normal(size=(3, 5))
+    np.save(folder / "three.npy", latents)
+    np.save(folder / "two.npy", latents[:2])
+    np.save(folder / "four.npy", np.vstack([latents, latents[:1] + 1]))
+    np.save(folder / "wrong.npy", latents[:, :4])
+    np.save(folder / "pickle.npy", np.array([{"a": 1}]), allow_pickle=True)
+    np.savez(folder / "archive.npy.npz", latents=latents)
+    (folder / "archive.npy.npz").rename(folder / "archive.npy")
+    (folder / "broken.npy").write_bytes(b"\x93NUMPY\x01")
+    (folder / "empty.npy").write_bytes(b"")
+    (folder / "broken.pt2").write_bytes(b"PK\x03\x04")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command in a fresh folder: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(line):
+        words = line.replace("@", f"{folder}/").split()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(words)
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return command
+
+
+def test_help_lists_the_commands_without_waiting_for_torch(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(name in out for name in ("demo", "info", "partition"))
+    code = "import sys, bridges.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_info_tells_operations_and_units(run):
+    status, out, _ = run("info @plane.pt2")
+    assert status == 0
+    assert "5 operations" in out
+    assert out.count("  affine ") == 3
+    assert out.count("  cpwl ") == 2
+    assert "piecewise linear\ninput (2,), output (3,)\n16 units in 2 stages" in out
+    assert "stage 1: relu" in out
+
+
+def test_info_tells_what_is_not_piecewise_linear(run):
+    status, out, _ = run("info @tanh.pt2")
+    assert status == 0
+    assert out.count("  refused ") == 1
+    assert "not piecewise linear: 1 of them. --upto NAME leaves out a trailing one." in out
+    status, out, _ = run("info @tanh.pt2 --upto tanh")
+    assert status == 0
+    assert "piecewise linear up to tanh\ninput (5,), output (3,)\n8 units in 1 stages" in out
+
+
+def test_partition_writes_every_format(run, tmp_path):
+    pytest.importorskip("geopandas")
+    pytest.importorskip("trimesh")
+    files = ["a.png", "a.pdf", "a.npz", "a.parquet", "a.ply", "a.glb"]
+    status, out, err = run(
+        "partition @plane.pt2 --box -2 2 " + " ".join(f"-o {file}" for file in files)
+    )
+    assert (status, err) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+    assert all(f"wrote {file}" in out for file in files)
+    partition = cpwl.load_partition(tmp_path / "a.npz")
+    assert f"{partition.num_cells:,} cells" in out
+    assert partition.domain.volume == 16
+
+
+@pytest.mark.parametrize(
+    ("slicing", "corners"),
+    [
+        ("--through @two.npy --box -1 2", [[-1], [2]]),
+        (
+            "--origin 0,0,0,0,0 --basis 1,0,0,0,0;0,1,0,0,0 --box -2 2 --box -1 1",
+            [[-2, -1], [2, -1], [2, 1], [-2, 1]],
+        ),
+        ("--origin 0,0,0,0,0 --basis @two.npy --box 0 1", [[0, 0], [1, 0], [1, 1], [0, 1]]),
+    ],
+)
+def test_slices_are_given_through_latents_or_by_origin_and_basis(run, tmp_path, slicing, corners):
+    status, _, err = run(
+        f"partition @tanh.pt2 --upto tanh {slicing} -o a.npz -o a.png --color none"
+    )
+    assert (status, err) == (0, "")
+    assert cpwl.load_partition(tmp_path / "a.npz").domain.corners.tolist() == corners
+
+
+def test_the_default_domain_holds_the_latents(run, tmp_path):
+    status, _, _ = run("partition @tanh.pt2 --upto tanh --through @three.npy -o a.npz")
+    assert status == 0
+    domain = cpwl.load_partition(tmp_path / "a.npz").domain
+    anchors = domain.slice.anchors
+    assert anchors is not None
+    assert np.all(anchors > domain.corners.min(0))
+    assert np.all(anchors < domain.corners.max(0))
+
+
+def test_demo_writes_its_figure(run, tmp_path, monkeypatch):
+    import bridges.demo
+    from bridges.toys import toy_generator
+
+    monkeypatch.setattr(bridges.demo, "toy_generator", lambda seed: toy_generator(seed, steps=20))
+    status, out, err = run("demo -o here.png --seed 3")
+    assert (status, err) == (0, "")
+    assert out.endswith("s in all\nwrote here.png\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["here.png"]
+
+
+def test_interruption_is_one_line(run, monkeypatch, tmp_path):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpwl, "subdivide", interrupted)
+    status, _, err = run("partition @plane.pt2 --box 0 1 -o a.npz")
+    assert status == 130
+    assert err.strip() == "cpwl: interrupted; nothing was left half-written."  # after ^C
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "frob": "No such command 'frob'",
+    "partition @plane.pt2 --box 0 1": "Missing option '-o'",
+    "partition @plane.pt2 --box 0 1 -o a.foo": "an output ending in .png, .pdf, .svg, .parquet",
+    "partition @plane.pt2 --box 0 1 -o no/a.png": "an existing folder for 'no/a.png'",
+    "partition @plane.pt2 --box 0 1 -o a.png --color red": "'red' is not one of 'psi', 'nu'",
+    "partition @plane.pt2 --box 0 1 -o a.png --memory 0": "0 is not in the range x>0",
+    "partition @plane.pt2 --box 1 0 -o a.png": "lo < hi on every axis, got lo = 1 and hi = 0",
+    "partition @plane.pt2 -o a.png": "--box LO HI for this slice, got none. Give it once",
+    "partition @plane.pt2 --box 0 1 --box 0 1 --box 0 1 -o a.png": "each of 2 axes, got it 3 times",
+    "partition @plane.pt2 --box 0 1 -o a.png --input-shape 2,x": "whole numbers, got '2,x'. Give",
+    "partition @missing.pt2 --box 0 1 -o a.png": "missing.pt2",
+    "partition @broken.pt2 --box 0 1 -o a.png": "broken.pt2",
+    "partition model.pth --box 0 1 -o a.png": "a pickle, which could run any code",
+    "partition @tanh.pt2 --through @three.npy -o a.png": "'tanh'",
+    "partition @tanh.pt2 --upto tanh -o a.png": "slice through the model's 5 inputs",
+    "partition @tanh.pt2 --upto tanh --through @three.npy --origin 0 -o a.png": "got both. Choose",
+    "partition @tanh.pt2 --upto tanh --origin 0,0,0,0,0 -o a.png": "--basis together, got one",
+    "partition @tanh.pt2 --upto tanh --origin 0,0 --basis 0,1 -o a.png": "(5,) in --origin, got",
+    "partition @tanh.pt2 --upto tanh --origin 0,a --basis 0 -o a.png": "numbers such as 1,0,0",
+    "partition @tanh.pt2 --upto tanh --through @four.npy -o a.png": "two or three latents in",
+    "partition @tanh.pt2 --upto tanh --through @wrong.npy -o a.png": "got shape (3, 4). Give",
+    "partition @tanh.pt2 --upto tanh --through @none.npy -o a.png": "got no file at",
+    "partition @tanh.pt2 --upto tanh --through @pickle.npy -o a.png": "array of numbers for --thr",
+    "partition @tanh.pt2 --upto tanh --through @broken.npy -o a.png": "array of numbers for --thr",
+    "partition @tanh.pt2 --upto tanh --through @empty.npy -o a.png": "array of numbers for --thr",
+    "partition @tanh.pt2 --upto tanh --through @archive.npy -o a.png": "got an archive of several",
+    "partition @tanh.pt2 --upto tanh --through @two.npy -o a.parquet -o a.ply": "2-D",
+    "info @missing.pt2": "missing.pt2",
+    "demo -o demo.txt": "an output ending in .png, .pdf, .svg, got 'demo.txt'",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_user_errors_are_one_line_on_stderr(run, tmp_path, line):
+    status, _, err = run(line)
+    assert status == 2
+    assert err.startswith("cpwl: ")
+    assert err.count("\n") == 1
+    assert BAD[line] in err
+    assert "Traceback" not in err
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".parquet"] == []

@@ -1,0 +1,345 @@
+"""Plots: what is drawn, at ten cells and above the threshold, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection, TriMesh
+from matplotlib.figure import Figure
+from torch import nn
+
+import cpwl
+from bridges.toys import random_mlp
+from cpwl import decision, plot
+from cpwl.partition import Partition, Status
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    before = dict(mpl.rcParams)
+    yield
+    plt.close("all")
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.fixture(scope="module")
+def network():
+    return cpwl.Network.from_torch(random_mlp((2, 12, 12, 3), seed=22), (2,))
+
+
+@pytest.fixture(scope="module")
+def partition(network):
+    return cpwl.subdivide(network, cpwl.box([-3, -3], [3, 3]), progress=False)
+
+
+@pytest.fixture(scope="module")
+def interval(network):
+    return cpwl.subdivide(network, cpwl.segment([-3, -2], [3, 1]), progress=False)
+
+
+def grid(n: int) -> Partition:
+    """Return n x n squares, whose sides are knots of one unit; it has no network."""
+    i, j = np.divmod(np.arange(n * n), n)
+    corner = (i * (n + 1) + j)[:, None] + np.array([0, n + 1, n + 2, 1])
+    points = np.stack(np.divmod(np.arange((n + 1) ** 2), n + 1), axis=1).astype(np.float64)
+    sides = np.sort(np.stack([corner, np.roll(corner, -1, axis=1)], axis=2).reshape(-1, 2), axis=1)
+    facets, facet, count = np.unique(sides, axis=0, return_inverse=True, return_counts=True)
+    return Partition(
+        network=None,
+        domain=cpwl.box([0, 0], [n, n]),
+        points=points,
+        cell_offsets=4 * np.arange(n * n + 1),
+        cell_corners=corner.ravel().astype(np.int32),
+        cell_facets=facet.astype(np.int32),
+        facet_points=facets.astype(np.int32),
+        facet_cells=np.full((len(facets), 2), -1, np.int32),
+        facet_unit=np.where(count == 2, 0, -1).astype(np.int32),
+        patterns=np.zeros((n * n, 1), np.uint64),
+        bit_unit=np.full(64, -1, np.int32),
+        unit_base=np.zeros(1, np.int32),
+        status=Status(True, 0, 0),
+    )
+
+
+def colour_bars(figure):
+    return [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+
+
+def segments_drawn(ax):
+    lines = [c for c in ax.collections if isinstance(c, PathCollection)]
+    return sum(len(path.vertices) // 2 for line in lines for path in line.get_paths())
+
+
+@pytest.mark.parametrize("name", plot.LABELS)
+def test_partition_is_coloured_by_each_descriptor(partition, name):
+    ax = plot.partition(partition, name)
+    cells = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    assert len(cells.get_paths()) == partition.num_cells
+    (bar,) = colour_bars(ax.figure)
+    assert bar.get_ylabel() == plot.LABELS[name]
+    assert segments_drawn(ax) == np.sum(partition.facet_unit >= 0)
+    ax.figure.canvas.draw()
+
+
+def test_partition_without_values_draws_knots_by_stage(partition):
+    ax = plot.partition(partition)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["stage 0", "stage 1"]
+    lines = [c for c in ax.collections if isinstance(c, PathCollection)]
+    assert len({tuple(line.get_edgecolor()[0]) for line in lines}) == 2
+    assert lines[0].get_linewidth()[0] > lines[1].get_linewidth()[0]
+    assert colour_bars(ax.figure) == []
+
+
+def test_given_axes_are_used_and_no_figure_is_made(partition, interval):
+    figure = Figure()
+    axes = [figure.add_subplot(1, 3, 1), figure.add_subplot(1, 3, 2)]
+    space = figure.add_subplot(1, 3, 3, projection="3d")
+    assert plot.partition(partition, "nu", ax=axes[0]) is axes[0]
+    assert plot.decision_boundary(partition, 0, 1, ax=axes[0]) is axes[0]
+    assert plot.decision_regions(partition, ax=axes[1]) is axes[1]
+    assert plot.mark(axes[1], [[0, 0]], ["z"]) is axes[1]
+    assert plot.image(partition, ax=space) is space
+    assert plt.get_fignums() == []
+    figure.canvas.draw()
+
+
+def test_values_that_are_not_finite_leave_the_scale_alone(partition):
+    values = np.linspace(1, 2, partition.num_cells)
+    values[3], values[5] = np.nan, np.inf
+    ax = plot.partition(partition, values, label="made up")
+    cells = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    assert 1 <= cells.norm.vmin < cells.norm.vmax <= 2
+    assert colour_bars(ax.figure)[0].get_ylabel() == "made up"
+    ax.figure.canvas.draw()
+
+
+def test_the_scale_leaves_out_what_covers_almost_no_area(partition):
+    area = cpwl.volumes(partition)
+    values = np.zeros(partition.num_cells)
+    values[np.argmin(area)] = 1e9
+    values[np.argmax(area)] = 1
+    ax = plot.partition(partition, values)
+    cells = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    assert (cells.norm.vmin, cells.norm.vmax) == (0, 1)
+    assert cells.colorbar.extend == "max"
+
+
+def test_many_cells_are_rasterised_and_few_are_not():
+    few, many = grid(3), grid(150)
+    values = np.arange(22500.0)
+    cells = plot.partition(few, values[:9]).collections[0]
+    assert isinstance(cells, PolyCollection)
+    assert not cells.get_rasterized()
+    ax = plot.partition(many, values)
+    assert isinstance(ax.collections[0], TriMesh)
+    assert all(c.get_rasterized() for c in ax.collections)
+    assert segments_drawn(ax) == 2 * 150 * 149
+    ax.figure.canvas.draw()
+
+
+def test_rasterised_cells_have_their_own_colours():
+    n = 150
+    part = grid(n)
+    values = np.random.default_rng(0).uniform(size=n * n)
+    figure = Figure(figsize=(n * 8 / 100, n * 8 / 100), dpi=100)
+    ax = figure.add_axes((0, 0, 1, 1))
+    plot.partition(part, values, ax=ax, knots=False, colorbar=False, limits=(0, 1), cmap="gray")
+    ax.axis("off")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    middle = np.asarray(canvas.buffer_rgba())[::-1][4::8, 4::8, 0] / 255  # rows are the second axis
+    np.testing.assert_allclose(middle.T.ravel(), values, atol=1 / 128)
+
+
+def test_knots_are_thinned_until_they_leave_the_picture_readable():
+    ax = plot.partition(grid(1000))
+    assert segments_drawn(ax) == 0  # 2000 lines side by side would only be grey
+
+
+def test_an_interval_is_a_step_curve(interval):
+    ax = plot.partition(interval, "psi")
+    (steps,) = ax.patches
+    values, edges, _ = steps.get_data()
+    psi = cpwl.local_scaling(interval)
+    low = interval.points[interval.cell_corners[interval.cell_offsets[:-1]], 0]
+    np.testing.assert_array_equal(values, psi[np.argsort(low)])
+    assert len(edges) == interval.num_cells + 1
+    assert np.all(np.diff(edges) > 0)
+    assert len(ax.lines) == interval.num_cells - 1  # one line per knot
+    assert ax.get_ylabel() == plot.LABELS["psi"]
+    plot.decision_boundary(interval, 0, 2, ax=ax)
+    plot.mark(ax, interval.domain.slice.anchors, ["a", "b"])
+    ax.figure.canvas.draw()
+
+
+def test_image_draws_one_piece_per_cell(partition, interval):
+    ax = plot.image(partition)
+    assert len(ax.collections[0].get_array()) == partition.num_cells
+    z = partition.network(partition.domain.slice.embed(partition.points))
+    assert ax.get_zlim() == pytest.approx((float(z[:, 2].min()), float(z[:, 2].max())))
+    ax.figure.canvas.draw()
+    curve = plot.image(interval, "nu", outputs=(2, 1, 0))
+    assert curve.get_xlabel() == "output 2"
+    curve.figure.canvas.draw()
+
+
+def test_decision_segments_are_where_outputs_are_equal(partition, interval):
+    for part in (partition, interval):
+        segments = decision.decision_segments(part, 0, 2)
+        assert len(segments) > 0
+        ends = segments.reshape(-1, part.dim)
+        if part.dim == 2:  # the whole segment, not only its ends
+            ends = np.vstack([ends, segments.mean(axis=1)])
+        out = np.asarray(part.network(part.domain.slice.embed(ends)))
+        np.testing.assert_allclose(out[:, 0], out[:, 2], atol=1e-13)
+
+
+def test_decision_segments_join_into_the_line_of_an_affine_difference():
+    # y0 - y1 = 2 (x + y - 1), through cells that a knot at x = 0.25 and one at y = 0 cut
+    layer, out = nn.Linear(2, 4, dtype=torch.float64), nn.Linear(4, 2, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))
+        layer.bias.copy_(torch.tensor([-0.25, 0.25, 0, 0]))
+        out.weight.copy_(torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1]]))
+        out.bias.copy_(torch.tensor([-0.75, 0.75]))
+    network = cpwl.Network.from_torch(nn.Sequential(layer, nn.ReLU(), out), (2,))
+    part = cpwl.subdivide(network, cpwl.box([-2, -2], [2, 2]), progress=False)
+    assert part.num_cells == 4
+    segments = decision.decision_segments(part, 0, 1)
+    assert len(segments) == 3
+    np.testing.assert_allclose(segments.sum(axis=2), 1, atol=1e-15)
+    length = np.hypot(*(segments[:, 1] - segments[:, 0]).T).sum()
+    assert length == pytest.approx(3 * np.sqrt(2))  # from (-1, 2) to (2, -1)
+
+
+def test_outputs_that_agree_on_cells_give_the_border_of_that_set():
+    network = cpwl.Network.from_torch(_ReluAgainstZero(), (2,))
+    part = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
+    segments = decision.decision_segments(part, 0, 1)
+    assert sorted(map(tuple, segments[0].tolist())) == [(0, -1), (0, 1)]
+    assert len(segments) == 1
+    assert len(decision.decision_segments(part, 1, 0)) == 0
+
+
+class _ReluAgainstZero(nn.Module):
+    def forward(self, z):
+        x = torch.relu(z[:, :1])
+        return torch.cat([x, 0 * x], dim=1)
+
+
+@pytest.mark.parametrize("decide", ["argmax", "argmin"])
+def test_decision_regions_tile_the_domain_and_hold_their_winner(partition, decide):
+    regions = decision.decision_regions(partition, decide)
+    assert set(regions.label) == {0, 1, 2}
+    area = np.array([_area(regions, r) for r in range(len(regions.label))])
+    assert area.min() > 0
+    assert area.sum() == pytest.approx(partition.domain.volume, rel=1e-12)
+    by_cell = np.bincount(regions.cell, area, minlength=partition.num_cells)
+    np.testing.assert_allclose(by_cell, cpwl.volumes(partition), rtol=1e-9, atol=1e-15)
+    middle = (
+        np.add.reduceat(regions.corners, regions.offsets[:-1]) / np.diff(regions.offsets)[:, None]
+    )
+    out = np.asarray(partition.network(partition.domain.slice.embed(middle)))
+    np.testing.assert_array_equal(getattr(out, decide)(axis=1), regions.label)
+
+
+def test_an_output_that_wins_only_inside_a_cell_is_found():
+    # max(-x, x, 0.5): the third wins around 0, at no corner of the only cell
+    linear = nn.Linear(2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[-1.0, 0], [1, 0], [0, 0]]))
+        linear.bias.copy_(torch.tensor([0, 0, 0.5]))
+    part = cpwl.subdivide(
+        cpwl.Network.from_torch(linear, (2,)), cpwl.box([-1, -1], [1, 1]), progress=False
+    )
+    assert part.num_cells == 1
+    regions = decision.decision_regions(part)
+    area = {k: _area(regions, r) for r, k in enumerate(regions.label)}
+    assert area == pytest.approx({0: 1, 1: 1, 2: 2})
+
+
+def _area(regions, r):
+    x, y = regions.corners[regions.offsets[r] : regions.offsets[r + 1]].T
+    return (x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def test_decision_plots(partition):
+    ax = plot.decision_regions(partition, "argmin", labels=["left", "right", "straight"])
+    plot.decision_boundary(partition, 0, 1, ax=ax, color="black")
+    assert {t.get_text() for t in ax.get_legend().get_texts()} == {"left", "right", "straight"}
+    line = next(c for c in ax.collections if isinstance(c, LineCollection))
+    assert len(line.get_segments()) == len(decision.decision_segments(partition, 0, 1))
+    ax.figure.canvas.draw()
+
+
+def test_anchors_are_marked_where_they_are(network):
+    plane = cpwl.Slice.through([0, 0], [2, 0], [1, 1])
+    part = cpwl.subdivide(network, plane.box([-1, -1], [3, 2]), progress=False)
+    ax = plot.mark(plot.partition(part), plane.anchors, ["7", "1", "4"])
+    offsets = ax.collections[-1].get_offsets()
+    np.testing.assert_allclose(offsets, [[0, 0], [2, 0], [1, 1]], atol=1e-15)
+    assert [text.get_text() for text in ax.texts] == ["7", "1", "4"]
+
+
+BAD = {
+    "descriptor": (
+        lambda p, i: plot.partition(p, "phi"),
+        r"descriptors among psi, nu, .*, got phi\. Give other columns as arrays",
+    ),
+    "length": (
+        lambda p, i: plot.partition(p, [1, 2]),
+        r"one value per cell, shape \(\d+,\), got \(2,\)\. Compute them",
+    ),
+    "two outputs": (
+        lambda p, i: plot.image(p, outputs=(0, 1)),
+        r"three outputs, got \[0, 1\]\. Name",
+    ),
+    "flat axes": (
+        lambda p, i: plot.image(p, ax=Figure().add_subplot()),
+        r"three-dimensional axes, got flat ones\. Make them with",
+    ),
+    "no such output": (
+        lambda p, i: plot.decision_boundary(p, 0, 3),
+        r"outputs between 0 and 2, got \[0, 3\]\. Count",
+    ),
+    "same output": (lambda p, i: plot.decision_boundary(p, 1, 1), r"two different outputs, got 1"),
+    "decide": (
+        lambda p, i: plot.decision_regions(p, "max"),
+        r"decide to be 'argmax' or 'argmin', got 'max'\. Choose one",
+    ),
+    "regions of an interval": (
+        lambda p, i: plot.decision_regions(i),
+        r"partition of dimension 2, got 1\. Use decision_boundary",
+    ),
+    "labels": (
+        lambda p, i: plot.decision_regions(p, labels=["a"]),
+        r"3 labels, one for each output, got 1\. List them",
+    ),
+    "no network": (
+        lambda p, i: plot.decision_boundary(grid(2), 0, 1),
+        r"partition with its network, got",
+    ),
+    "anchors": (
+        lambda p, i: plot.mark(Figure().add_subplot(), [[0, 0, 0]]),
+        r"anchors of shape \(k, 1\) or \(k, 2\), got \(1, 3\)\. Use the anchors",
+    ),
+    "names": (
+        lambda p, i: plot.mark(Figure().add_subplot(), [[0, 0]], ["a", "b"]),
+        r"1 labels, got 2\. Give one per anchor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_error(case, partition, interval):
+    call, text = BAD[case]
+    with pytest.raises(ValueError, match=text):
+        call(partition, interval)
