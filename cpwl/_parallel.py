@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 
+# Ranges of fewer items cost more to hand out than to work off.
+_FEWEST = 64
+
+
 def available_cores() -> int:
     """Count the cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -33,7 +37,7 @@ def in_parallel(
         The number of items, or the work expected of each.
     """
     n = weight if isinstance(weight, int) else len(weight)
-    ranges = min(n, 4 * pool._max_workers)
+    ranges = min(-(-n // _FEWEST), 4 * pool._max_workers)
     if isinstance(weight, int):
         cuts = np.linspace(0, n, ranges + 1).astype(np.int64)
     else:

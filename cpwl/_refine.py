@@ -60,7 +60,7 @@ def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: 
         )
     low, high = corners.min(axis=0), corners.max(axis=0)
     axis = int(np.argmax(high - low))
-    n = int(min(16, np.ceil(1.5 * needed / work.memory)))
+    n = int(min(16, np.ceil(2.5 * needed / work.memory)))
     for nudge in _NUDGES:
         where = (np.arange(1, n) + 0.0123457 + nudge) / n
         lines = low[axis] + where * (high[axis] - low[axis])
@@ -91,7 +91,7 @@ def _whole(work: Work, corners: NDArray[np.float64], share: float) -> Refined:
         first = int(network.stage_offsets[stage])
         signs = stage_signs(
             network, stage, work.embed, current.points, current.edge_points,
-            work.memory // 4, work.pool,
+            work.memory // 2, work.pool,
         )  # fmt: skip
         base[first : first + len(signs.base)] = signs.base
         zeros += signs.zeros

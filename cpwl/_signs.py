@@ -90,7 +90,7 @@ def stage_signs(
     unit_bound = 2 * network.rounding_error(embed(sample), stage)
 
     per_row = network.bytes_per_sample(stage) + 16 * n_units
-    size = int(min(_MOST_ROWS, max(64, memory // (2 * per_row))))
+    size = int(min(_MOST_ROWS, max(64, memory // per_row)))
 
     def values_at(rows: NDArray[np.int64]) -> torch.Tensor:
         return network.preactivations(embed(points[rows]), stage)

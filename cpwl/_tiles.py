@@ -7,15 +7,14 @@ the order in which they lie on the line, and the cells on both sides are merged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpwl import _kernels
-from cpwl._arrays import pack_row, padded
+from cpwl._arrays import pack_row, padded, prefix
 from cpwl._complex import Complex
 from cpwl._merge import merge_intervals, merge_polygons, same_pattern
 
@@ -72,85 +71,120 @@ def _half(
 
 
 def glue(
-    tiles: Sequence[Refined],
+    tiles: list[Refined],
     axis: int,
     lines: Sequence[float],
     stage_offsets: NDArray[np.int64],
     corners: NDArray[np.float64],
 ) -> Refined:
-    """Glue strips, given in order, along the lines between them.
+    """Glue strips, given in order, along the lines between them; uses up the list of strips.
 
     Raises
     ------
     TilesDisagreeError
         Strips that do not match along a line.
     """
-    tiles = _on_common_bits(tiles, stage_offsets)
-    joined, seam = reduce(
-        lambda made, item: _join(made[0], made[1], item[0].complex, axis, item[1]),
-        zip(tiles[1:], lines, strict=True),
-        (tiles[0].complex, np.empty(0, np.int64)),
-    )
-    one_dimensional = joined.points.shape[1] == 1
-    pairs = np.stack([seam - 1, seam], axis=1) if one_dimensional else joined.edge_cells[seam]
+    zeros = sum(tile.zeros for tile in tiles)
+    broken = sum(tile.complex.broken for tile in tiles)
+    bit_unit, bit_piece, base = _put_on_common_bits(tiles, stage_offsets)
+    parts = [tile.complex for tile in tiles]
+    tiles.clear()
+    if len(corners[0]) == 1:
+        seam = np.cumsum([len(part.patterns) for part in parts[:-1]])
+        joined = _join_intervals(parts)
+        pairs = np.stack([seam - 1, seam], axis=1)
+    else:
+        joined, seam = _join_polygons(parts, axis, lines)
+        pairs = joined.edge_cells[seam]
     if not same_pattern(joined.patterns, *pairs.T).all():
         raise TilesDisagreeError
-    if one_dimensional:
+    joined = replace(joined, broken=broken)
+    if len(corners[0]) == 1:
         merged = merge_intervals(joined, seam)
     else:
-        fixed = (joined.points[:, None] == corners).all(axis=2).any(axis=1)
+        fixed = np.zeros(len(joined.points), np.bool_)
+        for corner in corners:
+            fixed |= (joined.points == corner).all(axis=1)
         merged = merge_polygons(joined, seam, fixed)
-    head = tiles[0]
-    return Refined(
-        merged, head.bit_unit, head.bit_piece, head.base, sum(tile.zeros for tile in tiles)
+    return Refined(merged, bit_unit, bit_piece, base, zeros)
+
+
+def _join_intervals(parts: list[Complex]) -> Complex:
+    """Put segments end to end."""
+    patterns = np.concatenate([part.patterns for part in parts])
+    cells = np.arange(len(patterns), dtype=np.int32)
+    inner = slice(1, None)
+    return replace(
+        parts[0],
+        points=np.concatenate([parts[0].points, *(part.points[inner] for part in parts[1:])]),
+        patterns=patterns,
+        edge_points=np.stack([cells, cells + 1], axis=1),
+        point_unit=np.concatenate(
+            [parts[0].point_unit, *(part.point_unit[inner] for part in parts[1:])]
+        ),
     )
 
 
-def _join(
-    a: Complex, seam: NDArray[np.int64], b: Complex, axis: int, line: float
+def _join_polygons(
+    parts: list[Complex], axis: int, lines: Sequence[float]
 ) -> tuple[Complex, NDArray[np.int64]]:
-    """Put two complexes side by side; ``seam`` collects the edges (P = 1: points) between them."""
-    n_points, n_edges, n_cells = (len(x) for x in (a.points, a.edge_points, a.patterns))
-    patterns = np.concatenate([a.patterns, b.patterns])
-    if a.points.shape[1] == 1:
-        cells = np.arange(len(patterns), dtype=np.int32)
-        joined = replace(
-            a,
-            points=np.concatenate([a.points, b.points[1:]]),
-            patterns=patterns,
-            edge_points=np.stack([cells, cells + 1], axis=1),
-            point_unit=np.concatenate([a.point_unit, b.point_unit[1:]]),
-            broken=a.broken + b.broken,
-        )
-        return joined, np.append(seam, n_points - 1)
-    points_a, edges_a = _along(a, axis, line)
-    points_b, edges_b = _along(b, axis, line)
-    if len(points_a) != len(points_b) or len(edges_a) != len(edges_b):
-        raise TilesDisagreeError
-    new_point = _renumbered(len(b.points), points_b, points_a, n_points)
-    new_edge = _renumbered(len(b.edge_points), edges_b, edges_a, n_edges)
-    keep_points = np.ones(len(b.points), np.bool_)
-    keep_points[points_b] = False
-    keep_edges = np.ones(len(b.edge_points), np.bool_)
-    keep_edges[edges_b] = False
-    cells_b = np.where(b.edge_cells >= 0, b.edge_cells + np.int32(n_cells), np.int32(-1))
-    cells_a = a.edge_cells.copy()
-    # on the boundary the only cell of an edge may be on its left or on its right
-    side = (cells_a[edges_a, 0] >= 0).astype(np.int64)
-    cells_a[edges_a, side] = cells_b[edges_b].max(axis=1)
-    joined = Complex(
-        np.concatenate([a.points, b.points[keep_points]]),
-        patterns,
-        np.concatenate([a.edge_points, new_point[b.edge_points[keep_edges]]]),
-        np.concatenate([cells_a, cells_b[keep_edges]]),
-        np.concatenate([a.edge_unit, b.edge_unit[keep_edges]]),
-        np.concatenate([a.cell_offsets, b.cell_offsets[1:] + a.cell_offsets[-1]]),
-        np.concatenate([a.cell_corners, new_point[b.cell_corners]]),
-        np.concatenate([a.cell_edges, new_edge[b.cell_edges]]),
-        a.point_unit,
-        a.broken + b.broken,
+    """Put strips side by side; also returns the edges on the lines between them.
+
+    What lies on a line is numbered with the strip on its left; the strip on its right only adds
+    its cells. Takes the parts apart as it goes, so that memory holds everything about once.
+    """
+    points, edges, seams = [], [], []  # per part: new numbers, and which are its own
+    n_points = n_edges = 0
+    shared: tuple[NDArray, NDArray] | None = None
+    for k, part in enumerate(parts):
+        if shared is not None:
+            mine = _along(part, axis, lines[k - 1])
+            if [len(x) for x in mine] != [len(x) for x in shared]:
+                raise TilesDisagreeError
+        else:
+            mine = shared = (np.empty(0, np.int64), np.empty(0, np.int64))
+        points.append(_renumbered(len(part.points), mine[0], shared[0], n_points))
+        edges.append(_renumbered(len(part.edge_points), mine[1], shared[1], n_edges))
+        n_points += len(part.points) - len(mine[0])
+        n_edges += len(part.edge_points) - len(mine[1])
+        if k + 1 < len(parts):
+            on_line = _along(part, axis, lines[k])
+            shared = (points[k][0][on_line[0]], edges[k][0][on_line[1]])
+            seams.append(shared[1])
+    first_cell = prefix(np.array([len(part.patterns) for part in parts]))
+    edge_cells = np.full((n_edges, 2), -1, np.int32)
+    for part, (number, _), first in zip(parts, edges, first_cell, strict=False):
+        cells = np.where(part.edge_cells >= 0, part.edge_cells + np.int32(first), np.int32(-1))
+        # on a line the cell goes to the side that the strip on the left has left empty
+        taken = edge_cells[number]
+        both = np.where(cells >= 0, cells, taken)
+        clash = (cells >= 0).any(axis=1) & (taken >= 0).any(axis=1)
+        empty = (taken[clash, 0] >= 0).astype(np.int64)
+        both[clash] = taken[clash]
+        both[np.flatnonzero(clash), empty] = cells[clash].max(axis=1)
+        edge_cells[number] = both
+    fields = [dict(vars(part)) for part in parts]
+    template = parts[0]
+    parts.clear()
+
+    def gather(name: str, pick: Callable[[int, NDArray], NDArray]) -> NDArray:
+        return np.concatenate([pick(k, field.pop(name)) for k, field in enumerate(fields)])
+
+    slots = prefix(np.array([len(field["cell_corners"]) for field in fields]))
+    joined = replace(
+        template,
+        edge_cells=edge_cells,
+        points=gather("points", lambda k, x: x[points[k][1]]),
+        patterns=gather("patterns", lambda k, x: x),
+        edge_points=gather("edge_points", lambda k, x: points[k][0][x[edges[k][1]]]),
+        edge_unit=gather("edge_unit", lambda k, x: x[edges[k][1]]),
+        cell_corners=gather("cell_corners", lambda k, x: points[k][0][x]),
+        cell_edges=gather("cell_edges", lambda k, x: edges[k][0][x]),
+        cell_offsets=np.append(
+            gather("cell_offsets", lambda k, x: x[:-1] + slots[k]), slots[-1]
+        ),
     )
-    return joined, np.concatenate([seam, edges_a])
+    return joined, np.concatenate(seams).astype(np.int64)
 
 
 def _along(c: Complex, axis: int, line: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -165,50 +199,49 @@ def _along(c: Complex, axis: int, line: float) -> tuple[NDArray[np.int64], NDArr
 
 def _renumbered(
     n: int, shared: NDArray[np.int64], partner: NDArray[np.int64], first: int
-) -> NDArray[np.int32]:
-    """Number n items from ``first`` on, except the shared ones, which take their partners' numbers."""
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Number items from ``first`` on, the shared ones like their partners; flag those not shared."""
     own = np.ones(n, np.bool_)
     own[shared] = False
     out = np.empty(n, np.int32)
     out[own] = np.arange(first, first + own.sum())
     out[shared] = partner
-    return out
+    return out, own
 
 
-def _on_common_bits(
-    tiles: Sequence[Refined], stage_offsets: NDArray[np.int64]
-) -> list[Refined]:
-    """Rewrite the patterns of all tiles on the columns that vary in any of them."""
+def _put_on_common_bits(
+    tiles: list[Refined], stage_offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """Rewrite the patterns in ``tiles`` on the columns that vary in any of them.
+
+    Returns the units and pieces of the common bits, and the common base.
+    """
     keys = [_key(t.bit_unit, t.bit_piece)[t.bit_unit >= 0] for t in tiles]
     union = np.unique(np.concatenate(keys))
     unit = (union >> 32).astype(np.int32)
     stages = np.split(np.arange(len(union)), np.searchsorted(unit, stage_offsets[1:-1]))
-    # padding (-1) has its place in ``rows`` as well
-    rows = np.concatenate([padded(stage, np.int64) for stage in stages])
+    rows = np.concatenate([padded(stage, np.int64) for stage in stages])  # -1 is padding
     used = np.flatnonzero(rows >= 0)
     bit_unit = np.full(len(rows), -1, np.int32)
     bit_piece = np.full(len(rows), -1, np.int64)
     bit_unit[used] = unit
     bit_piece[used] = (union & 0xFFFFFFFF) - 2**31
     base = np.min([t.base for t in tiles], axis=0)
-    used = np.flatnonzero(bit_unit >= 0)
-    out = []
-    for tile, key in zip(tiles, keys, strict=True):
+    for k, key in enumerate(keys):
+        tile = tiles[k]
         mine = np.flatnonzero(tile.bit_unit >= 0)
         target = np.full(len(tile.bit_unit), -1, np.int64)
         target[mine] = used[np.searchsorted(union, key)]
         # a knot that the tile does not meet lies below all of the unit's values there, or above
         fill = np.zeros(len(bit_unit), np.bool_)
-        fill[used] = tile.base[bit_unit[used]] > bit_piece[used]
+        fill[used] = tile.base[unit] > bit_piece[used]
         fill[target[mine]] = False
         patterns = np.empty((len(tile.complex.patterns), len(bit_unit) // 64), np.uint64)
         _kernels.spread_bits(
             tile.complex.patterns, target, pack_row(fill), 0, len(patterns), patterns
         )
-        out.append(
-            Refined(replace(tile.complex, patterns=patterns), bit_unit, bit_piece, base, tile.zeros)
-        )
-    return out
+        tiles[k] = replace(tile, complex=replace(tile.complex, patterns=patterns))
+    return bit_unit, bit_piece, base
 
 
 def _key(unit: NDArray, piece: NDArray) -> NDArray[np.int64]:
