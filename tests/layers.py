@@ -81,6 +81,8 @@ RELU6 = _scalar("relu6", (0, 6), (0, 0), (1, 0), (0, 6))
 
 def leaky(slope: Rational) -> Scalar:
     """Multiply what is not above 0 by the slope."""
+    if slope == 1:  # no bend, hence no knot
+        return _scalar("leaky", (), (1, 0))
     return _scalar("leaky", (0,), (slope, 0), (1, 0))
 
 

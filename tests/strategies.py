@@ -7,6 +7,8 @@ biases at all.
 
 from __future__ import annotations
 
+import random
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -65,30 +67,109 @@ def _rows(draw: st.DrawFn, count: int, width: int, biased: bool) -> tuple[list, 
     return weights, biases
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """Everything of a network but its numbers: rows and units of each layer, and what it reads."""
+
+    dim: int
+    rows: tuple[int, ...]
+    units: tuple[Units, ...]
+    inputs: tuple[tuple[int, ...], ...]
+
+    def columns(self) -> list[int]:
+        """Entries that each layer reads."""
+        widths = [self.dim]
+        for rows, kind in zip(self.rows, self.units, strict=True):
+            widths.append(rows // kind.size if isinstance(kind, Pool) else rows)
+        return [sum(widths[i] for i in inputs) for inputs in self.inputs]
+
+    def build(self, numbers: list[tuple[list, list]]) -> tuple[Layer, ...]:
+        """Return the network with these weights and biases."""
+        parts = zip(numbers, self.units, self.inputs, strict=True)
+        return network(*(layer(w, b, kind, inputs) for (w, b), kind, inputs in parts))
+
+
 @st.composite
-def degenerate_networks(
+def architectures(
     draw: st.DrawFn,
     dim: int = 2,
     units: tuple[Units, ...] = SCALARS,
     depth: int = 3,
     width: int = 4,
     skips: bool = True,
+) -> Architecture:
+    """Draw one to `depth` CPWL layers, some of which read the latent too, and a linear one."""
+    hidden = draw(st.integers(1, depth))
+    kinds = tuple(draw(st.sampled_from(units)) for _ in range(hidden))
+    counts = [draw(st.integers(1, 2 if isinstance(kind, Pool) else width)) for kind in kinds]
+    rows = [
+        count * kind.size if isinstance(kind, Pool) else count
+        for count, kind in zip(counts, kinds, strict=True)
+    ]
+    inputs = [
+        (0, place) if skips and 0 < place < hidden and draw(st.booleans()) else (place,)
+        for place in range(hidden + 1)
+    ]
+    rows.append(draw(st.integers(1, 2)))
+    return Architecture(dim, tuple(rows), (*kinds, LINEAR), tuple(inputs))
+
+
+def some_architectures(
+    count: int,
+    dim: int = 2,
+    units: tuple[Units, ...] = SCALARS,
+    width: int = 4,
+    skips: bool = True,
+) -> st.SearchStrategy[Architecture]:
+    """Choose from a fixed few: torch.export takes 0.4 s an architecture."""
+    choose = random.Random(count)
+    found = []
+    for place in range(count):
+        hidden = 1 + place % 3
+        kinds = [units[(place + 3 * i) % len(units)] for i in range(hidden)]
+        rows = [
+            kind.size * choose.randint(1, 2) if isinstance(kind, Pool) else choose.randint(2, width)
+            for kind in kinds
+        ]
+        inputs = [
+            (0, i) if skips and 0 < i < hidden and choose.random() < 0.5 else (i,)
+            for i in range(hidden + 1)
+        ]
+        found.append(Architecture(dim, (*rows, 2), (*kinds, LINEAR), tuple(inputs)))
+    return st.sampled_from(found)
+
+
+@st.composite
+def degenerate_networks(
+    draw: st.DrawFn, shapes: st.SearchStrategy[Architecture]
 ) -> tuple[Layer, ...]:
-    """Networks of small integer weights with one to `depth` CPWL layers and a linear one behind."""
-    layers: list[Layer] = []
-    widths = [dim]
+    """Networks of small integer weights, often without biases."""
+    shape = draw(shapes)
     biased = draw(st.booleans())
-    for place in range(draw(st.integers(1, depth))):
-        kind = draw(st.sampled_from(units))
-        count = draw(st.integers(1, width))
-        if isinstance(kind, Pool):
-            count = kind.size * draw(st.integers(1, 2))
-        inputs = (0, place) if skips and place and draw(st.booleans()) else (place,)
-        weights, biases = draw(_rows(count, sum(widths[i] for i in inputs), biased))
-        layers.append(layer(weights, biases, kind, inputs))
-        widths.append(layers[-1].width)
-    weights, biases = draw(_rows(draw(st.integers(1, 2)), widths[-1], biased))
-    return network(*layers, layer(weights, biases, LINEAR))
+    numbers = [
+        draw(_rows(rows, columns, biased))
+        for rows, columns in zip(shape.rows, shape.columns(), strict=True)
+    ]
+    return shape.build(numbers)
+
+
+def generic_networks(
+    shapes: st.SearchStrategy[Architecture],
+) -> st.SearchStrategy[tuple[Layer, ...]]:
+    """Networks of normal float64 weights."""
+    return st.builds(_generic, st.integers(0, 2**32 - 1), shapes)
+
+
+def _generic(seed: int, shape: Architecture) -> tuple[Layer, ...]:
+    rng = np.random.default_rng(seed)
+    numbers = [
+        (
+            (rng.normal(size=(rows, columns)) * np.sqrt(2 / columns)).tolist(),
+            rng.normal(size=rows).tolist(),
+        )
+        for rows, columns in zip(shape.rows, shape.columns(), strict=True)
+    ]
+    return shape.build(numbers)
 
 
 def random_network(
@@ -102,28 +183,10 @@ def random_network(
 
     A width counts what a layer puts out, so that a pool reads `size` times as many rows.
     """
-    random = np.random.default_rng(seed)
-    layers, before = [], dim
-    for place, width in enumerate((*widths, outputs)):
-        kind = units[place % len(units)] if place < len(widths) else LINEAR
-        count = width * kind.size if isinstance(kind, Pool) else width
-        weights = random.normal(size=(count, before)) * np.sqrt(2 / before)
-        layers.append(layer(weights.tolist(), random.normal(size=count).tolist(), kind))
-        before = width
-    return network(*layers)
-
-
-def generic_networks(
-    dim: int = 2,
-    units: tuple[Units, ...] = SCALARS,
-    depth: int = 3,
-    width: int = 5,
-) -> st.SearchStrategy[tuple[Layer, ...]]:
-    """Networks of normal float64 weights: one to `depth` layers of mixed units."""
-    return st.builds(
-        random_network,
-        seed=st.integers(0, 2**32 - 1),
-        widths=st.lists(st.integers(1, width), min_size=1, max_size=depth).map(tuple),
-        units=st.lists(st.sampled_from(units), min_size=1, max_size=depth).map(tuple),
-        dim=st.just(dim),
-    )
+    kinds = [units[place % len(units)] for place in range(len(widths))]
+    rows = [
+        width * kind.size if isinstance(kind, Pool) else width
+        for width, kind in zip(widths, kinds, strict=True)
+    ]
+    chain = tuple((place,) for place in range(len(widths) + 1))
+    return _generic(seed, Architecture(dim, (*rows, outputs), (*kinds, LINEAR), chain))

@@ -13,7 +13,15 @@ import torch
 from brute import arrangement_cells, feasible_patterns
 from hypothesis import given, settings
 from layers import ABS, LINEAR, RELU, Pool, Scalar, hardtanh, layer, network, to_torch
-from strategies import BOX, SCALARS, degenerate_networks, domains, generic_networks, random_network
+from strategies import (
+    BOX,
+    SCALARS,
+    architectures,
+    degenerate_networks,
+    domains,
+    generic_networks,
+    random_network,
+)
 
 SETTINGS = settings(max_examples=25, deadline=None)
 
@@ -43,14 +51,14 @@ def test_a_sawtooth_of_depth_l_has_two_to_the_l_pieces(depth: int) -> None:
 
 
 @SETTINGS
-@given(degenerate_networks(depth=2, width=3, skips=False), domains(2))
+@given(degenerate_networks(architectures(depth=2, width=3, skips=False)), domains(2))
 def test_brute_force_finds_the_patterns_of_degenerate_networks(layers, corners) -> None:
     cells = oracles.subdivide(layers, corners)
     assert feasible_patterns(layers, corners) == {cell.pattern for cell in cells}
 
 
 @SETTINGS
-@given(degenerate_networks(dim=1, depth=2, width=3, skips=False), domains(1))
+@given(degenerate_networks(architectures(1, depth=2, width=3, skips=False)), domains(1))
 def test_brute_force_finds_the_patterns_on_an_interval(layers, corners) -> None:
     cells = oracles.subdivide(layers, corners)
     assert feasible_patterns(layers, corners) == {cell.pattern for cell in cells}
@@ -66,8 +74,8 @@ def test_brute_force_finds_the_patterns_of_generic_networks(seed: int) -> None:
 @SETTINGS
 @given(
     st.one_of(
-        generic_networks(),
-        degenerate_networks(units=(*SCALARS, Pool(2), Pool(3))),
+        generic_networks(architectures()),
+        degenerate_networks(architectures(units=(*SCALARS, Pool(2), Pool(3)))),
     ),
     domains(2),
 )
@@ -90,7 +98,7 @@ def test_the_cells_are_a_tiling_with_the_maps_of_torch(layers, corners) -> None:
 
 
 @SETTINGS
-@given(degenerate_networks(units=(*SCALARS, Pool(2))), domains(2))
+@given(degenerate_networks(architectures(units=(*SCALARS, Pool(2)))), domains(2))
 def test_neighbours_agree_on_the_corners_that_they_share(layers, corners) -> None:
     cells = oracles.subdivide(layers, corners)
     for i, j in oracles.adjacency(cells):
