@@ -55,16 +55,48 @@ def merge_contested(
         lambda a, b: _kernels.clear_lost(patterns, bit_of[parent], piece, bit_of[child], a, b),
         len(patterns),
     )
-    complex_ = replace(complex_, patterns=patterns)
     contested = np.zeros(len(base), np.bool_)
     contested[child] = True
     if complex_.points.shape[1] == 1:
-        inside = contested[complex_.point_unit[1:-1]]
-        return merge_intervals(complex_, 1 + np.flatnonzero(inside & same_pattern(
-            patterns, np.arange(len(inside)), np.arange(1, len(inside) + 1))))  # fmt: skip
-    candidates = np.flatnonzero((complex_.edge_unit >= 0) & contested[complex_.edge_unit])
-    same = same_pattern(patterns, *complex_.edge_cells[candidates].T)
-    return merge_polygons(complex_, candidates[same], fixed)
+        unit = complex_.point_unit
+        sides = np.stack([np.arange(-1, len(unit) - 1), np.arange(len(unit))], axis=1)
+    else:
+        unit, sides = complex_.edge_unit, complex_.edge_cells
+    candidates = np.flatnonzero((unit >= 0) & contested[unit])
+    same = same_pattern(patterns, *sides[candidates].T)
+    removed, left = candidates[same], candidates[~same]
+    unit = unit.copy()
+    unit[left] = _deciding(patterns, sides[left], bit_unit, bit_of, unit[left])
+    if complex_.points.shape[1] == 1:
+        return merge_intervals(replace(complex_, patterns=patterns, point_unit=unit), removed)
+    complex_ = replace(complex_, patterns=patterns, edge_unit=unit)
+    return merge_polygons(complex_, removed, fixed)
+
+
+def _deciding(
+    patterns: NDArray[np.uint64],
+    sides: NDArray,
+    bit_unit: NDArray[np.int32],
+    bit_of: NDArray[np.int64],
+    unit: NDArray[np.int32],
+) -> NDArray[np.int32]:
+    """Name the unit that a facet lies on anew where its unit has no effect on one of the sides.
+
+    It is the unit of the last bit that differs: in a tournament that is the match in which the two
+    sides' winners meet, for all later matches are decided alike.
+    """
+    out = unit.copy()
+    own = bit_of[unit]
+    differ = patterns[sides[:, 0], own >> 6] ^ patterns[sides[:, 1], own >> 6]
+    idle = np.flatnonzero((differ >> (own & 63).astype(np.uint64)) & np.uint64(1) == 0)
+    for rows in np.array_split(idle, -(-len(idle) // 4096) or 1):
+        differ = patterns[sides[rows, 0]] ^ patterns[sides[rows, 1]]
+        bits = np.unpackbits(
+            differ.astype("<u8", copy=False).view(np.uint8), axis=1, bitorder="little"
+        )
+        last = bits.shape[1] - 1 - np.argmax(bits[:, ::-1], axis=1)
+        out[rows] = bit_unit[last]
+    return out
 
 
 def same_pattern(patterns: NDArray[np.uint64], a: NDArray, b: NDArray) -> NDArray[np.bool_]:

@@ -87,7 +87,7 @@ def stage_signs(
     n_units = int(network.stage_offsets[stage + 1] - network.stage_offsets[stage])
     sample = points[:: max(1, len(points) // _SAMPLE_ROWS)]
     # Twice: the magnitudes were only sampled, and the embedding rounds as well.
-    unit_bound = 2 * network.rounding_error(embed(sample), stage)
+    unit_bound = 2 * network.rounding_error(embed(sample), stage).numpy()
 
     per_row = network.bytes_per_sample(stage) + 16 * n_units
     size = int(min(_MOST_ROWS, max(64, memory // per_row)))

@@ -1,0 +1,88 @@
+"""Speed and memory of the exact engine in 2-D, against regioncam and against the floor.
+
+    pytest tests/benchmarks/bench_partition.py -s
+
+Every measurement is a process of its own; the engines take turns, and the best of the rounds
+counts. Each test prints its table and asserts the project's targets.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+NETWORKS = {"2-20-20-20-3": 1839, "2-64-64-64-3": 18863, "2-128-128-128-3": 65799,
+            "2-256-256-256-3": 269845, "2-512-512-512-3": None}  # fmt: skip
+
+
+def measure(engine: str, widths: str, **options: float) -> dict[str, Any]:
+    """Run the worker."""
+    command = [sys.executable, "-m", "tests.benchmarks.worker", engine, widths]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The round with the least wall time."""
+    return min(rounds, key=lambda r: r["wall"])
+
+
+def test_against_regioncam_and_floor() -> None:
+    print("\n| network | cells | cpwl wall s | cpu s | MB | regioncam wall s | MB | its cells "
+          "| times faster | floor s | cpwl / floor |\n" + "|---" * 11 + "|")  # fmt: skip
+    for widths, cells in NETWORKS.items():
+        large = widths.startswith(("2-256", "2-512"))
+        rounds: dict[str, list[dict[str, Any]]] = {"cpwl": [], "regioncam": [], "floor": []}
+        for _ in range(2 if large else 3):
+            for engine, made in rounds.items():
+                if engine == "regioncam" and widths.startswith("2-512"):
+                    continue  # 25 s and 6.6 GB at 2-256 already
+                slow = large and engine == "regioncam"
+                made.append(measure(engine, widths, repeat=1 if slow else 3))
+        ours, floor = best(rounds["cpwl"]), best(rounds["floor"])
+        row = f"| {widths} | {ours['cells']:,} | {ours['wall']:.3f} | {ours['cpu']:.3f} "
+        row += f"| {ours['rss'] / 1e6:.0f} "
+        if rounds["regioncam"]:
+            peer = best(rounds["regioncam"])
+            ratio = peer["wall"] / ours["wall"]
+            row += f"| {peer['wall']:.3f} | {peer['rss'] / 1e6:.0f} | {peer['cells']:,} "
+            row += f"| {ratio:.1f} "
+            if widths != "2-20-20-20-3":
+                assert ratio >= 10
+        else:
+            row += "| - | - | - | - "
+        print(f"{row}| {floor['wall']:.3f} | {ours['wall'] / floor['wall']:.2f} |", flush=True)
+        if cells is not None:
+            assert ours["cells"] == cells
+        if widths.startswith("2-256"):
+            assert ours["rss"] <= 6.6e9 / 20
+
+
+def test_cost_per_cell_is_flat() -> None:
+    """Width 64, domain growing and depth growing: from about 1e4 to about 1e6 cells."""
+    print("\n| network | domain | cells | microseconds a cell |\n" + "|---" * 4 + "|")
+    costs = []
+    for widths, size in (
+        ("2-64-64-64-3", 6),
+        ("2-64-64-64-64-64-3", 10),
+        ("2-64-64-64-64-64-64-64-64-64-64-3", 10),
+        ("2-64" + "-64" * 19 + "-3", 10),
+    ):
+        made = best([measure("cpwl", widths, size=size) for _ in range(2)])
+        costs.append(1e6 * made["wall"] / made["cells"])
+        print(f"| {widths} | ±{size} | {made['cells']:,} | {costs[-1]:.2f} |", flush=True)
+
+
+def test_two_cores() -> None:
+    print("\n| network | cells | one core s | two cores s | ratio |\n" + "|---" * 5 + "|")
+    for widths in ("2-128-128-128-128-3", "2-256-256-256-3"):
+        rounds = [(measure("cpwl", widths, cores=1), measure("cpwl", widths)) for _ in range(3)]
+        one, two = best([r[0] for r in rounds]), best([r[1] for r in rounds])
+        ratio = one["wall"] / two["wall"]
+        print(f"| {widths} | {two['cells']:,} | {one['wall']:.3f} | {two['wall']:.3f} "
+              f"| {ratio:.2f} |", flush=True)  # fmt: skip
+        assert two["cells"] >= 1e5
+        assert ratio >= 1.6
