@@ -1,0 +1,282 @@
+"""Files written whole or not at all, and partitions kept as one .npz without pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpwl.domain import Domain, Slice
+
+if TYPE_CHECKING:
+    from cpwl.network import Network
+    from cpwl.partition import Partition
+
+FORMAT = "cpwl partition 1"
+
+# name -> (kind of number, axes); one row per array of a Partition
+_ARRAYS = {
+    "points": ("f", 2),
+    "cell_offsets": ("i", 1),
+    "cell_corners": ("i", 1),
+    "cell_facets": ("i", 1),
+    "facet_points": ("i", 2),
+    "facet_cells": ("i", 2),
+    "facet_unit": ("i", 1),
+    "patterns": ("u", 2),
+    "bit_unit": ("i", 1),
+    "unit_base": ("i", 1),
+}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there on success, delete it on any failure.
+
+    The temporary name ends like the final one, so that writers which choose a format by the
+    suffix work unchanged. A reader sees the old file or the new one, never a part of it.
+
+    Parameters
+    ----------
+    path : str or path
+        The final name. An existing file is replaced.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder of `path` does not exist.
+    RuntimeError
+        The body finished without writing the file.
+    """
+    final = Path(path)
+    if not final.parent.is_dir():
+        raise FileNotFoundError(
+            f"Expected an existing folder for {final.name}, got {final.parent}. "
+            "Create the folder first, or give another path."
+        )
+    part = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.part{final.suffix}")
+    try:
+        yield part
+        if not part.is_file():
+            raise RuntimeError(
+                f"Expected {part.name} to be written, got no file. "
+                "Write to the path that atomic_path yields, under that very name."
+            )
+        with open(part, "rb+") as handle:
+            os.fsync(handle.fileno())  # the name must not outlive a crash that the bytes do not
+        os.replace(part, final)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(partition: Partition, path: str | os.PathLike[str]) -> None:
+    """Write a partition to one .npz file, whole or not at all.
+
+    Stored are all arrays, the domain with its slice, the status, and a fingerprint of the network
+    (not the network itself): see `load_partition`. The name is kept as given.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder of `path` does not exist.
+    ValueError
+        A partition that was itself loaded without its network.
+    """
+    place = partition.domain.slice
+    network = require_network(partition)
+    header = {
+        "format": FORMAT,
+        "status": {name: _plain(value) for name, value in partition.status._asdict().items()},
+        "input_shape": list(network.input_shape),
+        "output_shape": list(network.output_shape),
+    }
+    arrays: dict[str, NDArray[Any]] = {name: getattr(partition, name) for name in _ARRAYS}
+    arrays |= {
+        "header": np.array(json.dumps(header)),
+        "corners": partition.domain.corners,
+        "slice_origin": place.origin,
+        "slice_basis": place.basis,
+        "stage_offsets": np.asarray(network.stage_offsets, np.int64),
+        "fingerprint": fingerprint(network, partition.domain),
+    }
+    if place.anchors is not None:
+        arrays["slice_anchors"] = place.anchors
+    with atomic_path(path) as part, open(part, "wb") as handle:
+        cast(Any, np.savez)(handle, allow_pickle=False, **arrays)
+
+
+def require_network(partition: Partition) -> Network:
+    """Return the partition's network, or raise where it was loaded without one."""
+    if partition.network is None:
+        raise ValueError(
+            "Expected a partition with its network, got one loaded from a file without it. "
+            "Pass the network: cpwl.load_partition(path, network=network)."
+        )
+    return partition.network
+
+
+def load_partition(path: str | os.PathLike[str], network: Network | None = None) -> Partition:
+    """Read a partition written by `save`.
+
+    Parameters
+    ----------
+    path : str or path
+        The .npz file. Nothing in it is unpickled.
+    network : Network, optional
+        The network that was subdivided. Without it the geometry, patterns and status are there,
+        and whatever evaluates the network raises an error that says so.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Not a partition file, a damaged one, or a network other than the one stored.
+    """
+    from cpwl.partition import Partition, Status
+
+    stored = _read(Path(path))
+    try:
+        header = json.loads(str(stored["header"]))
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']!r}")
+        place = Slice(stored["slice_origin"], stored["slice_basis"], stored.get("slice_anchors"))
+        domain = Domain(stored["corners"], place)
+        status = Status(**header["status"])
+        arrays = {name: stored[name] for name in _ARRAYS}
+        stages = stored["stage_offsets"]
+        shapes = [tuple(header["input_shape"]), tuple(header["output_shape"])]
+        _validate(arrays, domain.dim, int(stages[-1]))
+        expected = stored["fingerprint"]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"Expected a partition ({FORMAT}) in {path}, got a file that does not fit: {error}. "
+            "Write it with partition.save(path) of this version of cpwl."
+        ) from error
+    if network is not None:
+        _check_network(network, shapes, stages, domain, expected)
+    return Partition(network=network, domain=domain, status=status, **arrays)
+
+
+def fingerprint(network: Network, domain: Domain) -> NDArray[np.float64]:
+    """Return numbers that tell networks apart: (S + 1, 4) sums over units at points of the domain.
+
+    Row s holds, at three fixed points, a sum of stage s's preactivations with fixed signs, and the
+    sum of their magnitudes as a scale; the last row does the same for the outputs. Sums and not a
+    hash of bytes, because the last bits of a product differ between machines and thread counts.
+    """
+    corners = domain.corners
+    inside = np.stack([np.roll(np.linspace(1, 2, len(corners)), k) for k in range(3)])
+    z = domain.slice.embed(inside @ corners / inside.sum(axis=1, keepdims=True))
+    z = torch.from_numpy(z)
+    rows = [network.preactivations(z, stage).numpy() for stage in range(network.num_stages)]
+    rows.append(network(z).numpy())
+    result = np.zeros((len(rows), 4))
+    for row, values in zip(result, rows, strict=True):
+        values = values.reshape(3, -1)
+        # signs of an irrational rotation: fixed, balanced, and different for every unit
+        signs = np.where(
+            np.arange(1, values.shape[1] + 1) * 0.6180339887498949 % 1 < 0.5, 1.0, -1.0
+        )
+        row[:3] = values @ signs
+        row[3] = np.abs(values).sum()
+    return result
+
+
+def _check_network(
+    network: Network,
+    shapes: list[tuple[int, ...]],
+    stages: NDArray[np.int64],
+    domain: Domain,
+    expected: NDArray[np.float64],
+) -> None:
+    """Raise unless this is the network whose partition was stored."""
+    sizes = np.asarray(network.stage_offsets)
+    found_shapes = [tuple(network.input_shape), tuple(network.output_shape)]
+    if found_shapes != shapes or not np.array_equal(sizes, stages):
+        raise ValueError(
+            f"Expected the stored network, {shapes[0]} -> {shapes[1]} with units by stage from "
+            f"{stages.tolist()}, got {found_shapes[0]} -> {found_shapes[1]} from {sizes.tolist()}. "
+            "Pass the network that was subdivided, or none to use the geometry alone."
+        )
+    found = fingerprint(network, domain)
+    # rounding moves a sum by about 1e-16 of its magnitude times the depth; one float32 weight
+    # changed in its last bit moves it by about 1e-8 over the number of units
+    distance = float((np.abs(found - expected) / (expected[:, 3:] + 1e-300)).max(initial=0.0))
+    if not distance <= 1e-12:
+        raise ValueError(
+            "Expected the stored network, got one of the same shape with other parameters (values "
+            f"at fixed points differ by {distance:.2g} of their magnitude). Pass the network that "
+            "was subdivided, or none to use the geometry alone."
+        )
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """Return every array of an .npz file, or raise with what is wrong with it."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected a partition file, got no file at {path}. Check the path."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            return {name: stored[name] for name in stored.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"Expected a whole .npz file written by partition.save in {path}, got something else "
+            f"or a damaged file ({error}). Write it again, or choose the right file."
+        ) from error
+
+
+def _validate(arrays: dict[str, NDArray[Any]], dim: int, num_units: int) -> None:
+    """Raise ValueError where the arrays do not fit each other."""
+    for name, (kind, axes) in _ARRAYS.items():
+        array = arrays[name]
+        if array.dtype.kind != kind or array.ndim != axes:
+            raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}")
+    offsets = arrays["cell_offsets"]
+    cells, corners = len(offsets) - 1, len(arrays["cell_corners"])
+    facets = len(arrays["facet_points"])
+    points = len(arrays["points"])
+
+    def within(name: str, low: int, high: int) -> bool:
+        array = arrays[name]
+        return array.size == 0 or (int(array.min()) >= low and int(array.max()) < high)
+
+    whole = (
+        cells >= 0
+        and offsets[0] == 0
+        and offsets[-1] == corners == len(arrays["cell_facets"])
+        and bool((np.diff(offsets) >= 2).all())
+        and len(arrays["patterns"]) == cells
+        and len(arrays["facet_cells"]) == len(arrays["facet_unit"]) == facets
+        and arrays["points"].shape[1] == dim
+        and arrays["facet_points"].shape[1] == dim
+        and arrays["facet_cells"].shape[1] == 2
+        and len(arrays["bit_unit"]) == 64 * arrays["patterns"].shape[1]
+        and len(arrays["unit_base"]) == num_units
+        and within("cell_corners", 0, points)
+        and within("cell_facets", 0, facets)
+        and within("facet_points", 0, points)
+        and within("facet_cells", -1, cells)
+        and within("facet_unit", -1, num_units)
+        and within("bit_unit", -1, num_units)
+    )
+    if not whole:
+        raise ValueError("its arrays do not fit each other")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of the status as JSON holds it."""
+    return value.item() if isinstance(value, np.generic) else value
