@@ -1,0 +1,305 @@
+"""Partitions as shapely polygons, GeoDataFrames and surface meshes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import shapely
+from numpy.typing import ArrayLike, NDArray
+
+from cpwl.affine import evaluate, num_outputs
+from cpwl.descriptors import (
+    Spectrum,
+    condition_number,
+    image_volumes,
+    local_rank,
+    local_scaling,
+    spectrum,
+    volumes,
+)
+from cpwl.storage import atomic_path, require_network
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from trimesh import Trimesh
+
+    from cpwl.partition import Partition
+
+Array = NDArray[np.float64]
+
+DESCRIPTORS = ("psi", "nu", "condition", "rank", "volume", "image_volume")
+
+
+def polygons(partition: Partition) -> NDArray[np.object_]:
+    """Return the cells of a 2-D partition as shapely polygons, (C,); needs no network.
+
+    Raises
+    ------
+    ValueError
+        A 1-D partition.
+    """
+    if partition.dim != 2:
+        raise ValueError(
+            f"Expected a 2-D partition for polygons, got a {partition.dim}-D one. "
+            "Its cells are intervals: partition.points[partition.cell_corners].reshape(-1, 2)."
+        )
+    offsets = partition.cell_offsets
+    # a ring ends where it begins: repeat every cell's first corner after its last
+    rings = offsets + np.arange(len(offsets))
+    ids = np.empty(rings[-1], np.int64)
+    ends = rings[1:] - 1
+    ids[ends] = partition.cell_corners[offsets[:-1]]
+    body = np.ones(len(ids), bool)
+    body[ends] = False
+    ids[body] = partition.cell_corners
+    whole = (rings, np.arange(len(offsets)))
+    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, partition.points[ids], whole)
+
+
+def describe(
+    partition: Partition,
+    names: Iterable[str] = DESCRIPTORS,
+    *,
+    source: Spectrum | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Return descriptors by name, one array entry per cell, from one pass over the maps.
+
+    Parameters
+    ----------
+    partition : Partition
+        With its network, unless only "volume" is asked for.
+    names : iterable of str
+        Of "psi", "nu", "condition", "rank", "volume", "image_volume".
+    source : Spectrum, optional
+        `spectrum(partition)`, where it is at hand.
+
+    Raises
+    ------
+    ValueError
+        Another name.
+    """
+    names = tuple(names)
+    if unknown := [name for name in names if name not in DESCRIPTORS]:
+        raise ValueError(
+            f"Expected descriptors among {', '.join(DESCRIPTORS)}, got {', '.join(unknown)}. "
+            "Give other columns as arrays."
+        )
+    if source is None and set(names) - {"volume"}:
+        source = spectrum(partition)
+
+    def column(name: str) -> NDArray[Any]:
+        if name == "volume" or source is None:
+            return volumes(partition)
+        if name == "psi":
+            return local_scaling(source)
+        if name == "nu":
+            return local_rank(source)
+        if name == "condition":
+            return condition_number(source)
+        return source.rank if name == "rank" else image_volumes(partition, source)
+
+    return {name: column(name) for name in names}
+
+
+def to_geodataframe(
+    partition: Partition,
+    descriptors: Iterable[str] | Mapping[str, ArrayLike] = DESCRIPTORS,
+) -> GeoDataFrame:
+    """Return the cells as a GeoDataFrame, one row per cell, descriptors as columns.
+
+    Parameters
+    ----------
+    partition : Partition
+        2-D: polygons. 1-D: lines along y = 0.
+    descriptors : iterable of names, or mapping of names to (C,) arrays
+        Names as for `describe`; a mapping gives columns of your own.
+
+    Raises
+    ------
+    ImportError
+        geopandas is missing.
+    ValueError
+        An unknown name, or a column of the wrong length.
+    """
+    try:
+        import geopandas
+    except ImportError as error:
+        raise _missing("geopandas", "geo") from error
+    columns: dict[str, NDArray[Any]] = {"cell": np.arange(partition.num_cells)}
+    if isinstance(descriptors, Mapping):
+        columns |= {name: _per_cell(partition, value) for name, value in descriptors.items()}
+    else:
+        columns |= describe(partition, descriptors)
+    if partition.dim == 2:
+        shapes = polygons(partition)
+    else:
+        ends = partition.points[partition.cell_corners].reshape(-1, 2)
+        shapes = shapely.linestrings(np.stack([ends, np.zeros_like(ends)], axis=2))
+    return geopandas.GeoDataFrame(columns, geometry=shapes)
+
+
+def write_geoparquet(
+    partition: Partition,
+    path: str | os.PathLike[str],
+    descriptors: Iterable[str] | Mapping[str, ArrayLike] = DESCRIPTORS,
+) -> None:
+    """Write `to_geodataframe` as GeoParquet, whole or not at all.
+
+    QGIS, DuckDB's spatial extension and pandas read it (geometry as WKB, in slice coordinates and
+    therefore without a reference system).
+    """
+    frame = to_geodataframe(partition, descriptors)
+    with atomic_path(path) as part:
+        frame.to_parquet(part)
+
+
+def surface(
+    partition: Partition, values: str | ArrayLike = "psi", *, cmap: str = "viridis"
+) -> Trimesh:
+    """Return the image of a 2-D partition in R^3 as a triangle mesh.
+
+    Parameters
+    ----------
+    partition : Partition
+        2-D, with its network, which must have 3 outputs.
+    values : str or (C,) array_like
+        A descriptor's name or one number per cell. Every triangle of a cell carries it, as the
+        face attribute of that name ("value" for an array) and as its colour.
+    cmap : str
+        A matplotlib colour map, between the 1st and the 99th percentile.
+
+    Returns
+    -------
+    trimesh.Trimesh
+        Vertices are G at the partition's points, shared between cells; the face attribute "cell"
+        tells where a triangle comes from.
+
+    Raises
+    ------
+    ImportError
+        trimesh is missing.
+    ValueError
+        Not a 2-D partition with 3 outputs, or values of the wrong length.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise _missing("trimesh", "mesh") from error
+    outputs = num_outputs(partition)
+    if partition.dim != 2 or outputs != 3:
+        shape = require_network(partition).output_shape
+        raise ValueError(
+            f"Expected a 2-D partition of a network with 3 outputs for a surface, got a "
+            f"{partition.dim}-D one with outputs of shape {shape} ({outputs} numbers). Append a "
+            "linear layer that projects the outputs to three dimensions."
+        )
+    name = values if isinstance(values, str) else "value"
+    per_cell = describe(partition, (values,))[values] if isinstance(values, str) else values
+    per_cell = _per_cell(partition, per_cell).astype(np.float64)
+    faces, cells = _triangles(partition)
+    mesh = trimesh.Trimesh(
+        vertices=evaluate(partition, partition.points),
+        faces=faces,
+        face_colors=_colours(per_cell, cmap)[cells],
+        process=False,
+    )
+    mesh.face_attributes[name] = per_cell[cells]
+    mesh.face_attributes["cell"] = cells.astype(np.int32)
+    return mesh
+
+
+def write_mesh(
+    partition: Partition,
+    path: str | os.PathLike[str],
+    values: str | ArrayLike = "psi",
+    *,
+    cmap: str = "viridis",
+) -> None:
+    """Write `surface` as PLY (values and colours per face) or GLB (colours), whole or not at all.
+
+    Parameters
+    ----------
+    path : str or path
+        Ends in .ply or .glb. glTF has no colours of faces: in a .glb every triangle has corners of
+        its own, in its colour, with its value as the vertex attribute _PSI (the name in capitals).
+
+    Raises
+    ------
+    ValueError
+        Another suffix; else as for `surface`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".ply", ".glb"):
+        raise ValueError(
+            f"Expected a path that ends in .ply or .glb, got {Path(path).name}. "
+            "Both are read by Blender and MeshLab; .glb also by browsers."
+        )
+    mesh = surface(partition, values, cmap=cmap)
+    if suffix == ".glb":
+        mesh = _with_own_corners(mesh)
+    with atomic_path(path) as part:
+        mesh.export(part, file_type=suffix[1:])
+
+
+def _triangles(partition: Partition) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the triangles (T, 3) of every cell, fanned from its first corner, and their cells."""
+    offsets, corners = partition.cell_offsets, partition.cell_corners
+    sizes = np.diff(offsets)
+    cells = np.repeat(np.arange(partition.num_cells), sizes - 2)
+    # position i = 1..n-2 within the cell, for the triangle (0, i, i + 1)
+    before = np.cumsum(sizes - 2) - (sizes - 2)
+    middle = np.arange(len(cells)) - before[cells] + 1
+    first = offsets[cells]
+    ids = np.stack([first, first + middle, first + middle + 1], axis=1)
+    return corners[ids].astype(np.int64), cells
+
+
+def _colours(values: Array, cmap: str) -> NDArray[np.uint8]:
+    """Return RGBA bytes; grey where a value is not finite."""
+    finite = np.isfinite(values)
+    low, high = np.percentile(values[finite], [1, 99]) if finite.any() else (0.0, 1.0)
+    share = np.clip((np.where(finite, values, low) - low) / (high - low or 1.0), 0, 1)
+    colours = mpl.colormaps[cmap](share, bytes=True)
+    colours[~finite] = (128, 128, 128, 255)
+    return colours
+
+
+def _with_own_corners(mesh: Trimesh) -> Trimesh:
+    """Return the mesh with no shared vertices and the faces' colours and values on them."""
+    import trimesh
+
+    corners = mesh.vertices[mesh.faces].reshape(-1, 3)
+    colours: Any = mesh.visual
+    apart = trimesh.Trimesh(
+        vertices=corners,
+        faces=np.arange(len(corners)).reshape(-1, 3),
+        vertex_colors=np.repeat(colours.face_colors, 3, axis=0),
+        process=False,
+    )
+    for name, value in mesh.face_attributes.items():
+        apart.vertex_attributes[f"_{name.upper()}"] = np.repeat(value, 3).astype(np.float32)
+    return apart
+
+
+def _per_cell(partition: Partition, values: ArrayLike) -> NDArray[Any]:
+    """Return values as an array with one entry per cell, or raise."""
+    array = np.asarray(values)
+    if array.shape != (partition.num_cells,):
+        raise ValueError(
+            f"Expected one value for each of {partition.num_cells} cells, got shape "
+            f"{array.shape}. Give an array of shape ({partition.num_cells},)."
+        )
+    return array
+
+
+def _missing(package: str, extra: str) -> ImportError:
+    """Build the error for an optional dependency that is not installed."""
+    return ImportError(
+        f"Expected {package} to be installed for this export, got no such package. "
+        f'Install it with: pip install "cpwl[{extra}]"'
+    )
