@@ -308,13 +308,13 @@ def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
     else:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 7), layout="constrained")
+        figure = Figure(figsize=(8, 6.4), layout="constrained")
         axes = figure.add_subplot()
         plot.partition(partition, None if color == "none" else color, ax=axes)
         if partition.domain.slice.anchors is not None:
             plot.mark(axes, partition.domain.slice.anchors)
         with atomic_path(path) as part:
-            figure.savefig(part, dpi=150)
+            figure.savefig(part, dpi=150, bbox_inches="tight")  # a legend may stick out
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from cpwl.storage import atomic_path
 
 Array = NDArray[np.float64]
 
-SAMPLES = 6000
+SAMPLES = 5000
 """Latents drawn for the sample panels; the density estimate costs their square."""
 
 _BORDER = 2.0
@@ -94,7 +94,8 @@ def run_demo(path: str | Path, seed: int = 0, *, progress: bool = True) -> DemoR
     inside = np.all(np.abs(latents) < RADIUS - _BORDER * width, axis=1)
 
     with atomic_path(path) as part:
-        draw(partition, psi, latents, samples, density).savefig(part, dpi=80)
+        figure = draw(partition, psi, latents, samples, density)
+        figure.savefig(part, dpi=78, bbox_inches="tight", pad_inches=0.1)
     return DemoReport(
         cells=partition.num_cells,
         regions=cpwl.regions(partition).count,

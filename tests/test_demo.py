@@ -63,7 +63,7 @@ def test_the_figure_has_its_four_panels(monkeypatch, tmp_path):
     axes = [a for a in drawn[0].axes if a.get_label() != "<colorbar>"]
     titles = [a.get_title() for a in axes]
     assert titles[0].startswith("partition: ")
-    assert titles[1:] == ["image of G", "6,000 uniform latents", "generated samples"]
+    assert titles[1:] == ["image of G", "5,000 uniform latents", "generated samples"]
     flat, uniform, generated = axes[0], axes[2], axes[3]
     assert len(flat.collections) > 1  # cells and knots
     np.testing.assert_array_equal(
