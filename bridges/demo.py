@@ -101,8 +101,8 @@ def run_demo(path: str | Path, seed: int = 0, *, progress: bool = True) -> DemoR
         regions=cpwl.regions(partition).count,
         psi=(float(psi.min()), float(psi.max())),
         nu=(float(nu.min()), float(nu.max())),
-        correlation=float(spearmanr(density, exact).statistic),
-        inner_correlation=float(spearmanr(density[inside], exact[inside]).statistic),
+        correlation=float(spearmanr(density, exact)[0]),
+        inner_correlation=float(spearmanr(density[inside], exact[inside])[0]),
         training_seconds=trained - began,
         partition_seconds=enumerated - captured,
         seconds=time.perf_counter() - began,
@@ -150,5 +150,5 @@ def draw(
     for axes in (space, generated):
         axes.set_zlabel("$f(z)$")  # pyright: ignore[reportAttributeAccessIssue]
         axes.locator_params(nbins=4)
-        axes.set_box_aspect((4, 4, 3), zoom=1.1)
+        axes.set_box_aspect((4, 4, 3), zoom=1.1)  # pyright: ignore[reportArgumentType]
     return figure
