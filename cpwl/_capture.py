@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from cpwl._errors import CaptureError
-from cpwl._lowering import Listing, packet_name, place_of
+from cpwl._lowering import Listing
+from cpwl._nodes import EXAMPLE_BATCH, packet_name, place_of
 
 # Kept whole: core ATen would turn them into comparisons, gathers or transposed copies.
 KEPT = [
@@ -135,7 +137,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
     CaptureError
         If the module does not run on the shape, has a fixed batch size, or torch cannot trace it.
     """
-    example = random_points(2, input_shape, seed=0)
+    example = random_points(EXAMPLE_BATCH, input_shape, seed=0)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             result = module(example)
@@ -154,7 +156,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
                 module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
             )
             return exported.run_decompositions(_table())
-        except (torch._dynamo.exc.UserError, RuntimeError, ValueError, TypeError) as error:
+        except (UserError, RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise CaptureError(
                 "Expected a module that torch.export can trace with a free batch axis, got from "
@@ -165,7 +167,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
 
 def _check_result(result: Any) -> None:
     if isinstance(result, Tensor):
-        if result.ndim == 0 or result.shape[0] != 2:
+        if result.ndim == 0 or result.shape[0] != EXAMPLE_BATCH:
             raise CaptureError(
                 f"Expected an output with the batch axis first, got shape {tuple(result.shape)} "
                 "for a batch of 2. Keep the batch axis first and unreduced."
@@ -205,7 +207,7 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
             if spec.kind == InputKind.USER_INPUT:
                 data = node
             else:
-                constants[node] = _floating(state[spec.target])
+                constants[node] = _floating(state[str(spec.target)])
         elif node.op == "call_function" and _foldable(node, constants):
             args = torch.fx.map_arg(node.args, lambda n: constants[n])
             kwargs = torch.fx.map_arg(node.kwargs, lambda n: constants[n])
@@ -213,7 +215,7 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
             with torch.no_grad():
                 constants[node] = _floating(node.target(*args, **kwargs))
     assert data is not None
-    name = exported.graph_signature.user_outputs[0]
+    name = next(iter(exported.graph_signature.user_outputs))
     output = next(node for node in exported.graph.nodes if node.name == name)
     if upto is not None:
         output = _cut(exported, upto, constants)

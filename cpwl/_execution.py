@@ -36,7 +36,7 @@ def bounded_preactivations(program: Program, z: Tensor, stage: int) -> tuple[Ten
             assert nonlinearity is not None
             errors, magnitudes = analysis.operands(head.step, env)
             error = nonlinearity.switching_error(errors, magnitudes, head.round)
-            bound = torch.zeros(head.count, dtype=torch.float64)
+            bound = torch.zeros(head.units, dtype=torch.float64)
             if error is not None:
                 shape = nonlinearity.shapes[head.round]
                 bound = error.expand(1, *shape).reshape(-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +14,21 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from cpwl._errors import CaptureError, UnsupportedOperationError
-from cpwl._nonlinear import Nonlinearity, Triangle
+from cpwl._nodes import (
+    batch_axis,
+    example_shape,
+    has_batch,
+    packet_name,
+    place_of,
+    result_of,
+    single_shape,
+)
+from cpwl._nonlinear import Triangle
+from cpwl._numbering import number_contests, number_units
 from cpwl._operations import Affine, Call, NotPiecewiseLinear, affine_rule
 from cpwl._piecewise import Bend, Rewrite, nonlinear_rule
-from cpwl._program import Head, Plan, Program, Ref, Step, make_plan, references
+from cpwl._program import Program, Ref, Step, references
+from cpwl._rounding import Rounding
 from cpwl._triangle import Wave, find_triangles
 
 SQUASHINGS = ("tanh", "sigmoid")
@@ -95,7 +105,7 @@ def lower(listing: Listing, *, refuse: bool = True) -> Lowered:
     builder = _Builder(listing, refuse)
     waves = find_triangles(listing.graph, listing.constants)
     live = _live(listing, waves)
-    shape = _example_shape(listing.input)
+    shape = example_shape(listing.input)
     _append(builder, _input_step(shape), 0)
     builder.value[listing.input] = Ref(0)
     for node in listing.graph.nodes:
@@ -107,31 +117,9 @@ def lower(listing: Listing, *, refuse: bool = True) -> Lowered:
             "Expected a module whose output depends on its input, got a constant output. "
             "Check the module's forward."
         )
-    return _finish(builder, output.index)
-
-
-def batch_symbol(node: Node) -> str:
-    """Return the symbol of the batch axis of the graph's input."""
-    return str(node.meta["val"].shape[0])
-
-
-def place_of(node: Node) -> str:
-    """Name a node: its torch module's path, or path and node name inside a module of one's own."""
-    stack = node.meta.get("nn_module_stack") or {}
-    entries = [entry for entry in stack.values() if isinstance(entry, tuple)]
-    if not entries:
-        return node.name
-    path, cls = entries[-1][0], entries[-1][1]
-    kind = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
-    if not path or path.startswith("_empty_nn_module_stack"):
-        return node.name
-    return path if kind.startswith(("torch.nn.", "cpwl._graph.")) else f"{path}.{node.name}"
-
-
-def packet_name(target: Any) -> str:
-    """Operation without namespace and overload."""
-    packet = getattr(target, "overloadpacket", None)
-    return getattr(target, "__name__", str(target)) if packet is None else packet.__name__
+    program = number_units(tuple(builder.steps), builder.last_stage, output.index)
+    contests = number_contests(program, builder.contests)
+    return Lowered(program, tuple(builder.operations), contests)
 
 
 def trailing_squashing(listing: Listing, node: Node) -> str | None:
@@ -173,7 +161,7 @@ def _lower_node(builder: _Builder, node: Node, wave: Wave | None) -> None:
         return  # lowered where its parts are taken
     args = tuple(_value(builder, arg) for arg in node.args)
     kwargs = {key: _value(builder, arg) for key, arg in node.kwargs.items()}
-    number = not isinstance(_result(node), Tensor)
+    number = not isinstance(result_of(node), Tensor)
     if number or not any(_is_data(builder, arg) for arg in (*args, *kwargs.values())):
         _append_batch_only(builder, node, args, kwargs)
         return
@@ -196,13 +184,13 @@ def _lower_getitem(builder: _Builder, node: Node) -> None:
         x = _value(builder, source.args[0])
         axis = source.args[-1] if len(source.args) > (2 if name != "unbind" else 1) else 0
         axis = source.kwargs.get("dim", axis)
-        assert isinstance(axis, int) and isinstance(index, int)
+        assert isinstance(axis, int)
+        assert isinstance(index, int)
         aten = torch.ops.aten
         if name == "unbind":
             function, args = aten.select.int, (x, axis, index)
         else:
-            sizes = source.args[1]
-            assert isinstance(sizes, (list, tuple))
+            sizes: list[int] = list(source.args[1])  # type: ignore[arg-type]
             start = sum(sizes[:index])
             function, args = aten.slice.Tensor, (x, axis, start, start + sizes[index])
         _append_call(builder, node, place, name, args, {}, function)
@@ -246,18 +234,18 @@ def _append_call(
 def _append_affine(builder: _Builder, node: Node, place: str, target: str, rule: Affine) -> Any:
     if rule.function is None:
         return rule.args[0]
-    if "val" in node.meta and _batch_axis(node) is None:
+    if "val" in node.meta and batch_axis(node) is None:
         raise NotPiecewiseLinear("its result has lost the batch axis, so samples are mixed")
-    single, leading = _single_shape(node)
+    single, leading = single_shape(node)
     step = _step(builder, place, target, "affine", rule.function, rule.args, rule.kwargs,
                  single, leading, rounding=rule.rounding, scratch=rule.scratch)  # fmt: skip
     return _append(builder, step)
 
 
 def _append_bend(builder: _Builder, node: Node, place: str, target: str, rule: Bend) -> Ref:
-    single, leading = _single_shape(node)
+    single, leading = single_shape(node)
     sources = [node, *(arg for arg in node.args if isinstance(arg, Node) and arg in builder.value)]
-    if not leading or any(not _single_shape(n)[1] for n in sources if _batch_axis(n) is not None):
+    if not leading or any(not single_shape(n)[1] for n in sources if batch_axis(n) is not None):
         raise NotPiecewiseLinear(
             "its batch axis is not the first one; permute the tensor before this operation"
         )
@@ -272,12 +260,12 @@ def _append_bend(builder: _Builder, node: Node, place: str, target: str, rule: B
 def _append_rewrite(
     builder: _Builder, node: Node, place: str, target: str, rule: Rewrite, x: Any
 ) -> None:
-    single, leading = _single_shape(node)
+    single, leading = single_shape(node)
     bends = False
     for function, rest in rule.calls:
         args = (x, *rest)
         data = (True, *[False] * len(rest))
-        shape = _example_shape(node)
+        shape = example_shape(node)
         call = Call(packet_name(function), function, args, {}, data, (shape,), (0,), shape, ())
         sub = nonlinear_rule(call) or affine_rule(call)
         if isinstance(sub, Bend):
@@ -286,8 +274,6 @@ def _append_rewrite(
         elif isinstance(sub, Affine):
             x = _append_affine(builder, node, place, target, sub)
         else:  # a plain gather
-            from cpwl._rounding import Rounding
-
             step = _step(builder, place, target, "affine", function, args, {}, single, leading,
                          rounding=Rounding(0))  # fmt: skip
             x = _append(builder, step)
@@ -297,8 +283,8 @@ def _append_rewrite(
 
 def _append_wave(builder: _Builder, node: Node, place: str, wave: Wave) -> None:
     x = _value(builder, wave.x)
-    shape = _single_shape(node)[0][1:]
-    triangle = Triangle("triangle", (shape,), *wave[1:])
+    shape = single_shape(node)[0][1:]
+    triangle = Triangle("triangle", (shape,), wave.period, wave.phase, wave.scale, wave.offset)
     builder.operations.append(Operation(place, "triangle wave", "cpwl"))
     builder.value[node] = _append_bend(builder, node, place, "triangle wave", Bend(triangle, (x,)))
 
@@ -317,7 +303,7 @@ def _append_batch_only(
         if torch.Tag.nondeterministic_seeded in getattr(function, "tags", ()):
             _refuse(builder, node, place_of(node), packet_name(function), "it is random", args)
             return
-        single, leading = _single_shape(node)
+        single, leading = single_shape(node)
         kind = "fixed"
     else:
         single, leading, kind = (), False, "size"
@@ -336,7 +322,7 @@ def _refuse(
             remedy = f"Pass upto='{upto}' to stop at its input, or use approx for the whole module."
         raise UnsupportedOperationError(name, place, reason, remedy)
     builder.operations.append(Operation(place, str(node.target), "refused", reason))
-    single, leading = _single_shape(node)
+    single, leading = single_shape(node)
     step = _step(builder, place, name, "refused", torch.clone, args, {}, single, leading)
     builder.value[node] = _append(builder, step)
 
@@ -354,10 +340,10 @@ def _describe(
     shapes, axes = [], []
     for arg, source in zip(args, sources, strict=True):
         if isinstance(source, (list, tuple)) and source and isinstance(source[0], Node):
-            source = next((s for s in source if isinstance(s, Node) and _has_batch(s)), source[0])
+            source = next((s for s in source if isinstance(s, Node) and has_batch(s)), source[0])
         if isinstance(source, Node) and isinstance(source.meta.get("val"), Tensor):
-            shapes.append(_example_shape(source))
-            axes.append(_batch_axis(source))
+            shapes.append(example_shape(source))
+            axes.append(batch_axis(source))
         elif isinstance(arg, Tensor):
             shapes.append(tuple(arg.shape))
             axes.append(None)
@@ -367,7 +353,7 @@ def _describe(
     return Call(
         name, function, args, kwargs,
         tuple(_is_data(builder, arg) for arg in args), tuple(shapes), tuple(axes),
-        _example_shape(node), tuple(_is_data(builder, item) for item in first),
+        example_shape(node), tuple(_is_data(builder, item) for item in first),
     )  # fmt: skip
 
 
@@ -409,86 +395,3 @@ def _append(builder: _Builder, step: Step, stage: int | None = None) -> Ref:
     builder.steps.append(step)
     builder.last_stage.append(-1 if stage == 0 else deepest + rounds)
     return Ref(len(builder.steps) - 1)
-
-
-def _finish(builder: _Builder, output: int) -> Lowered:
-    """Number stages and units, plan every stage, and translate contests to unit numbers."""
-    steps = tuple(builder.steps)
-    output_plan = make_plan(steps, [output])
-    by_stage: dict[int, list[Head]] = {}
-    for index in output_plan.order:
-        nonlinearity = steps[index].nonlinearity
-        if nonlinearity is None:
-            continue
-        start = builder.last_stage[index] - len(nonlinearity.shapes) + 1
-        for round, shape in enumerate(nonlinearity.shapes):
-            by_stage.setdefault(start + round, []).append(Head(index, round, prod(shape)))
-    heads = tuple(tuple(by_stage[stage]) for stage in range(len(by_stage)))
-    plans, first_unit, unit = [], {}, 0
-    for stage in heads:
-        for head in stage:
-            first_unit[head.step, head.round] = unit
-            unit += head.count
-        plans.append(_stage_plan(steps, stage))
-    program = Program(steps, output, heads, tuple(plans), output_plan, first_unit)
-    return Lowered(program, tuple(builder.operations), _all_contests(builder, first_unit))
-
-
-def _stage_plan(steps: tuple[Step, ...], stage: tuple[Head, ...]) -> Plan:
-    return make_plan(steps, {index for head in stage for index in steps[head.step].inputs})
-
-
-def _all_contests(builder: _Builder, first_unit: dict[tuple[int, int], int]) -> NDArray[np.int32]:
-    rows = [np.zeros((0, 3), np.int64)]
-    for index, rounds in builder.contests.items():
-        nonlinearity: Nonlinearity | None = builder.steps[index].nonlinearity
-        if nonlinearity is None or (index, 0) not in first_unit:
-            continue
-        # Within a tournament units count over all rounds; in the network each round has a stage.
-        number = np.concatenate(
-            [
-                first_unit[index, round] + np.arange(prod(shape))
-                for round, shape in enumerate(nonlinearity.shapes)
-            ]
-        )
-        for round, contest in enumerate(rounds):
-            row = contest.copy()
-            row[:, 0] += first_unit[index, round]
-            row[:, 2] = number[contest[:, 2]]
-            rows.append(row)
-    return np.concatenate(rows).astype(np.int32)
-
-
-def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
-
-
-def _result(node: Node) -> Any:
-    value = node.meta.get("val")
-    return value[0] if isinstance(value, (list, tuple)) else value
-
-
-def _example_shape(node: Node) -> tuple[int, ...]:
-    return tuple(_hint(size) for size in _result(node).shape)
-
-
-def _batch_axis(node: Node) -> int | None:
-    symbolic = [k for k, n in enumerate(_result(node).shape) if not isinstance(n, int)]
-    return symbolic[0] if symbolic else None
-
-
-def _has_batch(node: Node) -> bool:
-    return isinstance(_result(node), Tensor) and _batch_axis(node) is not None
-
-
-def _single_shape(node: Node) -> tuple[tuple[int, ...], bool]:
-    """Shape for a batch of one, and whether the batch axis is first and holds nothing else."""
-    sizes = _result(node).shape
-    batch = _EXAMPLE_BATCH
-    single = tuple(n if isinstance(n, int) else max(1, _hint(n) // batch) for n in sizes)
-    symbolic = [n for n in sizes if not isinstance(n, int)]
-    leading = len(symbolic) == 1 and not isinstance(sizes[0], int) and str(sizes[0]).isidentifier()
-    return single, leading
-
-
-_EXAMPLE_BATCH = 2

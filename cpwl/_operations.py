@@ -61,28 +61,29 @@ class Affine(NamedTuple):
     scratch: int = 0
 
 
-IDENTITIES = frozenset(
-    ("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "_to_copy", "to")
-    + ("dropout", "feature_dropout", "native_dropout", "positive")
-)
-RESIZINGS = (
-    ("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d")
-    + ("replication_pad2d", "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d")
-    + ("upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d")
-    + ("_upsample_nearest_exact3d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
-    + ("native_channel_shuffle",)
-)
-MOVES = frozenset(
-    ("permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip")
-    + ("roll", "index_select", "index", "repeat", "unfold", "im2col", "diagonal", "gather")
-    + ("tril", "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes", *RESIZINGS)
-)
-RESHAPES = frozenset(("view", "reshape", "_unsafe_view", "flatten"))
+# fmt: off
+IDENTITIES = frozenset({
+    "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "_to_copy", "to",
+    "dropout", "feature_dropout", "native_dropout", "positive",
+})
+MOVES = frozenset({
+    "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip",
+    "roll", "index_select", "index", "repeat", "unfold", "im2col", "diagonal", "gather", "tril",
+    "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d",
+    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+    "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+})
+# fmt: on
+RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten"})
 POOLS = frozenset(["avg_pool1d", "avg_pool2d", "avg_pool3d"])
-ADAPTIVE = frozenset(
-    ("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d")
-    + ("adaptive_avg_pool2d", "adaptive_avg_pool3d")
-)
+# fmt: off
+ADAPTIVE = frozenset({
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+})
+# fmt: on
 INTERPOLATIONS = frozenset(["upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"])
 PRODUCTS = frozenset(["mm", "bmm", "matmul", "mv", "dot", "linear"])
 
@@ -153,7 +154,7 @@ def _reduction(call: Call) -> Affine:
     _over_batch(call, axes)
     shape = call.shapes[0]
     assert shape is not None
-    listed = axes if isinstance(axes, (list, tuple)) else [axes]
+    listed: list[Any] = list(axes) if isinstance(axes, (list, tuple)) else [axes]
     terms = prod(shape[axis] for axis in listed) + 1
     kwargs = {key: value for key, value in call.kwargs.items() if key != "dtype"}
     return Affine(call.function, call.args, kwargs, Rounding(terms))
@@ -163,7 +164,8 @@ def _cumsum(call: Call) -> Affine:
     _over_batch(call, call.args[1])
     shape = call.shapes[0]
     assert shape is not None
-    return Affine(call.function, call.args, {}, Rounding(shape[call.args[1]]))
+    axis: int = call.args[1]
+    return Affine(call.function, call.args, {}, Rounding(shape[axis]))
 
 
 def _product(call: Call) -> Affine:

@@ -17,11 +17,11 @@ from torch import Tensor
 from cpwl._nonlinear import Nonlinearity
 from cpwl._rounding import Rounding
 
-
 Values = Sequence[Any] | Mapping[int, Any]
 
 
-class Ref(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ref:
     """Stands for the value of another step in a step's arguments."""
 
     index: int
@@ -83,7 +83,7 @@ class Head(NamedTuple):
 
     step: int
     round: int
-    count: int
+    units: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ def run(
 
 
 def switching(program: Program, head: Head, env: Sequence[Any]) -> Tensor:
-    """Flat switching function (N, count) of a head, from the values of its step's inputs."""
+    """Flat switching function (N, units) of a head, from the values of its step's inputs."""
     step = program.steps[head.step]
     assert step.nonlinearity is not None
     h = step.nonlinearity.switching([fill(value, env) for value in step.args], head.round)

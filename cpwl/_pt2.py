@@ -28,23 +28,9 @@ DTYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64,
     6: torch.float16, 7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
 }  # fmt: skip
+OPERATORS = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem", "eq", "ge", "le", "gt", "lt")
 ARITHMETIC: dict[str, Callable[..., Any]] = {
-    f"_operator.{name}": getattr(operator, name)
-    for name in (
-        "add",
-        "sub",
-        "mul",
-        "floordiv",
-        "mod",
-        "neg",
-        "getitem",
-        "eq",
-        "ge",
-        "le",
-        "gt",
-        "lt",
-        "ne",
-    )  # fmt: skip
+    f"_operator.{name}": getattr(operator, name) for name in OPERATORS
 }
 ADVICE = "Save it anew with torch.export.save(torch.export.export(module, ...), path)."
 

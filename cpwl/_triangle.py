@@ -148,7 +148,7 @@ def _expand(node: Any, constants: dict[Node, Any]) -> tuple[list[_Line], float] 
     inner, scale, shift = line
     if _name(inner) not in ("add", "sub"):
         return [line._replace(shift=0.0)], shift
-    alpha = float(inner.kwargs.get("alpha", 1)) * (1 if _name(inner) == "add" else -1)
+    alpha = _alpha(inner) * (1 if _name(inner) == "add" else -1)
     lines, total = [], shift
     for term, factor in zip(inner.args, (1.0, alpha), strict=True):
         part = _expand(term, constants)
@@ -172,7 +172,7 @@ def _line(node: Any, constants: dict[Node, Any]) -> _Line | None:
     if name not in ("add", "sub", "mul", "div") or len(node.args) < 2:
         return _Line(node, 1.0, 0.0)
     left, right = (_number(value, constants) for value in node.args[:2])
-    alpha = float(node.kwargs.get("alpha", 1))
+    alpha = _alpha(node)
     plain = node.kwargs.get("rounding_mode") is None
     if right is not None:
         inner = _line(node.args[0], constants)
@@ -199,6 +199,12 @@ def _line(node: Any, constants: dict[Node, Any]) -> _Line | None:
         if name == "mul":
             return _Line(x, s * left, t * left)
     return _Line(node, 1.0, 0.0)
+
+
+def _alpha(node: Node) -> float:
+    alpha = node.kwargs.get("alpha", 1)
+    assert isinstance(alpha, (int, float))
+    return float(alpha)
 
 
 def _number(value: Any, constants: dict[Node, Any]) -> float | None:

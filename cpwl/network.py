@@ -347,7 +347,7 @@ def _assemble(lowered: Lowered, input_shape: tuple[int, ...]) -> Network:
             first = program.first_unit[head.step, head.round]
             shape = step.nonlinearity.shapes[head.round]
             groups.append(UnitGroup(step.name, step.nonlinearity.kind, stage, first, shape))
-        offsets.append(offsets[-1] + sum(head.count for head in heads))
+        offsets.append(offsets[-1] + sum(head.units for head in heads))
     output = program.steps[program.output]
     return Network(
         input_shape, output.single[1:], offsets[-1], np.array(offsets, np.int64), tuple(groups),
@@ -365,7 +365,7 @@ def _knots(
     for head in program.heads[stage]:
         nonlinearity = program.steps[head.step].nonlinearity
         assert nonlinearity is not None
-        span = slice(first, first + head.count)
+        span = slice(first, first + head.units)
         if isinstance(nonlinearity, Triangle):
             if low is None or high is None:
                 raise ValueError(
@@ -382,7 +382,7 @@ def _knots(
         units.append(unit + first)
         values.append(value)
         bases.append(base)
-        first += head.count
+        first += head.units
     return Knots(np.concatenate(units), np.concatenate(values), np.concatenate(bases))
 
 

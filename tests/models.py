@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def dcgan_faces(data: Path) -> nn.Module:
     """DCGAN face generator, 100 x 1 x 1 -> 3 x 64 x 64, tanh at the end."""
     channels = [100, 512, 256, 128, 64, 3]
     layers: list[nn.Module] = []
-    for k, (cin, cout) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+    for k, (cin, cout) in enumerate(pairwise(channels)):
         stride, padding = (1, 0) if k == 0 else (2, 1)
         layers.append(nn.ConvTranspose2d(cin, cout, 4, stride, padding, bias=False))
         if k < 4:
