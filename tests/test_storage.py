@@ -1,0 +1,206 @@
+"""Partitions written and read back, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import pickle
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from samples import generator, mlp, partition_of, sample
+
+import cpwl
+from cpwl.storage import atomic_path
+
+ARRAYS = (
+    *("points", "cell_offsets", "cell_corners", "cell_facets"),
+    *("facet_points", "facet_cells", "facet_unit"),
+    *("patterns", "bit_unit", "unit_base"),
+)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "max-pool"])
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("with_network", [True, False])
+def test_a_partition_comes_back_as_it_was(tmp_path, kind, dim, with_network):
+    _, partition = sample(kind, dim)
+    path = tmp_path / "cells.npz"
+    partition.save(path)
+    back = cpwl.load_partition(path, partition.network if with_network else None)
+    for name in ARRAYS:
+        ours, theirs = getattr(partition, name), getattr(back, name)
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    assert back.status == partition.status
+    assert type(back.status) is type(partition.status)
+    np.testing.assert_array_equal(back.domain.corners, partition.domain.corners)
+    np.testing.assert_array_equal(back.domain.slice.origin, partition.domain.slice.origin)
+    np.testing.assert_array_equal(back.domain.slice.basis, partition.domain.slice.basis)
+    np.testing.assert_array_equal(back.pieces(), partition.pieces())
+    np.testing.assert_array_equal(cpwl.volumes(back), cpwl.volumes(partition))
+    if with_network:
+        np.testing.assert_array_equal(cpwl.local_scaling(back), cpwl.local_scaling(partition))
+
+
+def test_anchors_are_kept(tmp_path):
+    network = generator().network
+    place = cpwl.Slice.through([0.0, 0.0], [1.0, 0.0], [0.5, 0.5])
+    partition = cpwl.subdivide(network, place.box([-1, -1], [1, 1]), progress=False)
+    partition.save(str(tmp_path / "a"))  # the name is kept as given
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    back = cpwl.load_partition(tmp_path / "a")
+    np.testing.assert_array_equal(back.domain.slice.anchors, place.anchors)
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        cpwl.local_scaling,
+        cpwl.regions,
+        cpwl.surface,
+        lambda p: next(cpwl.affine_maps(p)),
+        lambda p: cpwl.sample_image(p, 1, np.random.default_rng(0)),
+        lambda p: p.save("never written"),
+    ],
+)
+def test_without_its_network_evaluation_says_what_to_pass(tmp_path, evaluate):
+    generator().save(tmp_path / "a.npz")
+    partition = cpwl.load_partition(tmp_path / "a.npz")
+    assert len(cpwl.polygons(partition)) == partition.num_cells
+    message = "got one loaded from a file without it. Pass the network: cpwl.load_partition"
+    with pytest.raises(ValueError, match=message):
+        evaluate(partition)
+    assert not Path("never written").exists()
+
+
+def test_another_network_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    module = mlp(2, 5, 3)
+    partition_of(module).save(path)
+    other = mlp(2, 6, 3)
+    message = r"Expected the stored network, \(2,\) -> \(3,\) with units by stage from \[0, 5\]"
+    with pytest.raises(ValueError, match=message):
+        cpwl.load_partition(path, cpwl.Network.from_torch(other, (2,)))
+    with torch.no_grad():  # one weight of the last layer, by its last bit
+        weight = module[2].weight
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    message = "Expected the stored network, got one of the same shape with other parameters"
+    with pytest.raises(ValueError, match=message):
+        cpwl.load_partition(path, cpwl.Network.from_torch(module, (2,)))
+
+
+def _truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flipped(path):
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 255
+    path.write_bytes(body)
+
+
+def _pickled(path):
+    path.write_bytes(pickle.dumps({"points": [1, 2, 3]}))
+
+
+def _objects(path):
+    with path.open("wb") as file:
+        np.savez(file, header=np.array([{}], dtype=object))
+
+
+def _single_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def _changed(name, change):
+    def apply(path):
+        stored = dict(np.load(path))
+        stored[name] = change(stored[name])
+        with path.open("wb") as file:
+            np.savez(file, **stored)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncated, "Expected a whole .npz file written by partition.save in .*a damaged file"),
+        (_flipped, "a damaged file"),
+        (_pickled, "Expected a whole .npz file .* got something else or a damaged file"),
+        (_objects, "Expected a whole .npz file"),
+        (lambda path: path.write_bytes(b""), "Expected a whole .npz file"),
+        (lambda path: path.write_text("PLY"), "Expected a whole .npz file"),
+        (
+            lambda path: np.savez(path, a=np.zeros(3)),
+            r"Expected a partition \(cpwl partition 1\) .* got a file that does not fit: .*header",
+        ),
+        (
+            _single_array,
+            "Expected a whole .npz file .*a single array",
+        ),
+        (
+            _changed("header", lambda h: np.array(str(h).replace("n 1", "n 0"))),
+            "'cpwl partition 0'",
+        ),
+        (_changed("points", lambda x: x[:3]), "its arrays do not fit each other"),
+        (_changed("cell_corners", lambda x: x + 1000), "its arrays do not fit each other"),
+        (_changed("patterns", lambda x: x.astype(float)), "patterns has dtype float64"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, damage, message):
+    path = tmp_path / "a.npz"
+    generator().save(path)
+    damage(path)
+    with pytest.raises(ValueError, match=message):
+        cpwl.load_partition(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"Expected a partition file, got no file at .*gone"
+    ):
+        cpwl.load_partition(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, stop):
+    path = tmp_path / "a.npz"
+    generator().save(path)
+    before = path.read_bytes()
+
+    def half(file, **arrays):
+        file.write(b"half a file")
+        raise stop("in the middle")
+
+    monkeypatch.setattr(np, "savez", half)
+    with pytest.raises(stop):
+        generator().save(path)
+    assert path.read_bytes() == before
+    with pytest.raises(stop):
+        generator().save(tmp_path / "b.npz")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_atomic_path_moves_the_file_on_success_only(tmp_path):
+    final = tmp_path / "figure.png"
+    with atomic_path(final) as part:
+        assert part.parent == tmp_path
+        assert part.suffix == ".png"
+        part.write_text("whole")
+        assert not final.exists()
+    assert final.read_text() == "whole"
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert stat.S_IMODE(final.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    with pytest.raises(RuntimeError, match=r"to be written, got no file. Write to the path"):
+        _leave_unwritten(tmp_path / "x")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["figure.png", "plain"]
+
+
+def _leave_unwritten(path):
+    with atomic_path(path):
+        pass
