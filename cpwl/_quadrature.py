@@ -23,7 +23,7 @@ def integrate_gaussian(simplices: Array, tolerance: float) -> Array:
     simplices : (T, P + 1, P) float64 ndarray
         Intervals (P = 1) or triangles (P = 2), either way round.
     tolerance : float
-        Relative difference of two Gauss rules (5 and 4 nodes per axis) at which a simplex is
+        Relative difference of two Gauss rules (7 and 6 nodes per axis) at which a simplex is
         halved or quartered no further, unless it is below 1e-25.
 
     Returns
@@ -33,7 +33,7 @@ def integrate_gaussian(simplices: Array, tolerance: float) -> Array:
         generous bound, as the better rule is what is returned.
     """
     result = np.zeros((len(simplices), 3))
-    fine, coarse = _rule(5, simplices.shape[2]), _rule(4, simplices.shape[2])
+    fine, coarse = _rule(7, simplices.shape[2]), _rule(6, simplices.shape[2])
     for start in range(0, len(simplices), _CHUNK):
         todo = simplices[start : start + _CHUNK]
         owner = np.arange(start, start + len(todo))
