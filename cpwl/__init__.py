@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from cpwl._errors import CaptureError, UnsupportedOperationError
 from cpwl.affine import affine_maps
-from cpwl.check import check
+from cpwl.check import PartitionError, check
 from cpwl.density import (
-    cell_masses,
     entropy,
     entropy_difference,
     log_density,
@@ -29,7 +28,8 @@ from cpwl.descriptors import (
 )
 from cpwl.domain import Domain, Slice, box, cross_polytope, polygon, segment
 from cpwl.dual import adjacency, locate, regions
-from cpwl.export import polygons, surface, to_geodataframe, write_geoparquet, write_mesh
+from cpwl.export import describe, polygons, surface, to_geodataframe, write_geoparquet, write_mesh
+from cpwl.latent import Gaussian, Uniform, cell_masses
 from cpwl.network import Network
 from cpwl.overlap import overlap
 from cpwl.partition import Partition, subdivide
@@ -43,9 +43,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CaptureError",
     "Domain",
+    "Gaussian",
     "Network",
     "Partition",
+    "PartitionError",
     "Slice",
+    "Uniform",
     "UnsupportedOperationError",
     "adjacency",
     "affine_maps",
@@ -54,6 +57,7 @@ __all__ = [
     "check",
     "condition_number",
     "cross_polytope",
+    "describe",
     "entropy",
     "entropy_difference",
     "image_volumes",
