@@ -15,60 +15,22 @@ from torch.fx import Node
 
 from cpwl._errors import CaptureError
 from cpwl._lowering import Listing
-from cpwl._nodes import EXAMPLE_BATCH, packet_name, place_of
+from cpwl._nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
 
 # Kept whole: core ATen would turn them into comparisons, gathers or transposed copies.
-KEPT = [
-    "linear",
-    "leaky_relu",
-    "leaky_relu_",
-    "prelu",
-    "_prelu_kernel",
-    "threshold",
-    "threshold_",
-    "softshrink",
-    "hardsigmoid",
-    "hardsigmoid_",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "upsample_linear1d",
-    "upsample_bilinear2d",
-    "upsample_trilinear3d",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "reflection_pad3d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "replication_pad3d",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "matmul",
-    "stack",
-    "im2col",
-    "hardshrink",
-    "silu",
-    "gelu",
-    "elu",
-    "selu",
-    "celu",
-    "mish",
-    "hardswish",
-    "softplus",
-    "logsigmoid",
-    "log_sigmoid",
-    "softmax",
-    "log_softmax",
-    "softsign",
-    "tanhshrink",
-    "glu",
-    "group_norm",
-    "layer_norm",
-    "native_group_norm",
-    "native_layer_norm",
-    "rrelu_with_noise",
-    "scaled_dot_product_attention",
-]
+# fmt: off
+KEPT = (
+    "linear", "leaky_relu", "leaky_relu_", "prelu", "_prelu_kernel", "threshold", "threshold_",
+    "hardsigmoid", "hardsigmoid_", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+    "replication_pad2d", "replication_pad3d", "pixel_shuffle", "pixel_unshuffle", "matmul",
+    "stack", "im2col", "hardshrink", "silu", "gelu", "elu", "selu", "celu", "mish", "hardswish",
+    "softplus", "logsigmoid", "log_sigmoid", "softmax", "log_softmax", "softsign", "tanhshrink",
+    "glu", "group_norm", "layer_norm", "native_group_norm", "native_layer_norm",
+    "rrelu_with_noise", "scaled_dot_product_attention", "col2im",
+)
+# fmt: on
 
 
 def float64_copy(module: nn.Module) -> nn.Module:
@@ -155,6 +117,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
             exported = torch.export.export(
                 module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
             )
+            _rewrite_softshrink(exported)
             return exported.run_decompositions(_table())
         except (UserError, RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -195,6 +158,21 @@ def _table() -> dict[Any, Any]:
     return table  # type: ignore[return-value]
 
 
+def _rewrite_softshrink(exported: ExportedProgram) -> None:
+    """Write softshrink as x - clamp(x, -l, l), before torch writes it with comparisons."""
+    aten = torch.ops.aten
+    for node in list(exported.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.softshrink.default:
+            continue
+        x = node.args[0]
+        width = node.args[1] if len(node.args) > 1 else node.kwargs.get("lambd", 0.5)
+        with exported.graph.inserting_before(node):
+            held = exported.graph.call_function(aten.clamp.default, (x, -width, width))
+        held.meta = dict(node.meta)
+        node.target, node.args, node.kwargs = aten.sub.Tensor, (x, held), {}
+    exported.graph_module.recompile()
+
+
 def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
     """Fold everything that depends on parameters alone, and cut the graph at `upto`."""
     constants: dict[Node, Any] = {}
@@ -224,7 +202,9 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
 
 def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return not random and all(source in constants for source in node.all_input_nodes)
+    if random or packet_name(node.target) in SKIPPED:
+        return False
+    return all(source in constants for source in node.all_input_nodes)
 
 
 def _floating(value: Any) -> Any:

@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 
 from cpwl._errors import CaptureError, UnsupportedOperationError
 from cpwl._nodes import (
+    SKIPPED,
     batch_axis,
     example_shape,
     has_batch,
@@ -32,15 +33,6 @@ from cpwl._rounding import Rounding
 from cpwl._triangle import Wave, find_triangles
 
 SQUASHINGS = ("tanh", "sigmoid")
-SKIPPED = frozenset(
-    [
-        "_assert_tensor_metadata",
-        "_assert_scalar",
-        "_assert_async",
-        "sym_constrain_range",
-        "sym_constrain_range_for_size",
-    ]
-)
 REMEDY = "Use approx, which handles any differentiable module, or replace the operation."
 
 
@@ -127,13 +119,17 @@ def trailing_squashing(listing: Listing, node: Node) -> str | None:
     name = packet_name(node.target)
     if name not in SQUASHINGS:
         return None
-    after = {node}
+    after = {node, *listing.constants}
     for later in listing.graph.nodes:
-        if later.op == "call_function" and any(arg in after for arg in later.all_input_nodes):
-            after.add(later)
-            bent = packet_name(later.target) in SQUASHINGS
-            if bent:
-                return None
+        sources = [n for n in later.all_input_nodes if isinstance(result_of(n), Tensor)]
+        if later.op != "call_function" or not any(
+            n in after - {*listing.constants} for n in sources
+        ):
+            continue
+        after.add(later)
+        # Another squashing, or a branch around this one: there is no single place to cut.
+        if packet_name(later.target) in SQUASHINGS or not all(n in after for n in sources):
+            return None
     return name
 
 
@@ -159,6 +155,9 @@ def _lower_node(builder: _Builder, node: Node, wave: Wave | None) -> None:
         return
     if name in ("split_with_sizes", "unbind", "split", "chunk"):
         return  # lowered where its parts are taken
+    if wave is not None:
+        _append_wave(builder, node, place_of(node), wave)
+        return
     args = tuple(_value(builder, arg) for arg in node.args)
     kwargs = {key: _value(builder, arg) for key, arg in node.kwargs.items()}
     number = not isinstance(result_of(node), Tensor)
@@ -167,10 +166,7 @@ def _lower_node(builder: _Builder, node: Node, wave: Wave | None) -> None:
         return
     place = place_of(node)
     try:
-        if wave is not None:
-            _append_wave(builder, node, place, wave)
-        else:
-            _append_call(builder, node, place, name, args, kwargs)
+        _append_call(builder, node, place, name, args, kwargs)
     except NotPiecewiseLinear as verdict:
         _refuse(builder, node, place, name, str(verdict), args)
 
@@ -193,7 +189,11 @@ def _lower_getitem(builder: _Builder, node: Node) -> None:
             sizes: list[int] = list(source.args[1])  # type: ignore[arg-type]
             start = sum(sizes[:index])
             function, args = aten.slice.Tensor, (x, axis, start, start + sizes[index])
-        _append_call(builder, node, place, name, args, {}, function)
+        part = packet_name(function)
+        try:
+            _append_call(builder, node, place, part, args, {}, function)
+        except NotPiecewiseLinear as verdict:
+            _refuse(builder, node, place, part, str(verdict), args)
         return
     value = builder.value.get(source)
     if index != 0 or value is None:

@@ -9,6 +9,16 @@ from torch.fx import Node
 
 # Size of the batch that modules are exported with; symbolic sizes are multiples of it.
 EXAMPLE_BATCH = 2
+# Assertions of the exporter: they compute nothing.
+SKIPPED = frozenset(
+    [
+        "_assert_tensor_metadata",
+        "_assert_scalar",
+        "_assert_async",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+    ]
+)
 
 
 def place_of(node: Node) -> str:

@@ -232,17 +232,41 @@ def _batch_norm(call: Call) -> Affine:
     if any(call.data[1:5]) or mean is None or variance is None:
         raise NotPiecewiseLinear("its statistics depend on the input")
     eps = call.args[7] if call.name in ("native_batch_norm", "batch_norm") else call.args[6]
+    if not all(value is None or isinstance(value, Tensor) for value in call.args[1:5]):
+        # Statistics repeated for every sample of the batch (instance-norm).
+        return Affine(
+            _scale_late, (*call.args[:5], eps), {}, Rounding(8, _scale_bound, _shift_bound)
+        )
+    # The network's exact meaning is this scale and shift, rounded once to float64 here.
     shape = call.shapes[0]
     assert shape is not None
-    # The network's exact meaning is this scale and shift, rounded once to float64 here.
-    scale = 1 / torch.sqrt(variance + eps)
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    axes = (-1, *[1] * (len(shape) - 2))
-    args = (x, scale.reshape(axes), shift.reshape(axes))
+    scale, shift = _scales(torch.empty(shape, device="meta"), weight, bias, mean, variance, eps)
+    args = (x, scale, shift)
     rounding = Rounding(2, lambda x, a, b: x * a.abs(), lambda x, a, b: b.abs())
     return Affine(_scale_shift, args, {}, rounding)
+
+
+def _scale_late(x: Tensor, *statistics: Any) -> Tensor:
+    scale, shift = _scales(x, *statistics)
+    return torch.addcmul(shift, x, scale)
+
+
+def _scale_bound(x: Tensor, *statistics: Any) -> Tensor:
+    return x * _scales(x, *statistics)[0].abs()
+
+
+def _shift_bound(x: Tensor, *statistics: Any) -> Tensor:
+    return _scales(x, *statistics)[1].abs()
+
+
+def _scales(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    scale = 1 / torch.sqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    axes = (-1, *[1] * (x.ndim - 2))
+    return scale.reshape(axes), shift.reshape(axes)
 
 
 def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -21,7 +21,11 @@ from cpwl._tournament import (
 )
 
 REFUSED = {
-    "hardshrink": "it jumps at its threshold",
+    **dict.fromkeys(
+        ("le", "lt", "ge", "gt", "eq", "ne"),
+        "it compares input-dependent values, which in general jumps (hardshrink, elu and "
+        "torch.where consist of it); write it with relu, clamp, abs or maximum",
+    ),
     "floor": "it jumps",
     "ceil": "it jumps",
     "round": "it jumps",
@@ -164,17 +168,6 @@ def _threshold(call: Call) -> Bend:
     return Bend(clamp_pieces("threshold", _shape(call), threshold, None), call.args[:1])
 
 
-def _softshrink(call: Call) -> Bend | Rewrite:
-    width = float(_argument(call, 1, "lambd", 0.5))
-    if width == 0:
-        return Rewrite(())
-    bend = Pointwise(
-        "softshrink", (_shape(call),), (-width, width), (1.0, 0.0, 1.0), (width, 0.0, -width),
-        lambda x: torch.nn.functional.softshrink(x, width),
-    )  # fmt: skip
-    return Bend(bend, call.args[:1])
-
-
 def _hardsigmoid(call: Call) -> Rewrite:
     # By its parts, so that its knots and thirds stay exact: clamp(x + 3, 0, 6) / 6.
     return Rewrite(
@@ -285,7 +278,6 @@ _HANDLERS: dict[str, Callable[[Call], Bend | Rewrite]] = {
     "hardtanh": _clamp,
     "abs": _abs,
     "threshold": _threshold,
-    "softshrink": _softshrink,
     "hardsigmoid": _hardsigmoid,
     "maximum": _extremum,
     "minimum": _extremum,

@@ -12,6 +12,7 @@ import io
 import json
 import operator
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,9 @@ def _tensors(
             found[key] = _raw_tensor(data, entry["tensor_meta"], path)
             continue
         try:
-            value = torch.load(io.BytesIO(data), weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about protocols; what cannot be read raises
+                value = torch.load(io.BytesIO(data), weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
             raise CaptureError(
                 f"Expected plain tensors in '{path.name}', got a pickle for '{key}' that would run "
