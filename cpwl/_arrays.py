@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def prefix(count: NDArray) -> NDArray[np.int64]:
-    """Turn counts (along the first axis) into offsets: exclusive sums, with the total at the end."""
+    """Turn counts (along the first axis) into offsets: exclusive sums, then the total."""
     out = np.zeros((len(count) + 1, *count.shape[1:]), np.int64)
     np.cumsum(count, axis=0, out=out[1:])
     return out

@@ -157,7 +157,7 @@ def _split_polygons(
     pool: ThreadPoolExecutor,
 ) -> Complex:
     """Cut polygons: first every edge once, then every cell on its own."""
-    n_points, n_edges = len(complex_.points), len(complex_.edge_points)
+    n_points = len(complex_.points)
     n_cells = len(complex_.cell_offsets) - 1
     n_new = _count_fresh(signs)
     edge_first = prefix(n_new + 1)
@@ -173,9 +173,7 @@ def _split_polygons(
         signs.pos, signs.neg, signs.offsets, signs.column, vertex, edge_first,
     )  # fmt: skip
     count = np.empty((n_cells, 7), np.int32)
-    in_parallel(
-        pool, lambda a, b: _kernels.count_cell_pieces(*shape, longest, a, b, count), size
-    )
+    in_parallel(pool, lambda a, b: _kernels.count_cell_pieces(*shape, longest, a, b, count), size)
     bases = prefix(count[:, 2:6])  # faces, inner vertices, inner edges, corners
     n_faces, n_inner, n_inner_edges, n_corners = (int(x) for x in bases[-1])
     first = np.array([0, n_points + n_on_edges, edge_first[-1], 0])
@@ -253,7 +251,9 @@ def _close_gaps(
         _used(bases[:, k], made[:, k], start)
         for k, start in enumerate((0, inner_points, inner_edges, 0))
     )
-    new_point, new_edge, new_cell = (np.cumsum(x, dtype=np.int64) - 1 for x in (vertices, edges, faces))
+    new_point, new_edge, new_cell = (
+        np.cumsum(x, dtype=np.int64) - 1 for x in (vertices, edges, faces)
+    )
     cells = complex_.edge_cells[edges]
     sizes = np.diff(complex_.cell_offsets)[faces]
     return replace(

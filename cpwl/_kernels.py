@@ -23,9 +23,7 @@ EPS = 2.0**-52
 def _popcount(word):
     """Count the set bits of a 64-bit word."""
     word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
-    word = (word & uint64(0x3333333333333333)) + (
-        (word >> uint64(2)) & uint64(0x3333333333333333)
-    )
+    word = (word & uint64(0x3333333333333333)) + ((word >> uint64(2)) & uint64(0x3333333333333333))
     word = (word + (word >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
     return np.int64((word * uint64(0x0101010101010101)) >> uint64(56))
 
@@ -66,9 +64,9 @@ def column_range(values, start, stop, low, high, defect):
 def pack_signs(values, unit, shift, bound, start, stop, pos, neg):
     """Pack the signs of ``values[:, unit[k]] - shift[k]``; within ``bound[k]`` of zero is zero.
 
-    Returns the number of zeros.
+    Returns the number of values within the bound that are not zero themselves.
     """
-    zeros = 0
+    near = 0
     for r in range(start, stop):
         for w in range(pos.shape[1]):
             p = uint64(0)
@@ -78,10 +76,10 @@ def pack_signs(values, unit, shift, bound, start, stop, pos, neg):
                 v = values[r, unit[k]] - shift[k]
                 p |= uint64(v > bound[k]) << uint64(k - first)
                 n |= uint64(v < -bound[k]) << uint64(k - first)
+                near += (abs(v) <= bound[k]) & (v != 0.0)
             pos[r, w] = p
             neg[r, w] = n
-            zeros += min(64, unit.shape[0] - first) - _popcount(p | n)
-    return zeros
+    return near
 
 
 @njit(cache=True, nogil=True)
@@ -337,9 +335,7 @@ def count_cell_pieces(
             chords = _merge_chords(active, chord_from, chord_to, chord_of)
             for a in range(chords):
                 for b in range(a):
-                    crossings += _interleave(
-                        chord_from[a], chord_to[a], chord_from[b], chord_to[b]
-                    )
+                    crossings += _interleave(chord_from[a], chord_to[a], chord_from[b], chord_to[b])
         count[cell, 0] = size
         count[cell, 1] = active
         count[cell, 2] = 1 + chords + crossings
@@ -360,16 +356,16 @@ def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error):
     """
     i, j = chord_from[chord], chord_to[chord]
     if v < size:
-        if v == i or v == j:
+        if v in (i, j):
             return 0
         return -1 if i < v and v < j else 1
     a, b = made_a[v - size], made_b[v - size]
-    if chord == a or chord == b:
+    if chord in (a, b):
         return 0
     for c in (a, b):
         k, m = chord_from[c], chord_to[c]
         if not _interleave(i, j, k, m):
-            if k == i or k == j:
+            if k in (i, j):
                 k = m
             return -1 if i < k and k < j else 1
     dx, dy = xy[j, 0] - xy[i, 0], xy[j, 1] - xy[i, 1]

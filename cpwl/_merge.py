@@ -41,20 +41,9 @@ def merge_contested(
     fixed : (V,)
         The vertices that stay: the domain's own corners.
     """
-    bit_of = np.full(len(base), -1, np.int64)
-    used = np.flatnonzero(bit_unit >= 0)
-    bit_of[bit_unit[used]] = used
-    parent, piece, child = contests.T
-    matters = (bit_of[child] >= 0) & ((bit_of[parent] >= 0) | (base[parent] == piece))
-    parent, piece, child = parent[matters], piece[matters], child[matters]
+    child, patterns = clear_lost(complex_.patterns, contests, bit_unit, base, pool)
     if len(child) == 0:
         return complex_
-    patterns = complex_.patterns.copy()
-    in_parallel(
-        pool,
-        lambda a, b: _kernels.clear_lost(patterns, bit_of[parent], piece, bit_of[child], a, b),
-        len(patterns),
-    )
     contested = np.zeros(len(base), np.bool_)
     contested[child] = True
     if complex_.points.shape[1] == 1:
@@ -66,37 +55,59 @@ def merge_contested(
     same = same_pattern(patterns, *sides[candidates].T)
     removed, left = candidates[same], candidates[~same]
     unit = unit.copy()
-    unit[left] = _deciding(patterns, sides[left], bit_unit, bit_of, unit[left])
+    unit[left] = _deciding(patterns, sides[left], bit_unit)
     if complex_.points.shape[1] == 1:
         return merge_intervals(replace(complex_, patterns=patterns, point_unit=unit), removed)
     complex_ = replace(complex_, patterns=patterns, edge_unit=unit)
     return merge_polygons(complex_, removed, fixed)
 
 
-def _deciding(
+def clear_lost(
     patterns: NDArray[np.uint64],
-    sides: NDArray,
+    contests: NDArray[np.int32],
     bit_unit: NDArray[np.int32],
-    bit_of: NDArray[np.int64],
-    unit: NDArray[np.int32],
-) -> NDArray[np.int32]:
-    """Name the unit that a facet lies on anew where its unit has no effect on one of the sides.
+    base: NDArray[np.int32],
+    pool: ThreadPoolExecutor,
+) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    """Clear the bits of units that have no effect; see `merge_contested` for the arguments.
 
-    It is the unit of the last bit that differs: in a tournament that is the match in which the two
-    sides' winners meet, for all later matches are decided alike.
+    Returns the units that may have been cleared, and the patterns.
     """
-    out = unit.copy()
-    own = bit_of[unit]
-    differ = patterns[sides[:, 0], own >> 6] ^ patterns[sides[:, 1], own >> 6]
-    idle = np.flatnonzero((differ >> (own & 63).astype(np.uint64)) & np.uint64(1) == 0)
-    for rows in np.array_split(idle, -(-len(idle) // 4096) or 1):
-        differ = patterns[sides[rows, 0]] ^ patterns[sides[rows, 1]]
-        bits = np.unpackbits(
-            differ.astype("<u8", copy=False).view(np.uint8), axis=1, bitorder="little"
-        )
-        last = bits.shape[1] - 1 - np.argmax(bits[:, ::-1], axis=1)
-        out[rows] = bit_unit[last]
-    return out
+    bit_of = np.full(len(base), -1, np.int64)
+    used = np.flatnonzero(bit_unit >= 0)
+    bit_of[bit_unit[used]] = used
+    parent, piece, child = contests.T
+    matters = (bit_of[child] >= 0) & ((bit_of[parent] >= 0) | (base[parent] == piece))
+    parent, piece, child = parent[matters], piece[matters], child[matters]
+    if len(child) == 0:
+        return child, patterns
+    patterns = patterns.copy()
+    in_parallel(
+        pool,
+        lambda a, b: _kernels.clear_lost(patterns, bit_of[parent], piece, bit_of[child], a, b),
+        len(patterns),
+    )
+    return child, patterns
+
+
+def _deciding(
+    patterns: NDArray[np.uint64], sides: NDArray, bit_unit: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """Name the units of facets between cells with different winners anew.
+
+    It is the unit of the last bit that differs: the match in which the two sides' winners meet, for
+    all later ones are decided alike. Earlier ones may have no effect on one of the sides.
+    """
+    last = np.zeros(len(sides), np.int64)
+    word = np.zeros(len(sides), np.uint64)
+    for w in range(patterns.shape[1]):
+        differ = patterns[sides[:, 0], w] ^ patterns[sides[:, 1], w]
+        last[differ != 0] = w
+        word[differ != 0] = differ[differ != 0]
+    bits = np.unpackbits(
+        word.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8), axis=1, bitorder="little"
+    )
+    return bit_unit[64 * last + 63 - np.argmax(bits[:, ::-1], axis=1)]
 
 
 def same_pattern(patterns: NDArray[np.uint64], a: NDArray, b: NDArray) -> NDArray[np.bool_]:
@@ -136,9 +147,7 @@ def merge_polygons(
     """
     if len(removed) == 0:
         return complex_
-    n_points, n_edges, n_cells = (
-        len(x) for x in (complex_.points, complex_.edge_points, complex_.patterns)
-    )
+    n_edges, n_cells = len(complex_.edge_points), len(complex_.patterns)
     edge_points, edge_cells = complex_.edge_points.copy(), complex_.edge_cells.copy()
     edge_stays = np.ones(n_edges, np.bool_)
     edge_stays[removed] = False
@@ -264,7 +273,7 @@ def _loops(
 
 
 def _components(a: NDArray, b: NDArray, n: int) -> NDArray[np.int32]:
-    """Number the connected components of n nodes, in the order of their first nodes."""
+    """Label the connected components of n nodes, in the order of their first nodes."""
     return connected_components(coo_array((np.ones(len(a), np.bool_), (a, b)), (n, n)), False)[1]
 
 

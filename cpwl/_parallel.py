@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -44,7 +45,5 @@ def in_parallel(
         total = np.cumsum(weight)
         cuts = np.searchsorted(total, np.linspace(0, total[-1] if n else 0, ranges + 1)[1:-1])
         cuts = np.concatenate([[0], cuts, [n]])
-    jobs = [
-        pool.submit(work, int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a
-    ]
+    jobs = [pool.submit(work, int(a), int(b)) for a, b in pairwise(cuts) if b > a]
     return [job.result() for job in jobs]

@@ -67,7 +67,7 @@ def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: 
         strips = cut_polygon(corners, axis, lines)
         tiles = [refine(work, strip, share / n, depth + 1) for strip in strips]
         try:
-            return glue(tiles, axis, lines, work.network.stage_offsets, corners)
+            return glue(tiles, axis, lines, corners, work.network, work.pool)
         except TilesDisagreeError:
             work.report(-share, 0)
     raise ArithmeticError(

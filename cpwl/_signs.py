@@ -20,10 +20,12 @@ from cpwl._arrays import pack_row, prefix
 from cpwl._parallel import in_parallel
 from cpwl.network import Network
 
-# A block of more rows gains nothing in BLAS and leaves the caches.
+# Larger blocks gain nothing in BLAS, leave the caches, and have their pages mapped anew each time.
+_MOST_BYTES = 2**26
 _MOST_ROWS = 16384
+_FEWEST_ROWS = 64
 # Rows on which the magnitudes of the activations are looked at for the error bound.
-_SAMPLE_ROWS = 512
+_SAMPLE_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class StageSigns:
     column: NDArray[np.int32]  # (X,) which column crosses
     where: NDArray[np.float64]  # (X,) position as a fraction of the edge, ascending
     fresh: NDArray[np.bool_]  # (X,) False: in the same point as the crossing before
-    zeros: int  # signs within rounding error of zero, taken as zero
+    zeros: int  # values within rounding error of zero, but not zero, taken as zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def stage_signs(
     unit_bound = 2 * network.rounding_error(embed(sample), stage).numpy()
 
     per_row = network.bytes_per_sample(stage) + 16 * n_units
-    size = int(min(_MOST_ROWS, max(64, memory // per_row)))
+    size = int(min(_MOST_ROWS, max(_FEWEST_ROWS, min(memory, _MOST_BYTES) // per_row)))
 
     def values_at(rows: NDArray[np.int64]) -> torch.Tensor:
         return network.preactivations(embed(points[rows]), stage)
@@ -167,18 +169,24 @@ def stage_signs(
         fresh = np.empty(offsets[-1], np.bool_)
         in_parallel(
             pool,
-            lambda a, b, e=ends, p=pos, n=neg, m=matrix, k=args, o=offsets, out=(
-                column,
-                where,
-                fresh,
-            ): _kernels.place_crossings(e, p, n, m, *k, o, a, b, *out),
+            lambda a, b, e=ends, p=pos, n=neg, m=matrix, k=args, o=offsets, out=(column, where, fresh): (
+                _kernels.place_crossings(e, p, n, m, *k, o, a, b, *out)
+            ),
             count + 1,
         )
         blocks.append(
             _Block(
-                new, kept, block_low > bound, pos[len(held) :], neg[len(held) :],
-                mine, count, kept[column].astype(np.int32), where, fresh,
-            )  # fmt: skip
+                new,
+                kept,
+                block_low > bound,
+                pos[len(held) :],
+                neg[len(held) :],
+                mine,
+                count,
+                kept[column].astype(np.int32),
+                where,
+                fresh,
+            )
         )
         if last_use is not None:
             stay = np.flatnonzero(last_use[rows] >= stop)
@@ -195,8 +203,9 @@ def stage_signs(
     position = np.empty(len(knots.unit), np.int32)
     position[active] = np.arange(len(active))
     return StageSigns(
-        knots.unit[active], piece[active], base, pos, neg, offsets, position[column], where, fresh, zeros
-    )
+        knots.unit[active], piece[active], base, pos, neg,
+        offsets, position[column], where, fresh, zeros,
+    )  # fmt: skip
 
 
 def _extremes(

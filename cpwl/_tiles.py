@@ -8,6 +8,7 @@ the order in which they lie on the line, and the cells on both sides are merged.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from cpwl import _kernels
 from cpwl._arrays import pack_row, padded, prefix
 from cpwl._complex import Complex
-from cpwl._merge import merge_intervals, merge_polygons, same_pattern
+from cpwl._merge import clear_lost, merge_intervals, merge_polygons, same_pattern
+from cpwl.network import Network
 
 
 class TilesDisagreeError(Exception):
@@ -54,9 +56,7 @@ def cut_polygon(
     return [*strips, rest]
 
 
-def _half(
-    corners: NDArray[np.float64], axis: int, line: float, sign: int
-) -> NDArray[np.float64]:
+def _half(corners: NDArray[np.float64], axis: int, line: float, sign: int) -> NDArray[np.float64]:
     """Clip a convex polygon, no corner of which lies on the line, to one side of it."""
     out = []
     for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -74,8 +74,9 @@ def glue(
     tiles: list[Refined],
     axis: int,
     lines: Sequence[float],
-    stage_offsets: NDArray[np.int64],
     corners: NDArray[np.float64],
+    network: Network,
+    pool: ThreadPoolExecutor,
 ) -> Refined:
     """Glue strips, given in order, along the lines between them; uses up the list of strips.
 
@@ -86,7 +87,7 @@ def glue(
     """
     zeros = sum(tile.zeros for tile in tiles)
     broken = sum(tile.complex.broken for tile in tiles)
-    bit_unit, bit_piece, base = _put_on_common_bits(tiles, stage_offsets)
+    bit_unit, bit_piece, base = _put_on_common_bits(tiles, network, pool)
     parts = [tile.complex for tile in tiles]
     tiles.clear()
     if len(corners[0]) == 1:
@@ -180,9 +181,7 @@ def _join_polygons(
         edge_unit=gather("edge_unit", lambda k, x: x[edges[k][1]]),
         cell_corners=gather("cell_corners", lambda k, x: points[k][0][x]),
         cell_edges=gather("cell_edges", lambda k, x: edges[k][0][x]),
-        cell_offsets=np.append(
-            gather("cell_offsets", lambda k, x: x[:-1] + slots[k]), slots[-1]
-        ),
+        cell_offsets=np.append(gather("cell_offsets", lambda k, x: x[:-1] + slots[k]), slots[-1]),
     )
     return joined, np.concatenate(seams).astype(np.int64)
 
@@ -200,7 +199,7 @@ def _along(c: Complex, axis: int, line: float) -> tuple[NDArray[np.int64], NDArr
 def _renumbered(
     n: int, shared: NDArray[np.int64], partner: NDArray[np.int64], first: int
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Number items from ``first`` on, the shared ones like their partners; flag those not shared."""
+    """Give own items numbers from ``first`` on, shared ones their partners'; flag the own."""
     own = np.ones(n, np.bool_)
     own[shared] = False
     out = np.empty(n, np.int32)
@@ -210,7 +209,7 @@ def _renumbered(
 
 
 def _put_on_common_bits(
-    tiles: list[Refined], stage_offsets: NDArray[np.int64]
+    tiles: list[Refined], network: Network, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
     """Rewrite the patterns in ``tiles`` on the columns that vary in any of them.
 
@@ -219,7 +218,7 @@ def _put_on_common_bits(
     keys = [_key(t.bit_unit, t.bit_piece)[t.bit_unit >= 0] for t in tiles]
     union = np.unique(np.concatenate(keys))
     unit = (union >> 32).astype(np.int32)
-    stages = np.split(np.arange(len(union)), np.searchsorted(unit, stage_offsets[1:-1]))
+    stages = np.split(np.arange(len(union)), np.searchsorted(unit, network.stage_offsets[1:-1]))
     rows = np.concatenate([padded(stage, np.int64) for stage in stages])  # -1 is padding
     used = np.flatnonzero(rows >= 0)
     bit_unit = np.full(len(rows), -1, np.int32)
@@ -240,6 +239,8 @@ def _put_on_common_bits(
         _kernels.spread_bits(
             tile.complex.patterns, target, pack_row(fill), 0, len(patterns), patterns
         )
+        # a unit that has no effect and did not vary in its tile has its bit only now
+        _, patterns = clear_lost(patterns, network.contests, bit_unit, base, pool)
         tiles[k] = replace(tile, complex=replace(tile.complex, patterns=patterns))
     return bit_unit, bit_piece, base
 

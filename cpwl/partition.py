@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class Status(NamedTuple):
     """How a partition came about.
 
-    ``complete``: every cell is there. ``zeros``: signs that lay within the rounding error of zero
-    and were taken as zero, that is, knots taken to pass through a vertex that they pass within
-    about 1e-12 of; 0 on generic networks. ``broken``: cells left uncut because rounding made their
-    signs inconsistent; ``complete`` is False unless it is 0.
+    ``complete``: every cell is there. ``zeros``: values that were not zero but within the rounding
+    error of it and were taken as zero, that is, knots taken to pass through a vertex that they
+    pass within about 1e-12 of; 0 on generic networks. ``broken``: cells left uncut because
+    rounding made their signs inconsistent; ``complete`` is False unless it is 0.
     """
 
     complete: bool
@@ -62,7 +62,8 @@ class Partition:
         (P = 1: below, above); -1 outside the domain.
     facet_unit : (F,) int32
         The unit whose knot the facet lies on; -1 on the domain's boundary. Where several units
-        have the same knot it is the lowest of the first stage that has one.
+        have the same knot it is the lowest of the first stage that has one (for a max-pooling
+        window: the match in which the winners on the two sides meet).
     patterns : (C, W) uint64
         Packed activation patterns: bit j of a cell is bit ``j % 64`` of word ``j // 64``.
     bit_unit : (64 * W,) int32
