@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class _Block:
     positive: NDArray[np.bool_]  # sign of the columns that are not kept
     pos: NDArray[np.uint64]
     neg: NDArray[np.uint64]
+    zeros: int
     edges: NDArray[np.int64]
     count: NDArray[np.int64]
     column: NDArray[np.int32]
@@ -97,107 +99,53 @@ def stage_signs(
     def values_at(rows: NDArray[np.int64]) -> torch.Tensor:
         return network.preactivations(embed(points[rows]), stage)
 
-    low = high = None
+    reach = None, None
     if network.stage_is_periodic(stage):
-        low, high = _range_of_units(values_at, len(points), size, n_units, pool)
-    knots = network.knots(stage, low, high)
+        reach = _range_of_units(values_at, len(points), size, n_units, pool)
+    knots = network.knots(stage, *reach)
     bound = unit_bound[knots.unit] + 2 * _kernels.EPS * np.abs(knots.value)
 
-    if len(points) <= size:
-        order, last_use, last_end = np.arange(len(points)), None, None
-        edge_order = np.arange(len(edges))
-    else:
-        order = np.argsort(points[:, 0], kind="stable")
-        rank = np.empty(len(points), np.int64)
-        rank[order] = np.arange(len(points))
-        last_end = rank[edges].max(axis=1)
-        last_use = np.full(len(points), -1)
-        np.maximum.at(last_use, edges.reshape(-1), np.repeat(last_end, 2))
-        edge_order = np.argsort(last_end, kind="stable")
-        last_end = last_end[edge_order]
-
+    sweep = _plan_sweep(points, edges)
     blocks: list[_Block] = []
     least = np.full(len(knots.unit), np.inf)
     most = np.full(len(knots.unit), -np.inf)
     row_of = np.empty(len(points), np.int64)
     held = np.empty(0, np.int64)
     held_values = torch.empty((0, n_units), dtype=torch.float64)
-    zeros = 0
-    edge_at = 0
+    first_edge = 0
     for start in range(0, len(points), size):
         stop = min(start + size, len(points))
-        new = order[start:stop]
-        values = values_at(new)
-        if len(held):
-            values = torch.cat([held_values, values])
+        new = sweep.order[start:stop]
         rows = np.concatenate([held, new])
         row_of[rows] = np.arange(len(rows))
+        values = torch.cat([held_values, values_at(new)]) if len(held) else values_at(new)
         matrix = values.numpy()
-        block_low, block_high = (x[knots.unit] - knots.value for x in _extremes(matrix, pool))
-        np.minimum(least, block_low, out=least)
-        np.maximum(most, block_high, out=most)
-        kept = np.flatnonzero((block_low <= bound) & (block_high >= -bound))
-        if stop - start == len(points):  # the only block: what never is positive never matters
-            kept = kept[(most > bound)[kept]]
-
-        args = (knots.unit[kept], knots.value[kept], bound[kept])
-        words = (len(kept) + 63) // 64
-        pos = np.empty((len(rows), words), np.uint64)
-        neg = np.empty_like(pos)
-        zeros += sum(
-            in_parallel(
-                pool,
-                lambda a, b, m=matrix, k=args, p=pos, n=neg: _kernels.pack_signs(m, *k, a, b, p, n),
-                len(rows),
-            )
-        )
-        edge_stop = (
-            len(edges) if last_end is None else int(np.searchsorted(last_end, stop, side="left"))
-        )
-        mine = edge_order[edge_at:edge_stop]
-        edge_at = edge_stop
-        ends = row_of[edges[mine]]
-        count = np.empty(len(mine), np.int64)
-        in_parallel(
-            pool,
-            lambda a, b, e=ends, p=pos, n=neg, c=count: _kernels.count_crossings(e, p, n, a, b, c),
-            len(mine),
-        )
-        offsets = prefix(count)
-        column = np.empty(offsets[-1], np.int32)
-        where = np.empty(offsets[-1], np.float64)
-        fresh = np.empty(offsets[-1], np.bool_)
-        in_parallel(
-            pool,
-            lambda a, b, e=ends, p=pos, n=neg, m=matrix, k=args, o=offsets, out=(column, where, fresh): (
-                _kernels.place_crossings(e, p, n, m, *k, o, a, b, *out)
-            ),
-            count + 1,
-        )
+        low, high = (x[knots.unit] - knots.value for x in _extremes(matrix, pool))
+        np.minimum(least, low, out=least)
+        np.maximum(most, high, out=most)
+        kept = np.flatnonzero((low <= bound) & (high >= -bound))
+        columns = (knots.unit[kept], knots.value[kept], bound[kept])
+        pos, neg, zeros = _pack(matrix, columns, len(held), pool)
+        last_edge = int(np.searchsorted(sweep.edge_end, stop))
+        mine = sweep.edge_order[first_edge:last_edge]
+        first_edge = last_edge
+        count, column, where, fresh = _cross(row_of[edges[mine]], pos, neg, matrix, columns, pool)
+        new_pos, new_neg = pos[len(held) :], neg[len(held) :]
+        column = kept[column].astype(np.int32)
         blocks.append(
             _Block(
-                new,
-                kept,
-                block_low > bound,
-                pos[len(held) :],
-                neg[len(held) :],
-                mine,
-                count,
-                kept[column].astype(np.int32),
-                where,
-                fresh,
+                new, kept, low > bound, new_pos, new_neg, zeros, mine, count, column, where, fresh
             )
         )
-        if last_use is not None:
-            stay = np.flatnonzero(last_use[rows] >= stop)
-            held = rows[stay]
-            held_values = values[torch.from_numpy(stay)]
+        stay = np.flatnonzero(sweep.last_use[rows] >= stop)
+        held, held_values = rows[stay], values[torch.from_numpy(stay)]
 
     active = np.flatnonzero((most > bound) & (least <= bound))
     first_of_unit = np.searchsorted(knots.unit, knots.unit)
     piece = knots.base[knots.unit] + np.arange(len(knots.unit)) - first_of_unit
     base = knots.base.copy()
     np.add.at(base, knots.unit[least > bound], 1)
+    zeros = sum(block.zeros for block in blocks)
     offsets, column, where, fresh = _join_crossings(blocks, len(edges))
     pos, neg = _assemble(blocks, active, len(points), pool)
     position = np.empty(len(knots.unit), np.int32)
@@ -206,6 +154,70 @@ def stage_signs(
         knots.unit[active], piece[active], base, pos, neg,
         offsets, position[column], where, fresh, zeros,
     )  # fmt: skip
+
+
+class _Sweep(NamedTuple):
+    """Order in which vertices are evaluated, and when edges are done and vertices not needed."""
+
+    order: NDArray[np.int64]  # (V,) vertices
+    last_use: NDArray[np.int64]  # (V,) last place in the order at which an edge needs the vertex
+    edge_order: NDArray[np.int64]  # (E,) edges by the place of their later end
+    edge_end: NDArray[np.int64]  # (E,) that place, ascending
+
+
+def _plan_sweep(points: NDArray[np.float64], edges: NDArray[np.int32]) -> _Sweep:
+    """Sweep along the first coordinate."""
+    order = np.argsort(points[:, 0], kind="stable")
+    place = np.empty(len(points), np.int64)
+    place[order] = np.arange(len(points))
+    end = place[edges].max(axis=1)
+    last_use = np.full(len(points), -1)
+    np.maximum.at(last_use, edges.reshape(-1), np.repeat(end, 2))
+    edge_order = np.argsort(end, kind="stable")
+    return _Sweep(order, last_use, edge_order, end[edge_order])
+
+
+def _pack(
+    matrix: NDArray[np.float64],
+    columns: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
+    n_held: int,
+    pool: ThreadPoolExecutor,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
+    """Pack the signs of all rows; the values near zero are counted in the new rows only."""
+    words = (len(columns[0]) + 63) // 64
+    pos = np.empty((len(matrix), words), np.uint64)
+    neg = np.empty_like(pos)
+
+    def work(start: int, stop: int) -> int:
+        return _kernels.pack_signs(matrix, *columns, start + n_held, stop + n_held, pos, neg)
+
+    _kernels.pack_signs(matrix, *columns, 0, n_held, pos, neg)
+    return pos, neg, sum(in_parallel(pool, work, len(matrix) - n_held))
+
+
+def _cross(
+    ends: NDArray[np.int64],
+    pos: NDArray[np.uint64],
+    neg: NDArray[np.uint64],
+    matrix: NDArray[np.float64],
+    columns: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
+    pool: ThreadPoolExecutor,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
+    """List the crossings of edges, given by the rows of their ends: count, column, where, fresh."""
+    count = np.empty(len(ends), np.int64)
+    in_parallel(pool, lambda a, b: _kernels.count_crossings(ends, pos, neg, a, b, count), len(ends))
+    offsets = prefix(count)
+    column = np.empty(offsets[-1], np.int32)
+    where = np.empty(offsets[-1], np.float64)
+    fresh = np.empty(offsets[-1], np.bool_)
+    in_parallel(
+        pool,
+        lambda a, b: _kernels.place_crossings(
+            ends, pos, neg, matrix, *columns, offsets, a, b, column, where, fresh
+        ),
+        count + 1,
+    )
+    return count, column, where, fresh
 
 
 def _extremes(
@@ -248,8 +260,6 @@ def _assemble(
     blocks: list[_Block], active: NDArray[np.int64], n_points: int, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Bring the packed signs of all blocks onto the columns that vary anywhere; uses them up."""
-    if len(blocks) == 1:
-        return blocks[0].pos, blocks[0].neg
     words = (len(active) + 63) // 64
     pos = np.empty((n_points, words), np.uint64)
     neg = np.empty_like(pos)
@@ -283,9 +293,6 @@ def _join_crossings(
     blocks: list[_Block], n_edges: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
     """Bring the crossings of all blocks into the order of the edges."""
-    if len(blocks) == 1:
-        block = blocks[0]
-        return prefix(block.count), block.column, block.where, block.fresh
     edge = np.concatenate([b.edges for b in blocks])
     count = np.concatenate([b.count for b in blocks])
     per_edge = np.empty(n_edges, np.int64)
