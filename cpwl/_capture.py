@@ -166,6 +166,9 @@ def _rewrite_softshrink(exported: ExportedProgram) -> None:
             continue
         x = node.args[0]
         width = node.args[1] if len(node.args) > 1 else node.kwargs.get("lambd", 0.5)
+        if width == 0:
+            node.target, node.args, node.kwargs = aten.clone.default, (x,), {}
+            continue
         with exported.graph.inserting_before(node):
             held = exported.graph.call_function(aten.clamp.default, (x, -width, width))
         held.meta = dict(node.meta)

@@ -27,6 +27,9 @@ def preactivations(program: Program, z: Tensor, stage: int) -> Tensor:
 
 def bounded_preactivations(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Tensor]:
     """Switching functions of one stage and the bound on their rounding errors."""
+    if z.shape[0] == 0:  # no rows, no magnitudes
+        values = preactivations(program, z, stage)
+        return values, torch.zeros(values.shape[1], dtype=torch.float64)
     analysis = _Analysis(program)
     with torch.no_grad():
         env = run(program, program.stage_plans[stage], z, analysis.step)
@@ -62,7 +65,8 @@ def pieces(program: Program, z: Tensor, num_units: int) -> Tensor:
             inputs = [fill(arg, env) for arg in step.args]
             for round in range(len(step.nonlinearity.shapes)):
                 h = step.nonlinearity.switching(inputs, round)
-                piece = piece_of(step.nonlinearity, h, round).reshape(z.shape[0], -1)
+                piece = piece_of(step.nonlinearity, h, round)
+                piece = piece.reshape(z.shape[0], _count(step.nonlinearity.shapes[round]))
                 first = program.first_unit[index, round]
                 found[:, first : first + piece.shape[1]] = piece
         return call(step, env)

@@ -166,7 +166,7 @@ def switching(program: Program, head: Head, env: Sequence[Any]) -> Tensor:
     step = program.steps[head.step]
     assert step.nonlinearity is not None
     h = step.nonlinearity.switching([fill(value, env) for value in step.args], head.round)
-    return h.reshape(h.shape[0], -1)
+    return h.reshape(h.shape[0], head.units)
 
 
 def peak_values(program: Program, plan: Plan, stage_width: int) -> int:
