@@ -234,10 +234,11 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             f"Expected a partition file, got no file at {path}. Check the path."
         )
     try:
-        stored = np.load(path, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with stored:
+        # opened here, because numpy leaves its own handle open where the archive is damaged
+        with open(path, "rb") as handle:
+            stored = np.load(handle, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
             return {name: stored[name] for name in stored.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
         raise ValueError(
