@@ -110,10 +110,11 @@ class CheckReport:
             ("undecided units", f"{self.undecided}"),
             ("sampled cells, facets", f"{self.sampled_cells}, {self.sampled_facets}"),
         )
-        rows = [f"{name:<46}{value:>26}" for name, value in figures]
+        width = 2 + max(len(name) for name in [*dict(figures), *(x.name for x in self.findings)])
+        rows = [f"{name:<{width}}{value}" for name, value in figures]
         for one in self.findings:
-            outcome = f"{one.failures} of {one.tested} fail" if one.failures else "ok"
-            rows.append(f"{one.name:<46}{outcome:>26}" + (f"  {one.where}" if one.failures else ""))
+            outcome = f"FAILS: {one.failures} of {one.tested}, first {one.where}"
+            rows.append(f"{one.name:<{width}}{outcome if one.failures else 'ok'}")
         return "\n".join(rows)
 
 
@@ -149,7 +150,8 @@ def check(
     winding number of the boundary. The Euler characteristic tells that no vertex is doubled.
     Distinct patterns, right at the centres, then make the tiles the cells of the network.
 
-    About 2 s and 200 MB for a million cells, and 2 * samples forward passes a stage.
+    Measured on 269,845 cells of 2-256-256-256-3: 0.8 s and 50 MB for the arrays, and 3 s for the
+    sample, which is two forward passes a stage and P + 1 for the maps.
     """
     p = partition
     log = Log(p)

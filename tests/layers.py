@@ -76,6 +76,8 @@ def rationals(values: Sequence[Rational]) -> tuple[Fraction, ...]:
 LINEAR = _scalar("linear", (), (1, 0))
 RELU = _scalar("relu", (0,), (0, 0), (1, 0))
 ABS = _scalar("abs", (0,), (-1, 0), (1, 0))
+# |(h mod 2) - 1|
+WAVE = Scalar("wave", rationals((1,)), rationals((-1, 1)), rationals((1, -1)), period=Fraction(2))
 RELU6 = _scalar("relu6", (0, 6), (0, 0), (1, 0), (0, 6))
 
 
@@ -170,6 +172,7 @@ def _activation(units: Units) -> nn.Module:
         "relu": nn.ReLU,
         "relu6": nn.ReLU6,
         "abs": _Abs,
+        "wave": _Wave,
         "leaky": lambda: nn.LeakyReLU(float(units.slopes[0])),
         "hardtanh": lambda: nn.Hardtanh(float(units.knots[0]), float(units.knots[1])),
     }
@@ -181,6 +184,13 @@ class _Abs(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         return h.abs()
+
+
+class _Wave(nn.Module):
+    """The periodic triangle |(h mod 2) - 1|."""
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return (torch.remainder(h, 2) - 1).abs()
 
 
 def to_torch(layers: tuple[Layer, ...]) -> nn.Module:

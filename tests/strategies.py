@@ -12,10 +12,36 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
-from layers import ABS, LINEAR, RELU, RELU6, Layer, Pool, Units, hardtanh, layer, leaky, network
+from layers import (
+    ABS,
+    LINEAR,
+    RELU,
+    RELU6,
+    WAVE,
+    Layer,
+    Pool,
+    Units,
+    hardtanh,
+    layer,
+    leaky,
+    network,
+)
 
 SMALL = st.integers(-2, 2)
+
+
+def ordinary(examples: int) -> settings:
+    """Return the settings of tests that every commit runs: the same examples each time."""
+    return settings(max_examples=examples, deadline=None, derandomize=True)
+
+
+def nightly(examples: int) -> settings:
+    """Return the settings of tests that look for something new each time."""
+    return settings(max_examples=examples, deadline=None)
+
+
 Corners = tuple[tuple[float, ...], ...]
 
 BOX: Corners = ((-2.0, -2.0), (2.0, -2.0), (2.0, 2.0), (-2.0, 2.0))
@@ -38,6 +64,8 @@ SCALARS: tuple[Units, ...] = (
     leaky(-1),
     leaky(1),
 )
+POOLS: tuple[Units, ...] = (Pool(2), Pool(3), Pool(5))
+ALL: tuple[Units, ...] = (*SCALARS, WAVE, *POOLS)
 
 
 def domains(dim: int) -> st.SearchStrategy[Corners]:

@@ -11,8 +11,8 @@ import oracles
 import pytest
 import torch
 from brute import arrangement_cells, feasible_patterns
-from hypothesis import given, settings
-from layers import ABS, LINEAR, RELU, Pool, Scalar, hardtanh, layer, network, to_torch
+from hypothesis import given
+from layers import ABS, LINEAR, RELU, WAVE, Pool, hardtanh, layer, network, to_torch
 from strategies import (
     BOX,
     SCALARS,
@@ -20,10 +20,11 @@ from strategies import (
     degenerate_networks,
     domains,
     generic_networks,
+    ordinary,
     random_network,
 )
 
-SETTINGS = settings(max_examples=25, deadline=None)
+SETTINGS = ordinary(25)
 
 
 def _close(exact, computed) -> bool:
@@ -130,14 +131,12 @@ def test_a_pool_whose_rows_coincide_is_won_by_the_first() -> None:
 
 
 def test_a_periodic_unit_is_cut_at_every_period() -> None:
-    one, two = Fraction(1), Fraction(2)
-    wave = Scalar("wave", (one,), (one, -one), (one - one, two), two)
-    cells = oracles.subdivide(network(layer([[1]], [0], wave)), [(-2.5,), (2.5,)])
+    cells = oracles.subdivide(network(layer([[1]], [0], WAVE)), [(-2.5,), (2.5,)])
     assert [cell.pattern for cell in cells] == [(-3,), (-2,), (-1,), (0,), (1,), (2,)]
     for cell in cells:
         (((slope,),), (offset,)) = cell.affine
         middle = (cell.corners[0][0] + cell.corners[1][0]) / 2
-        assert slope * middle + offset == abs(middle - 2 * round(middle / 2))
+        assert slope * middle + offset == abs(middle % 2 - 1)
 
 
 def test_units_that_vanish_on_a_cell_sit_on_the_lower_piece() -> None:
