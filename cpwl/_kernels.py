@@ -97,6 +97,19 @@ def spread_bits(source, column, fill, start, stop, target):
                 target[r, c >> 6] |= uint64(1) << uint64(c & 63)
 
 
+@njit(cache=True, nogil=True)
+def unpack_pieces(patterns, bit_unit, base, pieces):
+    """Write the piece of every unit: its base plus the number of its bits that are set."""
+    for r in range(patterns.shape[0]):
+        for u in range(base.shape[0]):
+            pieces[r, u] = base[u]
+        for w in range(patterns.shape[1]):
+            word = patterns[r, w]
+            while word != uint64(0):
+                pieces[r, bit_unit[64 * w + _lowest(word)]] += 1
+                word &= word - uint64(1)
+
+
 # --- crossings of the columns with the edges ---------------------------------------------------
 
 

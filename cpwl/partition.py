@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cpwl import _kernels
 from cpwl._parallel import available_cores
 from cpwl._refine import Work, refine
 from cpwl._tiles import Refined
@@ -115,15 +116,8 @@ class Partition:
             The piece that every unit is on: the number of its breakpoints below its value.
         """
         rows = self.patterns if cells is None else self.patterns[cells]
-        bits = np.unpackbits(
-            np.ascontiguousarray(rows).astype("<u8", copy=False).view(np.uint8),
-            axis=1, bitorder="little",
-        )  # fmt: skip
-        out = np.tile(self.unit_base, (len(rows), 1))
-        used = np.flatnonzero(self.bit_unit >= 0)
-        if len(used):
-            units, first = np.unique(self.bit_unit[used], return_index=True)
-            out[:, units] += np.add.reduceat(bits[:, used], first, axis=1, dtype=np.int32)
+        out = np.empty((len(rows), len(self.unit_base)), np.int32)
+        _kernels.unpack_pieces(rows, self.bit_unit, self.unit_base, out)
         return out
 
     def save(self, path: str | Path) -> None:
