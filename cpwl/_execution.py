@@ -25,31 +25,29 @@ def preactivations(program: Program, z: Tensor, stage: int) -> Tensor:
         return _stage_values(program, env, stage)
 
 
-def bounded_preactivations(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Tensor]:
-    """Switching functions of one stage and the bound on their rounding errors."""
+def rounding_errors(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Switching functions of one stage, the bound on their rounding errors, and its fresh part."""
     if z.shape[0] == 0:  # no rows, no magnitudes
         values = preactivations(program, z, stage)
-        return values, torch.zeros(values.shape[1], dtype=torch.float64)
-    analysis = _Analysis(program)
+        nothing = torch.zeros(values.shape[1], dtype=torch.float64)
+        return values, nothing, nothing
+    carried, fresh = _Analysis(program, carry=True), _Analysis(program, carry=False)
+    fresh.magnitudes = carried.magnitudes
+
+    def record(index: int, step: Step, env: list[Any]) -> Any:
+        value = carried.step(index, step, env)
+        fresh.record(index, step, env)
+        return value
+
     with torch.no_grad():
-        env = run(program, program.stage_plans[stage], z, analysis.step)
-        bounds = []
-        for head in program.heads[stage]:
-            nonlinearity = program.steps[head.step].nonlinearity
-            assert nonlinearity is not None
-            errors, magnitudes = analysis.operands(head.step, env)
-            error = nonlinearity.switching_error(errors, magnitudes, head.round)
-            bound = torch.zeros(head.units, dtype=torch.float64)
-            if error is not None:
-                shape = nonlinearity.shapes[head.round]
-                bound = error.expand(1, *shape).reshape(-1)
-            bounds.append(bound)
-        return _stage_values(program, env, stage), torch.cat(bounds)
+        env = run(program, program.stage_plans[stage], z, record)
+        values = _stage_values(program, env, stage)
+        return values, carried.of_stage(stage, env), fresh.of_stage(stage, env)
 
 
 def output_bound(program: Program, z: Tensor) -> Tensor:
     """Bound on the rounding error of the output over the rows of z, (1, *output_shape)."""
-    analysis = _Analysis(program)
+    analysis = _Analysis(program, carry=True)
     with torch.no_grad():
         env = run(program, program.output_plan, z, analysis.step)
     error = analysis.errors.get(program.output)
@@ -108,27 +106,53 @@ def _count(shape: tuple[int, ...]) -> int:
 class _Analysis:
     """Magnitudes and error bounds of the steps of one pass, filled as the pass goes on.
 
-    `errors[i]` has a batch axis of one; None (or absent) means that step i is exact.
+    `errors[i]` has a batch axis of one; None (or absent) means that step i is exact. Without
+    `carry` the operands of an affine step that come from a non-linearity are taken to be exact, so
+    that errors start afresh in every layer; `past` holds the steps whose error is such a one.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, carry: bool) -> None:
         self.program = program
+        self.carry = carry
         self.errors: dict[int, Tensor | None] = {}
         self.magnitudes: dict[int, Tensor] = {}
+        self.past: set[int] = set()
         self.single = single_values(program)
 
     def step(self, index: int, step: Step, env: list[Any]) -> Any:
         """Compute a step's value and its error bound."""
-        value = call(step, env)
+        self.record(index, step, env)
+        return call(step, env)
+
+    def record(self, index: int, step: Step, env: list[Any]) -> None:
+        """Bound the error of a step from its operands."""
         if step.kind in ("size", "fixed"):
-            return value
-        if step.nonlinearity is not None:
+            return
+        if step.nonlinearity is None:
+            self.errors[index] = self._affine(step, env)
+            assert step.rounding is not None
+            if step.rounding.terms == 0 and not self.past.isdisjoint(step.data):
+                self.past.add(index)
+        else:
+            self.past.add(index)
             errors, magnitudes = self.operands(index, env)
             error = step.nonlinearity.error(errors, magnitudes)
             self.errors[index] = None if error is None else error.expand(step.single)
-        else:
-            self.errors[index] = self._affine(step, env)
-        return value
+
+    def of_stage(self, stage: int, env: list[Any]) -> Tensor:
+        """Bounds of all switching functions of a stage, (n_stage,)."""
+        bounds = []
+        for head in self.program.heads[stage]:
+            nonlinearity = self.program.steps[head.step].nonlinearity
+            assert nonlinearity is not None
+            errors, magnitudes = self.operands(head.step, env)
+            error = nonlinearity.switching_error(errors, magnitudes, head.round)
+            bound = torch.zeros(head.units, dtype=torch.float64)
+            if error is not None:
+                shape = nonlinearity.shapes[head.round]
+                bound = error.expand(1, *shape).reshape(-1)
+            bounds.append(bound)
+        return torch.cat(bounds)
 
     def operands(self, index: int, env: list[Any]) -> tuple[list[Tensor | None], list[Tensor]]:
         """Errors and magnitudes of a CPWL step's operands."""
@@ -147,12 +171,14 @@ class _Analysis:
     def _affine(self, step: Step, env: list[Any]) -> Tensor | None:
         rounding = step.rounding
         assert rounding is not None
-        if rounding.terms == 0 and all(self.errors.get(index) is None for index in step.data):
+        errors = {index: self.errors.get(index) for index in step.data}
+        if rounding.terms and not self.carry:
+            errors = {i: None if i in self.past else error for i, error in errors.items()}
+        if rounding.terms == 0 and all(error is None for error in errors.values()):
             return None
         unit = gamma(rounding.terms) if rounding.terms else 0.0
         values: dict[int, Any] = dict(self.single)
-        for index in step.data:
-            error = self.errors.get(index)
+        for index, error in errors.items():
             source = self.program.steps[index]
             if unit:
                 error_in = self._magnitude(index, env) * unit

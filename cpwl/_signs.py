@@ -27,6 +27,9 @@ _MOST_ROWS = 16384
 _FEWEST_ROWS = 64
 # Rows on which the magnitudes of the activations are looked at for the error bound.
 _SAMPLE_ROWS = 128
+# The rigorous bound grows with depth much faster than errors do. Zero is what lies within this many
+# times the bound on the last layer's rounding, or within the rigorous bound if that is less.
+_CARRIED_OVER = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +93,9 @@ def stage_signs(
     """
     n_units = int(network.stage_offsets[stage + 1] - network.stage_offsets[stage])
     sample = points[:: max(1, len(points) // _SAMPLE_ROWS)]
+    _, carried, fresh = network.rounding_errors(embed(sample), stage)
     # Twice: the magnitudes were only sampled, and the embedding rounds as well.
-    unit_bound = 2 * network.rounding_error(embed(sample), stage).numpy()
+    unit_bound = np.minimum(2 * carried.numpy(), _CARRIED_OVER * fresh.numpy())
 
     per_row = network.bytes_per_sample(stage) + 16 * n_units
     size = int(min(_MOST_ROWS, max(_FEWEST_ROWS, min(memory, _MOST_BYTES) // per_row)))

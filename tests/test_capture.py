@@ -154,7 +154,7 @@ def test_rounding_error_bounds_the_exact_error(scale):
     z = scale * torch.randn(40, 3, dtype=torch.float64)
     exact = [exact_stages(layers, row) for row in z]
     for stage in range(3):
-        values, bound = network.bounded_preactivations(z, stage)
+        values, bound, fresh = network.rounding_errors(z, stage)
         assert torch.equal(bound, network.rounding_error(z, stage))
         errors = np.array([
             [abs(float(Fraction(v) - e)) for v, e in zip(row, one[stage], strict=True)]
@@ -183,7 +183,7 @@ def test_rounding_error_bounds_a_float32_copy(name):
     last = network.num_stages - 1
     head = network.groups[-1]
     assert head.kind == "relu"
-    values, bound = network.bounded_preactivations(z.double(), last)
+    values, bound, _ = network.rounding_errors(z.double(), last)
     if name == "image":
         single = module[:-1](z)
     else:
