@@ -74,7 +74,11 @@ class Pointwise:
     def select(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
         """Apply the affine map of the given pieces."""
         h, piece = inputs[0], pieces[0]
-        return _choose(self.slopes, piece, h) * h + _choose(self.offsets, piece, h)
+        if _all_in(self.slopes, (0.0, 1.0)) and len(self.slopes) == 2 and self.slopes[0] == 0.0:
+            y = h * piece  # a ReLU's slope is its piece
+        else:
+            y = _choose(self.slopes, piece, h) * h
+        return y if _all_in(self.offsets, (0.0,)) else y + _choose(self.offsets, piece, h)
 
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
         """Lipschitz constant times the input's error, and one product and one sum rounded."""

@@ -26,9 +26,10 @@ _FAR = 2.0**200
 # A direction that no operation passes on leaves f(K u) = f(0) up to rounding: an exact zero.
 _NOTHING = 2.0**-140
 
-# Enough rows that torch's threads meet rarely: on two cores that others use too, 32768 maps of
-# 2-256-256-256-3 took 24 s in chunks of 1024 rows, 15 to 20 s of 2048, and 8 to 10 s of 8192.
-_ROWS = 8192
+# Few enough rows that torch's allocations are used again instead of being mapped anew, enough that
+# its threads meet rarely: 240,000 maps of 2-256-256-256-3 take 2.2 s at 512 to 4096 rows and 2.8 s
+# at 8192 on two quiet cores; on busy ones small chunks suffer most.
+_ROWS = 4096
 _BUDGET = 256 * 2**20
 
 
