@@ -152,7 +152,7 @@ def merge_polygons(
     edge_stays = np.ones(n_edges, np.bool_)
     edge_stays[removed] = False
     point_stays, straight, by_straight = _left_behind(edge_points, removed, edge_stays, fixed)
-    group = _components(*edge_cells[removed].T, n_cells)
+    group = _components(edge_cells[removed, 0], edge_cells[removed, 1], n_cells)
     first_cell = np.empty(int(group.max()) + 1, np.int64)
     first_cell[group[::-1]] = np.arange(n_cells)[::-1]
 

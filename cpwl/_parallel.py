@@ -24,21 +24,21 @@ def available_cores() -> int:
 
 
 def in_parallel(
-    pool: ThreadPoolExecutor, work: Callable[[int, int], T], weight: int | NDArray[np.int64]
+    pool: ThreadPoolExecutor, work: Callable[[int, int], T], weight: int | NDArray[np.integer]
 ) -> list[T]:
     """Call ``work(start, stop)`` on disjoint ranges that together cover all items.
 
     Parameters
     ----------
     pool : ThreadPoolExecutor
-        Its size decides the number of ranges: four a thread, so that uneven work evens out.
+        With a thread for every core. Each gets four ranges or so, that uneven work may even out.
     work : callable
         Must write to places that depend on the items alone.
     weight : int or (n,) array
         The number of items, or the work expected of each.
     """
     n = weight if isinstance(weight, int) else len(weight)
-    ranges = min(-(-n // _FEWEST), 4 * pool._max_workers)
+    ranges = min(-(-n // _FEWEST), 4 * available_cores())
     if isinstance(weight, int):
         cuts = np.linspace(0, n, ranges + 1).astype(np.int64)
     else:

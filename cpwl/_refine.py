@@ -17,8 +17,8 @@ from cpwl._signs import stage_signs
 from cpwl._tiles import Refined, TilesDisagreeError, cut_polygon, glue
 from cpwl.network import Network
 
-# Where to cut a strip: any irrational-looking numbers, so that no knot runs along the line.
-_NUDGES = (0.0, 0.0381966, -0.0281153, 0.0170521)
+# Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
+_NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
 _DEEPEST = 12
 
 
@@ -62,8 +62,7 @@ def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: 
     axis = int(np.argmax(high - low))
     n = int(min(16, np.ceil(2.5 * needed / work.memory)))
     for nudge in _NUDGES:
-        where = (np.arange(1, n) + 0.0123457 + nudge) / n
-        lines = low[axis] + where * (high[axis] - low[axis])
+        lines = low[axis] + (np.arange(1, n) + nudge) / n * (high[axis] - low[axis])
         strips = cut_polygon(corners, axis, lines)
         tiles = [refine(work, strip, share / n, depth + 1) for strip in strips]
         try:
@@ -71,9 +70,9 @@ def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: 
         except TilesDisagreeError:
             work.report(-share, 0)
     raise ArithmeticError(
-        f"Expected neighbouring strips of the domain to agree along their border, but "
-        f"{len(_NUDGES)} choices of it failed, the last at coordinate {axis} = {lines}: knots lie "
-        "there within rounding error of each other. Raise `memory` so that no strips are needed."
+        f"Expected neighbouring strips of the domain to agree along their border, but all "
+        f"{len(_NUDGES)} choices of it failed: knots lie within rounding error there. "
+        "Raise `memory` so that no strips are needed."
     )
 
 

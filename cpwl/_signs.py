@@ -105,7 +105,10 @@ def stage_signs(
 
     reach = None, None
     if network.stage_is_periodic(stage):
-        reach = _range_of_units(values_at, len(points), size, n_units, pool)
+        low, high = _range_of_units(values_at, len(points), size, n_units, pool)
+        # wider, so that a unit that only touches a knot has it too, wherever the domain ends
+        margin = unit_bound + 1e-9 * (1 + np.maximum(np.abs(low), np.abs(high)))
+        reach = low - margin, high + margin
     knots = network.knots(stage, *reach)
     bound = unit_bound[knots.unit] + 2 * _kernels.EPS * np.abs(knots.value)
 

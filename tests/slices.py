@@ -1,15 +1,26 @@
-"""Slices of the real networks in `$CPWL_DATA`, for the tests and for the table in the README."""
+"""Slices of the real networks in `$CPWL_DATA`, for the tests and for the README's table.
+
+    CPWL_DATA=... python tests/slices.py
+
+prints the table: cells, seconds, peak memory and check() of each slice, worked off in a process of
+its own with the kernels' cache warm.
+"""
 
 from __future__ import annotations
 
 import gzip
+import os
+import resource
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tests import models
 
 import cpwl
 
@@ -55,13 +66,13 @@ def mnist_vae(data: Path, zoom: float = 2.0) -> tuple[cpwl.Network, cpwl.Domain]
     return network, _around(cpwl.Slice.through(*codes), zoom)
 
 
-def dcgan_faces(data: Path, zoom: float = 0.02) -> tuple[cpwl.Network, cpwl.Domain]:
+def dcgan_faces(data: Path, zoom: float = 0.002) -> tuple[cpwl.Network, cpwl.Domain]:
     """DCGAN faces before their tanh, about the middle of three latents."""
     network = cpwl.Network.from_torch(models.dcgan_faces(data), (100, 1, 1), upto="tanh")
     return network, _around(cpwl.Slice.through(*_latents(100, 1, 1)), zoom)
 
 
-def sd_latents(data: Path, zoom: float = 0.01) -> tuple[cpwl.Network, cpwl.Domain]:
+def sd_latents(data: Path, zoom: float = 0.0007) -> tuple[cpwl.Network, cpwl.Domain]:
     """The SD-latent decoder on 4 x 8 x 8 latents, about the middle of three of them."""
     network = cpwl.Network.from_torch(models.sd_latent_decoder(data), (4, 8, 8))
     return network, _around(cpwl.Slice.through(*_latents(4, 8, 8)), zoom)
@@ -106,3 +117,36 @@ def all_slices(data: Path) -> Iterator[tuple[str, Callable[[], tuple[cpwl.Networ
         yield f"ACAS Xu {name}", lambda name=name: acas(data, name)
     yield "CIFAR-10 ResNet 2b", lambda: cifar_resnet(data)
     yield "MNIST ConvNet, max-pooling", lambda: mnist_convnet(data)
+
+
+def report(name: str) -> None:
+    """Print one row of the table."""
+    make = dict(all_slices(Path(os.environ["CPWL_DATA"])))[name]
+    network, domain = make()
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clock = time.perf_counter()
+    partition = cpwl.subdivide(network, domain, progress=False)
+    seconds = time.perf_counter() - clock
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1000
+    findings = cpwl.check(partition)
+    width = float((domain.corners.max(axis=0) - domain.corners.min(axis=0)).max())
+    print(
+        f"| {name} | {network.num_units:,} | {width:.3g} | {partition.num_cells:,} "
+        f"| {seconds:.2f} | {peak:.0f} | {'ok' if findings.ok else 'FAILED'} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print the whole table, or the row that is named."""
+    if len(sys.argv) > 1:
+        report(sys.argv[1])
+        return
+    print("| network | units | slice width | cells | seconds | peak MB above start | check() |")
+    print("|---" * 7 + "|", flush=True)
+    for name, _ in all_slices(Path(os.environ["CPWL_DATA"])):
+        subprocess.run([sys.executable, __file__, name], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -156,6 +156,8 @@ def test_rounding_error_bounds_the_exact_error(scale):
     for stage in range(3):
         values, bound, fresh = network.rounding_errors(z, stage)
         assert torch.equal(bound, network.rounding_error(z, stage))
+        assert (fresh <= bound).all()
+        assert (fresh > 0).all()
         errors = np.array([
             [abs(float(Fraction(v) - e)) for v, e in zip(row, one[stage], strict=True)]
             for row, one in zip(values.tolist(), exact, strict=True)

@@ -8,10 +8,11 @@ from agreement import subdivide_and_compare
 from hypothesis import given
 from layers import ABS, LINEAR, RELU, Pool, hardtanh, layer, leaky, network
 from strategies import (
+    ALL,
     BOX,
     INTERVALS,
-    POOLS,
     SCALARS,
+    WAVE,
     architectures,
     degenerate_networks,
     domains,
@@ -177,7 +178,7 @@ def test_a_breakpoint_at_the_end_of_an_interval_cuts_nothing() -> None:
 
 
 @ordinary(60)
-@given(degenerate_networks(some_architectures(12, units=SCALARS)), domains(2))
+@given(degenerate_networks(some_architectures(12, units=(*SCALARS, WAVE))), domains(2))
 def test_degenerate_networks_agree_with_the_oracle(layers, corners) -> None:
     subdivide_and_compare(layers, corners)
 
@@ -189,20 +190,20 @@ def test_degenerate_networks_with_pools_agree_with_the_oracle(layers, corners) -
 
 
 @ordinary(40)
-@given(degenerate_networks(some_architectures(10, 1, (*SCALARS, *POOLS))), domains(1))
+@given(degenerate_networks(some_architectures(10, 1, ALL)), domains(1))
 def test_degenerate_networks_on_an_interval_agree_with_the_oracle(layers, corners) -> None:
     subdivide_and_compare(layers, corners)
 
 
 @pytest.mark.nightly
 @nightly(2000)
-@given(degenerate_networks(architectures(units=(*SCALARS, *POOLS), width=6)), domains(2))
+@given(degenerate_networks(architectures(units=ALL, width=6)), domains(2))
 def test_many_degenerate_networks_agree_with_the_oracle(layers, corners) -> None:
     subdivide_and_compare(layers, corners)
 
 
 @pytest.mark.nightly
 @nightly(1000)
-@given(degenerate_networks(architectures(1, (*SCALARS, *POOLS), width=6)), domains(1))
+@given(degenerate_networks(architectures(1, ALL, width=6)), domains(1))
 def test_many_degenerate_networks_on_intervals_agree_with_the_oracle(layers, corners) -> None:
     subdivide_and_compare(layers, corners)

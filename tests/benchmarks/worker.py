@@ -15,6 +15,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def make_network(widths: str) -> nn.Sequential:
     torch.manual_seed(0)
     sizes = [int(n) for n in widths.split("-")]
     layers: list[nn.Module] = []
-    for n, m in zip(sizes[:-1], sizes[1:], strict=True):
+    for n, m in pairwise(sizes):
         layers += [nn.Linear(n, m), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
