@@ -131,6 +131,7 @@ def _split_segment(
             signs.pos, signs.neg, signs.offsets, signs.column, signs.fresh, child, a, b, bits
         ),
         len(n_new),
+        nanoseconds=30,
     )
     points = np.empty((n_cells + 1, 1))
     unit = np.empty(n_cells + 1, np.int32)
@@ -173,7 +174,12 @@ def _split_polygons(
         signs.pos, signs.neg, signs.offsets, signs.column, vertex, edge_first,
     )  # fmt: skip
     count = np.empty((n_cells, 7), np.int32)
-    in_parallel(pool, lambda a, b: _kernels.count_cell_pieces(*shape, longest, a, b, count), size)
+    in_parallel(
+        pool,
+        lambda a, b: _kernels.count_cell_pieces(*shape, longest, a, b, count),
+        size,
+        nanoseconds=30,
+    )
     bases = prefix(count[:, 2:6])  # faces, inner vertices, inner edges, corners
     n_faces, n_inner, n_inner_edges, n_corners = (int(x) for x in bases[-1])
     first = np.array([0, n_points + n_on_edges, edge_first[-1], 0])
@@ -206,6 +212,7 @@ def _split_polygons(
             patterns[:, width:],
         ),
         count[:, 5],
+        nanoseconds=60,
     )  # fmt: skip
     if n_inner_edges:
         edge_unit[edge_first[-1] :] = column_unit[edge_column[edge_first[-1] :]]

@@ -44,15 +44,15 @@ def _bit(words, column):
 
 
 @njit(cache=True, nogil=True)
-def column_range(values, start, stop, low, high, defect):
-    """Smallest and largest entry of each column over rows start..stop.
+def column_range(values, low, high, defect):
+    """Smallest and largest entry of each column, inf and -inf where there are no rows.
 
     ``defect`` is NaN in a column that holds inf or NaN and 0 in all others.
     """
     low[:] = np.inf
     high[:] = -np.inf
     defect[:] = 0.0
-    for r in range(start, stop):
+    for r in range(values.shape[0]):
         for j in range(values.shape[1]):
             v = values[r, j]
             low[j] = v if v < low[j] else low[j]
@@ -91,10 +91,13 @@ def spread_bits(source, column, fill, start, stop, target):
     for r in range(start, stop):
         for w in range(target.shape[1]):
             target[r, w] = fill[w]
-        for k in range(column.shape[0]):
-            c = column[k]
-            if c >= 0 and _bit(source[r], k):
-                target[r, c >> 6] |= uint64(1) << uint64(c & 63)
+        for w in range(source.shape[1]):
+            word = source[r, w]
+            while word != uint64(0):
+                c = column[64 * w + _lowest(word)]
+                word &= word - uint64(1)
+                if c >= 0:
+                    target[r, c >> 6] |= uint64(1) << uint64(c & 63)
 
 
 @njit(cache=True, nogil=True)
@@ -126,9 +129,11 @@ def count_crossings(ends, pos, neg, start, stop, count):
 
 @njit(cache=True, nogil=True)
 def place_crossings(
-    ends, pos, neg, values, unit, shift, bound, offsets, start, stop, column, where, fresh
+    ends, pos, neg, held, values, unit, shift, bound, offsets, start, stop, column, where, fresh
 ):
     """List the crossings of each edge in order from its first end to its second.
+
+    Rows count through ``held`` first and then through ``values``.
 
     ``where`` is the crossing's position as a fraction of the edge; ``fresh`` is False where it
     cannot be told from the one before it within rounding: these knots meet in one vertex.
@@ -136,14 +141,18 @@ def place_crossings(
     for e in range(start, stop):
         a, b = ends[e, 0], ends[e, 1]
         first = offsets[e]
+        if offsets[e + 1] == first:
+            continue
+        at_a = held[a] if a < held.shape[0] else values[a - held.shape[0]]
+        at_b = held[b] if b < held.shape[0] else values[b - held.shape[0]]
         n = 0
         for w in range(pos.shape[1]):
             word = (pos[a, w] & neg[b, w]) | (neg[a, w] & pos[b, w])
             while word != uint64(0):
                 k = 64 * w + _lowest(word)
                 word &= word - uint64(1)
-                va = values[a, unit[k]] - shift[k]
-                vb = values[b, unit[k]] - shift[k]
+                va = at_a[unit[k]] - shift[k]
+                vb = at_b[unit[k]] - shift[k]
                 column[first + n] = k
                 where[first + n] = va / (va - vb)
                 n += 1
@@ -164,7 +173,7 @@ def place_crossings(
         error = 0.0
         for i in range(first, first + n):
             k = column[i]
-            slack = 4 * EPS + 2 * bound[k] / abs(values[a, unit[k]] - values[b, unit[k]])
+            slack = 4 * EPS + 2 * bound[k] / abs(at_a[unit[k]] - at_b[unit[k]])
             fresh[i] = i == first or where[i] - where[i - 1] > slack + error
             error = slack
 
@@ -232,6 +241,8 @@ def _walk_boundary(
         words[w] = p & n
         rank[w] = active
         active += _popcount(p & n)
+    if active == 0:
+        return hi - lo, 0, 0
     for u in range(active):
         chord_from[u] = -1
         chord_to[u] = -1
@@ -502,6 +513,49 @@ def _insert_chord(
 
 
 @njit(cache=True, nogil=True)
+def _any_positive(corners, pos, bits):
+    """Set the bits of the columns that are positive at any of the corners."""
+    for w in range(bits.shape[0]):
+        bits[w] = uint64(0)
+        for v in corners:
+            bits[w] |= pos[v, w]
+
+
+@njit(cache=True, nogil=True)
+def _halve(
+    i, j, size, loop, segment, face, edge, corner,
+    out_edge_points, out_edge_cells, out_corners, out_edges, out_sizes,
+):  # fmt: skip
+    """Cut a cell from boundary point i to j > i: face on the chord's right, then on its left.
+
+    j --- . --- .
+    |  face + 1  |      the boundary runs anticlockwise, so i+1, ..., j-1 lie on the right of
+    j <-- edge -- i     the chord from i to j
+    |    face    |
+    . --- . --- .
+    """
+    out_edge_points[edge, 0], out_edge_points[edge, 1] = loop[i], loop[j]
+    out_edge_cells[edge, 0], out_edge_cells[edge, 1] = face + 1, face
+    for p in range(i, j):
+        out_corners[corner], out_edges[corner] = loop[p], segment[p] >> 1
+        out_edge_cells[segment[p] >> 1, segment[p] & 1] = face
+        corner += 1
+    out_corners[corner], out_edges[corner] = loop[j], edge
+    out_sizes[face] = j - i + 1
+    corner += 1
+    for p in range(j, size):
+        out_corners[corner], out_edges[corner] = loop[p], segment[p] >> 1
+        out_edge_cells[segment[p] >> 1, segment[p] & 1] = face + 1
+        corner += 1
+    for p in range(i):
+        out_corners[corner], out_edges[corner] = loop[p], segment[p] >> 1
+        out_edge_cells[segment[p] >> 1, segment[p] & 1] = face + 1
+        corner += 1
+    out_corners[corner], out_edges[corner] = loop[i], edge
+    out_sizes[face + 1] = size - j + i + 1
+
+
+@njit(cache=True, nogil=True)
 def split_cells(
     cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
     offsets, column, vertex, edge_first, count, bases, longest, start, stop,
@@ -568,11 +622,7 @@ def split_cells(
                 forward = edge_points[e, 0] == cell_corners[i]
                 out_edge_cells[edge_first[e], 0 if forward else 1] = face0
             out_sizes[face0] = hi - lo
-            for w in range(n_words):
-                p = uint64(0)
-                for i in range(lo, hi):
-                    p |= pos[cell_corners[i], w]
-                out_bits[face0, w] = p
+            _any_positive(cell_corners[lo:hi], pos, out_bits[face0])
             continue
 
         size, active, bad = _walk_boundary(
@@ -580,6 +630,24 @@ def split_cells(
             offsets, column, vertex, edge_first, words, rank, loop, segment, corner_after,
             chord_from, chord_to,
         )  # fmt: skip
+        if active == 1 and bad == 0:  # one chord, two faces: the common case, without half-edges
+            w = 0
+            while words[w] == uint64(0):
+                w += 1
+            k = 64 * w + _lowest(words[w])
+            i, j = chord_from[0], chord_to[0]
+            beside = corner_after[i]
+            if _bit(pos[beside], k) or _bit(neg[beside], k):
+                _halve(
+                    i, j, size, loop, segment, face0, edge0, corner0,
+                    out_edge_points, out_edge_cells, out_corners, out_edges, out_sizes,
+                )  # fmt: skip
+                out_edge_column[edge0] = k
+                _any_positive(cell_corners[lo:hi], pos, out_bits[face0])
+                out_bits[face0 + 1] = out_bits[face0]
+                behind = face0 + 1 if _bit(pos[beside], k) else face0
+                out_bits[behind, k >> 6] ^= uint64(1) << uint64(k & 63)
+                continue
         n_half = size
         n_local = size
         for p in range(size):
@@ -673,11 +741,7 @@ def split_cells(
             count[cell, 6] = bad
 
         # bits: the first face from the sides it lies on, its neighbours by flipping
-        for w in range(n_words):
-            p = uint64(0)
-            for i in range(lo, hi):
-                p |= pos[cell_corners[i], w]
-            out_bits[face0, w] = p
+        _any_positive(cell_corners[lo:hi], pos, out_bits[face0])
         for u in range(active):
             h = first_half[0]
             side = 0

@@ -86,6 +86,7 @@ def clear_lost(
         pool,
         lambda a, b: _kernels.clear_lost(patterns, bit_of[parent], piece, bit_of[child], a, b),
         len(patterns),
+        nanoseconds=2 * len(child),
     )
     return child, patterns
 

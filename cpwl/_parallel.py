@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 
-# Ranges of fewer items cost more to hand out than to work off.
-_FEWEST = 64
+# Handing a range to a thread costs some 0.1 ms, more while torch's threads still spin.
+_LEAST_NANOSECONDS = 300_000
 
 
 def available_cores() -> int:
@@ -24,26 +24,39 @@ def available_cores() -> int:
 
 
 def in_parallel(
-    pool: ThreadPoolExecutor, work: Callable[[int, int], T], weight: int | NDArray[np.integer]
+    pool: ThreadPoolExecutor,
+    work: Callable[[int, int], T],
+    weight: int | NDArray[np.integer],
+    nanoseconds: float,
 ) -> list[T]:
     """Call ``work(start, stop)`` on disjoint ranges that together cover all items.
 
     Parameters
     ----------
     pool : ThreadPoolExecutor
-        With a thread for every core. Each gets four ranges or so, that uneven work may even out.
+        With a thread for every core. Each gets one range of even work, and four of uneven.
     work : callable
         Must write to places that depend on the items alone.
     weight : int or (n,) array
-        The number of items, or the work expected of each.
+        The number of items, or the weight of each if they are uneven.
+    nanoseconds : float
+        What an item of weight 1 costs, roughly: little work is done at once, by the caller.
     """
-    n = weight if isinstance(weight, int) else len(weight)
-    ranges = min(-(-n // _FEWEST), 4 * available_cores())
+    if isinstance(weight, int):
+        n = total = weight
+        shares = available_cores()
+    else:
+        n = len(weight)
+        sums = np.cumsum(weight)
+        total = int(sums[-1]) if n else 0
+        shares = 4 * available_cores()
+    ranges = min(n, int(total * nanoseconds) // _LEAST_NANOSECONDS + 1, shares)
+    if ranges <= 1:
+        return [work(0, n)]
     if isinstance(weight, int):
         cuts = np.linspace(0, n, ranges + 1).astype(np.int64)
     else:
-        total = np.cumsum(weight)
-        cuts = np.searchsorted(total, np.linspace(0, total[-1] if n else 0, ranges + 1)[1:-1])
+        cuts = np.searchsorted(sums, np.linspace(0, total, ranges + 1)[1:-1])
         cuts = np.concatenate([[0], cuts, [n]])
     jobs = [pool.submit(work, int(a), int(b)) for a, b in pairwise(cuts) if b > a]
     return [job.result() for job in jobs]

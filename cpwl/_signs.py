@@ -112,31 +112,32 @@ def stage_signs(
     knots = network.knots(stage, *reach)
     bound = unit_bound[knots.unit] + 2 * _kernels.EPS * np.abs(knots.value)
 
-    sweep = _plan_sweep(points, edges)
+    sweep = _plan_sweep(points, edges, in_one=len(points) <= size)
     blocks: list[_Block] = []
     least = np.full(len(knots.unit), np.inf)
     most = np.full(len(knots.unit), -np.inf)
     row_of = np.empty(len(points), np.int64)
     held = np.empty(0, np.int64)
-    held_values = torch.empty((0, n_units), dtype=torch.float64)
+    held_values = np.empty((0, n_units))
     first_edge = 0
     for start in range(0, len(points), size):
         stop = min(start + size, len(points))
         new = sweep.order[start:stop]
         rows = np.concatenate([held, new])
         row_of[rows] = np.arange(len(rows))
-        values = torch.cat([held_values, values_at(new)]) if len(held) else values_at(new)
-        matrix = values.numpy()
-        low, high = (x[knots.unit] - knots.value for x in _extremes(matrix, pool))
+        values = values_at(new).numpy()
+        low, high = (x[knots.unit] - knots.value for x in _extremes(held_values, values, pool))
         np.minimum(least, low, out=least)
         np.maximum(most, high, out=most)
         kept = np.flatnonzero((low <= bound) & (high >= -bound))
         columns = (knots.unit[kept], knots.value[kept], bound[kept])
-        pos, neg, zeros = _pack(matrix, columns, len(held), pool)
+        pos, neg, zeros = _pack(held_values, values, columns, pool)
         last_edge = int(np.searchsorted(sweep.edge_end, stop))
         mine = sweep.edge_order[first_edge:last_edge]
         first_edge = last_edge
-        count, column, where, fresh = _cross(row_of[edges[mine]], pos, neg, matrix, columns, pool)
+        count, column, where, fresh = _cross(
+            row_of[edges[mine]], pos, neg, held_values, values, columns, pool
+        )
         new_pos, new_neg = pos[len(held) :], neg[len(held) :]
         column = kept[column].astype(np.int32)
         blocks.append(
@@ -144,8 +145,9 @@ def stage_signs(
                 new, kept, low > bound, new_pos, new_neg, zeros, mine, count, column, where, fresh
             )
         )
-        stay = np.flatnonzero(sweep.last_use[rows] >= stop)
-        held, held_values = rows[stay], values[torch.from_numpy(stay)]
+        still, also = (sweep.last_use[x] >= stop for x in (held, new))
+        held = np.concatenate([held[still], new[also]])
+        held_values = np.concatenate([held_values[still], values[also]])
 
     active = np.flatnonzero((most > bound) & (least <= bound))
     first_of_unit = np.searchsorted(knots.unit, knots.unit)
@@ -172,8 +174,12 @@ class _Sweep(NamedTuple):
     edge_end: NDArray[np.int64]  # (E,) that place, ascending
 
 
-def _plan_sweep(points: NDArray[np.float64], edges: NDArray[np.int32]) -> _Sweep:
-    """Sweep along the first coordinate."""
+def _plan_sweep(points: NDArray[np.float64], edges: NDArray[np.int32], *, in_one: bool) -> _Sweep:
+    """Sweep along the first coordinate; in any order if all vertices come in one block."""
+    if in_one:
+        never = np.full(len(points), -1)
+        at_once = np.zeros(len(edges), np.int64)
+        return _Sweep(np.arange(len(points)), never, np.arange(len(edges)), at_once)
     order = np.argsort(points[:, 0], kind="stable")
     place = np.empty(len(points), np.int64)
     place[order] = np.arange(len(points))
@@ -185,34 +191,43 @@ def _plan_sweep(points: NDArray[np.float64], edges: NDArray[np.int32]) -> _Sweep
 
 
 def _pack(
-    matrix: NDArray[np.float64],
+    held: NDArray[np.float64],
+    values: NDArray[np.float64],
     columns: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
-    n_held: int,
     pool: ThreadPoolExecutor,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
     """Pack the signs of all rows; the values near zero are counted in the new rows only."""
     words = (len(columns[0]) + 63) // 64
-    pos = np.empty((len(matrix), words), np.uint64)
+    pos = np.empty((len(held) + len(values), words), np.uint64)
     neg = np.empty_like(pos)
-
-    def work(start: int, stop: int) -> int:
-        return _kernels.pack_signs(matrix, *columns, start + n_held, stop + n_held, pos, neg)
-
-    _kernels.pack_signs(matrix, *columns, 0, n_held, pos, neg)
-    return pos, neg, sum(in_parallel(pool, work, len(matrix) - n_held))
+    new_pos, new_neg = pos[len(held) :], neg[len(held) :]
+    _kernels.pack_signs(held, *columns, 0, len(held), pos, neg)
+    zeros = in_parallel(
+        pool,
+        lambda a, b: _kernels.pack_signs(values, *columns, a, b, new_pos, new_neg),
+        len(values),
+        nanoseconds=2 * len(columns[0]),
+    )
+    return pos, neg, sum(zeros)
 
 
 def _cross(
     ends: NDArray[np.int64],
     pos: NDArray[np.uint64],
     neg: NDArray[np.uint64],
-    matrix: NDArray[np.float64],
+    held: NDArray[np.float64],
+    values: NDArray[np.float64],
     columns: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
     pool: ThreadPoolExecutor,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
     """List the crossings of edges, given by the rows of their ends: count, column, where, fresh."""
     count = np.empty(len(ends), np.int64)
-    in_parallel(pool, lambda a, b: _kernels.count_crossings(ends, pos, neg, a, b, count), len(ends))
+    in_parallel(
+        pool,
+        lambda a, b: _kernels.count_crossings(ends, pos, neg, a, b, count),
+        len(ends),
+        nanoseconds=5 * pos.shape[1],
+    )
     offsets = prefix(count)
     column = np.empty(offsets[-1], np.int32)
     where = np.empty(offsets[-1], np.float64)
@@ -220,24 +235,26 @@ def _cross(
     in_parallel(
         pool,
         lambda a, b: _kernels.place_crossings(
-            ends, pos, neg, matrix, *columns, offsets, a, b, column, where, fresh
+            ends, pos, neg, held, values, *columns, offsets, a, b, column, where, fresh
         ),
         count + 1,
+        nanoseconds=30 + 5 * pos.shape[1],
     )
     return count, column, where, fresh
 
 
 def _extremes(
-    values: NDArray[np.float64], pool: ThreadPoolExecutor
+    held: NDArray[np.float64], values: NDArray[np.float64], pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Smallest and largest value of every unit, refusing values that are not finite."""
 
-    def work(start: int, stop: int) -> NDArray[np.float64]:
+    def work(rows: NDArray[np.float64]) -> NDArray[np.float64]:
         out = np.empty((3, values.shape[1]))
-        _kernels.column_range(values, start, stop, *out)
+        _kernels.column_range(rows, *out)
         return out
 
-    low, high, defect = np.stack(in_parallel(pool, work, len(values)), axis=1)
+    parts = in_parallel(pool, lambda a, b: work(values[a:b]), len(values), values.shape[1])
+    low, high, defect = np.stack([*parts, work(held)], axis=1)
     if np.isnan(defect).any():
         raise FloatingPointError(
             "Expected finite pre-activations on the whole domain, got inf or NaN: the network "
@@ -258,7 +275,8 @@ def _range_of_units(
     high = np.full(n_units, -np.inf)
     for start in range(0, n_points, size):
         rows = np.arange(start, min(start + size, n_points))
-        block_low, block_high = _extremes(values_at(rows).numpy(), pool)
+        values = values_at(rows).numpy()
+        block_low, block_high = _extremes(values[:0], values, pool)
         low, high = np.minimum(low, block_low), np.maximum(high, block_high)
     return low, high
 
@@ -291,6 +309,7 @@ def _assemble(
                     s, t, f, a, b, o
                 ),
                 len(block.rows),
+                nanoseconds=2 * len(active),
             )
             out[block.rows] = spread
     return pos, neg
