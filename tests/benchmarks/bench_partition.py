@@ -33,6 +33,7 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def test_against_regioncam_and_floor() -> None:
     print("\n| network | cells | cpwl wall s | cpu s | MB | regioncam wall s | MB | its cells "
           "| times faster | floor s | cpwl / floor |\n" + "|---" * 11 + "|")  # fmt: skip
+    short = []
     for widths, cells in NETWORKS.items():
         large = widths.startswith(("2-256", "2-512"))
         rounds: dict[str, list[dict[str, Any]]] = {"cpwl": [], "regioncam": [], "floor": []}
@@ -50,8 +51,8 @@ def test_against_regioncam_and_floor() -> None:
             ratio = peer["wall"] / ours["wall"]
             row += f"| {peer['wall']:.3f} | {peer['rss'] / 1e6:.0f} | {peer['cells']:,} "
             row += f"| {ratio:.1f} "
-            if widths != "2-20-20-20-3":
-                assert ratio >= 10
+            if widths != "2-20-20-20-3" and ratio < 10:
+                short.append(f"{widths}: {ratio:.1f} times")
         else:
             row += "| - | - | - | - "
         print(f"{row}| {floor['wall']:.3f} | {ours['wall'] / floor['wall']:.2f} |", flush=True)
@@ -59,6 +60,7 @@ def test_against_regioncam_and_floor() -> None:
             assert ours["cells"] == cells
         if widths.startswith("2-256"):
             assert ours["rss"] <= 6.6e9 / 20
+    assert not short, f"Expected 10 times regioncam's speed, got {', '.join(short)}"
 
 
 def test_cost_per_cell_is_flat() -> None:
