@@ -42,21 +42,13 @@ def in_parallel(
     nanoseconds : float
         What an item of weight 1 costs, roughly: little work is done at once, by the caller.
     """
-    if isinstance(weight, int):
-        n = total = weight
-        shares = available_cores()
-    else:
-        n = len(weight)
-        sums = np.cumsum(weight)
-        total = int(sums[-1]) if n else 0
-        shares = 4 * available_cores()
+    sums = np.arange(1, weight + 1) if isinstance(weight, int) else np.cumsum(weight)
+    n, total = len(sums), int(sums[-1]) if len(sums) else 0
+    shares = available_cores() * (1 if isinstance(weight, int) else 4)
     ranges = min(n, int(total * nanoseconds) // _LEAST_NANOSECONDS + 1, shares)
     if ranges <= 1:
         return [work(0, n)]
-    if isinstance(weight, int):
-        cuts = np.linspace(0, n, ranges + 1).astype(np.int64)
-    else:
-        cuts = np.searchsorted(sums, np.linspace(0, total, ranges + 1)[1:-1])
-        cuts = np.concatenate([[0], cuts, [n]])
-    jobs = [pool.submit(work, int(a), int(b)) for a, b in pairwise(cuts) if b > a]
+    inner = np.searchsorted(sums, np.linspace(0, total, ranges + 1)[1:-1])
+    cuts = [0, *inner.tolist(), n]
+    jobs = [pool.submit(work, a, b) for a, b in pairwise(cuts) if b > a]
     return [job.result() for job in jobs]
