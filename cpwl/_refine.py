@@ -54,13 +54,12 @@ def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: 
         needed = error.needed
     if depth == _DEEPEST:
         raise MemoryError(
-            f"Expected a working set of at most {work.memory:,} bytes, but a strip of 1/2^{depth} "
-            f"of the domain still needs {needed:,} bytes. Raise `memory`, or choose a smaller "
-            "domain."
+            f"Expected a working set of at most {work.memory:,} bytes, but {share:.1e} of the "
+            f"domain still needs {needed:,} bytes. Raise `memory`, or choose a smaller domain."
         )
     low, high = corners.min(axis=0), corners.max(axis=0)
     axis = int(np.argmax(high - low))
-    n = int(min(16, np.ceil(2.5 * needed / work.memory)))
+    n = int(np.clip(np.ceil(2.5 * needed / work.memory), 2, 16))
     for nudge in _NUDGES:
         lines = low[axis] + (np.arange(1, n) + nudge) / n * (high[axis] - low[axis])
         strips = cut_polygon(corners, axis, lines)

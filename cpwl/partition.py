@@ -205,7 +205,7 @@ def subdivide(
 
         def report(share: float, cells: int) -> None:
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
-            bar.update(100 * share)
+            bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
 
         made = refine(Work(network, embed, memory, pool, report), domain.corners)
     return _finish(network, domain, made)

@@ -301,3 +301,24 @@ def test_compiled_kernels_agree_bitwise_with_python(monkeypatch: pytest.MonkeyPa
         layers = random_network(0, (5, 4), units)
         plain = cpwl.subdivide(capture(layers), domain_of(BOX), progress=False)
         assert_same_partition(expected, plain)
+
+
+def test_memory_that_not_even_a_strip_fits_is_refused() -> None:
+    network = cpwl.Network.from_torch(benchmark_module(20), (2,))
+    with pytest.raises(MemoryError, match=r"working set of at most 1,000 bytes.*Raise `memory`"):
+        cpwl.subdivide(network, cpwl.box([-10, -10], [10, 10]), memory=1000, progress=False)
+
+
+def test_domain_of_another_latent_shape_is_refused() -> None:
+    network = cpwl.Network.from_torch(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (3,))
+    with pytest.raises(ValueError, match=r"latents of shape \(3,\), got \(2,\).*Build the slice"):
+        cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
+
+
+def test_overflow_is_refused() -> None:
+    module = benchmark_module(20)
+    with torch.no_grad():
+        module[0].weight.mul_(1000)
+    network = cpwl.Network.from_torch(module, (2,))
+    with pytest.raises(FloatingPointError, match=r"overflows float64.*smaller domain"):
+        cpwl.subdivide(network, cpwl.box([0, 0], [1e306, 1e306]), progress=False)
