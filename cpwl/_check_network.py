@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cpwl._check_complex import Differences
+from cpwl._execution import output_bound
 from cpwl._findings import Log, Tolerances
 from cpwl.affine import affine_maps
 from cpwl.network import Network
@@ -114,7 +115,7 @@ def check_continuity(partition: Partition, facets: Ints, log: Log, tolerances: T
         value = value.reshape(len(mine), 2, -1)
         errors.append(np.abs(value[:, 0] - value[:, 1]).max(axis=-1, initial=0.0))
         scales.append(scale.reshape(len(mine), 2).max(axis=1))
-    relative = _relative(np.concatenate(errors), np.concatenate(scales))
+    relative = _relative(partition, np.concatenate(errors), np.concatenate(scales))
     log.add("maps agree on facets", "facet", len(facets), facets[~(relative <= tolerances.values)])
     return float(relative.max(initial=0.0))
 
@@ -151,7 +152,7 @@ def check_centres(
         expected = network(z).numpy().reshape(len(value), -1)
         errors.append(np.abs(value[:, 0] - expected).max(axis=-1, initial=0.0))
         scales.append(scale)
-    relative = _relative(np.concatenate(errors), np.concatenate(scales))
+    relative = _relative(partition, np.concatenate(errors), np.concatenate(scales))
     wrong = cells[~(relative <= tolerances.values)]
     log.add("maps are the network's at the centres", "cell", len(cells), wrong)
     return float(relative.max(initial=0.0)), undecided
@@ -216,13 +217,19 @@ def _evaluate_maps(partition: Partition, cells: Ints, at: Floats) -> tuple[Float
     return np.concatenate(values), np.concatenate(scales)
 
 
-def _relative(errors: Floats, scales: Floats) -> Floats:
+def _relative(partition: Partition, errors: Floats, scales: Floats) -> Floats:
     """Errors relative to the scales, of which none counts as less than 1/1000 of the largest.
 
-    Where a map is small because what it adds up cancels, its rounding error is not.
+    Where a map is small because what it adds up cancels, its rounding error is not: errors within
+    1e-12 of what the last layer adds up (and within the output's rounding bound) do not count.
     """
+    network = _network(partition)
+    z = _latents(partition, partition.domain.corners)
+    bound = float(output_bound(network.program, z).max())
+    last = network.preactivations(z, network.num_stages - 1) if network.num_stages else z
+    rounding = min(2 * bound, 1e-12 * float(last.abs().max()))
     floor = max(1e-3 * float(scales.max(initial=0.0)), 1e-300)
-    return errors / np.maximum(scales, floor)
+    return np.maximum(errors - rounding, 0.0) / np.maximum(scales, floor)
 
 
 def _centres(partition: Partition, cells: Ints) -> Floats:
