@@ -149,7 +149,8 @@ def subdivide(
     memory : int, default 2 GiB
         Bytes that the work may take beyond the partition that is returned. Vertices are evaluated
         in blocks that fit; a domain whose refinement does not fit is worked off in strips, which
-        are glued without a trace: no vertex is doubled and no cell is cut.
+        are glued without a trace: no vertex is doubled and no cell is cut. Gluing takes about as
+        much again as the partition.
     progress : bool
         Show a progress bar over the network's stages on standard error.
 
@@ -177,8 +178,10 @@ def subdivide(
     coordinates, so that errors do not build up along edges. The cost is one forward pass at the
     vertices of the last stage but one, and about a microsecond a cell; all cores are used.
 
-    The partition is that of the function as evaluated in float64, with every value within its
-    rounding error bound of zero taken to be zero.
+    The partition is that of the function as evaluated in float64. A value counts as zero if it lies
+    within twice the running bound on its rounding error, or within 16 times the part of that bound
+    that its last layer contributes, whichever is less (the bound itself grows with depth far beyond
+    the errors that are met).
     """
     if domain.dim not in (1, 2):
         raise ValueError(
