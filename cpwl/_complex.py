@@ -108,7 +108,7 @@ def _new_points(complex_: Complex, signs: StageSigns, n_new: NDArray[np.int64]) 
 
 def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
     """Count the new vertices on every edge."""
-    total = np.concatenate([[0], np.cumsum(signs.fresh)])
+    total = prefix(signs.fresh)
     return total[signs.offsets[1:]] - total[signs.offsets[:-1]]
 
 

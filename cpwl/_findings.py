@@ -24,9 +24,6 @@ class Tolerances(NamedTuple):
     """Pre-activations, in units of the network's bound on their rounding error."""
 
 
-DEFAULT_TOLERANCES = Tolerances()
-
-
 @dataclass(frozen=True)
 class Finding:
     """The outcome of one check: how many things were tested, how many failed, and where first."""

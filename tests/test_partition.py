@@ -50,6 +50,7 @@ from strategies import (
 from torch import nn
 
 import cpwl
+from bridges.toys import random_mlp
 from cpwl import _kernels
 
 COUNTS = {20: 1839, 64: 18863, 128: 65799, 256: 269845}
@@ -65,12 +66,7 @@ def _one_thread():
 
 
 def benchmark_module(width: int) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            *(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
-            *(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)),
-        )
+    return random_mlp((2, width, width, width, 3))
 
 
 def benchmark_partition(width: int, **options: int) -> cpwl.Partition:

@@ -15,20 +15,16 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import nn
 
+from bridges.toys import random_mlp
+
 
 def make_network(widths: str) -> nn.Sequential:
-    """Default-initialised Linear, ReLU, ..., Linear after torch.manual_seed(0)."""
-    torch.manual_seed(0)
-    sizes = [int(n) for n in widths.split("-")]
-    layers: list[nn.Module] = []
-    for n, m in pairwise(sizes):
-        layers += [nn.Linear(n, m), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    """Make the network that a dashed list of widths names."""
+    return random_mlp([int(n) for n in widths.split("-")])
 
 
 def cpwl_engine(module: nn.Sequential, size: float) -> Callable[[], int]:
