@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths, end to end: row i is ``items[offsets[i]:offsets[i + 1]]``."""
+
+    offsets: NDArray[np.int64]  # (n + 1,)
+    items: NDArray[np.int32]
 
 
 def prefix(count: NDArray) -> NDArray[np.int64]:

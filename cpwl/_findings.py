@@ -53,7 +53,7 @@ class Log:
         if kind == "cell":
             vertices = p.cell_corners[p.cell_offsets[index] : p.cell_offsets[index + 1]]
         elif kind == "facet":
-            vertices = p.facet_points[index]
+            vertices = p.facet_corners[p.facet_offsets[index] : p.facet_offsets[index + 1]]
         elif kind == "point":
             vertices = np.array([index])
         if not len(vertices) or vertices.min() < 0 or vertices.max() >= len(p.points):

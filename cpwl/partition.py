@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cpwl import _kernels
+from cpwl._arrays import Ragged
 from cpwl._parallel import available_cores
 from cpwl._refine import Work, refine
 from cpwl._tiles import Refined
@@ -23,24 +24,44 @@ if TYPE_CHECKING:
 
 
 class Status(NamedTuple):
-    """How a partition came about.
+    """How far a partition can be trusted.
 
-    ``complete``: every cell is there. ``zeros``: values that were not zero but within the rounding
-    error of it and were taken as zero, that is, knots taken to pass through a vertex that they
-    pass within about 1e-12 of; 0 on generic networks. ``broken``: cells left uncut because
-    rounding made their signs inconsistent; ``complete`` is False unless it is 0.
+    Parameters
+    ----------
+    complete : bool
+        Every cell is there. Otherwise `needed` or `broken` says why not.
+    exact : bool
+        Complete, and every sign was proven: by float64 with a rigorous bound, or in rational
+        arithmetic.
+    arbitrated : int
+        Signs that went to rational arithmetic.
+    undecided : int
+        Signs taken from float64 although they lie within its rigorous bound (large convolutions,
+        where rational arithmetic is out of reach).
+    broken : int
+        Cells left uncut because signs were inconsistent; 0 unless some are undecided.
+    needed : int
+        0, or the bytes of memory that a complete answer would have needed. The cells are then
+        those of the first `stages` stages of the network.
+    stages : int
+        Stages of the network that the cells take into account; all of them if complete.
     """
 
     complete: bool
-    zeros: int
+    exact: bool
+    arbitrated: int
+    undecided: int
     broken: int
+    needed: int
+    stages: int
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """The cells of a network on a bounded 1-D or 2-D domain, as flat arrays.
+    """The cells of a network on a bounded domain of dimension 1 to 6, as flat arrays.
 
-    V vertices, C cells, F facets, N corners in all, P = ``dim`` slice coordinates.
+    V vertices, C cells, F facets, P = ``dim`` slice coordinates. Where an array is ragged, row i
+    is ``items[offsets[i]:offsets[i + 1]]``.
 
     Parameters
     ----------
@@ -51,20 +72,31 @@ class Partition:
     points : (V, P) float64
         Vertices in slice coordinates.
     cell_offsets : (C + 1,) int64
-        Cell c has the corners ``cell_corners[cell_offsets[c]:cell_offsets[c + 1]]``.
+        Rows of `cell_corners`.
     cell_corners : (N,) int32
-        Vertices of the cells, anticlockwise (P = 2) or ascending (P = 1).
-    cell_facets : (N,) int32
-        P = 2: the facet from each corner to the cell's next one. P = 1: the facet at that corner.
-    facet_points : (F, P) int32
-        The two ends of a facet, or the one point that it is.
+        Vertices of the cells: anticlockwise for P = 2, otherwise ascending.
+    cell_facet_offsets : (C + 1,) int64
+        Rows of `cell_facets`; the same as `cell_offsets` for P <= 2.
+    cell_facets : (M,) int32
+        Facets of the cells. P = 2: the facet from each corner to the cell's next one. P = 1: the
+        facet at that corner. P >= 3: ascending.
+    facet_offsets : (F + 1,) int64
+        Rows of `facet_corners`.
+    facet_corners : (K,) int32
+        Vertices of the facets. P = 1: the one point that it is. P = 2: its two ends. P >= 3:
+        ascending.
     facet_cells : (F, 2) int32
-        The cell on the left of ``facet_points[0] -> facet_points[1]`` and the one on its right
-        (P = 1: below, above); -1 outside the domain.
+        P = 2: the cell on the left of the facet, seen along its two ends, and the one on its
+        right. P = 1: below, above. P >= 3: the cell in which the facet's unit is on the lower
+        piece, and the other; on the boundary the one cell comes first. -1 outside the domain.
     facet_unit : (F,) int32
         The unit whose knot the facet lies on; -1 on the domain's boundary. Where several units
         have the same knot it is the lowest of the first stage that has one (for a max-pooling
         window: the match in which the winners on the two sides meet).
+    skeleton : tuple of Ragged
+        P >= 3: entry k - 1 has the faces of dimension k = 1..P - 1, each by the numbers of its
+        faces of dimension k - 1: the first the edges by their two vertices, the last the facets
+        (in the numbering above) by their ridges. Empty for P <= 2.
     patterns : (C, W) uint64
         Packed activation patterns: bit j of a cell is bit ``j % 64`` of word ``j // 64``.
     bit_unit : (64 * W,) int32
@@ -75,7 +107,13 @@ class Partition:
         Piece of each unit where none of its bits is set: the piece of a unit on a cell is its base
         plus the number of its bits that are set there.
     status : Status
-        Whether the partition is complete, and what rounding did.
+        Whether the partition is complete and proven.
+
+    Notes
+    -----
+    Cells meet face to face: two of them share one facet or none. Only max-pooling, whose ties are
+    no knots where they change nothing, makes an exception in P >= 3: cells that it joined may have
+    several facets in one plane, and may share several with a neighbour.
     """
 
     network: Network | None
@@ -83,10 +121,13 @@ class Partition:
     points: NDArray[np.float64]
     cell_offsets: NDArray[np.int64]
     cell_corners: NDArray[np.int32]
+    cell_facet_offsets: NDArray[np.int64]
     cell_facets: NDArray[np.int32]
-    facet_points: NDArray[np.int32]
+    facet_offsets: NDArray[np.int64]
+    facet_corners: NDArray[np.int32]
     facet_cells: NDArray[np.int32]
     facet_unit: NDArray[np.int32]
+    skeleton: tuple[Ragged, ...]
     patterns: NDArray[np.uint64]
     bit_unit: NDArray[np.int32]
     unit_base: NDArray[np.int32]
@@ -101,6 +142,34 @@ class Partition:
     def dim(self) -> int:
         """The dimension P of the domain."""
         return self.points.shape[1]
+
+    @property
+    def num_facets(self) -> int:
+        """The number of facets."""
+        return len(self.facet_offsets) - 1
+
+    @property
+    def facet_points(self) -> NDArray[np.int32]:
+        """The two ends of every facet, or the one point that it is: (F, P) for P <= 2.
+
+        Raises
+        ------
+        ValueError
+            P >= 3, where facets have different numbers of vertices.
+        """
+        if self.dim > 2:
+            raise ValueError(
+                f"Expected a partition of dimension 1 or 2 for facet_points, got {self.dim}. Facet "
+                "i has the vertices facet_corners[facet_offsets[i]:facet_offsets[i + 1]]."
+            )
+        return self.facet_corners.reshape(-1, self.dim)
+
+    @property
+    def edges(self) -> NDArray[np.int32]:
+        """The two vertices of every edge, (E, 2); the cells for P = 1, the facets for P = 2."""
+        if self.dim == 1:
+            return self.cell_corners.reshape(-1, 2)
+        return self.facet_points if self.dim == 2 else self.skeleton[0].items.reshape(-1, 2)
 
     def pieces(self, cells: NDArray[np.int64] | slice | None = None) -> NDArray[np.int32]:
         """Unpack activation patterns.
@@ -130,7 +199,7 @@ class Partition:
         """Summarise: the arrays themselves are long."""
         state = "complete" if self.status.complete else f"INCOMPLETE: {self.status}"
         return (
-            f"Partition({self.num_cells:,} cells, {len(self.facet_points):,} facets, "
+            f"Partition({self.num_cells:,} cells, {self.num_facets:,} facets, "
             f"{len(self.points):,} vertices in {self.dim}-D, {state})"
         )
 
@@ -217,19 +286,22 @@ def subdivide(
 def _finish(network: Network, domain: Domain, made: Refined) -> Partition:
     """Name the complex's arrays as a partition does."""
     c = made.complex
-    status = Status(complete=c.broken == 0, zeros=made.zeros, broken=c.broken)
-    meaning = (c.patterns, made.bit_unit, made.base, status)
+    status = Status(
+        complete=c.broken == 0, exact=False, arbitrated=0, undecided=made.zeros, broken=c.broken,
+        needed=0, stages=network.num_stages,
+    )  # fmt: skip
+    meaning = ((), c.patterns, made.bit_unit, made.base, status)
     if domain.dim == 2:
         return Partition(
-            network, domain, c.points, c.cell_offsets, c.cell_corners, c.cell_edges,
-            c.edge_points, c.edge_cells, c.edge_unit, *meaning,
+            network, domain, c.points, c.cell_offsets, c.cell_corners, c.cell_offsets,
+            c.cell_edges, 2 * np.arange(len(c.edge_points) + 1), c.edge_points.reshape(-1),
+            c.edge_cells, c.edge_unit, *meaning,
         )  # fmt: skip
     n = len(c.patterns)
     below = np.arange(-1, n, dtype=np.int32)
     above = np.append(below[1:], np.int32(-1))
-    ends = c.edge_points.reshape(-1)
+    ends, offsets = c.edge_points.reshape(-1), 2 * np.arange(n + 1)
     return Partition(
-        network, domain, c.points, 2 * np.arange(n + 1), ends, ends.copy(),
-        np.arange(n + 1, dtype=np.int32)[:, None], np.stack([below, above], axis=1),
-        c.point_unit, *meaning,
+        network, domain, c.points, offsets, ends, offsets, ends.copy(), np.arange(n + 2),
+        np.arange(n + 1, dtype=np.int32), np.stack([below, above], axis=1), c.point_unit, *meaning,
     )  # fmt: skip

@@ -16,21 +16,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cpwl._arrays import Ragged
 from cpwl.domain import Domain, Slice
 
 if TYPE_CHECKING:
     from cpwl.network import Network
     from cpwl.partition import Partition
 
-FORMAT = "cpwl partition 1"
+FORMAT = "cpwl partition 2"
+_OLDER = "cpwl partition 1"
 
-# name -> (kind of number, axes); one row per array of a Partition
+# name -> (kind of number, axes); one row per array of a Partition, to which its skeleton is added
 _ARRAYS = {
     "points": ("f", 2),
     "cell_offsets": ("i", 1),
     "cell_corners": ("i", 1),
+    "cell_facet_offsets": ("i", 1),
     "cell_facets": ("i", 1),
-    "facet_points": ("i", 2),
+    "facet_offsets": ("i", 1),
+    "facet_corners": ("i", 1),
     "facet_cells": ("i", 2),
     "facet_unit": ("i", 1),
     "patterns": ("u", 2),
@@ -111,6 +115,8 @@ def save(partition: Partition, path: str | os.PathLike[str]) -> None:
     }
     if place.anchors is not None:
         arrays["slice_anchors"] = place.anchors
+    for level, faces in enumerate(partition.skeleton, 1):
+        arrays |= dict(zip(_level(level), faces, strict=True))
     with atomic_path(path) as part, open(part, "wb") as handle:
         cast(Any, np.savez)(handle, allow_pickle=False, **arrays)
 
@@ -148,24 +154,30 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
     stored = _read(Path(path))
     try:
         header = json.loads(str(stored["header"]))
+        if header["format"] == _OLDER:
+            raise ValueError(
+                f"{_OLDER!r} has neither facets of n dimensions nor a proof of its signs"
+            )
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
         place = Slice(stored["slice_origin"], stored["slice_basis"], stored.get("slice_anchors"))
         domain = Domain(stored["corners"], place)
         status = Status(**header["status"])
         arrays = {name: stored[name] for name in _ARRAYS}
+        levels = range(1, domain.dim) if domain.dim > 2 else ()
+        skeleton = tuple(Ragged(*(stored[name] for name in _level(k))) for k in levels)
         stages = stored["stage_offsets"]
         shapes = [tuple(header["input_shape"]), tuple(header["output_shape"])]
-        _validate(arrays, domain.dim, int(stages[-1]))
+        _validate(arrays, skeleton, domain.dim, int(stages[-1]))
         expected = stored["fingerprint"]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"Expected a partition ({FORMAT}) in {path}, got a file that does not fit: {error}. "
-            "Write it with partition.save(path) of this version of cpwl."
+            "Subdivide again and write it with partition.save(path) of this version of cpwl."
         ) from error
     if network is not None:
         _check_network(network, shapes, stages, domain, arrays["points"], expected)
-    return Partition(network=network, domain=domain, status=status, **arrays)
+    return Partition(network=network, domain=domain, skeleton=skeleton, status=status, **arrays)
 
 
 def fingerprint(
@@ -247,36 +259,52 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _validate(arrays: dict[str, NDArray[Any]], dim: int, num_units: int) -> None:
+def _level(dim: int) -> tuple[str, str]:
+    """Name the two arrays of the faces of one dimension."""
+    return f"faces_{dim}_offsets", f"faces_{dim}"
+
+
+def _validate(
+    arrays: dict[str, NDArray[Any]], skeleton: tuple[Ragged, ...], dim: int, num_units: int
+) -> None:
     """Raise ValueError where the arrays do not fit each other."""
-    for name, (kind, axes) in _ARRAYS.items():
+    kinds = dict(_ARRAYS)
+    for level, faces in enumerate(skeleton, 1):
+        names = _level(level)
+        kinds |= dict.fromkeys(names, ("i", 1))
+        arrays = arrays | dict(zip(names, faces, strict=True))
+    for name, (kind, axes) in kinds.items():
         array = arrays[name]
         if array.dtype.kind != kind or array.ndim != axes:
             raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}")
-    offsets = arrays["cell_offsets"]
-    cells, corners = len(offsets) - 1, len(arrays["cell_corners"])
-    facets = len(arrays["facet_points"])
+    cells, facets = len(arrays["cell_offsets"]) - 1, len(arrays["facet_offsets"]) - 1
     points = len(arrays["points"])
 
     def within(name: str, low: int, high: int) -> bool:
         array = arrays[name]
         return array.size == 0 or (int(array.min()) >= low and int(array.max()) < high)
 
+    def rows(offsets: str, items: str, least: int, high: int) -> bool:
+        """Whether rows have at least so many items, all of them existing."""
+        start = arrays[offsets]
+        ends = len(start) > 0 and start[0] == 0 and start[-1] == len(arrays[items])
+        return bool(ends and (np.diff(start) >= least).all()) and within(items, 0, high)
+
+    below = [points, *(len(faces.offsets) - 1 for faces in skeleton)]
     whole = (
-        cells >= 0
-        and offsets[0] == 0
-        and offsets[-1] == corners == len(arrays["cell_facets"])
-        and bool((np.diff(offsets) >= 2).all())
+        rows("cell_offsets", "cell_corners", dim + 1, points)
+        and rows("cell_facet_offsets", "cell_facets", dim + 1, facets)
+        and rows("facet_offsets", "facet_corners", dim, points)
+        and all(rows(*_level(k), k + 1, below[k - 1]) for k in range(1, len(below)))
+        and (not skeleton or below[-1] == facets)
+        and len(arrays["cell_facet_offsets"]) == cells + 1
         and len(arrays["patterns"]) == cells
         and len(arrays["facet_cells"]) == len(arrays["facet_unit"]) == facets
+        and (dim > 2 or len(arrays["facet_corners"]) == dim * facets)
         and arrays["points"].shape[1] == dim
-        and arrays["facet_points"].shape[1] == dim
         and arrays["facet_cells"].shape[1] == 2
         and len(arrays["bit_unit"]) == 64 * arrays["patterns"].shape[1]
         and len(arrays["unit_base"]) == num_units
-        and within("cell_corners", 0, points)
-        and within("cell_facets", 0, facets)
-        and within("facet_points", 0, points)
         and within("facet_cells", -1, cells)
         and within("facet_unit", -1, num_units)
         and within("bit_unit", -1, num_units)

@@ -137,6 +137,7 @@ def test_a_missing_cell_leaves_a_hole(plane) -> None:
         plane,
         cell_offsets=np.concatenate([[0], np.cumsum(np.diff(plane.cell_offsets)[kept])]),
         cell_corners=plane.cell_corners[corner],
+        cell_facet_offsets=np.concatenate([[0], np.cumsum(np.diff(plane.cell_offsets)[kept])]),
         cell_facets=plane.cell_facets[corner],
         patterns=plane.patterns[kept],
         facet_cells=cells,
@@ -156,7 +157,8 @@ def test_a_doubled_vertex_is_found(plane) -> None:
     torn = replace(
         plane,
         cell_facets=facets,
-        facet_points=np.vstack([plane.facet_points, plane.facet_points[facet]]),
+        facet_offsets=2 * np.arange(len(plane.facet_points) + 2),
+        facet_corners=np.append(plane.facet_corners, plane.facet_points[facet]),
         facet_cells=np.vstack([plane.facet_cells, [-1, right]]).astype(np.int32),
         facet_unit=np.append(plane.facet_unit, np.int32(-1)),
     )
@@ -226,7 +228,7 @@ def test_indices_out_of_range_end_the_check(plane) -> None:
     assert np.isnan(report.volume_error)
     with pytest.raises(PartitionError, match="corners name points and facets that exist"):
         report.require()
-    for name, index in (("facet_points", (0, 0)), ("facet_cells", (0, 0)), ("facet_unit", 0)):
+    for name, index in (("facet_corners", 0), ("facet_cells", (0, 0)), ("facet_unit", 0)):
         bad = edited(plane, name, index, 1 << 20)
         assert failed(bad) == {"facets name points, cells and units that exist"}
     assert "points are finite" in failed(edited(plane, "points", (0, 0), np.nan))

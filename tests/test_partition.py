@@ -276,7 +276,7 @@ def assert_same_cells(a: cpwl.Partition, b: cpwl.Partition) -> None:
 def assert_same_partition(a: cpwl.Partition, b: cpwl.Partition) -> None:
     """Compare all arrays bit for bit."""
     for name in (
-        *("points", "cell_offsets", "cell_corners", "cell_facets", "facet_points"),
+        *("points", "cell_offsets", "cell_corners", "cell_facets", "facet_corners"),
         *("facet_cells", "facet_unit", "patterns", "bit_unit", "unit_base"),
     ):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)

@@ -58,14 +58,17 @@ def grid(n: int) -> Partition:
         points=points,
         cell_offsets=4 * np.arange(n * n + 1),
         cell_corners=corner.ravel().astype(np.int32),
+        cell_facet_offsets=4 * np.arange(n * n + 1),
         cell_facets=facet.astype(np.int32),
-        facet_points=facets.astype(np.int32),
+        facet_offsets=2 * np.arange(len(facets) + 1),
+        facet_corners=facets.astype(np.int32).ravel(),
         facet_cells=np.full((len(facets), 2), -1, np.int32),
         facet_unit=np.where(count == 2, 0, -1).astype(np.int32),
+        skeleton=(),
         patterns=np.zeros((n * n, 1), np.uint64),
         bit_unit=np.full(64, -1, np.int32),
         unit_base=np.zeros(1, np.int32),
-        status=Status(True, 0, 0),
+        status=Status(True, True, 0, 0, 0, 0, 1),
     )
 
 

@@ -16,7 +16,7 @@ from cpwl.storage import atomic_path
 
 ARRAYS = (
     *("points", "cell_offsets", "cell_corners", "cell_facets"),
-    *("facet_points", "facet_cells", "facet_unit"),
+    *("cell_facet_offsets", "facet_offsets", "facet_corners", "facet_cells", "facet_unit"),
     *("patterns", "bit_unit", "unit_base"),
 )
 
@@ -97,7 +97,7 @@ def _truncated(path):
 
 def _flipped(path):
     body = bytearray(path.read_bytes())
-    body[len(body) // 2] ^= 255
+    body[body.index(generator().points.tobytes()) + 99] ^= 255  # not in the archive's own headers
     path.write_bytes(body)
 
 
@@ -136,15 +136,19 @@ def _changed(name, change):
         (lambda path: path.write_text("PLY"), "Expected a whole .npz file"),
         (
             lambda path: np.savez(path, a=np.zeros(3)),
-            r"Expected a partition \(cpwl partition 1\) .* got a file that does not fit: .*header",
+            r"Expected a partition \(cpwl partition 2\) .* got a file that does not fit: .*header",
         ),
         (
             _single_array,
             "Expected a whole .npz file .*a single array",
         ),
         (
-            _changed("header", lambda h: np.array(str(h).replace("n 1", "n 0"))),
+            _changed("header", lambda h: np.array(str(h).replace("n 2", "n 0"))),
             "'cpwl partition 0'",
+        ),
+        (
+            _changed("header", lambda h: np.array(str(h).replace("n 2", "n 1"))),
+            "'cpwl partition 1' has neither facets of n dimensions nor .* Subdivide again",
         ),
         (_changed("points", lambda x: x[:3]), "its arrays do not fit each other"),
         (_changed("cell_corners", lambda x: x + 1000), "its arrays do not fit each other"),
