@@ -21,6 +21,7 @@ from cpwl import _execution as execution
 from cpwl._capture import export, float64_copy, list_graph
 from cpwl._errors import CaptureError, UnsupportedOperationError
 from cpwl._lowering import Lowered, Operation, lower
+from cpwl._matrices import Matrices, read_matrices
 from cpwl._nonlinear import Triangle
 from cpwl._program import Program, as_batch, peak_values
 from cpwl._verification import verify
@@ -86,6 +87,9 @@ class Network:
     contests : (K, 3) int32
         Rows (parent unit, piece, child unit): while the parent is on that piece, the child's piece
         has no effect on the output. Every unit of the losing half of a tournament is listed.
+    matrices : Matrices
+        The affine operations as sparse matrices, for rational arithmetic and norms; empty, with
+        the reason, if they are too large.
     """
 
     input_shape: tuple[int, ...]
@@ -96,6 +100,7 @@ class Network:
     operations: tuple[Operation, ...] = field(repr=False)
     contests: NDArray[np.int32] = field(repr=False)
     program: Program = field(repr=False)
+    matrices: Matrices = field(repr=False)
 
     @property
     def num_stages(self) -> int:
@@ -358,7 +363,7 @@ def _assemble(lowered: Lowered, input_shape: tuple[int, ...]) -> Network:
     output = program.steps[program.output]
     return Network(
         input_shape, output.single[1:], offsets[-1], np.array(offsets, np.int64), tuple(groups),
-        lowered.operations, lowered.contests, program,
+        lowered.operations, lowered.contests, program, read_matrices(program),
     )  # fmt: skip
 
 
