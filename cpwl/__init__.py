@@ -7,9 +7,9 @@ domain; free functions compute maps, descriptors, densities and pictures from it
 
 from typing import TYPE_CHECKING
 
-from cpwl._errors import CaptureError, UnsupportedOperationError
+from cpwl._errors import CaptureError, PartitionError, UnsupportedOperationError
 from cpwl.affine import affine_maps
-from cpwl.check import PartitionError, check
+from cpwl.check import check
 from cpwl.density import (
     entropy,
     entropy_difference,

@@ -1,4 +1,4 @@
-"""The two errors that capturing a network can end in."""
+"""The errors of capturing a network, and of partitions that are wrong or not whole."""
 
 from __future__ import annotations
 
@@ -29,3 +29,7 @@ class UnsupportedOperationError(CaptureError):
             f"Expected only continuous piecewise-linear operations, got '{operation}' at "
             f"'{place}': {reason}. {remedy}"
         )
+
+
+class PartitionError(ValueError):
+    """A partition that failed `check`, or one that is incomplete where all cells are needed."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from cpwl._errors import PartitionError
 from cpwl.storage import require_network
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def affine_maps(
     ValueError
         Another `wrt`, cells that do not exist, a chunk below 1, or a partition loaded without its
         network.
+    PartitionError
+        An incomplete partition: its cells are not those of the whole network.
 
     Notes
     -----
@@ -90,6 +93,7 @@ def columns_and_offsets(
         )
     if chunk is not None and chunk < 1:
         raise ValueError(f"Expected a chunk of at least one cell, got {chunk}. Leave it out.")
+    require_complete(partition)
     index = cell_indices(partition, cells)
     place, network = partition.domain.slice, require_network(partition)
     latent = place.latent_shape
@@ -112,6 +116,22 @@ def columns_and_offsets(
         else:
             base, columns = _columns_of_jacobian(network, origin, directions, pieces, outputs)
         yield base, columns
+
+
+def require_complete(partition: Partition) -> None:
+    """Raise PartitionError unless every cell of the network is there."""
+    status = partition.status
+    if status.complete:
+        return
+    what = f"one with {status.broken} cells left uncut, because their signs were inconsistent"
+    remedy = "Subdivide a domain without them"
+    if status.needed:
+        what = f"the cells of its first {status.stages} stages only, because memory ran out"
+        remedy = f"Give subdivide {status.needed:,} bytes of `memory`, or a smaller domain"
+    raise PartitionError(
+        f"Expected a complete partition, got {what}. {remedy}; "
+        "volumes, points and facets of these cells can be used as they are."
+    )
 
 
 def cell_indices(partition: Partition, cells: ArrayLike | slice | None) -> NDArray[np.int64]:

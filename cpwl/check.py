@@ -12,14 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpwl import _check_complex, _check_network
+from cpwl._errors import PartitionError
 from cpwl._findings import Finding, Log, Tolerances
 from cpwl.partition import Partition
 
 _DEFAULTS = Tolerances()
-
-
-class PartitionError(ValueError):
-    """A partition failed `CheckReport.require`."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def check(
     Parameters
     ----------
     partition : Partition
-        Without a network only its arrays are checked.
+        Without a network, or if it is incomplete, only its arrays are checked.
     samples : int
         Cells and facets that the network is evaluated on; all of them if there are no more.
         Everything that needs no evaluation is always checked completely.
@@ -165,7 +162,7 @@ def check(
         _check_complex.check_boundary(p, log, tolerances)
         _check_complex.check_distinct(p, log)
         others = _check_complex.check_differences(p, log)
-        if p.network is not None:
+        if p.network is not None and p.status.complete:
             random = np.random.default_rng(0) if generator is None else generator
             facets = _check_network.sample_facets(p, others, samples, random)
             cells = _check_network.choose(np.arange(p.num_cells), samples, random)

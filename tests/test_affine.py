@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,21 @@ def test_chunks_and_cells_select_without_changing_anything():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         next(cpwl.affine_maps(generator(), **arguments))
+
+
+def test_an_incomplete_partition_has_no_maps():
+    whole = generator()
+    short = replace(
+        whole, status=whole.status._replace(complete=False, needed=12_345_678, stages=1)
+    )
+    message = (
+        "Expected a complete partition, got the cells of its first 1 stages only, because memory "
+        "ran out. Give subdivide 12,345,678 bytes of `memory`, or a smaller domain; volumes"
+    )
+    for evaluate in (cpwl.spectrum, cpwl.regions, lambda p: next(cpwl.affine_maps(p))):
+        with pytest.raises(cpwl.PartitionError, match=message):
+            evaluate(short)
+    np.testing.assert_array_equal(cpwl.volumes(short), cpwl.volumes(whole))
+    broken = replace(whole, status=whole.status._replace(complete=False, broken=3))
+    with pytest.raises(cpwl.PartitionError, match="got one with 3 cells left uncut, because their"):
+        cpwl.local_scaling(broken)

@@ -12,7 +12,7 @@ from layers import ABS, RELU, Pool, hardtanh, layer, network
 from strategies import BOX, random_network
 
 import cpwl
-from cpwl.check import PartitionError
+from cpwl import PartitionError
 
 
 @pytest.fixture(scope="module", autouse=True)
