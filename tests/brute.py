@@ -13,21 +13,25 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from layers import Layer, Scalar
 from numpy.typing import NDArray
+from polytopes import Polytope
 from scipy.optimize import linprog
 
 Array = NDArray[np.float64]
 
 
 def feasible_patterns(
-    layers: Sequence[Layer], corners: Sequence[Sequence[float]], depth: float = 1e-7
+    layers: Sequence[Layer], domain: Sequence[Sequence[float]] | Polytope, depth: float = 1e-7
 ) -> set[tuple[int, ...]]:
-    """Return the patterns whose cell holds a disc of radius `depth`, trying every one.
+    """Return the patterns whose cell holds a ball of radius `depth`, trying every one.
 
     Exponential in the units of a layer: for a dozen units in all. Scalar units without period,
-    layers in sequence, 2-D or 1-D domains.
+    layers in sequence.
     """
-    points = np.asarray(corners, dtype=np.float64)
-    return set(_patterns(list(layers), _sides(points), np.eye(points.shape[1] + 1)[:-1], depth))
+    if isinstance(domain, Polytope):
+        walls = np.array(domain.walls, dtype=np.float64)
+    else:
+        walls = _sides(np.asarray(domain, dtype=np.float64))
+    return set(_patterns(list(layers), walls, np.eye(walls.shape[1])[:-1], depth))
 
 
 def _patterns(
@@ -67,7 +71,7 @@ def _patterns(
 
 
 def inscribed_radius(walls: Array) -> float:
-    """Radius of the largest disc in the polygon walls @ (z, 1) >= 0; negative if it is empty."""
+    """Radius of the largest ball in walls @ (z, 1) >= 0; negative if there is none."""
     norms = np.linalg.norm(walls[:, :-1], axis=1)
     dim = walls.shape[1] - 1
     result = linprog(
@@ -90,10 +94,18 @@ def _sides(points: Array) -> Array:
     return np.column_stack([normals, -(normals * points).sum(1)])
 
 
-def arrangement_cells(lines: int, crossings: int | None = None) -> int:
-    """Cells that lines in general position make of a convex set which all of them cross.
+def arrangement_cells(count: int, dim: int = 2, crossings: int | None = None) -> int:
+    """Cells that hyperplanes in general position make of a convex set that holds all vertices.
 
-    1 + n + (crossings inside); without a second argument every two lines cross inside it: Buck's
-    and Zaslavsky's 1 + n + n (n - 1) / 2.
+    Buck's and Zaslavsky's sum of binomials C(n, i), i <= dim. In the plane 1 + n + (crossings
+    inside), where all lines have to cross the set but not one another inside it.
     """
-    return 1 + lines + (math.comb(lines, 2) if crossings is None else crossings)
+    if crossings is not None:
+        assert dim == 2
+        return 1 + count + crossings
+    return sum(math.comb(count, i) for i in range(dim + 1))
+
+
+def arrangement_faces(count: int, dim: int, face: int) -> int:
+    """Faces of dimension `face` that hyperplanes in general position make of R^dim (Buck)."""
+    return math.comb(count, dim - face) * arrangement_cells(count - dim + face, face)
