@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from cpwl._nonlinear import piece_of
 from cpwl._program import Program, Ref, Step, call, fill, run, switching
-from cpwl._rounding import gamma, magnitude
+from cpwl._rounding import SMALLEST, gamma, magnitude
 
 
 def evaluate(program: Program, z: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def rounding_errors(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Te
         values = preactivations(program, z, stage)
         nothing = torch.zeros(values.shape[1], dtype=torch.float64)
         return values, nothing, nothing
-    carried, fresh = _Analysis(program, carry=True), _Analysis(program, carry=False)
+    carried, fresh = Analysis(program, carry=True), Analysis(program, carry=False)
     fresh.magnitudes = carried.magnitudes
 
     def record(index: int, step: Step, env: list[Any]) -> Any:
@@ -47,7 +48,7 @@ def rounding_errors(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Te
 
 def output_bound(program: Program, z: Tensor) -> Tensor:
     """Bound on the rounding error of the output over the rows of z, (1, *output_shape)."""
-    analysis = _Analysis(program, carry=True)
+    analysis = Analysis(program, carry=True)
     with torch.no_grad():
         env = run(program, program.output_plan, z, analysis.step)
     error = analysis.errors.get(program.output)
@@ -103,7 +104,7 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
-class _Analysis:
+class Analysis:
     """Magnitudes and error bounds of the steps of one pass, filled as the pass goes on.
 
     `errors[i]` has a batch axis of one; None (or absent) means that step i is exact. Without
@@ -177,7 +178,7 @@ class _Analysis:
         if rounding.terms == 0 and all(error is None for error in errors.values()):
             return None
         unit = gamma(rounding.terms) if rounding.terms else 0.0
-        values: dict[int, Any] = dict(self.single)
+        values: dict[int, Tensor] = {}
         for index, error in errors.items():
             source = self.program.steps[index]
             if unit:
@@ -187,15 +188,22 @@ class _Analysis:
             else:
                 zero = torch.zeros(source.single, dtype=torch.float64)
                 values[index] = zero if error is None else error
-        lookup = Lookup(values)
+        # each product may also lose what is below the smallest subnormal number
+        return self.absolute(step, values, unit) + rounding.terms * SMALLEST
+
+    def absolute(self, step: Step, values: Mapping[int, Tensor], constant: float) -> Tensor:
+        """Apply |L| of an affine step to non-negative values, and add |b| times a factor."""
+        rounding = step.rounding
+        assert rounding is not None
+        lookup = Lookup({**self.single, **values})
         args = [fill(arg, lookup) for arg in step.args]
         kwargs = {key: fill(arg, lookup) for key, arg in step.kwargs.items()}
         linear = step.function if rounding.linear is None else rounding.linear
         bound = linear(*args, **kwargs)
-        if rounding.constant is not None:
-            constant = rounding.constant(*args, **kwargs)
-            if constant is not None:
-                bound = bound + unit * constant
+        if constant and rounding.constant is not None:
+            added = rounding.constant(*args, **kwargs)
+            if added is not None:
+                bound = bound + constant * added
         return bound
 
     def _magnitude(self, index: int, env: list[Any]) -> Tensor:

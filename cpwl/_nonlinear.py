@@ -212,6 +212,11 @@ def add_errors(a: MaybeError, b: MaybeError) -> MaybeError:
     return a + b
 
 
+def largest_slope(bend: Pointwise | Triangle) -> Tensor:
+    """Lipschitz constants of a function of one operand, one or one an entry."""
+    return _largest(bend.slopes if isinstance(bend, Pointwise) else (bend.scale,))
+
+
 def piece_of(nonlinearity: Nonlinearity, h: Tensor, round: int) -> Tensor:
     """Piece (int64) of every unit of a round: the number of breakpoints below h."""
     if isinstance(nonlinearity, Triangle):

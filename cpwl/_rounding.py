@@ -8,7 +8,7 @@ e and magnitude at most m (entry by entry),
 in whatever order and with or without fused multiply-adds the sums are taken (Higham, Accuracy and
 Stability of Numerical Algorithms, 2nd ed., section 3.1). |L| is the same torch operation with
 absolute parameters, so a bound costs one pass on one sample. Magnitudes are maxima over the rows of
-a batch. Underflow is not modelled.
+a batch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 UNIT_ROUNDOFF = 2.0**-53
+SMALLEST = 2.0**-1074
 
 
 class Rounding(NamedTuple):

@@ -79,19 +79,24 @@ class Tournament:
         """Never more than the largest error among an output's candidates."""
         if errors[0] is None:
             return None
-        e = self._largest(errors[0].flatten(1), len(self.left))
-        return e.index_select(1, self.final).reshape(1, *self.out_shape)
+        return self.largest_candidate(errors[0])
 
     def switching_error(
         self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor], round: int
     ) -> MaybeError:
         """Both opponents' errors and the rounding of one subtraction."""
-        m = self._pairs(self._largest(magnitudes[0].flatten(1), round), round)
         error = errors[0]
-        passed = (
-            None if error is None else self._pairs(self._largest(error.flatten(1), round), round)
-        )
-        return add_errors(passed, m * UNIT_ROUNDOFF)
+        passed = None if error is None else self.candidate_pairs(error, round)
+        return add_errors(passed, self.candidate_pairs(magnitudes[0], round) * UNIT_ROUNDOFF)
+
+    def largest_candidate(self, x: Tensor) -> Tensor:
+        """Largest of the numbers (1, ...) of every output's candidates."""
+        largest = self._largest(x.flatten(1), len(self.left))
+        return largest.index_select(1, self.final).reshape(1, *self.out_shape)
+
+    def candidate_pairs(self, x: Tensor, round: int) -> Tensor:
+        """Sum over every pair of a round of the largest numbers below both opponents."""
+        return self._pairs(self._largest(x.flatten(1), round), round)
 
     def _next(self, x: Tensor, k: int, piece: Tensor | None) -> Tensor:
         a, b = x.index_select(1, self.left[k]), x.index_select(1, self.right[k])
