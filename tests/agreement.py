@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from unittest import mock
@@ -9,12 +10,16 @@ from unittest import mock
 import numpy as np
 import oracles
 import torch
-from layers import Layer, Scalar, to_torch
+from bodies import Body, Corners, domain_of, exact_of
+from homogeneous import Row, rational
+from layers import Layer, Pool, Scalar, to_torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 import cpwl
 from cpwl._capture import export as export_module
 from cpwl.check import CheckReport
+from cpwl.network import UnitGroup
 
 CLOSE = 1e-9
 
@@ -42,57 +47,204 @@ def capture(layers: Sequence[Layer]) -> cpwl.Network:
         return cpwl.Network.from_torch(to_torch(tuple(layers)), (inputs,))
 
 
-def domain_of(corners: Sequence[Sequence[float]]) -> cpwl.Domain:
-    """Return the engine's domain for a polygon or an interval."""
-    if len(corners[0]) == 1:
-        return cpwl.box([corners[0][0]], [corners[1][0]])
-    return cpwl.polygon(corners)
-
-
 def subdivide_and_compare(
-    layers: Sequence[Layer], corners: Sequence[Sequence[float]], **options: int
+    layers: Sequence[Layer], domain: Corners | Body, *, thin: bool = False, **options: int
 ) -> cpwl.Partition:
-    """Subdivide, check, compare with the oracle, and return the partition."""
-    partition = cpwl.subdivide(capture(layers), domain_of(corners), progress=False, **options)
-    assert_checked(partition)
-    assert_agrees(partition, layers, oracles.subdivide(layers, corners))
+    """Subdivide, check, compare with the oracle, and return the partition.
+
+    `thin` allows cells so thin that float64 cannot tell that they are there.
+    """
+    partition = cpwl.subdivide(capture(layers), domain_of(domain), progress=False, **options)
+    assert_checked(partition, thin=thin)
+    assert_agrees(partition, layers, oracles.subdivide(layers, exact_of(domain)))
     return partition
 
 
-def assert_checked(partition: cpwl.Partition) -> CheckReport:
+def assert_checked(partition: cpwl.Partition, *, thin: bool = False) -> CheckReport:
     """Require every check to pass, and that no cell is too thin to tell."""
     report = cpwl.check(partition).require()
-    assert report.flat_cells == 0, str(report)
+    assert thin or report.flat_cells == 0, str(report)
     return report
 
 
 def assert_agrees(
     partition: cpwl.Partition, layers: Sequence[Layer], cells: Sequence[oracles.Cell]
 ) -> None:
-    """Compare counts, patterns, corners, volumes, maps and adjacency.
+    """Compare cells, patterns, vertices, faces and adjacency exactly, then points and maps.
 
-    Cells are matched by the pieces of the scalar units, and by place where pools leave several
-    with the same.
+    Cells are matched by their patterns and vertices by the cells that they belong to, so that no
+    tolerance decides what corresponds to what.
     """
     assert partition.num_cells == len(cells)
-    match = _match(partition, layers, cells)
+    match = match_cells(partition, layers, cells)
     assert sorted(match) == list(range(len(cells)))
-
-    maps = [np.concatenate(part) for part in zip(*cpwl.affine_maps(partition), strict=True)]
-    volumes = cpwl.volumes(partition)
-    for ours, theirs in enumerate(match):
-        exact = cells[theirs]
-        assert_same_corners(_loop(partition, ours), np.array(exact.corners, dtype=float))
-        volume = float(exact.volume)
-        assert abs(volumes[ours] - volume) <= CLOSE * max(1.0, volume)
-        matrix, offset = (np.array(part, dtype=float) for part in exact.affine)
-        scale = max(1.0, np.abs(matrix).max(initial=0), np.abs(offset).max(initial=0))
-        assert np.abs(maps[0][ours] - matrix).max() <= CLOSE * scale
-        assert np.abs(maps[1][ours] - offset).max() <= CLOSE * scale
-
     inner = partition.facet_cells[(partition.facet_cells >= 0).all(1)]
     pairs = {(min(a, b), max(a, b)) for a, b in np.array(match)[inner].tolist()}
     assert pairs == oracles.adjacency(cells)
+
+    # ties that change nothing are no knots, and cells need not meet face to face then
+    pools = any(isinstance(one.units, Pool) for one in layers)
+    names = match_vertices(partition, match, cells, pools)
+    if pools:
+        _assert_same_contacts(partition, match, names, cells)
+    else:
+        _assert_same_faces(partition, match, names, cells)
+    _assert_same_volumes(partition, match, cells)
+    _assert_same_maps(partition, match, cells)
+
+
+def match_cells(
+    partition: cpwl.Partition, layers: Sequence[Layer], cells: Sequence[oracles.Cell]
+) -> list[int]:
+    """Return the oracle's number of every cell of the partition, by their patterns."""
+    assert partition.network is not None
+    pieces = partition.pieces()
+    columns: list[NDArray[np.int32]] = []
+    compared, start = [], 0
+    for index, one in enumerate(layers):
+        groups = [g for g in partition.network.groups if _place(g.name) == index]
+        if groups:
+            columns += _pieces_of(one, [pieces[:, _units(g)] for g in groups])
+            compared += range(start, start + one.width)
+        start += one.width
+    # pools may name any of the winners that are equal on the whole cell
+    exact = defaultdict(list)
+    scalar = [j for j, i in enumerate(compared) if all(len(cell.ties[i]) == 1 for cell in cells)]
+    for number, cell in enumerate(cells):
+        exact[tuple(cell.pattern[compared[j]] for j in scalar)].append(number)
+    match = []
+    for row in zip(*columns, strict=True) if columns else [()] * len(cells):
+        found = [
+            number
+            for number in exact[tuple(row[j] for j in scalar)]
+            if all(row[j] in cells[number].ties[i] for j, i in enumerate(compared))
+        ]
+        assert len(found) == 1, f"the oracle has {len(found)} cells with the pattern {row}"
+        match += found
+    return match
+
+
+def _place(name: str) -> int:
+    """Return the layer that a group of units belongs to: units.3.pool is in layer 3."""
+    return int(name.split("/")[0].split(".")[1])
+
+
+def _units(group: UnitGroup) -> slice:
+    return slice(group.first_unit, group.first_unit + math.prod(group.shape))
+
+
+def _pieces_of(one: Layer, groups: list[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+    """Return each unit's pieces; of pools the winners, which the matches between pairs decide."""
+    if isinstance(one.units, Scalar):
+        (pieces,) = groups
+        return list(pieces.T)
+    shape = (len(groups[0]), one.width)
+    rows = [np.full(shape, i) for i in range(one.units.size)]
+    for matches in groups:  # one round after the other; the odd one passes to the next
+        won = matches.reshape(*shape, -1)
+        pairs = zip(rows[0::2], rows[1::2], strict=False)
+        winners = [np.where(won[..., i] > 0, a, b) for i, (a, b) in enumerate(pairs)]
+        rows = winners + rows[2 * len(winners) :]
+    (last,) = rows
+    return list(last.T)
+
+
+def match_vertices(
+    partition: cpwl.Partition, match: list[int], cells: Sequence[oracles.Cell], pools: bool
+) -> list[Row]:
+    """Return the exact coordinates of every vertex; those of the same cells by distance."""
+    belongs: dict[Row, set[int]] = defaultdict(set)
+    for number, cell in enumerate(cells):
+        for corner in cell.shape.corners:
+            belongs[corner].add(number)
+    if pools:
+        for corner, known in belongs.items():
+            known |= {n for n, cell in enumerate(cells) if cell.shape.holds(corner)}
+    exact = defaultdict(list)
+    for corner, known in belongs.items():
+        exact[frozenset(known)].append(corner)
+    ours = defaultdict(list)
+    for vertex, row in enumerate(_cells_of_vertices(partition)):
+        ours[frozenset(match[cell] for cell in row)].append(vertex)
+    assert {k: len(v) for k, v in ours.items()} == {k: len(v) for k, v in exact.items()}
+
+    names: list[Row] = [()] * len(partition.points)
+    reach = np.abs(partition.domain.corners).max()
+    for key, vertices in ours.items():
+        there = np.array([[float(x) for x in rational(corner)] for corner in exact[key]])
+        distance = np.abs(partition.points[vertices][:, None] - there).max(axis=-1)
+        for i, j in zip(*linear_sum_assignment(distance), strict=True):
+            assert distance[i, j] <= CLOSE * reach
+            names[vertices[i]] = exact[key][j]
+    return names
+
+
+def _cells_of_vertices(partition: cpwl.Partition) -> list[list[int]]:
+    """List the cells of each vertex."""
+    found: list[list[int]] = [[] for _ in partition.points]
+    for cell, corners in enumerate(_rows(partition.cell_offsets, partition.cell_corners)):
+        for vertex in corners:
+            found[vertex].append(cell)
+    return found
+
+
+def _rows(offsets: NDArray[np.int64], items: NDArray[np.int32]) -> list[list[int]]:
+    return [part.tolist() for part in np.split(items, offsets[1:-1])]
+
+
+def _assert_same_faces(
+    partition: cpwl.Partition, match: list[int], names: list[Row], cells: Sequence[oracles.Cell]
+) -> None:
+    """Compare the facets of every cell and the faces of every dimension, by their vertices."""
+    facets = [
+        frozenset(names[vertex] for vertex in row)
+        for row in _rows(partition.facet_offsets, partition.facet_corners)
+    ]
+    rows = _rows(partition.cell_facet_offsets, partition.cell_facets)
+    for mine, theirs in zip(rows, match, strict=True):
+        assert len(set(mine)) == len(mine)
+        assert {facets[facet] for facet in mine} == set(
+            cells[theirs].shape.faces(partition.dim - 1)
+        )
+    faces = [frozenset([name]) for name in names]
+    for dim, level in enumerate(partition.skeleton, 1):
+        rows = _rows(*level)
+        faces = [frozenset().union(*(faces[side] for side in row)) for row in rows]
+        assert len(set(faces)) == len(faces)
+        assert set(faces) == {face for cell in cells for face in cell.shape.faces(dim)}
+
+
+def _assert_same_contacts(
+    partition: cpwl.Partition, match: list[int], names: list[Row], cells: Sequence[oracles.Cell]
+) -> None:
+    """Compare the vertices on all facets between two cells."""
+    between = defaultdict(set)
+    rows = _rows(partition.facet_offsets, partition.facet_corners)
+    for (a, b), row in zip(partition.facet_cells.tolist(), rows, strict=True):
+        if min(a, b) >= 0:
+            between[frozenset((match[a], match[b]))] |= {names[vertex] for vertex in row}
+    for (a, b), vertices in between.items():
+        shapes = cells[a].shape, cells[b].shape
+        assert vertices == {x for x in set(names) if all(shape.holds(x) for shape in shapes)}
+
+
+def _assert_same_volumes(
+    partition: cpwl.Partition, match: list[int], cells: Sequence[oracles.Cell]
+) -> None:
+    exact = np.array([float(cells[theirs].volume) for theirs in match])
+    slack = CLOSE * exact + 1e-13 * exact.sum()
+    assert (np.abs(cpwl.volumes(partition) - exact) <= slack).all()
+
+
+def _assert_same_maps(
+    partition: cpwl.Partition, match: list[int], cells: Sequence[oracles.Cell]
+) -> None:
+    maps = [np.concatenate(part) for part in zip(*cpwl.affine_maps(partition), strict=True)]
+    for matrix, offset, theirs in zip(*maps, match, strict=True):
+        exact = [np.array(part, dtype=float) for part in cells[theirs].affine]
+        scale = max(1.0, *(np.abs(part).max(initial=0) for part in exact))
+        assert np.abs(matrix - exact[0]).max() <= CLOSE * scale
+        assert np.abs(offset - exact[1]).max() <= CLOSE * scale
 
 
 def pattern_set(partition: cpwl.Partition, units: NDArray[np.int64] | None = None) -> set[bytes]:
@@ -110,60 +262,3 @@ def sampled_patterns(module: torch.nn.Sequential, points: torch.Tensor) -> NDArr
                 found.append((values > 0).int())
             values = part(values)
     return torch.cat(found, 1).numpy()
-
-
-def _match(
-    partition: cpwl.Partition, layers: Sequence[Layer], cells: Sequence[oracles.Cell]
-) -> list[int]:
-    """Return the oracle's number of every cell of the partition."""
-    units, places, start = [], [], 0
-    network = partition.network
-    assert network is not None
-    for index, one in enumerate(layers):
-        if isinstance(one.units, Scalar) and one.units.knots:
-            (group,) = (g for g in network.groups if f"units.{index}" in g.name.split("/")[0])
-            units += range(group.first_unit, group.first_unit + one.width)
-            places += range(start, start + one.width)
-        start += one.width
-    exact = defaultdict(list)
-    for index, cell in enumerate(cells):
-        exact[tuple(cell.pattern[i] for i in places)].append(index)
-    match = []
-    for ours, key in enumerate(partition.pieces()[:, units].tolist()):
-        candidates = exact[tuple(key)]
-        assert candidates, f"the oracle has no cell with the pattern {key}"
-        centre = _loop(partition, ours).mean(axis=0)
-        match.append(max(candidates, key=lambda i: _depth(cells[i], centre)))
-    return match
-
-
-def _depth(cell: oracles.Cell, point: NDArray) -> float:
-    """How far inside the cell a point is: its least distance from a side, negative outside."""
-    corners = np.array(cell.corners, dtype=float)
-    if corners.shape[1] == 1:
-        return float(min(point[0] - corners[0, 0], corners[1, 0] - point[0]))
-    return float(_heights(corners, point[None]).min())
-
-
-def _heights(corners: NDArray, points: NDArray) -> NDArray:
-    """Signed distances of points (n, 2) from the sides of an anticlockwise polygon, (n, sides)."""
-    edges = np.roll(corners, -1, axis=0) - corners
-    normals = np.column_stack([-edges[:, 1], edges[:, 0]])
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return ((points[:, None] - corners) * normals).sum(-1)
-
-
-def _loop(partition: cpwl.Partition, cell: int) -> NDArray[np.float64]:
-    offsets = partition.cell_offsets
-    return partition.points[partition.cell_corners[offsets[cell] : offsets[cell + 1]]]
-
-
-def assert_same_corners(loop: NDArray, exact: NDArray) -> None:
-    """Compare loops; the first may have corners of its neighbours on its sides."""
-    distance = np.linalg.norm(loop[:, None] - exact[None], axis=-1)
-    assert distance.min(axis=0).max() <= CLOSE
-    extra = loop[distance.min(axis=1) > CLOSE]
-    if len(extra):
-        assert exact.shape[1] == 2
-        heights = _heights(exact, extra)
-        assert np.abs(heights.min(axis=1)).max() <= CLOSE

@@ -32,9 +32,14 @@ from layers import Layer, Pool, Rational, Scalar
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: the piece of every unit (pools: the winner), its corners and its affine map."""
+    """One cell: the piece of every unit (pools: the winner), its corners and its affine map.
+
+    `ties` has for every unit the pieces that are the same function on the cell: of a pool the rows
+    that equal the winner, of a scalar unit its piece alone.
+    """
 
     pattern: tuple[int, ...]
+    ties: tuple[tuple[int, ...], ...]
     shape: Solid
     rows: tuple[Row, ...]
     denominator: int
@@ -58,7 +63,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Shape:
-    """A polygon's corners and, from each corner to the next, the side's line; or an interval."""
+    """A polygon's corners and, from each corner to the next, the side's line; or an interval.
+
+    Lines are >= 0 inside; an interval has none.
+    """
 
     corners: tuple[Row, ...]
     sides: tuple[Row, ...]
@@ -82,6 +90,21 @@ class Shape:
         pairs = zip(corners, corners[1:] + corners[:1], strict=True)
         return sum((p[0] * q[1] - p[1] * q[0] for p, q in pairs), Fraction(0)) / 2
 
+    def faces(self, dim: int) -> set[frozenset[Row]]:
+        """Return the sides (of an interval: the ends), each as its corners."""
+        assert dim == len(self.corners[0]) - 2
+        if not self.sides:
+            return {frozenset([corner]) for corner in self.corners}
+        turned = (*self.corners[1:], self.corners[0])
+        return {frozenset(pair) for pair in zip(self.corners, turned, strict=True)}
+
+    def holds(self, point: Row) -> bool:
+        """Whether a point lies inside or on the boundary."""
+        if not self.sides:
+            low, high = (rational(corner) for corner in self.corners)
+            return low <= rational(point) <= high
+        return all(dot(side, point) >= 0 for side in self.sides)
+
     def cut(self, line: Row) -> tuple[Shape | None, Shape | None]:
         """Return the parts where the line's form is <= 0 and > 0, None without interior."""
         signs = [sign(dot(line, point)) for point in self.corners]
@@ -96,6 +119,7 @@ class Shape:
             return parts if signs[0] < 0 else (parts[1], parts[0])
         halves = []
         for side in (-1, 1):
+            cut = tuple(side * x for x in line)
             corners: list[Row] = []
             sides: list[Row] = []
             for i, (point, edge) in enumerate(zip(self.corners, self.sides, strict=True)):
@@ -103,10 +127,10 @@ class Shape:
                 if here >= 0:
                     corners.append(point)
                     # leaving exactly at a corner: the next side is the cut
-                    sides.append(edge if here > 0 or there > 0 else line)
+                    sides.append(edge if here > 0 or there > 0 else cut)
                 if here * there < 0:
                     corners.append(normal(_cross(edge, line)))
-                    sides.append(edge if there > 0 else line)
+                    sides.append(edge if there > 0 else cut)
             halves.append(Shape(tuple(corners), tuple(sides)))
         return halves[0], halves[1]
 
@@ -152,22 +176,27 @@ def subdivide(
     denominator = math.lcm(*(x.denominator for row in exact for x in row))
     latent = _Values(tuple(tuple(int(x * denominator) for x in row) for row in exact), denominator)
     prepared = [_Prepared.of(layer) for layer in layers]
-    return list(_descend(prepared, shape, (), [latent]))
+    return list(_descend(prepared, shape, (), (), [latent]))
 
 
 def _descend(
-    layers: list[_Prepared], shape: Solid, pattern: tuple[int, ...], outputs: list[_Values]
+    layers: list[_Prepared],
+    shape: Solid,
+    pattern: tuple[int, ...],
+    ties: tuple[tuple[int, ...], ...],
+    outputs: list[_Values],
 ) -> Iterator[Cell]:
     """Yield the cells of `shape` that the layers not yet in `outputs` make."""
     if len(outputs) > len(layers):
-        yield Cell(pattern, shape, *outputs[-1])
+        yield Cell(pattern, ties, shape, *outputs[-1])
         return
     layer = layers[len(outputs) - 1]
     before = layer.preactivations(outputs)
     split = _split_pools if isinstance(layer.units, Pool) else _split_scalars
     for part, pieces in split(layer, before, shape):
+        tied = layer.ties(before, pieces)
         after = layer.apply(before, pieces)
-        yield from _descend(layers, part, pattern + pieces, [*outputs, after])
+        yield from _descend(layers, part, pattern + pieces, ties + tied, [*outputs, after])
 
 
 @dataclass(frozen=True)
@@ -207,6 +236,17 @@ class _Prepared:
             row[-1] += bias * common
             after.append(tuple(row))
         return _Values(tuple(after), common * self.denominator)
+
+    def ties(self, before: _Values, pieces: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Return the pieces that are the same function as the one that each unit is on."""
+        if isinstance(self.units, Scalar):
+            return tuple((piece,) for piece in pieces)
+        size, rows = self.units.size, before.rows
+        groups = (rows[i : i + size] for i in range(0, len(rows), size))
+        return tuple(
+            tuple(i for i, row in enumerate(group) if row == group[piece])
+            for group, piece in zip(groups, pieces, strict=True)
+        )
 
     def apply(self, before: _Values, pieces: tuple[int, ...]) -> _Values:
         """Return the layer's outputs with every unit on its piece."""

@@ -104,6 +104,15 @@ class Polytope:
             if sum(other & common == common for other in self.on) == 2:
                 yield u, v
 
+    def faces(self, dim: int) -> set[frozenset[Row]]:
+        """Return the faces of a dimension, each as its vertices."""
+        faces = {(1 << len(self.corners)) - 1}
+        for _ in range(self.dim - dim):
+            faces = {side for face in faces for side in _sides(face, self.facets)}
+        return {
+            frozenset(p for v, p in enumerate(self.corners) if face >> v & 1) for face in faces
+        }
+
     def simplices(self) -> Iterator[tuple[int, ...]]:
         """Yield a triangulation, each simplex by its dim + 1 vertices."""
         yield from _fans((1 << len(self.corners)) - 1, self.facets, self.dim)
@@ -153,12 +162,16 @@ def _fans(face: int, facets: Sequence[int], dim: int) -> Iterator[tuple[int, ...
     if dim == 0:
         yield (apex,)
         return
-    sides = {face & facet for facet in facets if face & facet != face}
-    ordered = sorted(sides)
-    for i in _maximal(ordered):
-        if not ordered[i] >> apex & 1:
-            for simplex in _fans(ordered[i], facets, dim - 1):
+    for side in _sides(face, facets):
+        if not side >> apex & 1:
+            for simplex in _fans(side, facets, dim - 1):
                 yield (apex, *simplex)
+
+
+def _sides(face: int, facets: Sequence[int]) -> list[int]:
+    """Return the facets of a face: the largest sets in which facets of the body meet it."""
+    meets = sorted({face & facet for facet in facets if face & facet != face})
+    return [meets[i] for i in _maximal(meets)]
 
 
 def box(low: Sequence[Rational], high: Sequence[Rational]) -> Polytope:

@@ -8,7 +8,8 @@ from fractions import Fraction
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from agreement import assert_checked, capture, domain_of
+from agreement import assert_checked, capture
+from bodies import domain_of
 from hypothesis import given
 from layers import RELU, Layer
 from strategies import BOX, degenerate_networks, generic_networks, ordinary, some_architectures

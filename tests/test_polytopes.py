@@ -31,6 +31,7 @@ def assert_sound(body: Polytope) -> None:
     for facet in body.facets:
         assert rank([p for v, p in enumerate(body.corners) if facet >> v & 1]) == body.dim
     edges = set(body.edges())
+    assert {frozenset((body.corners[u], body.corners[v])) for u, v in edges} == body.faces(1)
     for u, v in itertools.combinations(range(len(body.corners)), 2):
         shared = body.on[u] & body.on[v]
         walls = [wall[:-1] for i, wall in enumerate(body.walls) if shared >> i & 1]
@@ -41,6 +42,8 @@ def assert_sound(body: Polytope) -> None:
 def test_a_cube_has_its_faces_and_volume(dim: int) -> None:
     body = cube(dim).exact()
     assert (len(body.corners), len(body.walls)) == (2**dim, 2 * dim)
+    for k in range(dim + 1):
+        assert len(body.faces(k)) == math.comb(dim, k) * 2 ** (dim - k)
     assert len(list(body.edges())) == dim * 2 ** (dim - 1)
     assert body.volume == 4**dim
     assert_sound(body)
@@ -59,6 +62,8 @@ def test_a_simplex_has_its_faces_and_volume(dim: int) -> None:
 def test_a_cross_polytope_has_its_faces_and_volume(dim: int) -> None:
     body = cross(dim, 1).exact()
     assert (len(body.corners), len(body.walls)) == (2 * dim, 2**dim)
+    for k in range(dim):
+        assert len(body.faces(k)) == math.comb(dim, k + 1) * 2 ** (k + 1)
     assert len(list(body.edges())) == 2 * dim * (dim - 1)
     assert body.volume == Fraction(2**dim, math.factorial(dim))
     assert_sound(body)
