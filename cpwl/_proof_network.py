@@ -1,0 +1,317 @@
+"""What a proof knows of a network: four kinds of steps with float64 coefficients, as plain data.
+
+Value 0 is the flat input; value i + 1 is what step i makes. Float64 numbers are rationals, so this
+is an exact description, and all that a proof needs of the network.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class CertificateError(ValueError):
+    """A partition, or a written proof of one, that does not hold.
+
+    Attributes
+    ----------
+    cell : int or None
+        Number of the cell where the proof fails, None where it is not about one cell.
+    """
+
+    def __init__(self, cell: int | None, expected: str, got: str, remedy: str = "") -> None:
+        self.cell = cell
+        start = "" if cell is None else f"cell {cell}: "
+        remedy = remedy or (
+            "Subdivide and certify again; if this stays, please report network and domain."
+        )
+        super().__init__(f"{start}expected {expected}, got {got}. {remedy}")
+
+
+class Matrix(NamedTuple):
+    """A sparse matrix: row i has the next ``counts[i]`` of the columns and values."""
+
+    shape: tuple[int, int]
+    counts: Integers
+    columns: Integers
+    values: Floats
+
+
+class Part(NamedTuple):
+    """One operand of an affine step."""
+
+    source: int
+    matrix: Matrix
+
+
+class Affine(NamedTuple):
+    """The offset (n,) plus each part's matrix times the value it refers to."""
+
+    parts: tuple[Part, ...]
+    offset: Floats
+
+
+class Pieces(NamedTuple):
+    """n units in a row, each with the breakpoints ``points[:, i]`` and K + 1 affine pieces.
+
+    The piece of a unit is the number of its breakpoints below its argument; a breakpoint of +inf
+    (-inf) is never (always) below it.
+    """
+
+    source: int
+    first_unit: int
+    points: Floats
+    slopes: Floats
+    offsets: Floats
+
+
+class Wave(NamedTuple):
+    """n triangle waves offset + scale * |((h + phase) mod period) - period / 2|.
+
+    Piece k of a unit lies above its breakpoint k * period / 2 - phase.
+    """
+
+    source: int
+    first_unit: int
+    size: int
+    period: float
+    phase: float
+    scale: float
+    offset: float
+
+
+class Contest(NamedTuple):
+    """Largest (smallest) entries by matches of two; match i is won on the left where it is larger.
+
+    Sides and outputs are nodes: an entry of the source, or n + i for the winner of match i, n the
+    size of the source. On piece 1 of its unit, the left side of a match is greater than the right.
+    """
+
+    source: int
+    units: Integers
+    left: Integers
+    right: Integers
+    outputs: Integers
+    largest: bool
+
+
+Bend = Pieces | Wave | Contest
+Step = Affine | Bend
+
+
+class ExactNetwork(NamedTuple):
+    """All that decides the pieces of the units.
+
+    Attributes
+    ----------
+    inputs : int
+        Entries of the flat input.
+    units : int
+    steps : tuple of Step
+        Those that a unit depends on.
+    names : tuple of str
+        Of every step, for messages.
+    tail : str
+        SHA-256 of the steps behind the last units, which decide no piece.
+    """
+
+    inputs: int
+    units: int
+    steps: tuple[Step, ...]
+    names: tuple[str, ...]
+    tail: str
+
+
+def sources(step: Step) -> tuple[int, ...]:
+    """Values that a step reads."""
+    return tuple(part.source for part in step.parts) if isinstance(step, Affine) else (step.source,)
+
+
+def size(step: Step) -> int:
+    """Entries of the value that a step makes."""
+    if isinstance(step, Affine):
+        return len(step.offset)
+    if isinstance(step, Wave):
+        return step.size
+    return step.points.shape[1] if isinstance(step, Pieces) else len(step.outputs)
+
+
+def units(step: Step) -> Integers:
+    """Numbers of a step's units."""
+    if isinstance(step, Affine):
+        return np.empty(0, np.int64)
+    if isinstance(step, Contest):
+        return step.units
+    return step.first_unit + np.arange(size(step))
+
+
+def find_fault(network: ExactNetwork) -> str:
+    """Say where the steps do not fit together; empty where they do."""
+    sizes = [network.inputs]
+    found: list[int] = []
+    for number, step in enumerate(network.steps):
+        fault = _fault(step, sizes)
+        if fault:
+            return f"step {number} {fault}"
+        sizes.append(size(step))
+        found += units(step).tolist()
+    if sorted(found) != list(range(network.units)):
+        return f"its steps have {len(found)} units, not 0 to {network.units - 1}"
+    return "" if len(network.names) == len(network.steps) else "steps and names differ in number"
+
+
+def _fault(step: Step, sizes: list[int]) -> str:
+    """Say what is wrong with one step behind values of these sizes."""
+    if not all(0 <= source < len(sizes) for source in sources(step)):
+        return "reads a value that does not come before it"
+    if isinstance(step, Affine):
+        return _affine_fault(step, sizes)
+    width = sizes[step.source]
+    if isinstance(step, Contest):
+        nodes = width + len(step.units)
+        ahead = width + np.arange(len(step.units))
+        sides = np.stack([step.left, step.right])
+        if not len(step.units) == len(step.left) == len(step.right):
+            return "has matches without two sides and a unit"
+        if (sides < 0).any() or (sides >= ahead).any():
+            return "has matches between sides that do not come before them"
+        if (step.outputs < 0).any() or (step.outputs >= nodes).any():
+            return "has outputs that are no candidates"
+        used = np.concatenate([sides.ravel(), step.outputs])
+        if len(np.unique(used[used >= width])) < (used >= width).sum():
+            return "has a match that is used twice"
+        return ""
+    if size(step) != width:
+        return f"has {size(step)} units for {width} arguments"
+    if isinstance(step, Wave):
+        numbers = (step.period, step.phase, step.scale, step.offset)
+        return "" if np.isfinite(numbers).all() and step.period > 0 else "has no positive period"
+    knots, n = step.points.shape
+    if step.slopes.shape != (knots + 1, n) or step.offsets.shape != (knots + 1, n):
+        return "has not one piece more than breakpoints"
+    if np.isnan(step.points).any() or (np.diff(step.points, axis=0) < 0).any():
+        return "has breakpoints that do not ascend"
+    return ""
+
+
+def _affine_fault(step: Affine, sizes: list[int]) -> str:
+    """Say what is wrong with an affine step."""
+    for source, matrix in step.parts:
+        rows, columns = matrix.shape
+        if (rows, columns) != (len(step.offset), sizes[source]) or len(matrix.counts) != rows:
+            return f"has a matrix of {rows} x {columns} for {sizes[source]} entries"
+        total = int(matrix.counts.sum())
+        if (matrix.counts < 0).any() or not total == len(matrix.columns) == len(matrix.values):
+            return "has a matrix whose rows do not fit its entries"
+        if total and not (matrix.columns.min() >= 0 and matrix.columns.max() < columns):
+            return "has a matrix with entries outside it"
+        if not np.isfinite(matrix.values).all():
+            return "has an entry that is not finite"
+    return "" if np.isfinite(step.offset).all() else "has an offset that is not finite"
+
+
+def describe(network: ExactNetwork, unit: int) -> str:
+    """Name a unit, for a message."""
+    for step, name in zip(network.steps, network.names, strict=True):
+        if unit in units(step):
+            return f"unit {unit} ({name})"
+    return f"unit {unit}"
+
+
+def as_plain(step: Step) -> dict[str, Any]:
+    """Write a step as JSON holds it: float64 numbers as hexadecimal text."""
+    if isinstance(step, Affine):
+        parts = [
+            {
+                "source": part.source,
+                "shape": list(part.matrix.shape),
+                "counts": part.matrix.counts.tolist(),
+                "columns": part.matrix.columns.tolist(),
+                "values": hexadecimal(part.matrix.values),
+            }
+            for part in step.parts
+        ]
+        return {"kind": "affine", "parts": parts, "offset": hexadecimal(step.offset)}
+    if isinstance(step, Pieces):
+        tables = {name: getattr(step, name) for name in ("points", "slopes", "offsets")}
+        plain = {name: [hexadecimal(row) for row in table] for name, table in tables.items()}
+        return {"kind": "pieces", "source": step.source, "first_unit": step.first_unit, **plain}
+    if isinstance(step, Wave):
+        numbers = {name: hexadecimal([getattr(step, name)])[0] for name in _WAVE}
+        size_ = {"first_unit": step.first_unit, "size": step.size}
+        return {"kind": "wave", "source": step.source, **size_, **numbers}
+    lists = {name: getattr(step, name).tolist() for name in ("units", "left", "right", "outputs")}
+    return {"kind": "contest", "source": step.source, **lists, "largest": step.largest}
+
+
+_WAVE = ("period", "phase", "scale", "offset")
+
+
+def from_plain(plain: dict[str, Any]) -> Step:
+    """Read what `as_plain` wrote; raises KeyError, TypeError, ValueError where it does not fit."""
+    kind = plain["kind"]
+    if kind == "affine":
+        parts = tuple(_part(part) for part in plain["parts"])
+        return Affine(parts, floats(plain["offset"]))
+    source = integer(plain["source"])
+    if kind == "pieces":
+        tables = [
+            np.array([floats(row) for row in plain[name]], np.float64)
+            for name in ("points", "slopes", "offsets")
+        ]
+        if any(table.ndim != 2 for table in tables):
+            raise ValueError("pieces without units")
+        return Pieces(source, integer(plain["first_unit"]), *tables)
+    if kind == "wave":
+        numbers = floats([plain[name] for name in _WAVE]).tolist()
+        return Wave(source, integer(plain["first_unit"]), integer(plain["size"]), *numbers)
+    if kind == "contest":
+        lists = [integers(plain[name]) for name in ("units", "left", "right", "outputs")]
+        return Contest(source, *lists, largest=bool(plain["largest"]))
+    raise ValueError(f"a step of kind {kind!r}")
+
+
+def _part(plain: dict[str, Any]) -> Part:
+    rows, columns = plain["shape"]
+    matrix = Matrix(
+        (integer(rows), integer(columns)),
+        integers(plain["counts"]),
+        integers(plain["columns"]),
+        floats(plain["values"]),
+    )
+    return Part(integer(plain["source"]), matrix)
+
+
+def hexadecimal(values: Any) -> list[str]:
+    """Write float64 numbers exactly, without the zeros at the end of their fractions."""
+    texts = (float(value).hex() for value in values)
+    return [
+        f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}{mark}{power}"
+        for mantissa, mark, power in (text.partition("p") for text in texts)
+    ]
+
+
+def floats(texts: Any) -> Floats:
+    """Read a list of hexadecimal numbers."""
+    if not isinstance(texts, list):
+        raise TypeError(f"a list of numbers that is {type(texts).__name__}")
+    return np.array([float.fromhex(text) for text in texts], np.float64)
+
+
+def integer(value: Any) -> int:
+    """Read a whole number that fits 64 bits and is not negative."""
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{str(value)[:40]!r} where a whole number is needed")
+    return value
+
+
+def integers(values: Any) -> Integers:
+    """Read a list of whole numbers that are not negative."""
+    if not isinstance(values, list):
+        raise TypeError(f"a list of whole numbers that is {type(values).__name__}")
+    return np.array([integer(value) for value in values], np.int64)
