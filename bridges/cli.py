@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 _PICTURES = (".png", ".pdf", ".svg")
 _SURFACES = (".ply", ".glb")
-_SUFFIXES = (*_PICTURES, ".parquet", *_SURFACES, ".npz")
+_PROOF = ".json"
+_SUFFIXES = (*_PICTURES, ".parquet", *_SURFACES, ".npz", _PROOF)
 _COLORS = ("psi", "nu", "condition", "rank", "volume", "image_volume", "none")
 
 _PATH = click.Path(path_type=Path)
@@ -86,8 +88,10 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
     "--output",
     type=_PATH,
     multiple=True,
-    required=True,
-    help=f"Result, its format by its suffix: {', '.join(_SUFFIXES)}. May be repeated.",
+    help=f"Result, its format by its suffix: {', '.join(_SUFFIXES)} (a proof). May be repeated.",
+)
+@click.option(
+    "--certify", is_flag=True, help="Prove the result in exact arithmetic before it is written."
 )
 @click.option("--through", type=_PATH, help="A .npy file with the two or three latents (k, ...).")
 @click.option("--origin", help="The slice's origin: a .npy file, or numbers: 0,0,0.5")
@@ -112,6 +116,7 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
 def partition(
     model: Path,
     output: tuple[Path, ...],
+    certify: bool,
     through: Path | None,
     origin: str | None,
     basis: str | None,
@@ -126,6 +131,8 @@ def partition(
     MODEL is an .onnx file, or a .pt2 file from torch.export. The slice goes through given latents
     (--through), or is --origin plus multiples of --basis; a model of one or two inputs needs none.
     """
+    if not output and not certify:
+        raise click.UsageError("Missing option '-o' / '--output', or '--certify'.")
     for path in output:
         _check_output(path, _SUFFIXES)
     import cpwl
@@ -136,9 +143,46 @@ def partition(
         network, domain, memory=int(memory * 2**30), progress=sys.stderr.isatty()
     )
     click.echo(repr(result))
+    certificate = None
+    if certify or any(path.suffix == _PROOF for path in output):
+        certificate = _proven(lambda: cpwl.certify(result, progress=sys.stderr.isatty()))
+        click.echo(str(certificate))
     for path in output:
-        _write(result, path, color)
+        if certificate is not None and path.suffix == _PROOF:
+            certificate.save(path)
+        else:
+            _write(result, path, color)
         click.echo(f"wrote {path}")
+
+
+@app.command()
+@click.argument("proof", type=_PATH)
+@click.argument("model", type=_PATH, required=False)
+@_input_shape
+@_upto
+def verify(proof: Path, model: Path | None, input_shape: str | None, upto: str | None) -> None:
+    """Prove again, from the file PROOF alone, what `cpwl partition --certify -o PROOF` proved.
+
+    With MODEL, an .onnx or .pt2 file, the proof must also be about that model. Exit status 1 tells
+    that the proof does not hold.
+    """
+    import cpwl
+
+    network = None
+    if model is not None:
+        network = cpwl.Network.load(model, input_shape=_shape(input_shape), upto=upto)
+    certificate = _proven(lambda: cpwl.verify(proof, network, progress=sys.stderr.isatty()))
+    click.echo(str(certificate))
+
+
+def _proven(prove: Callable[[], cpwl.Certificate]) -> cpwl.Certificate:
+    """Return a certificate; a proof that fails is one line on stderr and exit status 1."""
+    import cpwl
+
+    try:
+        return prove()
+    except cpwl.CertificateError as error:
+        _fail(str(error), 1)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaptureError",
+    "Certificate",
+    "CertificateError",
     "Domain",
     "Gaussian",
     "Network",
@@ -54,6 +56,7 @@ __all__ = [
     "affine_maps",
     "box",
     "cell_masses",
+    "certify",
     "check",
     "condition_number",
     "cross_polytope",
@@ -79,6 +82,7 @@ __all__ = [
     "surface",
     "to_geodataframe",
     "total_image_volume",
+    "verify",
     "volumes",
     "write_geoparquet",
     "write_mesh",
