@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cpwl._errors import CaptureError, PartitionError, UnsupportedOperationError
 from cpwl.affine import affine_maps
+from cpwl.certificate import Certificate, CertificateError, certify, verify
 from cpwl.check import check
 from cpwl.density import (
     entropy,
