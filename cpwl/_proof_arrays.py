@@ -90,6 +90,9 @@ def require_incidence(p: Partition, network: ExactNetwork) -> None:
             f"cell {named} beside it across facet {at}, as the facet says",
             f"no cell {named} with that facet",
         )
+    stray = np.flatnonzero((p.facet_cells == -1).all(axis=1))
+    if len(stray):
+        _fail(None, "facets of cells", f"facet {stray[0]} of none")
     outside = p.facet_cells.min(axis=1, initial=0) < 0
     for at in np.flatnonzero(outside != (p.facet_unit < 0)).tolist():
         cell = int(p.facet_cells[at].max())
