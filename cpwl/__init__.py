@@ -19,6 +19,7 @@ from cpwl.density import (
     total_image_volume,
 )
 from cpwl.descriptors import (
+    centroids,
     condition_number,
     image_volumes,
     local_complexity,
@@ -27,13 +28,14 @@ from cpwl.descriptors import (
     spectrum,
     volumes,
 )
-from cpwl.domain import Domain, Slice, box, cross_polytope, polygon, segment
+from cpwl.domain import Domain, Slice
 from cpwl.dual import adjacency, locate, regions
 from cpwl.export import describe, polygons, surface, to_geodataframe, write_geoparquet, write_mesh
 from cpwl.latent import Gaussian, Uniform, cell_masses
 from cpwl.network import Network
 from cpwl.overlap import overlap
 from cpwl.partition import Partition, subdivide
+from cpwl.shapes import box, cross_polytope, polygon, polytope, segment, simplex
 from cpwl.storage import load_partition
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ __all__ = [
     "affine_maps",
     "box",
     "cell_masses",
+    "centroids",
     "certify",
     "check",
     "condition_number",
@@ -75,9 +78,11 @@ __all__ = [
     "plot",
     "polygon",
     "polygons",
+    "polytope",
     "regions",
     "sample_image",
     "segment",
+    "simplex",
     "spectrum",
     "subdivide",
     "surface",

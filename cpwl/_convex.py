@@ -6,26 +6,22 @@ import math
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Point = tuple[Fraction, Fraction]
+from cpwl._polytope import Array, Point, Points, exact
 
 
-def _fractions(corners: Array) -> list[Point]:
-    """Return the corners as exact rational points."""
-    return [(Fraction(float(x)), Fraction(float(y))) for x, y in corners]
-
-
-def _doubled_area(points: list[Point]) -> Fraction:
+def _doubled_area(points: Points) -> Fraction:
     """Return twice the signed area of a closed loop, exactly."""
     pairs = zip(points, points[1:] + points[:1], strict=True)
     return sum((p[0] * q[1] - q[0] * p[1] for p, q in pairs), Fraction(0))
 
 
-def polygon_area(corners: Array) -> float:
-    """Return the area of a closed anticlockwise loop (M, 2), correctly rounded."""
-    return float(_doubled_area(_fractions(corners)) / 2)
+def anticlockwise(corners: Points) -> Points:
+    """Return the corners of a convex polygon, given in ascending order, anticlockwise."""
+    first, *between, last = corners
+    lower = [p for p in between if _turn(first, last, p) < 0]
+    upper = [p for p in between if _turn(first, last, p) > 0]
+    return first, *lower, last, *reversed(upper)
 
 
 def convex_loop(corners: Array) -> Array:
@@ -37,7 +33,7 @@ def convex_loop(corners: Array) -> Array:
             "Add corners, or use segment(a, b) for a one-dimensional domain."
         )
     corners = corners[np.any(corners != np.roll(corners, 1, axis=0), axis=1)]
-    points = _fractions(corners)
+    points = exact(corners)
     second = next(p for p in points if p != points[0])
     if all(_turn(points[0], second, p) == 0 for p in points):
         raise ValueError(
@@ -73,7 +69,7 @@ def _turn(a: Point, b: Point, c: Point) -> Fraction:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _drop_flat_corners(points: list[Point], corners: Array) -> tuple[list[Point], Array]:
+def _drop_flat_corners(points: Points, corners: Array) -> tuple[Points, Array]:
     """Drop corners on a side, and corners that rounding alone has pushed inside one.
 
     A corner that is exactly convex always stays. One that is meant to lie on a side, like the
@@ -93,4 +89,4 @@ def _drop_flat_corners(points: list[Point], corners: Array) -> tuple[list[Point]
             i = max(0, i - 1)
         else:
             i += 1
-    return [points[k] for k in kept], corners[kept]
+    return tuple(points[k] for k in kept), corners[kept]

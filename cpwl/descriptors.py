@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cpwl.affine import cell_indices, columns_and_offsets, num_outputs
-from cpwl.domain import cross_polytope
+from cpwl.shapes import cross_polytope
 from cpwl.storage import require_network
 
 if TYPE_CHECKING:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from cpwl._convex import convex_loop, polygon_area
-
-Array = NDArray[np.float64]
+from cpwl._arguments import Array, bounds, check_dim, floats, half_spaces, listed
+from cpwl._convex import anticlockwise, convex_loop
+from cpwl._polytope import Points, Sides, cut, exact, hull, rounded, volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +38,8 @@ class Slice:
     anchors: Array | None = None
 
     def __post_init__(self) -> None:
-        origin = _floats(self.origin, "origin")
-        basis = _floats(self.basis, "basis")
+        origin = floats(self.origin, "origin")
+        basis = floats(self.basis, "basis")
         if origin.ndim == 0 or origin.size == 0:
             raise ValueError(
                 f"Expected an origin with at least one entry, got shape {origin.shape}. "
@@ -48,7 +47,7 @@ class Slice:
             )
         if basis.ndim != origin.ndim + 1 or basis.shape[1:] != origin.shape or len(basis) == 0:
             raise ValueError(
-                f"Expected a basis of shape (P, {_listed(origin.shape)}) with P >= 1 to go "
+                f"Expected a basis of shape (P, {listed(origin.shape)}) with P >= 1 to go "
                 f"with an origin of shape {origin.shape}, got shape {basis.shape}. "
                 "Stack one direction per slice axis along a new first axis."
             )
@@ -61,7 +60,7 @@ class Slice:
         object.__setattr__(self, "origin", origin)
         object.__setattr__(self, "basis", basis)
         if self.anchors is not None:
-            anchors = _floats(self.anchors, "anchors")
+            anchors = floats(self.anchors, "anchors")
             if anchors.ndim != 2 or anchors.shape[1] != len(basis):
                 raise ValueError(
                     f"Expected anchors of shape (k, {len(basis)}), one row of slice coordinates "
@@ -70,21 +69,23 @@ class Slice:
             object.__setattr__(self, "anchors", anchors)
 
     @classmethod
-    def through(cls, z0: Any, z1: Any, z2: Any | None = None) -> Slice:
-        """Return the line through two latents or the plane through three, orthonormally.
+    def through(cls, z0: Any, z1: Any, *others: Any) -> Slice:
+        """Return the line through two latents, the plane through three, ..., orthonormally.
 
         Parameters
         ----------
-        z0, z1, z2 : array_like or torch.Tensor, (*latent,)
-            z0 lies at coordinates 0, z1 on the positive first axis, z2 in the upper half plane;
-            slice distances are latent distances. `anchors` holds the coordinates of each.
+        z0, z1, *others : array_like or torch.Tensor, (*latent,)
+            Two to seven latents. z0 lies at coordinates 0, z1 on the positive first axis, z2 in
+            the upper half plane, and so on; slice distances are latent distances. `anchors` holds
+            the coordinates of each.
 
         Raises
         ------
         ValueError
-            Latents of different shapes, coinciding, or all on one line.
+            Latents of different shapes, more than seven, or one in the span of those before it.
         """
-        latents = [_floats(z, f"z{i}") for i, z in enumerate((z0, z1, z2)) if z is not None]
+        latents = [floats(z, f"z{i}") for i, z in enumerate((z0, z1, *others))]
+        check_dim(len(latents) - 1)
         if any(z.shape != latents[0].shape for z in latents):
             shapes = ", ".join(str(z.shape) for z in latents)
             raise ValueError(
@@ -103,10 +104,11 @@ class Slice:
                     rest -= (row @ rest) * row
             length = float(np.linalg.norm(rest))
             if length <= tolerance * float(np.linalg.norm(edge)):
-                what = f"z{i + 1} on the line through the others" if rows else "z0 equal to z1"
+                what = ["equal to z0", "on the line through z0 and z1"]
+                what = [*what, *[f"in the {i}-dimensional span of those before it"] * (i - 1)][i]
                 raise ValueError(
-                    f"Expected {len(latents)} latents that are not collinear, got {what}. "
-                    "Choose latents that span a plane (three) or a line (two)."
+                    f"Expected {len(latents)} latents that span {len(edges)} dimensions, got "
+                    f"z{i + 1} {what}. Leave it out, or choose another."
                 )
             anchors[i + 1, :i] = [row @ edge for row in rows]
             anchors[i + 1, i] = length
@@ -126,7 +128,7 @@ class Slice:
 
     def embed(self, s: Any) -> Array:
         """Return the latents (N, *latent) at slice coordinates s (N, P)."""
-        s = _floats(s, "slice coordinates")
+        s = floats(s, "slice coordinates")
         if s.ndim != 2 or s.shape[1] != self.dim:
             raise ValueError(
                 f"Expected slice coordinates of shape (N, {self.dim}), got shape {s.shape}. "
@@ -136,38 +138,37 @@ class Slice:
 
     def project(self, z: Any) -> Array:
         """Return the slice coordinates (N, P) of the points nearest to latents (N, *latent)."""
-        z = _floats(z, "latents")
+        z = floats(z, "latents")
         if z.shape[1:] != self.latent_shape or z.ndim != self.origin.ndim + 1:
             raise ValueError(
-                f"Expected latents of shape (N, {_listed(self.latent_shape)}), got shape "
+                f"Expected latents of shape (N, {listed(self.latent_shape)}), got shape "
                 f"{z.shape}. Add a batch axis to a single latent: z[None]."
             )
         flat = self.basis.reshape(self.dim, -1)
         return np.linalg.lstsq(flat.T, (z - self.origin).reshape(len(z), -1).T, rcond=None)[0].T
 
     def box(self, lo: Any, hi: Any) -> Domain:
-        """Return the axis-aligned interval or rectangle lo <= s <= hi in slice coordinates."""
-        low, high = _bounds(lo, hi)
+        """Return the axis-aligned box lo <= s <= hi in slice coordinates."""
+        low, high = bounds(lo, hi)
+        check_dim(self.dim)
         if len(low) != self.dim:
             raise ValueError(
                 f"Expected lo and hi with {self.dim} entries, one per slice axis, got {len(low)}. "
                 "Give bounds in slice coordinates, not in latent coordinates."
             )
-        if self.dim == 1:
-            return Domain(np.array([low, high]), self)
         if self.dim == 2:
             (x0, y0), (x1, y1) = low, high
             return Domain(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), self)
-        raise _wrong_dimension(self.dim)
+        return Domain(np.array(list(product(*zip(low, high, strict=True)))), self)
 
     def polygon(self, vertices: Any) -> Domain:
         """Return the convex polygon with these corners (M, 2), in order, as slice coordinates."""
         if self.dim != 2:
             raise ValueError(
                 f"Expected a slice with two axes for a polygon, got {self.dim}. "
-                "Use box or segment on a one-dimensional slice."
+                "Use box, simplex or polytope."
             )
-        return Domain(_floats(vertices, "vertices"), self)
+        return Domain(floats(vertices, "vertices"), self)
 
     def segment(self, lo: float, hi: float) -> Domain:
         """Return the interval lo <= s <= hi of a one-dimensional slice."""
@@ -178,196 +179,102 @@ class Slice:
             )
         return self.box(lo, hi)
 
+    def simplex(self, vertices: Any) -> Domain:
+        """Return the simplex with these corners (P + 1, P), in any order, as slice coordinates."""
+        corners = floats(vertices, "vertices")
+        check_dim(self.dim)
+        if corners.shape != (self.dim + 1, self.dim):
+            raise ValueError(
+                f"Expected a simplex of {self.dim + 1} vertices, of shape "
+                f"({self.dim + 1}, {self.dim}), got shape {corners.shape}. "
+                "Give one row of slice coordinates per vertex, one vertex more than axes."
+            )
+        return Domain(np.sort(corners, axis=0) if self.dim == 1 else corners, self)
+
+    def polytope(self, A: Any, b: Any) -> Domain:
+        """Return {s : A s <= b}, with A (m, P) and b (m,); see `cpwl.polytope`."""
+        normals, limits = half_spaces(A, b)
+        check_dim(self.dim)
+        if normals.shape[1] != self.dim:
+            raise ValueError(
+                f"Expected A with {self.dim} columns, one per slice axis, got {normals.shape[1]}. "
+                "Give half-spaces in slice coordinates, not in latent coordinates."
+            )
+        corners, sides = cut(normals, limits)
+        if self.dim == 2:
+            corners, sides = anticlockwise(corners), ()
+        return Domain(rounded(corners), self, corners, sides)
+
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """A bounded interval or convex polygon in slice coordinates.
+    """A bounded convex polytope of dimension P = 1 to 6 in slice coordinates.
+
+    It is the convex hull of `exact_corners`: of its float64 corners, unless half-spaces gave it.
 
     Parameters
     ----------
     corners : (M, P) array_like
-        P = 2: the corners in order, either way round; stored anticlockwise, without repeated
-        corners and without corners on a side (decided in exact arithmetic). P = 1: [[lo], [hi]].
+        P = 1: [[lo], [hi]]. P = 2: the corners in order, either way round; stored anticlockwise,
+        without repeated corners and without corners on a side. P >= 3: points in any order; stored
+        without those that are no corners of their convex hull. All decided in exact arithmetic.
     slice : Slice
         The embedding of these coordinates into the latent space.
+    exact_corners : tuple of M tuples of P fractions, optional
+        The corners where float64 cannot hold them, in the order of `corners`, which are these
+        rounded. Left out: `corners`.
+    sides : tuple of tuples, optional
+        For every side, the facets of the polytope, the corners on it, by number, ascending. Left
+        out: found, for P >= 3 by `cpwl._polytope.hull`. What is given is not proven again.
 
     Raises
     ------
     ValueError
-        NaN or inf, lo >= hi, fewer than three distinct corners, zero area, or a polygon that is
-        not convex.
+        NaN or inf, P > 6, lo >= hi, fewer than three distinct corners, no volume, or a polygon
+        that is not convex.
     """
 
     corners: Array
     slice: Slice
+    exact_corners: Points = ()
+    sides: Sides = ()
 
     def __post_init__(self) -> None:
-        corners = _floats(self.corners, "corners")
-        dim = self.slice.dim
-        if dim > 2:
-            raise _wrong_dimension(dim)
+        corners = floats(self.corners, "corners")
+        points, sides, dim = self.exact_corners, self.sides, self.slice.dim
+        check_dim(dim)
         if corners.ndim != 2 or corners.shape[1] != dim:
             raise ValueError(
                 f"Expected corners of shape (M, {dim}), one row of slice coordinates per corner, "
                 f"got shape {corners.shape}. Give one (x, y) pair per corner for a polygon."
             )
-        if dim == 1:
+        if dim == 1 and not points:
             if len(corners) != 2:
                 raise ValueError(
                     f"Expected the two ends of an interval, [[lo], [hi]], got {len(corners)} rows. "
                     "Use box(lo, hi) or segment(a, b)."
                 )
-            _bounds(corners[0], corners[1])
-        else:
+            bounds(corners[0], corners[1])
+        if dim == 2 and not points:
             corners = convex_loop(corners)
-        corners.setflags(write=False)
-        object.__setattr__(self, "corners", corners)
+        points = points or exact(corners)
+        if dim > 2 and not sides:
+            points, sides = hull(points)
+        if dim <= 2:
+            ends = range(len(points))
+            sides = tuple(
+                (i,) if dim == 1 else tuple(sorted((i, (i + 1) % len(points)))) for i in ends
+            )
+        object.__setattr__(self, "corners", rounded(points))
+        object.__setattr__(self, "exact_corners", points)
+        object.__setattr__(self, "sides", sides)
 
     @property
     def dim(self) -> int:
-        """The dimension P of the domain, 1 or 2."""
+        """The dimension P of the domain, 1 to 6."""
         return self.slice.dim
 
     @property
     def volume(self) -> float:
-        """Length or area in slice coordinates, correctly rounded."""
-        if self.dim == 1:
-            return float(self.corners[1, 0] - self.corners[0, 0])
-        return polygon_area(self.corners)
-
-
-def box(lo: Any, hi: Any) -> Domain:
-    """Return the interval or rectangle lo <= z <= hi of the latent space R^1 or R^2 itself.
-
-    Parameters
-    ----------
-    lo, hi : (P,) array_like, P = 1 or 2
-        A plain number stands for P = 1.
-
-    Raises
-    ------
-    ValueError
-        lo >= hi on an axis, lengths that differ, or P > 2.
-
-    Examples
-    --------
-    >>> box([-10, -10], [10, 10]).volume
-    400.0
-    """
-    low, _ = _bounds(lo, hi)
-    return _identity(len(low)).box(lo, hi)
-
-
-def polygon(vertices: Any) -> Domain:
-    """Return the convex polygon with these corners (M, 2), in order, in R^2 itself."""
-    return _identity(2).polygon(vertices)
-
-
-def segment(a: Any, b: Any) -> Domain:
-    """Return the segment from latent a to latent b, with arc length 0..|b - a| as its coordinate.
-
-    Parameters
-    ----------
-    a, b : array_like or torch.Tensor, (*latent,)
-        Two distinct latents of one shape; plain numbers stand for shape (1,).
-    """
-    line = Slice.through(np.atleast_1d(_floats(a, "a")), np.atleast_1d(_floats(b, "b")))
-    assert line.anchors is not None  # `through` always sets them
-    return Domain(line.anchors, line)
-
-
-def cross_polytope(center: Any, radius: float, basis: Any) -> Domain:
-    """Return V_z = {z + s @ basis : ||s||_1 <= radius}, the neighbourhood of local complexity.
-
-    Parameters
-    ----------
-    center : array_like or torch.Tensor, (*latent,)
-        The point z; the origin of the slice.
-    radius : float
-        Positive; the corners are at +-radius on each slice axis.
-    basis : array_like or torch.Tensor, (P, *latent), P = 1 or 2
-        Orthonormal rows.
-
-    Raises
-    ------
-    ValueError
-        A radius that is not positive, rows that are not orthonormal, or P > 2.
-    """
-    if not (math.isfinite(radius) and radius > 0):
-        raise ValueError(
-            f"Expected a positive, finite radius, got {radius}. "
-            "Use a small number such as 1e-3, in units of the latent space."
-        )
-    plane = Slice(_floats(center, "center"), _floats(basis, "basis"))
-    flat = plane.basis.reshape(plane.dim, -1)
-    defect = float(np.abs(flat @ flat.T - np.eye(plane.dim)).max())
-    if defect > 1e-6:  # a basis orthonormalised in float32 passes
-        raise ValueError(
-            f"Expected orthonormal basis rows, got rows whose Gram matrix is off the identity by "
-            f"{defect:.2g}. Orthonormalise them first: numpy.linalg.qr(basis.T)[0].T."
-        )
-    r = float(radius)
-    if plane.dim == 1:
-        return plane.segment(-r, r)
-    if plane.dim == 2:
-        return plane.polygon([[r, 0.0], [0.0, r], [-r, 0.0], [0.0, -r]])
-    raise _wrong_dimension(plane.dim)
-
-
-def _identity(dim: int) -> Slice:
-    """Return the slice that is all of R^dim."""
-    return Slice(np.zeros(dim), np.eye(dim))
-
-
-def _listed(shape: tuple[int, ...]) -> str:
-    """Return the entries of a shape, for a message."""
-    return ", ".join(map(str, shape))
-
-
-def _wrong_dimension(dim: int) -> ValueError:
-    """Build the error for a domain of a dimension that is not enumerated."""
-    return ValueError(
-        f"Expected a domain of dimension 1 or 2, got {dim}. "
-        "Take a slice of one or two axes through the latent space: cpwl.Slice.through(z0, z1, z2)."
-    )
-
-
-def _floats(values: Any, name: str) -> Array:
-    """Copy to a read-only float64 array; refuse what is not real and finite."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.to(torch.float64).numpy() if not values.is_complex() else values.numpy()
-    try:
-        raw = np.asarray(values)
-        if raw.dtype.kind not in "biuf":
-            raise TypeError(f"dtype {raw.dtype}")
-        array = np.array(raw, dtype=np.float64, order="C")
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"Expected {name} as real numbers in one rectangular array, got {type(values).__name__}"
-            f" ({error}). Give a list, a numpy array or a torch tensor of real numbers."
-        ) from None
-    if not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
-        raise ValueError(
-            f"Expected {name} to be finite, got {bad} NaN or infinite of {array.size} entries. "
-            "Remove or replace them."
-        )
-    array.setflags(write=False)
-    return array
-
-
-def _bounds(lo: Any, hi: Any) -> tuple[Array, Array]:
-    """Return lo and hi as vectors of one length with lo < hi."""
-    low, high = np.atleast_1d(_floats(lo, "lo")), np.atleast_1d(_floats(hi, "hi"))
-    if low.ndim != 1 or low.shape != high.shape or len(low) == 0:
-        raise ValueError(
-            f"Expected lo and hi as two vectors of one length, got shapes {low.shape} and "
-            f"{high.shape}. Give one number per axis, for example box([-1, -1], [1, 1])."
-        )
-    for axis in np.flatnonzero(low >= high):
-        raise ValueError(
-            f"Expected lo < hi on every axis, got lo = {low[axis]:g} and hi = {high[axis]:g} on "
-            f"axis {axis}. Swap them, or widen the domain."
-        )
-    return low, high
+        """Length, area, ... in slice coordinates, correctly rounded."""
+        return volume(self.exact_corners, self.sides)

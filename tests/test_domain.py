@@ -170,18 +170,22 @@ BAD = {
         lambda: cpwl.box([0, 0], [1]),
         r"two vectors of one length, got shapes \(2,\) and \(1,\)\. Give one number per axis",
     ),
-    "three axes": (
-        lambda: cpwl.box([0, 0, 0], [1, 1, 1]),
-        r"dimension 1 or 2, got 3\. Take a slice .*Slice\.through",
+    "seven axes": (
+        lambda: cpwl.box([0] * 7, [1] * 7),
+        r"dimension 1 to 6, got 7\. The number of cells, .* \(3\^7 - 1 of a box\), grows too fast "
+        r".*Take a slice of at most 6 axes .*Slice\.through",
     ),
     "box on another slice": (
         lambda: PLANE.box([0], [1]),
         r"with 2 entries, one per slice axis, got 1",
     ),
-    "polygon on a line": (lambda: LINE.polygon(SQUARE), r"two axes for a polygon, got 1\. Use box"),
+    "polygon on a line": (
+        lambda: LINE.polygon(SQUARE),
+        r"two axes for a polygon, got 1\. Use box, simplex or polytope",
+    ),
     "polygon in space": (
-        lambda: cpwl.Domain(np.zeros((4, 3)), SPACE),
-        r"dimension 1 or 2, got 3\.",
+        lambda: SPACE.polygon(SQUARE),
+        r"slice with two axes for a polygon, got 3\. Use box, simplex or polytope",
     ),
     "segment on a plane": (lambda: PLANE.segment(0, 1), r"one axis for a segment, got 2\. Build"),
     "interval of three rows": (
@@ -191,17 +195,17 @@ BAD = {
     "interval backwards": (lambda: LINE.segment(1, 0), r"lo < hi .* lo = 1 and hi = 0 on axis 0"),
     "collinear anchors": (
         lambda: cpwl.Slice.through([0, 0, 0], [1, 2, 3], [3, 6, 9]),
-        r"3 latents that are not collinear, got z2 on the line through the others\. Choose",
+        r"3 latents that span 2 dimensions, got z2 on the line through z0 and z1\. Leave it out",
     ),
     "collinear up to rounding": (
         lambda: cpwl.Slice.through([0.1, 0.2], [0.4, 0.7], [0.1 + 0.3 / 7, 0.2 + 0.5 / 7]),
-        r"not collinear",
+        r"z2 on the line through z0 and z1",
     ),
     "equal anchors": (
         lambda: cpwl.Slice.through([1, 2], [1, 2], [3, 4]),
-        r"3 latents that are not collinear, got z0 equal to z1\.",
+        r"3 latents that span 2 dimensions, got z1 equal to z0\.",
     ),
-    "equal ends": (lambda: cpwl.segment([1, 2], [1, 2]), r"2 latents .* got z0 equal to z1\."),
+    "equal ends": (lambda: cpwl.segment([1, 2], [1, 2]), r"2 latents .* got z1 equal to z0\."),
     "latents of two shapes": (
         lambda: cpwl.Slice.through([0, 0], [1, 2], [[3, 4]]),
         r"latents of one shape, got \(2,\), \(2,\), \(1, 2\)\. Give each latent",
@@ -240,9 +244,9 @@ BAD = {
         lambda: cpwl.cross_polytope([0, 0], 1, [[1, 0], [1, 1]]),
         r"orthonormal basis rows, got rows whose Gram .* off the identity by 1\. Ortho",
     ),
-    "cross-polytope in space": (
-        lambda: cpwl.cross_polytope([0, 0, 0], 1, np.eye(3)),
-        r"dimension 1 or 2, got 3\.",
+    "cross-polytope of seven axes": (
+        lambda: cpwl.cross_polytope(np.zeros(7), 1, np.eye(7)),
+        r"dimension 1 to 6, got 7\.",
     ),
 }
 
