@@ -93,7 +93,7 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
 @click.option(
     "--certify", is_flag=True, help="Prove the result in exact arithmetic before it is written."
 )
-@click.option("--through", type=_PATH, help="A .npy file with the two or three latents (k, ...).")
+@click.option("--through", type=_PATH, help="A .npy file with two to seven latents (k, ...).")
 @click.option("--origin", help="The slice's origin: a .npy file, or numbers: 0,0,0.5")
 @click.option("--basis", help="The slice's axes: a .npy file, or rows of numbers: 1,0,0;0,1,0")
 @click.option(
@@ -129,7 +129,7 @@ def partition(
     """Enumerate a slice of a model; write pictures, tables, surfaces or the partition.
 
     MODEL is an .onnx file, or a .pt2 file from torch.export. The slice goes through given latents
-    (--through), or is --origin plus multiples of --basis; a model of one or two inputs needs none.
+    (--through), or is --origin plus multiples of --basis; a model of one to six inputs needs none.
     """
     if not output and not certify:
         raise click.UsageError("Missing option '-o' / '--output', or '--certify'.")
@@ -233,6 +233,7 @@ def _domain(
 ) -> cpwl.Domain:
     """Return the domain that the options describe."""
     import cpwl
+    from cpwl.domain import MAX_DIM
 
     if through is not None and (origin is not None or basis is not None):
         raise ValueError(
@@ -246,9 +247,9 @@ def _domain(
     size = int(np.prod(latent_shape))
     if through is not None:
         latents = _latents(_load_npy(through, "--through"), latent_shape, "--through")
-        if len(latents) not in (2, 3):
+        if len(latents) < 2:
             raise ValueError(
-                f"Expected two or three latents in {through}, got {len(latents)}. "
+                f"Expected two to seven latents in {through}, got {len(latents)}. "
                 "Stack them along a new first axis and save them with numpy.save."
             )
         plane = cpwl.Slice.through(*latents)
@@ -256,7 +257,7 @@ def _domain(
         start = _latents(_numbers(origin, "--origin"), latent_shape, "--origin")
         axes = _latents(_numbers(basis, "--basis"), latent_shape, "--basis")
         plane = cpwl.Slice(start[0], axes)
-    elif size <= 2:
+    elif size <= MAX_DIM:
         plane = cpwl.Slice(np.zeros(latent_shape), np.eye(size).reshape(size, *latent_shape))
     else:
         raise ValueError(

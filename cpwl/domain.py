@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cpwl._arguments import MAX_DIM as MAX_DIM
 from cpwl._arguments import Array, bounds, check_dim, floats, half_spaces, listed
 from cpwl._convex import anticlockwise, convex_loop
 from cpwl._polytope import Points, Sides, cut, exact, hull, rounded, volume

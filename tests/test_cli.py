@@ -28,10 +28,13 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     _save(random_mlp((2, 8, 8, 3)), (2,), folder / "plane.pt2")
     _save(nn.Sequential(random_mlp((5, 8, 3)), nn.Tanh()), (5,), folder / "tanh.pt2")
+    _save(random_mlp((7, 4, 2)), (7,), folder / "wide.pt2")
     latents = np.random.default_rng(0).normal(size=(3, 5))
     np.save(folder / "three.npy", latents)
     np.save(folder / "two.npy", latents[:2])
-    np.save(folder / "four.npy", np.vstack([latents, latents[:1] + 1]))
+    np.save(folder / "one.npy", latents[:1])
+    np.save(folder / "eight.npy", np.eye(8, 7))
+    np.save(folder / "basis.npy", np.eye(7))
     np.save(folder / "wrong.npy", latents[:, :4])
     np.save(folder / "pickle.npy", np.array([{"a": 1}]), allow_pickle=True)
     np.savez(folder / "archive.npy.npz", latents=latents)
@@ -166,12 +169,17 @@ BAD = {
     "partition @broken.pt2 --box 0 1 -o a.png": "broken.pt2",
     "partition model.pth --box 0 1 -o a.png": "a pickle, which could run any code",
     "partition @tanh.pt2 --through @three.npy -o a.png": "'tanh'",
-    "partition @tanh.pt2 --upto tanh -o a.png": "slice through the model's 5 inputs",
+    "partition @tanh.pt2 --upto tanh -o a.png": "--box LO HI for this slice, got none",
+    "partition @wide.pt2 --box 0 1 -o a.png": "slice through the model's 7 inputs, got none. Give",
+    "partition @wide.pt2 --through @eight.npy -o a.png": "dimension 1 to 6, got 7. The number of",
+    "partition @wide.pt2 --origin 0,0,0,0,0,0,0 --basis @basis.npy --box 0 1 -o a.png": (
+        "dimension 1 to 6, got 7. The number of cells"
+    ),
     "partition @tanh.pt2 --upto tanh --through @three.npy --origin 0 -o a.png": "got both. Choose",
     "partition @tanh.pt2 --upto tanh --origin 0,0,0,0,0 -o a.png": "--basis together, got one",
     "partition @tanh.pt2 --upto tanh --origin 0,0 --basis 0,1 -o a.png": "(5,) in --origin, got",
     "partition @tanh.pt2 --upto tanh --origin 0,a --basis 0 -o a.png": "numbers such as 1,0,0",
-    "partition @tanh.pt2 --upto tanh --through @four.npy -o a.png": "two or three latents in",
+    "partition @tanh.pt2 --upto tanh --through @one.npy -o a.png": "two to seven latents in",
     "partition @tanh.pt2 --upto tanh --through @wrong.npy -o a.png": "got shape (3, 4). Give",
     "partition @tanh.pt2 --upto tanh --through @none.npy -o a.png": "got no file at",
     "partition @tanh.pt2 --upto tanh --through @pickle.npy -o a.png": "array of numbers for --thr",
