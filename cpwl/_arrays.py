@@ -22,6 +22,14 @@ def prefix(count: NDArray) -> NDArray[np.int64]:
     return out
 
 
+def take_rows(ragged: Ragged, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray]:
+    """Return the sizes of chosen rows, and their items end to end."""
+    sizes = np.diff(ragged.offsets)[rows]
+    ends = np.cumsum(sizes)
+    index = np.arange(int(sizes.sum())) + np.repeat(ragged.offsets[rows] - ends + sizes, sizes)
+    return sizes, ragged.items[index]
+
+
 def pack_row(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Pack a row of flags into 64-bit words, lowest bit first."""
     padded = np.zeros(-(-len(flags) // 64) * 64, np.bool_)

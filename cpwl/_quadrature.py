@@ -51,10 +51,12 @@ def integrate_gaussian(simplices: Array, tolerance: float) -> Array:
 
 
 def simplex_volumes(simplices: Array) -> Array:
-    """Return the lengths or areas (T,) of simplices (T, P + 1, P)."""
+    """Return the lengths, areas or volumes (T,) of simplices (T, P + 1, P)."""
     edges = simplices[:, 1:] - simplices[:, :1]
     if edges.shape[2] == 1:
         return np.abs(edges[:, 0, 0])
+    if edges.shape[2] > 2:
+        return np.abs(np.linalg.det(edges)) / math.factorial(edges.shape[2])
     return np.abs(edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0]) / 2
 
 

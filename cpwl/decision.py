@@ -85,8 +85,13 @@ def decision_segments(partition: Partition, i: int, j: int) -> Array:
     Raises
     ------
     ValueError
-        Equal or missing outputs.
+        Equal or missing outputs, or a partition of dimension 3 or more.
     """
+    if partition.dim > 2:
+        raise ValueError(
+            f"Expected a partition of dimension 1 or 2, got {partition.dim}. Subdivide a slice of "
+            "the domain: cpwl.Slice.through(z0, z1, z2)."
+        )
     if i == j:
         raise ValueError(f"Expected two different outputs, got {i} twice. Give the two to compare.")
     values = vertex_outputs(partition, [i, j])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cpwl._quadrature import simplex_volumes
 from cpwl.affine import evaluate
 from cpwl.descriptors import Spectrum, image_volumes, local_scaling, spectrum, volumes
 from cpwl.dual import locate
@@ -19,7 +18,7 @@ from cpwl.latent import (
     cell_masses,
     log_or_minus_inf,
     log_prior,
-    simplices_of,
+    uniform_in_cells,
 )
 from cpwl.overlap import Overlap, overlap
 
@@ -274,11 +273,9 @@ def sample_image(
     psi = rho * local_scaling(given)
     psi -= psi[~lost].max()  # exp of a large sum would overflow
     weight = np.where(lost, 0.0, np.exp(np.minimum(psi, 0.0)))
-    simplices, cells = simplices_of(partition)
-    cumulated = np.cumsum(weight[cells] * simplex_volumes(simplices))
-    # side="right" never lands on a simplex of weight zero
-    drawn = np.searchsorted(cumulated, generator.random(n) * cumulated[-1], side="right")
-    drawn = np.minimum(drawn, np.searchsorted(cumulated, cumulated[-1]))
-    bary = np.diff(np.sort(generator.random((n, partition.dim)), axis=1), prepend=0, append=1)
-    points = np.einsum("nk,nkp->np", bary, simplices[drawn])
-    return ImageSample(points, cells[drawn], evaluate(partition, points), float(rho), excluded)
+    cumulated = np.cumsum(weight * volume)
+    # side="right" never lands on a cell of weight zero
+    cells = np.searchsorted(cumulated, generator.random(n) * cumulated[-1], side="right")
+    cells = np.minimum(cells, np.searchsorted(cumulated, cumulated[-1]))
+    points = uniform_in_cells(partition, cells, generator)
+    return ImageSample(points, cells, evaluate(partition, points), float(rho), excluded)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cpwl.affine import cell_indices, columns_and_offsets, num_outputs
+from cpwl._measure import Measures, levels, measures
+from cpwl.affine import cell_indices, columns_and_offsets, num_outputs, require_complete
 from cpwl.shapes import cross_polytope
 from cpwl.storage import require_network
 
@@ -159,35 +160,27 @@ def condition_number(
 
 
 def volumes(partition: Partition) -> Array:
-    """Return the length (P = 1) or area (P = 2) of every cell in slice coordinates, (C,).
+    """Return the length, area or volume of every cell in slice coordinates, (C,).
 
-    Areas are summed from triangles at a corner of the cell itself, so that a small cell far from
-    the origin loses nothing to cancellation. Needs no network.
+    Summed from terms of one sign whose coordinates are differences from a vertex of the cell
+    itself, so that a small cell far from the origin loses nothing to cancellation. Needs no
+    network. Cost: every face of any dimension is measured once.
     """
-    offsets = partition.cell_offsets
-    if partition.dim == 1:
-        ends = partition.points[partition.cell_corners, 0]
-        return ends[offsets[1:] - 1] - ends[offsets[:-1]]
-    _, doubled = fan(partition)
-    # a cell of n corners has n triangles here, of which the last two are empty
-    return np.add.reduceat(doubled, offsets[:-1]) / 2 if len(doubled) else np.empty(0)
+    return np.abs(_cells(partition).minors[:, 0])
 
 
-def fan(partition: Partition) -> tuple[NDArray[np.int64], Array]:
-    """Return triangles (N, 3) of point ids, one per corner, and their doubled areas (N,), P = 2.
+def centroids(partition: Partition) -> Array:
+    """Return the centre of mass of every cell in slice coordinates, (C, P).
 
-    Corner i of a cell gives the triangle (first corner, i, i + 1); it is empty for the cell's
-    first and last corner, so that triangles and corners share `cell_offsets`.
+    Exact up to rounding, and inside the cell; needs no network. Cost: as for `volumes`.
     """
-    corners = partition.cell_corners.astype(np.int64)
-    sizes = np.diff(partition.cell_offsets)
-    first = np.repeat(corners[partition.cell_offsets[:-1]], sizes)
-    following = np.roll(corners, -1)
-    following[partition.cell_offsets[1:] - 1] = corners[partition.cell_offsets[:-1]]
-    a, b = (partition.points[ids] - partition.points[first] for ids in (corners, following))
-    # rounding can leave a sliver's area a few eps of its length below zero
-    doubled = np.maximum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], 0.0)
-    return np.stack([first, corners, following], axis=1), doubled
+    return _cells(partition).centroid
+
+
+def _cells(partition: Partition) -> Measures:
+    """Return the measures of the cells."""
+    *_, last = measures(partition.points, levels(partition))
+    return last
 
 
 def image_volumes(
@@ -215,7 +208,9 @@ def image_volumes(
     return volumes(partition) * scale
 
 
-def local_complexity(network: Network, z: Any, radius: float, basis: Any) -> int:
+def local_complexity(
+    network: Network, z: Any, radius: float, basis: Any, *, memory: int = 2 * 2**30
+) -> int:
     """Return delta: the exact number of cells that meet V_z = {x : ||B (x - z)||_1 < radius}.
 
     Parameters
@@ -225,9 +220,16 @@ def local_complexity(network: Network, z: Any, radius: float, basis: Any) -> int
     z : array_like, (*latent,)
         The latent in the middle.
     radius : float
-        In units of the latent space.
-    basis : array_like, (P, *latent), P = 1 or 2
+        In units of the latent space; of any size.
+    basis : array_like, (P, *latent), P = 1 to 6
         Orthonormal rows B.
+    memory : int, default 2 GiB
+        Bytes that enumerating the cells may take.
+
+    Raises
+    ------
+    PartitionError
+        `memory` does not suffice for all cells.
 
     Notes
     -----
@@ -235,7 +237,10 @@ def local_complexity(network: Network, z: Any, radius: float, basis: Any) -> int
     """
     from cpwl.partition import subdivide
 
-    return subdivide(network, cross_polytope(z, radius, basis), progress=False).num_cells
+    domain = cross_polytope(z, radius, basis)
+    partition = subdivide(network, domain, memory=memory, progress=False)
+    require_complete(partition)
+    return partition.num_cells
 
 
 def _singular_values(columns: Array) -> Array:
@@ -259,6 +264,19 @@ def _two_singular_values(a: Array, b: Array) -> Array:
     first = (np.hypot(r11 + r22, r12) + np.hypot(r11 - r22, r12)) / 2
     second = r22 * (r11 / np.where(first > 0, first, 1.0))
     return np.stack([first, second], axis=1)
+
+
+def frames(columns: Array) -> tuple[Array, Array, Array]:
+    """Return orthonormal frames (P, n, D) of maps (P, n, D), their least and largest stretch (n,).
+
+    Up to a factor sqrt(2) for P = 2. The frame is complete where the map has full rank.
+    """
+    if len(columns) > 2:
+        left, values, _ = np.linalg.svd(columns.transpose(1, 2, 0), full_matrices=False)
+        return left.transpose(2, 0, 1), values[:, -1], values[:, 0]
+    frame, triangle = orthonormal_columns(columns)
+    least = np.abs(np.diagonal(triangle, axis1=1, axis2=2)).min(axis=1)
+    return frame, least, np.abs(triangle).max(axis=(1, 2))
 
 
 def orthonormal_columns(columns: Array) -> tuple[Array, Array]:

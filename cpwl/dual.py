@@ -13,10 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from cpwl._measure import half_spaces
+from cpwl._walk import walk
 from cpwl.affine import columns_and_offsets, num_outputs
 from cpwl.export import polygons
 
 if TYPE_CHECKING:
+    from cpwl.domain import Domain
     from cpwl.network import Network
     from cpwl.partition import Partition
 
@@ -35,7 +38,8 @@ def adjacency(partition: Partition) -> nx.Graph:
     -------
     networkx.Graph
         Nodes 0..C-1 are cells. An edge has the attributes `unit`, the unit that switches there,
-        and `facet`, the facet's index. Needs no network.
+        and `facet`, the facet's index (the last one, where two cells share several in one plane).
+        Needs no network.
     """
     inner = np.flatnonzero((partition.facet_cells >= 0).all(axis=1))
     graph = nx.Graph()
@@ -145,7 +149,8 @@ def locate(
     Notes
     -----
     One evaluation of the network gives a point's activation pattern, which is looked up among
-    those of the cells; only points that lie on a knot within rounding are searched in an R-tree.
+    those of the cells; only points that lie on a knot within rounding are searched by position: in
+    an R-tree, for P >= 3 by walking from the cell whose centroid is nearest.
     """
     s = np.asarray(points, dtype=np.float64)
     if s.ndim != 2 or s.shape[1] != partition.dim or not np.isfinite(s).all():
@@ -155,7 +160,7 @@ def locate(
             f"{what}. Use partition.domain.slice.project for latents."
         )
     result = np.full(len(s), -1)
-    inside = np.flatnonzero(_inside(partition.domain.corners, s, tolerance))
+    inside = np.flatnonzero(_inside(partition.domain, s, tolerance))
     if partition.network is not None:
         result[inside] = _by_pattern(partition, partition.network, s[inside])
         inside = inside[result[inside] < 0]
@@ -164,16 +169,13 @@ def locate(
     return result
 
 
-def _inside(corners: Array, s: Array, tolerance: float) -> NDArray[np.bool_]:
+def _inside(domain: Domain, s: Array, tolerance: float) -> NDArray[np.bool_]:
     """Return which points lie in the domain, its boundary included."""
-    slack = tolerance * float(np.abs(corners).max(initial=0.0) + np.ptp(corners, axis=0).max())
-    if corners.shape[1] == 1:
-        return (s[:, 0] >= corners[0, 0] - slack) & (s[:, 0] <= corners[1, 0] + slack)
-    inside = np.ones(len(s), bool)
-    for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        edge = (b - a) / np.hypot(*(b - a))
-        inside &= edge[0] * (s[:, 1] - a[1]) - edge[1] * (s[:, 0] - a[0]) >= -slack
-    return inside
+    corners = domain.corners
+    slack = tolerance * float(np.abs(corners).max() + np.ptp(corners, axis=0).max())
+    outward, offsets = half_spaces(domain)
+    outside = s @ outward.T > offsets + slack
+    return ~np.any(outside, axis=1)
 
 
 def _by_pattern(partition: Partition, network: Network, s: Array) -> NDArray[np.int64]:
@@ -233,7 +235,9 @@ def _hash(patterns: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _by_position(partition: Partition, s: Array) -> NDArray[np.int64]:
-    """Return the lowest cell that touches each point, or the nearest one."""
+    """Return a cell that touches each point (the lowest for P = 2), or the nearest one."""
+    if partition.dim > 2:
+        return walk(partition, s)
     if partition.dim == 1:
         starts = partition.points[partition.cell_corners[partition.cell_offsets[:-1]], 0]
         order = np.argsort(starts)

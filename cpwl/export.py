@@ -41,12 +41,18 @@ def polygons(partition: Partition) -> NDArray[np.object_]:
     Raises
     ------
     ValueError
-        A 1-D partition.
+        A partition of another dimension.
     """
-    if partition.dim != 2:
+    if partition.dim == 1:
         raise ValueError(
-            f"Expected a 2-D partition for polygons, got a {partition.dim}-D one. "
+            "Expected a 2-D partition for polygons, got a 1-D one. "
             "Its cells are intervals: partition.points[partition.cell_corners].reshape(-1, 2)."
+        )
+    if partition.dim > 2:
+        raise ValueError(
+            f"Expected a 2-D partition for polygons, got a {partition.dim}-D one. Subdivide a "
+            "slice of two axes, or take the corners of cells: cell_corners, of facets: "
+            "facet_corners."
         )
     offsets = partition.cell_offsets
     # a ring ends where it begins: repeat every cell's first corner after its last
@@ -115,7 +121,7 @@ def to_geodataframe(
     Parameters
     ----------
     partition : Partition
-        2-D: polygons. 1-D: lines along y = 0.
+        2-D: polygons. 1-D: lines along y = 0. No other dimension.
     descriptors : iterable of names, or mapping of names to (C,) arrays
         Names as for `describe`; a mapping gives columns of your own.
 
@@ -124,7 +130,7 @@ def to_geodataframe(
     ImportError
         geopandas is missing.
     ValueError
-        An unknown name, or a column of the wrong length.
+        An unknown name, a column of the wrong length, or a partition of dimension 3 or more.
     """
     try:
         import geopandas
@@ -135,7 +141,7 @@ def to_geodataframe(
         columns |= {name: _per_cell(partition, value) for name, value in descriptors.items()}
     else:
         columns |= describe(partition, descriptors)
-    if partition.dim == 2:
+    if partition.dim > 1:
         shapes = polygons(partition)
     else:
         ends = partition.points[partition.cell_corners].reshape(-1, 2)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl._quadrature import integrate_gaussian
-from cpwl.descriptors import fan, volumes
+from cpwl._measure import triangulate
+from cpwl._quadrature import integrate_gaussian, simplex_volumes
+from cpwl.descriptors import volumes
 from cpwl.domain import Slice
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
 
 Array = NDArray[np.float64]
+
+_AT_ONCE = 1024  # cells that are cut into simplices, of which a cell in 6-D has hundreds
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def cell_masses(
         volume = volumes(partition)
         return Masses(volume / volume.sum(), log_or_minus_inf(volume), 1.0, 0.0)
     require_dimension(partition, latent)
-    simplices, cells = simplices_of(partition)
-    found = integrate_gaussian(_whitened(latent, simplices), tolerance)
+    corners, cells = triangulate(partition, np.arange(partition.num_cells))
+    found = integrate_gaussian(_whitened(latent, partition.points[corners]), tolerance)
     sums = np.zeros((partition.num_cells, 3))
     np.add.at(sums, cells, found)
     raw, log_part, error = sums.T
@@ -141,24 +145,43 @@ def log_prior(partition: Partition, s: Array, latent: Uniform | Gaussian | None 
     return -square / 2 - scale
 
 
-def simplices_of(partition: Partition) -> tuple[Array, NDArray[np.int64]]:
-    """Return the intervals or triangles (T, P + 1, P) of the cells, and the cell of each."""
-    offsets = partition.cell_offsets
-    if partition.dim == 1:
-        ends = np.stack([offsets[:-1], offsets[1:] - 1], axis=1)
-        return partition.points[partition.cell_corners[ends]], np.arange(partition.num_cells)
-    triangles, doubled = fan(partition)
-    cells = np.repeat(np.arange(partition.num_cells), np.diff(offsets))
-    used = doubled > 0
-    return partition.points[triangles[used]], cells[used]
+def uniform_in_cells(
+    partition: Partition, cells: NDArray[np.int64], generator: np.random.Generator
+) -> Array:
+    """Return a uniformly distributed point (n, P) of every cell (n,) in a list."""
+    dim = partition.dim
+    bary = np.diff(np.sort(generator.random((len(cells), dim)), axis=1), prepend=0, append=1)
+    share = generator.random(len(cells))
+    points = np.empty((len(cells), dim))
+    distinct, row = np.unique(cells, return_inverse=True)
+    order = np.argsort(row, kind="stable")
+    starts = np.searchsorted(row[order], np.arange(0, len(distinct) + _AT_ONCE, _AT_ONCE))
+    for block, (first, last) in enumerate(pairwise(starts.tolist())):
+        mine, low = order[first:last], block * _AT_ONCE
+        corners, owner = triangulate(partition, distinct[low : low + _AT_ONCE])
+        simplices = partition.points[corners]
+        cumulated = np.concatenate([[0.0], np.cumsum(simplex_volumes(simplices))])
+        # the range of cumulated volumes that belongs to each cell
+        ends = cumulated[np.searchsorted(owner, np.arange(owner[-1] + 2))]
+        below, above = ends[row[mine] - low], ends[row[mine] - low + 1]
+        drawn = np.searchsorted(cumulated, below + share[mine] * (above - below), side="right") - 1
+        # rounding may reach the next cell's first simplex
+        drawn = np.minimum(drawn, np.searchsorted(owner, row[mine] - low, side="right") - 1)
+        points[mine] = np.einsum("nk,nkp->np", bary[mine], simplices[drawn])
+    return points
 
 
 def require_dimension(partition: Partition, latent: Gaussian) -> None:
-    """Raise unless the Gaussian lives in the partition's slice."""
+    """Raise unless the Gaussian lives in the partition's slice, which has one or two axes."""
     if len(latent.mean) != partition.dim:
         raise ValueError(
             f"Expected a Gaussian in {partition.dim} slice coordinates, got {len(latent.mean)}. "
             "Use Gaussian.standard(partition.domain.slice) for a standard normal latent."
+        )
+    if partition.dim > 2:
+        raise ValueError(
+            "Expected a domain of dimension 1 or 2 for a Gaussian latent, whose mass on the cells "
+            f"is integrated numerically, got {partition.dim}. Use a uniform latent, or a slice."
         )
 
 

@@ -10,7 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from cpwl.affine import columns_and_offsets, evaluate, num_outputs
-from cpwl.descriptors import orthonormal_columns
+from cpwl.descriptors import frames
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -74,6 +74,9 @@ def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
     - D > P: two cells can share a set of positive volume only if their images lie in one plane.
       Planes are sorted by random projections of their position, one pass over the maps; the few
       cells that share one are compared as polygons.
+
+    For P >= 3 what would need the union of polytopes stays "unknown": images in one plane, and
+    D = P where no cell is turned over.
     """
     outputs = num_outputs(partition)
     cells, dim = partition.num_cells, partition.dim
@@ -107,9 +110,7 @@ def _planes(partition: Partition, outputs: int) -> tuple[Array, Array, NDArray[n
     for base, columns in columns_and_offsets(partition):
         part = slice(start, start + len(base))
         start = part.stop
-        frame, triangle = orthonormal_columns(columns)
-        thickness = np.abs(np.diagonal(triangle, axis1=1, axis2=2)).min(axis=1)
-        largest = np.abs(triangle).max(axis=(1, 2))
+        frame, thickness, largest = frames(columns)
         full = thickness > 64 * eps * largest
         condition = largest / np.where(full, thickness, 1.0)
         projected = frame @ draws.T  # (P, n, 6)
@@ -137,13 +138,16 @@ def _same_dimension(
         reason = f"{positive} of {len(full)} cells keep their orientation, the others reverse it"
         if len(full) == partition.num_cells:
             return "some", f"G folds: {reason}"
-        if len(full) > _UNION:
+        if len(full) > _UNION or partition.dim > 2:
             return "unknown", f"{reason}, with squeezed cells that may lie between them"
         twice, total = _shared_volume(partition, full)
         share = f"of an image volume of {total:.6g}, {twice:.6g} is counted more than once"
         return ("some" if twice > np.sqrt(tolerance) * total else "none"), share
     if partition.dim == 1:
         return "none", "G is monotone"
+    if partition.dim > 2:
+        reason = f"one orientation; the boundary's image in {partition.dim}-D is not examined"
+        return "unknown", reason
     image = evaluate(partition, partition.points[boundary_loop(partition)])
     ring = shapely.linearrings(image)
     if shapely.is_simple(ring):
@@ -177,7 +181,11 @@ def _between_planes(
         spread = np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts)
         scale = np.maximum.reduceat(np.abs(values), starts)
         shared |= spread > tolerance * np.maximum(scale, 1e-300)
-    for start, size in zip(starts[shared & (sizes > 1)], sizes[shared & (sizes > 1)], strict=True):
+    several = shared & (sizes > 1)
+    if several.any() and partition.dim > 2:
+        count = int(sizes[several].sum())
+        return "unknown", f"{count} images share {partition.dim}-dimensional planes with others"
+    for start, size in zip(starts[several], sizes[several], strict=True):
         cells = full[order[start : start + size]]
         twice, total = _shared_volume(partition, cells)
         if twice > np.sqrt(tolerance) * total:
@@ -199,7 +207,7 @@ def _clusters(group: NDArray[np.int64], values: Array, width: Array) -> NDArray[
 def _shared_volume(partition: Partition, cells: NDArray[np.int64]) -> tuple[float, float]:
     """Return the volume that images in one plane cover more than once, and their sum."""
     (_, columns), *_ = columns_and_offsets(partition, cells[:1])
-    frame, _ = orthonormal_columns(columns)
+    frame, *_ = frames(columns)
     flat = frame[:, 0].T  # (D, P)
     offsets, corners = partition.cell_offsets, partition.cell_corners
     images = [

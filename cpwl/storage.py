@@ -9,6 +9,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpwl._arrays import Ragged
+from cpwl._arrays import Ragged, prefix
 from cpwl.domain import Domain, Slice
 
 if TYPE_CHECKING:
@@ -103,6 +105,8 @@ def save(partition: Partition, path: str | os.PathLike[str]) -> None:
         "status": {name: _plain(value) for name, value in partition.status._asdict().items()},
         "input_shape": list(network.input_shape),
         "output_shape": list(network.output_shape),
+        # corners that half-spaces gave are fractions, of which the array below holds the nearest
+        "exact_corners": [list(map(_hex, point)) for point in partition.domain.exact_corners],
     }
     arrays: dict[str, NDArray[Any]] = {name: getattr(partition, name) for name in _ARRAYS}
     arrays |= {
@@ -115,6 +119,9 @@ def save(partition: Partition, path: str | os.PathLike[str]) -> None:
     }
     if place.anchors is not None:
         arrays["slice_anchors"] = place.anchors
+    sides = partition.domain.sides
+    arrays["side_offsets"] = prefix(np.array([len(side) for side in sides]))
+    arrays["side_corners"] = np.concatenate(sides).astype(np.int32)
     for level, faces in enumerate(partition.skeleton, 1):
         arrays |= dict(zip(_level(level), faces, strict=True))
     with atomic_path(path) as part, open(part, "wb") as handle:
@@ -161,7 +168,7 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
         place = Slice(stored["slice_origin"], stored["slice_basis"], stored.get("slice_anchors"))
-        domain = Domain(stored["corners"], place)
+        domain = _domain(stored, header["exact_corners"], place)
         status = Status(**header["status"])
         arrays = {name: stored[name] for name in _ARRAYS}
         levels = range(1, domain.dim) if domain.dim > 2 else ()
@@ -170,7 +177,7 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
         shapes = [tuple(header["input_shape"]), tuple(header["output_shape"])]
         _validate(arrays, skeleton, domain.dim, int(stages[-1]))
         expected = stored["fingerprint"]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise ValueError(
             f"Expected a partition ({FORMAT}) in {path}, got a file that does not fit: {error}. "
             "Subdivide again and write it with partition.save(path) of this version of cpwl."
@@ -257,6 +264,28 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             f"Expected a whole .npz file written by partition.save in {path}, got something else "
             f"or a damaged file ({error}). Write it again, or choose the right file."
         ) from error
+
+
+def _domain(
+    stored: dict[str, NDArray[Any]], exact_corners: list[list[str]], place: Slice
+) -> Domain:
+    """Return the stored domain, or raise ValueError."""
+    offsets, on = stored["side_offsets"].tolist(), stored["side_corners"].tolist()
+    exact = tuple(
+        tuple(Fraction(*(int(part, 16) for part in x.split("/"))) for x in point)
+        for point in exact_corners
+    )
+    if set(on) == set(range(len(exact))) and offsets[-1] == len(on):
+        sides = tuple(tuple(on[first:last]) for first, last in pairwise(offsets))
+        domain = Domain(stored["corners"], place, exact, sides)
+        if np.array_equal(domain.corners, stored["corners"]):
+            return domain
+    raise ValueError("its domain's corners and sides do not fit each other")
+
+
+def _hex(x: Fraction) -> str:
+    """Write a fraction in hexadecimal, for which Python has no limit of length."""
+    return f"{x.numerator:x}/{x.denominator:x}"
 
 
 def _level(dim: int) -> tuple[str, str]:

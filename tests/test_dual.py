@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import networkx as nx
 import numpy as np
 import pytest
 import shapely
 import torch
+from grids import grid, intervals
 from samples import KINDS, generator, mlp, partition_of, sample
 from torch import nn
 
@@ -112,6 +114,48 @@ def test_points_on_knots_get_a_cell_that_touches_them(dim, with_network):
         else:
             distance = shapely.Polygon(loop).distance(shapely.Point(partition.points[point]))
             assert distance < 1e-12
+
+
+SPACES = {
+    3: ((0.1, 0.4), (-0.3,), (0.7,)),
+    4: ((0.1,), (-0.3, 0.2), (), (0.5,)),
+    6: ((0.1,), (0.3,), (), (0.0,), (), (0.6,)),
+}
+
+
+@pytest.mark.parametrize("dim", SPACES)
+@pytest.mark.parametrize("with_network", [True, False])
+def test_points_of_space_are_located(dim, with_network):
+    partition = grid(*SPACES[dim])
+    low, high = np.moveaxis(intervals(partition), 1, 0)
+    partition = partition if with_network else dataclasses.replace(partition, network=None)
+    points = np.random.default_rng(0).uniform(-1.2, 1.2, (300, dim))
+    found = cpwl.locate(partition, points)
+    np.testing.assert_array_equal(found < 0, (np.abs(points) > 1).any(axis=1))
+    inside = found >= 0
+    assert ((low[found] <= points) & (points <= high[found]))[inside].all()
+    # vertices and the middles of edges lie on knots and on the boundary
+    ends = partition.points[partition.edges]
+    share = np.random.default_rng(1).random((len(ends), 1))
+    between = share * ends[:, 0] + (1 - share) * ends[:, 1]
+    for on_knots in (partition.points, between):
+        found = cpwl.locate(partition, on_knots)
+        assert ((low[found] <= on_knots + 1e-12) & (on_knots - 1e-12 <= high[found])).all()
+
+
+@pytest.mark.parametrize("dim", SPACES)
+def test_cells_of_space_touch_across_their_cuts(dim):
+    partition = grid(*SPACES[dim])
+    graph = cpwl.adjacency(partition)
+    pieces = partition.pieces()
+    sizes = [len(own) + 1 for own in SPACES[dim]]
+    assert graph.number_of_edges() == sum((size - 1) * math.prod(sizes) // size for size in sizes)
+    for a, b, data in graph.edges(data=True):
+        changed = np.flatnonzero(pieces[a] != pieces[b])
+        assert changed.tolist() == [data["unit"]]
+        assert {a, b} == set(partition.facet_cells[data["facet"]].tolist())
+    found = cpwl.regions(partition)
+    assert found.count == partition.num_cells
 
 
 def test_units_that_vanish_on_a_whole_cell_are_found_by_position():
