@@ -102,7 +102,7 @@ def match_cells(
     columns: list[NDArray[np.int32]] = []
     compared, start = [], 0
     for index, one in enumerate(layers):
-        groups = [g for g in partition.network.groups if _place(g.name) == index]
+        groups = [g for g in partition.network.groups if layer_of(g.name) == index]
         if groups:
             columns += _pieces_of(one, [pieces[:, _units(g)] for g in groups])
             compared += range(start, start + one.width)
@@ -124,7 +124,7 @@ def match_cells(
     return match
 
 
-def _place(name: str) -> int:
+def layer_of(name: str) -> int:
     """Return the layer that a group of units belongs to: units.3.pool is in layer 3."""
     return int(name.split("/")[0].split(".")[1])
 

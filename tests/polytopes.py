@@ -109,9 +109,7 @@ class Polytope:
         faces = {(1 << len(self.corners)) - 1}
         for _ in range(self.dim - dim):
             faces = {side for face in faces for side in _sides(face, self.facets)}
-        return {
-            frozenset(p for v, p in enumerate(self.corners) if face >> v & 1) for face in faces
-        }
+        return {frozenset(p for v, p in enumerate(self.corners) if face >> v & 1) for face in faces}
 
     def simplices(self) -> Iterator[tuple[int, ...]]:
         """Yield a triangulation, each simplex by its dim + 1 vertices."""
