@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib.collections import Collection, PathCollection, PolyCollection
@@ -10,15 +10,28 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 from matplotlib.tri import Triangulation
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from cpwl import export
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
+    from mpl_toolkits.mplot3d.axes3d import Axes3D
 
     from cpwl.partition import Partition
 
 Array = NDArray[np.float64]
+
+# descriptors that `values` may name, and what their colour bar says
+LABELS = {
+    "psi": r"local scaling $\psi$",
+    "nu": r"local rank $\nu$",
+    "condition": "condition number",
+    "rank": "rank of the map",
+    "volume": "volume in the slice",
+    "image_volume": "volume of the image",
+}
 
 # Okabe and Ito's palette without yellow, which is too light for lines
 _OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -26,6 +39,43 @@ RASTER_ABOVE = 20_000  # cells; one polygon each in a vector file would be slow 
 _INK = 0.3  # largest share of the picture that knots may cover
 _THINNEST = 0.08  # points; thinner lines fade away
 _AXES_POINTS = 330.0  # side of a usual axes
+
+
+def resolve(
+    partition: Partition, values: str | ArrayLike | None
+) -> tuple[Array | None, str | None]:
+    """Return one number per cell, and the name of what it is."""
+    if values is None:
+        return None, None
+    if isinstance(values, str):
+        found = export.describe(partition, [values])[values]
+        return np.asarray(found, dtype=np.float64), LABELS[values]
+    data = np.asarray(values, dtype=np.float64)
+    if data.shape != (partition.num_cells,):
+        raise ValueError(
+            f"Expected one value per cell, shape ({partition.num_cells},), got {data.shape}. "
+            "Compute them with a descriptor of this same partition."
+        )
+    return data, None
+
+
+def require_flat(partition: Partition) -> None:
+    """Refuse more dimensions than a flat picture has."""
+    if partition.dim > 2:
+        raise ValueError(
+            f"Expected a partition of one or two dimensions, got {partition.dim}. "
+            "Draw three with plot.cells3d or plot.sweep; in more, subdivide a slice."
+        )
+
+
+def require_3d(ax: Axes) -> Axes3D:
+    """Return the axes, or refuse flat ones."""
+    if getattr(ax, "name", "") != "3d":
+        raise ValueError(
+            "Expected three-dimensional axes, got flat ones. "
+            "Make them with figure.add_subplot(projection='3d')."
+        )
+    return cast("Axes3D", ax)
 
 
 def norm(data: Array, weights: Array, limits: tuple[float, float] | None) -> tuple[Normalize, str]:

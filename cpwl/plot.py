@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cpwl import _drawing, decision, descriptors, export
+from cpwl import _drawing, decision, descriptors
+from cpwl._animation import sweep
+from cpwl._drawing import LABELS
+from cpwl._plot3d import cells3d
 from cpwl.affine import num_outputs
 
 if TYPE_CHECKING:
@@ -27,17 +30,16 @@ if TYPE_CHECKING:
 
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
-
-# descriptors that `values` may name, and what their colour bar says
-LABELS = {
-    "psi": r"local scaling $\psi$",
-    "nu": r"local rank $\nu$",
-    "condition": "condition number",
-    "rank": "rank of the map",
-    "volume": "volume in the slice",
-    "image_volume": "volume of the image",
-}
+__all__ = [
+    "LABELS",
+    "cells3d",
+    "decision_boundary",
+    "decision_regions",
+    "image",
+    "mark",
+    "partition",
+    "sweep",
+]
 
 
 def partition(
@@ -82,7 +84,7 @@ def partition(
     Raises
     ------
     ValueError
-        An unknown name, or an array that has not one entry per cell.
+        Three dimensions or more, an unknown name, or an array that has not one entry per cell.
 
     Notes
     -----
@@ -90,8 +92,9 @@ def partition(
     even the thinnest lines would cover more than 30 % of the picture, the knots of the deepest
     stages are left out, all of them if need be.
     """
+    _drawing.require_flat(partition)
     ax = _axes(ax)
-    data, name = _resolve(partition, values)
+    data, name = _drawing.resolve(partition, values)
     label = label or name
     if partition.dim == 1:
         return _drawing.steps(partition, data, label, ax, knots)
@@ -136,7 +139,8 @@ def image(
     Raises
     ------
     ValueError
-        Fewer than three outputs, an unknown name, an array of the wrong length, or flat axes.
+        Three dimensions or more, fewer than three outputs, an unknown name, an array of the wrong
+        length, or flat axes.
 
     Notes
     -----
@@ -145,17 +149,13 @@ def image(
     """
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
+    _drawing.require_flat(partition)
     if len(outputs) != 3:
         raise ValueError(f"Expected three outputs, got {list(outputs)}. Name x, y and z.")
     if ax is None:
         ax = plt.figure(layout="constrained").add_subplot(projection="3d")
-    if getattr(ax, "name", "") != "3d":
-        raise ValueError(
-            "Expected three-dimensional axes, got flat ones. "
-            "Make them with figure.add_subplot(projection='3d')."
-        )
-    space = cast("Axes3D", ax)
-    data, name = _resolve(partition, values)
+    space = _drawing.require_3d(ax)
+    data, name = _drawing.resolve(partition, values)
     points = decision.vertex_outputs(partition, list(outputs))
     loops = _drawing.loops(partition, points)
     many = partition.num_cells > _drawing.RASTER_ABOVE
@@ -303,21 +303,3 @@ def mark(ax: Axes, anchors: ArrayLike, labels: Sequence[str] | None = None, **st
 def _axes(ax: Axes | None) -> Axes:
     """Return the given axes, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
-def _resolve(
-    partition: Partition, values: str | ArrayLike | None
-) -> tuple[Array | None, str | None]:
-    """Return one number per cell, and the name of what it is."""
-    if values is None:
-        return None, None
-    if isinstance(values, str):
-        found = export.describe(partition, [values])[values]
-        return np.asarray(found, dtype=np.float64), LABELS[values]
-    data = np.asarray(values, dtype=np.float64)
-    if data.shape != (partition.num_cells,):
-        raise ValueError(
-            f"Expected one value per cell, shape ({partition.num_cells},), got {data.shape}. "
-            "Compute them with a descriptor of this same partition."
-        )
-    return data, None
