@@ -40,7 +40,6 @@ from strategies import (
     BOX,
     INTERVALS,
     POLYGONS,
-    architectures,
     generic_networks,
     nightly,
     ordinary,
@@ -115,14 +114,14 @@ def test_generic_networks_agree_with_the_oracle(layers) -> None:
 
 @pytest.mark.nightly
 @nightly(1000)
-@given(generic_networks(architectures(units=ALL, width=6)))
+@given(generic_networks(some_architectures(30, units=ALL, width=6)))
 def test_many_generic_networks_agree_with_the_oracle(layers) -> None:
     subdivide_and_compare(layers, BOX)
 
 
 @pytest.mark.nightly
 @nightly(500)
-@given(generic_networks(architectures(1, ALL, width=6)))
+@given(generic_networks(some_architectures(30, 1, ALL, width=6)))
 def test_many_generic_networks_on_an_interval_agree_with_the_oracle(layers) -> None:
     subdivide_and_compare(layers, INTERVALS[0])
 
