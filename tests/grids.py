@@ -22,29 +22,29 @@ from cpwl.partition import Partition, Status
 
 
 @cache
-def grid(*cuts: tuple[float, ...], outputs: int = 7, sides: float = 1.0) -> Partition:
-    """Return [-sides, sides]^P cut at `cuts[i]` (ascending, inside) on axis i.
+def grid(*cuts: tuple[float, ...], outputs: int = 7) -> Partition:
+    """Return [-1, 1]^P cut at `cuts[i]` (ascending, inside) on axis i, with random outputs."""
+    width = len(cuts) + sum(map(len, cuts))
+    return grid_with(np.random.default_rng(width).standard_normal((outputs, width)), cuts)
 
-    The network has a ReLU for every cut, and random outputs.
-    """
+
+def grid_with(last: NDArray[np.float64], cuts: Sequence[Sequence[float]]) -> Partition:
+    """Return the grid for outputs `last` @ [z, ReLU(x_i - t) for t in cuts[i]]."""
     dim = len(cuts)
-    lines = [(-sides, *own, sides) for own in cuts]
-    network = cpwl.Network.from_torch(GridModule(cuts, outputs), (dim,))
-    domain = cpwl.box([-sides] * dim, [sides] * dim)
-    return _assemble(network, domain, lines)
+    network = cpwl.Network.from_torch(GridModule(last, cuts), (dim,))
+    domain = cpwl.box([-1.0] * dim, [1.0] * dim)
+    return _assemble(network, domain, [(-1.0, *own, 1.0) for own in cuts])
 
 
 class GridModule(nn.Module):
-    """A random linear map of the input and of ReLU(x_i - t) for t in cuts[i]."""
+    """A linear map of the input and of its ReLUs."""
 
-    def __init__(self, cuts: Sequence[Sequence[float]], outputs: int) -> None:
+    def __init__(self, last: NDArray[np.float64], cuts: Sequence[Sequence[float]]) -> None:
         super().__init__()
-        dim, units = len(cuts), sum(map(len, cuts))
-        axes = np.repeat(np.arange(dim), [len(own) for own in cuts])
-        self.axes = torch.eye(dim, dtype=torch.float64)[axes]
+        axes = np.repeat(np.arange(len(cuts)), [len(own) for own in cuts])
+        self.axes = torch.eye(len(cuts), dtype=torch.float64)[axes]
         self.cuts = torch.tensor([t for own in cuts for t in own], dtype=torch.float64)
-        draws = np.random.default_rng(units).standard_normal((outputs, dim + units))
-        self.last = torch.as_tensor(draws)
+        self.last = torch.as_tensor(last, dtype=torch.float64)
 
     def forward(self, z: Tensor) -> Tensor:
         """Evaluate."""

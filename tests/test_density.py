@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from grids import grid, grid_with, intervals
 from samples import generator, linear, mlp, partition_of, sample
 from scipy import stats
 from torch import nn
@@ -295,3 +296,64 @@ def test_fewer_outputs_than_coordinates_squeeze_every_cell():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(generator())
+
+
+@pytest.mark.parametrize("cuts", [((0.1, 0.4), (-0.3,), (0.7,)), ((0.2,), (), (-0.5,), ())])
+@pytest.mark.parametrize("rho", [0.0, 1.0])
+def test_samples_in_space_are_uniform_in_their_cells(cuts, rho):
+    partition = grid(*cuts)
+    dim, count = len(cuts), 20_000
+    drawn = cpwl.sample_image(partition, count, np.random.default_rng(0), rho=rho)
+    low, high = np.moveaxis(intervals(partition), 1, 0)
+    share = (drawn.points - low[drawn.cells]) / (high - low)[drawn.cells]
+    assert share.min() >= 0
+    assert share.max() <= 1
+    # in a box the coordinates are independent and uniform, within every cell
+    for axis in range(dim):
+        assert stats.kstest(share[:, axis], "uniform").pvalue > 1e-4
+    assert np.abs(np.corrcoef(share.T) - np.eye(dim)).max() < 4.5 / math.sqrt(count)
+    weight = cpwl.volumes(partition) * np.exp(rho * cpwl.local_scaling(partition))
+    found = np.bincount(drawn.cells, minlength=partition.num_cells)
+    assert stats.chisquare(found, count * weight / weight.sum()).pvalue > 1e-4
+
+
+def test_entropy_and_density_in_space():
+    partition = grid((0.1, 0.4), (-0.3,), (0.7,))
+    found = cpwl.entropy(partition)
+    share = cpwl.volumes(partition) / 8
+    assert found.value == pytest.approx(math.log(8) + share @ cpwl.local_scaling(partition))
+    assert found.overlap.between_cells == "none"
+    density = np.exp(cpwl.log_density(partition))
+    assert (density * cpwl.image_volumes(partition)).sum() == pytest.approx(1.0, rel=1e-12)
+    centres = cpwl.centroids(partition)
+    np.testing.assert_allclose(np.exp(cpwl.log_density(partition, centres)), density)
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [cpwl.entropy, cell_masses, lambda p, latent: cpwl.log_density(p, np.zeros((1, 3)), latent)],
+)
+def test_gaussians_in_space_are_refused(evaluate):
+    partition = grid((0.1, 0.4), (-0.3,), (0.7,))
+    message = "Expected a domain of dimension 1 or 2 for a Gaussian latent, .* got 3. Use a uniform"
+    with pytest.raises(ValueError, match=message):
+        evaluate(partition, Gaussian(np.zeros(3), np.eye(3)))
+
+
+def test_overlap_in_space_says_what_it_cannot_decide():
+    cuts = ((0.1,), (), ())
+    assert cpwl.overlap(grid(*cuts, outputs=7)).injective == "yes"
+    assert cpwl.overlap(grid(*cuts, outputs=2)).squeezed == 2
+
+    def bent(slope: float, outputs: int) -> cpwl.Partition:
+        # x stays as it is below the cut and is stretched or turned back above
+        return grid_with(np.hstack([np.eye(outputs, 3), slope * np.eye(outputs, 1)]), cuts)
+
+    for slope, outputs, verdict, reason in (
+        (-2.0, 3, "some", "G folds: 1 of 2 cells keep their orientation"),
+        (1.0, 3, "unknown", "one orientation; the boundary's image in 3-D is not examined"),
+        (-2.0, 4, "unknown", "2 images share 3-dimensional planes with others"),
+    ):
+        found = cpwl.overlap(bent(slope, outputs))
+        assert found.between_cells == verdict
+        assert reason in found.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from grids import grid
 from samples import KINDS, generator, linear, mlp, partition_of, sample
 
 import cpwl
@@ -177,3 +179,28 @@ def test_volumes_refuse_a_spectrum_of_other_maps():
         cpwl.image_volumes(partition, spectrum(partition, wrt="latent"))
     with pytest.raises(ValueError, match=message):
         cpwl.image_volumes(partition, spectrum(partition, [0, 1]))
+
+
+@pytest.mark.parametrize("dim", [3, 4, 6])
+@pytest.mark.parametrize("outputs", [2, 7])
+def test_descriptors_in_space_agree_with_numpy(dim, outputs):
+    partition = grid(*((0.1, 0.5), (-0.3,), (0.2,), (), (), ())[:dim], outputs=outputs)
+    sigma = np.linalg.svd(_matrices(partition), compute_uv=False)
+    np.testing.assert_allclose(cpwl.local_scaling(partition), np.log(sigma).sum(axis=1), rtol=1e-12)
+    share = sigma / sigma.sum(axis=1, keepdims=True)
+    nu = np.exp(-(share * np.log(share)).sum(axis=1))
+    np.testing.assert_allclose(cpwl.local_rank(partition), nu, rtol=1e-12)
+    condition = sigma[:, 0] / sigma[:, -1]
+    np.testing.assert_allclose(cpwl.condition_number(partition), condition, rtol=1e-12)
+    size = cpwl.volumes(partition) * sigma.prod(axis=1) if outputs > dim else 0
+    np.testing.assert_allclose(cpwl.image_volumes(partition), size, rtol=1e-12)
+
+
+def test_local_complexity_needs_all_cells(monkeypatch):
+    partition = grid((0.1,), (0.2,), ())
+    status = partition.status._replace(complete=False, needed=10**9, stages=0)
+    monkeypatch.setattr(
+        "cpwl.partition.subdivide", lambda *_, **__: dataclasses.replace(partition, status=status)
+    )
+    with pytest.raises(cpwl.PartitionError, match="Give subdivide 1,000,000,000 bytes of `memory`"):
+        cpwl.local_complexity(partition.network, np.zeros(3), 0.1, np.eye(3))

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 import shapely
 import trimesh
+from grids import grid
 from samples import KINDS, generator, mlp, partition_of, sample
 
 import cpwl
+from cpwl.decision import decision_segments
 from cpwl.export import DESCRIPTORS, describe
 
 
@@ -33,6 +35,21 @@ def test_polygons_are_the_cells(kind):
 def test_polygons_need_two_dimensions():
     with pytest.raises(ValueError, match="Expected a 2-D partition for polygons, got a 1-D one"):
         cpwl.polygons(sample("mlp", 1)[1])
+
+
+def test_cells_of_space_have_descriptors_but_no_polygons(tmp_path):
+    partition = grid((0.1, 0.4), (-0.3,), (0.7,))
+    found = describe(partition)
+    assert set(found) == set(DESCRIPTORS)
+    assert all(len(column) == partition.num_cells for column in found.values())
+    message = "Expected a 2-D partition for polygons, got a 3-D one. Subdivide a slice of two axes,"
+    for export in (cpwl.polygons, cpwl.to_geodataframe):
+        with pytest.raises(ValueError, match=message):
+            export(partition)
+    with pytest.raises(ValueError, match="Expected a 2-D partition of a network with 3 outputs"):
+        cpwl.write_mesh(partition, tmp_path / "a.ply")
+    with pytest.raises(ValueError, match=r"Expected a partition of dimension 1 or 2, got 3\. Sub"):
+        decision_segments(partition, 0, 1)
 
 
 def test_describe_gives_every_descriptor_and_refuses_others():

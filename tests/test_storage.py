@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from grids import grid
 from samples import generator, mlp, partition_of, sample
 
 import cpwl
@@ -42,6 +44,34 @@ def test_a_partition_comes_back_as_it_was(tmp_path, kind, dim, with_network):
     np.testing.assert_array_equal(cpwl.volumes(back), cpwl.volumes(partition))
     if with_network:
         np.testing.assert_array_equal(cpwl.local_scaling(back), cpwl.local_scaling(partition))
+
+
+@pytest.mark.parametrize("cuts", [((0.1, 0.4), (-0.3,), (0.7,)), ((0.1,), (), (), (), (), ())])
+def test_partitions_of_space_come_back_as_they_were(tmp_path, cuts):
+    partition = grid(*cuts)
+    partition.save(tmp_path / "a.npz")
+    back = cpwl.load_partition(tmp_path / "a.npz", partition.network)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(partition, name), getattr(back, name))
+    assert len(back.skeleton) == len(cuts) - 1
+    for ours, theirs in zip(partition.skeleton, back.skeleton, strict=True):
+        np.testing.assert_array_equal(ours.offsets, theirs.offsets)
+        np.testing.assert_array_equal(ours.items, theirs.items)
+    np.testing.assert_array_equal(cpwl.volumes(back), cpwl.volumes(partition))
+    np.testing.assert_array_equal(cpwl.local_scaling(back), cpwl.local_scaling(partition))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_corners_that_float64_cannot_hold_come_back_exactly(tmp_path, dim):
+    axes = 3 * np.eye(dim)
+    domain = cpwl.polytope(np.vstack([axes, -axes.sum(axis=0)]), [*[1.0] * dim, 1.0])
+    partition = generator() if dim == 2 else grid((0.1,), (0.2,), (0.3,))
+    replace(partition, domain=domain).save(tmp_path / "a.npz")
+    back = cpwl.load_partition(tmp_path / "a.npz").domain
+    assert back.exact_corners == domain.exact_corners
+    assert any(x.denominator == 3 for point in back.exact_corners for x in point)
+    assert back.sides == domain.sides
+    assert back.volume == domain.volume
 
 
 def test_anchors_are_kept(tmp_path):
@@ -97,7 +127,8 @@ def _truncated(path):
 
 def _flipped(path):
     body = bytearray(path.read_bytes())
-    body[body.index(generator().points.tobytes()) + 99] ^= 255  # not in the archive's own headers
+    points = grid((0.1, 0.4), (-0.3,), (0.7,)).points.tobytes()
+    body[body.index(points) + 99] ^= 255  # not in the archive's own headers
     path.write_bytes(body)
 
 
@@ -153,11 +184,21 @@ def _changed(name, change):
         (_changed("points", lambda x: x[:3]), "its arrays do not fit each other"),
         (_changed("cell_corners", lambda x: x + 1000), "its arrays do not fit each other"),
         (_changed("patterns", lambda x: x.astype(float)), "patterns has dtype float64"),
+        (_changed("faces_1", lambda x: x + 1000), "its arrays do not fit each other"),
+        (_changed("faces_2_offsets", lambda x: x[:-1]), "its arrays do not fit each other"),
+        (_changed("faces_1", lambda x: x.astype(float)), "faces_1 has dtype float64"),
+        (_changed("cell_facet_offsets", lambda x: x + 1), "its arrays do not fit each other"),
+        (_changed("side_corners", lambda x: x + 1), "domain's corners and sides do not fit"),
+        (_changed("corners", lambda x: 2 * x), "domain's corners and sides do not fit each other"),
+        (
+            _changed("header", lambda h: np.array(str(h).replace("1/1", "1/0"))),
+            "got a file that does not fit: Fraction",
+        ),
     ],
 )
 def test_damaged_files_are_named(tmp_path, damage, message):
     path = tmp_path / "a.npz"
-    generator().save(path)
+    grid((0.1, 0.4), (-0.3,), (0.7,)).save(path)
     damage(path)
     with pytest.raises(ValueError, match=message):
         cpwl.load_partition(path)
