@@ -1,0 +1,103 @@
+"""The complex that the n-dimensional engine refines: all faces of all dimensions, by incidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpwl import _lattice_kernels as kernels
+from cpwl._arrays import Ragged, prefix
+from cpwl._exact import Vertices
+from cpwl._polytope import face_lattice
+from cpwl.domain import Domain
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Faces of a subdivided polytope of dimension P.
+
+    Facets are the faces of dimension P - 1 (for P = 1 the vertices). A face is convex, and the
+    cells meet face to face, but for cells that were merged: then a face of dimension k may have
+    several faces of dimension k - 1 in one plane.
+    """
+
+    points: NDArray[np.float64]  # (V, P)
+    error: NDArray[np.float64]  # (V,) bound on the distance of a point from the exact vertex
+    likely: NDArray[np.float64]  # (V,) the same as an estimate
+    names: NDArray[np.int64]  # (V,) the arbiter's numbers of the vertices
+    faces: tuple[Ragged, ...]  # entry k - 1: dimension k = 1..P, by the faces of dimension k - 1
+    facet_bit: NDArray[np.int32]  # (F,) bit of the pattern that differs, -1 - i on domain side i
+    patterns: NDArray[np.uint64]  # (C, W) packed bits of the stages so far
+
+
+def whole(domain: Domain, corners: Vertices) -> Lattice:
+    """Make the lattice of an undivided domain with these corners."""
+    faces = face_lattice(domain.sides, len(corners.points), domain.dim)
+    sides = -1 - np.arange(len(domain.sides), dtype=np.int32)
+    if domain.dim == 1:  # sides are vertices then
+        sides = sides[np.argsort(np.concatenate(domain.sides))]
+        faces = (Ragged(np.array([0, 2]), np.array([0, 1], np.int32)),)
+    points, error, names = corners
+    patterns = np.empty((1, 0), np.uint64)
+    return Lattice(points, error, error.copy(), names, faces, sides, patterns)
+
+
+def nbytes(lattice: Lattice) -> int:
+    """Sum the sizes of a lattice's arrays."""
+    single = [x for x in vars(lattice).values() if isinstance(x, np.ndarray)]
+    return sum(x.nbytes for rows in (single, *lattice.faces) for x in rows)
+
+
+class Corners(NamedTuple):
+    """A lattice as a partition describes it."""
+
+    cells: Ragged  # vertices, ascending
+    cell_facets: Ragged  # ascending
+    facets: Ragged  # vertices, ascending
+    sides: NDArray[np.int32]  # (F, 2) cells
+
+
+def corners(lattice: Lattice) -> Corners:
+    """List the vertices of cells and facets, and the cells of facets.
+
+    Cost: the sum over all faces, of all dimensions from 2 up, of the vertices of their facets.
+    """
+    n_points, dim = lattice.points.shape
+    mark = np.empty(n_points, np.int64)
+    vertices = Ragged(np.arange(n_points + 1), np.arange(n_points, dtype=np.int32))
+    facets = vertices
+    for faces in lattice.faces:
+        facets, vertices = vertices, _corners_of(faces, vertices, mark)
+    cells = lattice.faces[dim - 1]
+    cell_facets = Ragged(cells.offsets, cells.items.copy())
+    kernels.sort_rows(*cell_facets)
+    sides = np.full((len(lattice.facet_bit), 2), -1, np.int32)
+    kernels.facet_sides(*cell_facets, lattice.facet_bit, lattice.patterns, sides)
+    return Corners(vertices, cell_facets, facets, sides)
+
+
+def _corners_of(faces: Ragged, below: Ragged, mark: NDArray[np.int64]) -> Ragged:
+    """List the vertices of faces from those of their boundaries."""
+    n = len(faces.offsets) - 1
+    mark.fill(-1)
+    offsets = np.zeros(n + 1, np.int64)
+    out = np.empty(3 * len(faces.items) + 64, np.int32)
+    done = 0
+    while True:
+        done = kernels.collect_corners(done, *faces, *below, mark, offsets, out)
+        if done == n:
+            return Ragged(offsets, out[: offsets[n]].copy())
+        larger = np.empty(2 * len(out), np.int32)
+        larger[: offsets[done]] = out[: offsets[done]]
+        out = larger
+
+
+def compact(start: NDArray[np.int64], size: NDArray[np.int32], items: NDArray[np.int32]) -> Ragged:
+    """Lay ragged rows end to end."""
+    offsets = prefix(size)
+    out = np.empty(offsets[-1], np.int32)
+    kernels.pack_rows(start, size, items, offsets, out)
+    return Ragged(offsets, out)
