@@ -8,26 +8,12 @@ counts. Each test prints its table and asserts the project's targets.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from typing import Any
+
+from tests.benchmarks.measuring import best, measure
 
 NETWORKS = {"2-20-20-20-3": 1839, "2-64-64-64-3": 18863, "2-128-128-128-3": 65799,
             "2-256-256-256-3": 269845, "2-512-512-512-3": None}  # fmt: skip
-
-
-def measure(engine: str, widths: str, **options: float) -> dict[str, Any]:
-    """Run the worker."""
-    command = [sys.executable, "-m", "tests.benchmarks.worker", engine, widths]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
-
-
-def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The round with the least wall time."""
-    return min(rounds, key=lambda r: r["wall"])
 
 
 def test_against_regioncam_and_floor() -> None:

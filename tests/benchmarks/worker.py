@@ -2,9 +2,18 @@
 
     python -m tests.benchmarks.worker cpwl 2-64-64-64-3 [--size 10] [--repeat 3] [--cores 2]
 
-Engines: ``cpwl`` (cells, patterns, facets, adjacency), ``regioncam`` (the same, one thread) and
-``floor`` (one float64 forward pass of torch at the vertices of cpwl's final partition). Compilation
-is warmed on a tiny network first. ``rss`` is the peak memory above what the process held then.
+Engines, on the box [-size, size]^P whose dimension is the network's first width:
+
+- ``cpwl``: cells, patterns, facets, adjacency; ``maps``: the same, and every cell's affine map.
+- ``regioncam``: cells, facets, adjacency, in 2-D (one thread, float32).
+- ``affinitree``: a decision tree whose leaves are the cells with their maps (one thread); it has
+  neither vertices nor facets nor adjacency.
+- ``relucent``: cells, the facets' units and adjacency by search, without vertices; all cores. It
+  stops after ``--limit`` seconds with the cells that it has.
+- ``floor``: one float64 forward pass of torch at the vertices of cpwl's final partition.
+
+Compilation is warmed on a tiny network first. ``rss`` is the peak memory above what the process
+held then.
 """
 
 from __future__ import annotations
@@ -13,13 +22,23 @@ import argparse
 import json
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+import cpwl
 from bridges.toys import random_mlp
+
+
+class Found(NamedTuple):
+    """How many cells (for `floor`: vertices), and whether they are all."""
+
+    cells: int
+    complete: bool = True
 
 
 def make_network(widths: str) -> nn.Sequential:
@@ -27,16 +46,38 @@ def make_network(widths: str) -> nn.Sequential:
     return random_mlp([int(n) for n in widths.split("-")])
 
 
-def cpwl_engine(module: nn.Sequential, size: float) -> Callable[[], int]:
-    """Subdivide the square; capturing the module is not timed."""
-    import cpwl
+def capture(module: nn.Sequential, size: float) -> tuple[cpwl.Network, cpwl.Domain]:
+    """Return cpwl's network and domain."""
+    dim = module[0].in_features
+    assert isinstance(dim, int)  # the first layer is a Linear
+    network = cpwl.Network.from_torch(module, (dim,))
+    return network, cpwl.box([-size] * dim, [size] * dim)
 
-    network = cpwl.Network.from_torch(module, (2,))
-    domain = cpwl.box([-size, -size], [size, size])
-    return lambda: cpwl.subdivide(network, domain, progress=False).num_cells
+
+def cpwl_engine(module: nn.Sequential, size: float, limit: float) -> Callable[[], Found]:
+    """Subdivide the box; capturing the module is not timed."""
+    network, domain = capture(module, size)
+
+    def run() -> Found:
+        partition = cpwl.subdivide(network, domain, progress=False)
+        return Found(partition.num_cells, partition.status.exact)
+
+    return run
 
 
-def regioncam_engine(module: nn.Sequential, size: float) -> Callable[[], int]:
+def maps_engine(module: nn.Sequential, size: float, limit: float) -> Callable[[], Found]:
+    """Subdivide the box and compute every map."""
+    network, domain = capture(module, size)
+
+    def run() -> Found:
+        partition = cpwl.subdivide(network, domain, progress=False)
+        maps = sum(len(A) for A, _ in cpwl.affine_maps(partition))
+        return Found(maps, partition.status.exact)
+
+    return run
+
+
+def regioncam_engine(module: nn.Sequential, size: float, limit: float) -> Callable[[], Found]:
     """Add all layers to a new Regioncam."""
     import regioncam
 
@@ -47,57 +88,104 @@ def regioncam_engine(module: nn.Sequential, size: float) -> Callable[[], int]:
         for layer in module
     ]
 
-    def run() -> int:
+    def run() -> Found:
         camera = regioncam.Regioncam(size=size)
         camera.add(layers)
-        return camera.num_faces
+        return Found(camera.num_faces)
 
     return run
 
 
-def floor_engine(module: nn.Sequential, size: float) -> Callable[[], int]:
-    """Evaluate the module in float64 at the final vertices."""
-    import cpwl
+def affinitree_engine(module: nn.Sequential, size: float, limit: float) -> Callable[[], Found]:
+    """Distil the module into a tree, on the box."""
+    import affinitree
 
-    network = cpwl.Network.from_torch(module, (2,))
-    domain = cpwl.box([-size, -size], [size, size])
+    dim = module[0].in_features
+    architecture = affinitree.extract_pytorch_architecture(dim, module)
+    sides = affinitree.Polytope.hyperrectangle(dim, [(-size, size)] * dim)
+
+    def run() -> Found:
+        box = affinitree.AffTree.from_poly(sides, affinitree.AffFunc.identity(dim))
+        return Found(affinitree.builder.from_layers(architecture, box).num_terminals())
+
+    return run
+
+
+def relucent_engine(module: nn.Sequential, size: float, limit: float) -> Callable[[], Found]:
+    """Search from cell to cell, until the limit."""
+    import relucent
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    def run() -> Found:
+        complex_ = relucent.Complex(module)
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        try:
+            # without its verification: a second pass over all cells
+            complex_.bfs(cube_mode="intersect", cube_radius=size, verify=False, verbose=0)
+        except TimeoutError:
+            return Found(len(complex_), complete=False)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return Found(len(complex_), bool(complex_.complete))
+
+    return run
+
+
+def floor_engine(module: nn.Sequential, size: float, limit: float) -> Callable[[], Found]:
+    """Evaluate the module in float64 at the final vertices."""
+    network, domain = capture(module, size)
     points = torch.from_numpy(cpwl.subdivide(network, domain, progress=False).points)
     module = module.double()
 
-    def run() -> int:
+    def run() -> Found:
         with torch.no_grad():
             for block in points.split(16384):
                 module(block)
-        return len(points)
+        return Found(len(points))
 
     return run
+
+
+ENGINES = {
+    "cpwl": cpwl_engine,
+    "maps": maps_engine,
+    "regioncam": regioncam_engine,
+    "affinitree": affinitree_engine,
+    "relucent": relucent_engine,
+    "floor": floor_engine,
+}
 
 
 def main() -> None:
     """Run the engine named on the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("engine", choices=["cpwl", "regioncam", "floor"])
+    parser.add_argument("engine", choices=list(ENGINES))
     parser.add_argument("widths")
     parser.add_argument("--size", type=float, default=10.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cores", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=60.0)
     args = parser.parse_args()
     if args.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
         torch.set_num_threads(args.cores)
-    engines = {"cpwl": cpwl_engine, "regioncam": regioncam_engine, "floor": floor_engine}
-    make = engines[args.engine]
-    make(make_network("2-8-8-3"), args.size)()
-    run = make(make_network(args.widths), args.size)
+    make = ENGINES[args.engine]
+    inputs, outputs = args.widths.split("-")[0], args.widths.split("-")[-1]
+    make(make_network(f"{inputs}-8-8-{outputs}"), args.size, args.limit)()
+    run = make(make_network(args.widths), args.size, args.limit)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wall, cpu, cells = [], [], 0
+    wall, cpu, found = [], [], Found(0)
     for _ in range(args.repeat):
         start, start_cpu = time.perf_counter(), time.process_time()
-        cells = run()
+        found = run()
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - start_cpu)
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"cells": cells, "wall": min(wall), "cpu": min(cpu), "rss": rss * 1024}))
+    times = {"wall": min(wall), "cpu": min(cpu), "rss": rss * 1024}
+    print(json.dumps({**found._asdict(), **times}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""Speed in three dimensions and more, against affinitree and relucent, and what proofs cost.
+
+    pytest tests/benchmarks/bench_dimensions.py -s
+
+Every measurement is a process of its own; the engines take turns, and the best of the rounds
+counts. Each test prints its table and asserts the project's targets. Peers that are not installed
+or fail are named in the table (`pip install ".[peers]"`; relucent needs Gurobi, whose restricted
+licence, part of its package, suffices here).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.benchmarks.measuring import best, measure
+
+# cells, and the most seconds that the issue allows for cells, facets, adjacency and maps
+NETWORKS = {"3-16-16-3": (4287, None), "4-10-10-3": (5672, 0.06), "3-32-32-3": (39175, 0.4)}
+SEARCH_SECONDS = 60
+
+# some thousand cells in every dimension
+DIMENSIONS = {"2-64-64-3": 7556, "3-19-19-3": 6126, "4-10-10-3": 5672, "5-8-8-3": 5701,
+              "6-8-8-3": 9431}  # fmt: skip
+
+
+def test_against_affinitree_and_relucent() -> None:
+    print("\n| network | cells | cpwl wall s | CPU s | MB | affinitree wall s | its cells "
+          "| times faster | relucent wall s | its cells | times more cells a second |\n"
+          + "|---" * 11 + "|")  # fmt: skip
+    slow = []
+    for widths, (cells, target) in NETWORKS.items():
+        ours = [measure("maps", widths, repeat=10) for _ in range(2)]
+        tree = peer("affinitree", widths, repeat=1 if widths == "3-32-32-3" else 3)
+        search = peer("relucent", widths, repeat=1, limit=SEARCH_SECONDS)
+        ours = best([*ours, measure("maps", widths, repeat=10)])
+        row = f"| {widths} | {ours['cells']:,} | {ours['wall']:.3f} | {ours['cpu']:.3f} "
+        row += f"| {ours['rss'] / 1e6:.0f} "
+        if "failed" in tree:
+            row += f"| {tree['failed']} | - | - "
+        else:
+            row += f"| {tree['wall']:.2f} | {tree['cells']:,} | {tree['wall'] / ours['wall']:.0f} "
+        if "failed" in search:
+            row += f"| {search['failed']} | - | - |"
+        else:
+            stopped = "" if search["complete"] else ", stopped"
+            rate = ours["cells"] / ours["wall"] / (search["cells"] / search["wall"])
+            row += f"| {search['wall']:.0f}{stopped} | {search['cells']:,} | {rate:,.0f} |"
+        print(row, flush=True)
+        assert ours["cells"] == cells
+        assert ours["complete"]
+        if target is not None and ours["wall"] > target:
+            slow.append(f"{widths}: {ours['wall']:.3f} s instead of {target} s")
+    assert not slow, f"Expected the targets to be met, got {', '.join(slow)}"
+
+
+def peer(engine: str, widths: str, **options: float) -> dict[str, Any]:
+    """Measure a peer, or say why not."""
+    try:
+        return measure(engine, widths, **options)
+    except RuntimeError as error:
+        reason = str(error)
+        return {"failed": "not installed" if "ModuleNotFoundError" in reason else reason}
+
+
+def test_cost_per_cell_by_dimension() -> None:
+    print("\n| network | dimension | cells | without maps s | microseconds a cell | with maps s "
+          "| microseconds a cell |\n" + "|---" * 7 + "|")  # fmt: skip
+    for widths, cells in DIMENSIONS.items():
+        engines = {}
+        for engine in ("cpwl", "maps"):
+            engines[engine] = best([measure(engine, widths, repeat=10) for _ in range(2)])
+        row = f"| {widths} | {widths[0]} | {engines['cpwl']['cells']:,} "
+        for made in engines.values():
+            assert made["cells"] == cells
+            assert made["complete"]
+            row += f"| {made['wall']:.4f} | {1e6 * made['wall'] / made['cells']:.2f} "
+        print(f"{row}|", flush=True)
