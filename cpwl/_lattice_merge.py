@@ -38,12 +38,13 @@ def merge_contested(
     child, patterns = clear_lost(lattice.patterns, contests, bit_unit, base, pool)
     if len(child) == 0:
         return lattice
-    contested = np.zeros(len(base) + 1, np.bool_)  # the last entry is for padding
+    contested = np.zeros(len(base), np.bool_)
     contested[child] = True
     bit = lattice.facet_bit.copy()
     sides = np.full((len(bit), 2), -1, np.int32)
     kernels.facet_sides(*lattice.faces[-1], bit, lattice.patterns, sides)
-    candidates = np.flatnonzero((bit >= 0) & contested[bit_unit[bit]])
+    inner = np.flatnonzero(bit >= 0)
+    candidates = inner[contested[bit_unit[bit[inner]]]]
     same = same_pattern(patterns, *sides[candidates].T)
     removed, left = candidates[same], candidates[~same]
     bit[left] = _last_difference(patterns, sides[left])
