@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from cpwl import _kernels
 from cpwl._arrays import prefix
+from cpwl._exact import Arbiter, Vertices
 from cpwl._parallel import in_parallel
 from cpwl._signs import StageSigns
 
@@ -23,6 +25,8 @@ class Complex:
     """
 
     points: NDArray[np.float64]  # (V, P)
+    error: NDArray[np.float64]  # (V,) bound on the distance from the vertex that is meant
+    names: NDArray[np.int64]  # (V,) the arbiter's numbers, which hold what is meant
     patterns: NDArray[np.uint64]  # (C, W) packed bits of the stages so far
     edge_points: NDArray[np.int32]  # (E, 2)
     edge_cells: NDArray[np.int32]  # (E, 2) left and right of the edge, -1 outside
@@ -31,31 +35,38 @@ class Complex:
     cell_corners: NDArray[np.int32]  # (N,) anticlockwise
     cell_edges: NDArray[np.int32]  # (N,) edge from each corner to the next
     point_unit: NDArray[np.int32]  # (V,) only P = 1: unit whose knot the point is, -1 at the ends
-    broken: int = 0  # cells left whole because rounding made their signs inconsistent
+    undecided: int = 0  # sides of vertices that were taken as float64 has them
+    broken: int = 0  # cells left whole because their signs were inconsistent
+
+    @property
+    def vertices(self) -> Vertices:
+        """All there is to know about the vertices."""
+        return Vertices(self.points, self.error, self.names)
 
 
 class TooLargeError(Exception):
     """The refined complex would take more memory than there is room for."""
 
-    def __init__(self, needed: int) -> None:
-        super().__init__(needed)
+    def __init__(self, needed: int, stage: int = 0) -> None:
+        super().__init__(needed, stage)
         self.needed = needed
+        self.stage = stage
 
 
-def whole(corners: NDArray[np.float64]) -> Complex:
+def whole(corners: Vertices) -> Complex:
     """Make the complex of an undivided polygon (anticlockwise corners) or segment (two ends)."""
-    n, dim = corners.shape
+    n, dim = corners.points.shape
     empty = np.empty((0, 2), np.int32)
     patterns = np.empty((1, 0), np.uint64)
     nothing = np.empty(0, np.int32)
     if dim == 1:
         return Complex(
-            corners.copy(), patterns, np.array([[0, 1]], np.int32), empty, nothing,
+            *corners, patterns, np.array([[0, 1]], np.int32), empty, nothing,
             np.empty(0, np.int64), nothing, nothing, np.full(2, -1, np.int32),
         )  # fmt: skip
     ring = np.arange(n, dtype=np.int32)
     return Complex(
-        corners.copy(), patterns, np.stack([ring, np.roll(ring, -1)], axis=1),
+        *corners, patterns, np.stack([ring, np.roll(ring, -1)], axis=1),
         np.stack([np.zeros(n, np.int32), np.full(n, -1, np.int32)], axis=1),
         np.full(n, -1, np.int32), np.array([0, n]), ring, ring, nothing,
     )  # fmt: skip
@@ -64,7 +75,9 @@ def whole(corners: NDArray[np.float64]) -> Complex:
 def split(
     complex_: Complex,
     signs: StageSigns,
+    stage: int,
     column_unit: NDArray[np.int32],
+    arbiter: Arbiter,
     room: int,
     pool: ThreadPoolExecutor,
 ) -> Complex:
@@ -83,8 +96,8 @@ def split(
         The result would take more; nothing has been allocated then.
     """
     if complex_.points.shape[1] == 1:
-        return _split_segment(complex_, signs, column_unit, room, pool)
-    return _split_polygons(complex_, signs, column_unit, room, pool)
+        return _split_segment(complex_, signs, stage, column_unit, arbiter, room, pool)
+    return _split_polygons(complex_, signs, stage, column_unit, arbiter, room, pool)
 
 
 def _check_room(
@@ -92,18 +105,39 @@ def _check_room(
 ) -> None:
     """Refuse a result that does not fit; sizes as in `Complex`, with the split's own arrays."""
     words = complex_.patterns.shape[1] + signs.pos.shape[1]
-    needed = cells * (8 * words + 24) + 16 * points + 32 * edges + 8 * slots
+    needed = cells * (8 * words + 24) + 44 * points + 32 * edges + 8 * slots
     needed += 64 * len(complex_.patterns)
     if needed > room:
         raise TooLargeError(needed)
 
 
-def _new_points(complex_: Complex, signs: StageSigns, n_new: NDArray[np.int64]) -> NDArray:
+def _new_vertices(
+    complex_: Complex, signs: StageSigns, stage: int, n_new: NDArray[np.int64], arbiter: Arbiter
+) -> Vertices:
     """Place the new vertices on the edges, in the order of edges and along each."""
-    edge = np.repeat(np.arange(len(n_new)), n_new)
-    start = complex_.points[complex_.edge_points[edge, 0]]
-    end = complex_.points[complex_.edge_points[edge, 1]]
-    return start + signs.where[signs.fresh, None] * (end - start)
+    ends = np.repeat(complex_.edge_points, n_new, axis=0)
+    start, end = complex_.points[ends[:, 0]], complex_.points[ends[:, 1]]
+    where = signs.where[signs.fresh]
+    points = start + where[:, None] * (end - start)
+    error = complex_.error[ends]
+    length = np.linalg.norm(end - start, axis=1) + error.sum(axis=1)
+    size = np.abs(start).max(axis=1) + np.abs(end).max(axis=1)
+    off = (1 - where) * error[:, 0] + where * error[:, 1]
+    error = off + signs.spread[signs.fresh] * length + 2 * _kernels.EPS * size
+    column = signs.column[signs.fresh]
+    first = arbiter.add(complex_.names[ends], stage, signs.unit[column], signs.value[column])
+    return Vertices(points, error, first + np.arange(len(points)))
+
+
+def sharpen(complex_: Complex, arbiter: Arbiter, largest: float) -> Complex:
+    """Compute the vertices with a larger error bound than this from their definition."""
+    poor = np.flatnonzero(complex_.error > largest)
+    if len(poor) == 0 or not arbiter.exact:
+        return complex_
+    points, error = complex_.points.copy(), complex_.error.copy()
+    points[poor] = arbiter.points(complex_.names[poor])
+    error[poor] = _kernels.EPS * np.linalg.norm(points[poor], axis=1) + 2.0**-1000
+    return replace(complex_, points=points, error=error)
 
 
 def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
@@ -115,7 +149,9 @@ def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
 def _split_segment(
     complex_: Complex,
     signs: StageSigns,
+    stage: int,
     column_unit: NDArray[np.int32],
+    arbiter: Arbiter,
     room: int,
     pool: ThreadPoolExecutor,
 ) -> Complex:
@@ -133,17 +169,24 @@ def _split_segment(
         len(n_new),
         nanoseconds=30,
     )
-    points = np.empty((n_cells + 1, 1))
+    new = _new_vertices(complex_, signs, stage, n_new, arbiter)
     unit = np.empty(n_cells + 1, np.int32)
     old = np.zeros(n_cells + 1, np.bool_)
     old[child] = True
-    points[old], points[~old] = complex_.points, _new_points(complex_, signs, n_new)
+    vertices = []
+    for before, fresh in zip(complex_.vertices, new, strict=True):
+        merged = np.empty((n_cells + 1, *before.shape[1:]), before.dtype)
+        merged[old], merged[~old] = before, fresh
+        vertices.append(merged)
     unit[old], unit[~old] = complex_.point_unit, column_unit[signs.column[signs.fresh]]
     cells = np.arange(n_cells, dtype=np.int32)
     parent = np.repeat(np.arange(len(n_new)), n_new + 1)
+    points, error, names = vertices
     return replace(
         complex_,
         points=points,
+        error=error,
+        names=names,
         patterns=np.hstack([complex_.patterns[parent], bits]),
         edge_points=np.stack([cells, cells + 1], axis=1),
         point_unit=unit,
@@ -153,7 +196,9 @@ def _split_segment(
 def _split_polygons(
     complex_: Complex,
     signs: StageSigns,
+    stage: int,
     column_unit: NDArray[np.int32],
+    arbiter: Arbiter,
     room: int,
     pool: ThreadPoolExecutor,
 ) -> Complex:
@@ -187,9 +232,12 @@ def _split_polygons(
     total_edges = int(edge_first[-1]) + n_inner_edges
     _check_room(room, complex_, signs, n_faces, total_points, total_edges, n_corners)
 
-    points = np.empty((total_points, 2))
-    points[:n_points] = complex_.points
-    points[n_points : n_points + n_on_edges] = _new_points(complex_, signs, n_new)
+    new = _new_vertices(complex_, signs, stage, n_new, arbiter)
+    reserved = (np.zeros((n_inner, 2)), np.zeros(n_inner), np.full(n_inner, -1))
+    points, error, names = (
+        np.concatenate(parts) for parts in zip(complex_.vertices, new, reserved, strict=True)
+    )
+    origin = np.empty((n_inner, 3), np.int32)
     edge_points = np.empty((total_edges, 2), np.int32)
     _fill_segments(edge_points, complex_.edge_points, n_new, edge_first, n_points)
     edge_cells = np.full((total_edges, 2), -1, np.int32)
@@ -204,25 +252,62 @@ def _split_polygons(
     parent = np.repeat(np.arange(n_cells), count[:, 2])
     patterns[:, :width] = complex_.patterns[parent]
     bases += first
-    surprises = in_parallel(
-        pool,
-        lambda a, b: _kernels.split_cells(
-            *shape, count, bases, longest, a, b,
-            points, edge_points, edge_cells, edge_column, corners, edges, sizes,
+
+    def cut(start: int, stop: int, known: NDArray[np.int32], ask: NDArray[np.int32]) -> int:
+        return _kernels.split_cells(
+            *shape, count, bases, longest, known, ask, not arbiter.exact, start, stop,
+            points, error, origin, edge_points, edge_cells, edge_column, corners, edges, sizes,
             patterns[:, width:],
-        ),
-        count[:, 5],
-        nanoseconds=60,
-    )  # fmt: skip
+        )  # fmt: skip
+
+    def first_pass(start: int, stop: int) -> tuple[int, int]:
+        ask = np.zeros(9, np.int32)
+        return cut(start, stop, np.empty((0, 4), np.int32), ask), int(ask[8])
+
+    done = in_parallel(pool, first_pass, count[:, 5], nanoseconds=60)
+    surprises = sum(n for n, _ in done)
+    for cell in np.flatnonzero(count[:, 6] == 2).tolist():
+        surprises += _cut_exactly(cell, cut, count, names, signs, stage, arbiter)
     if n_inner_edges:
         edge_unit[edge_first[-1] :] = column_unit[edge_column[edge_first[-1] :]]
+    inner_first = n_points + n_on_edges
+    made = slice(None)
+    if surprises:
+        made = _used(bases[:, 1], count[:, 3], inner_first)[inner_first:]
+    ends, across = names[origin[made, :2]], origin[made, 2]
+    first_name = arbiter.add(ends, stage, signs.unit[across], signs.value[across])
+    names[inner_first:][made] = first_name + np.arange(len(ends))
     result = Complex(
-        points, patterns, edge_points, edge_cells, edge_unit, prefix(sizes), corners, edges,
-        complex_.point_unit, complex_.broken + int((count[:, 6] > 0).sum()),
+        points, error, names, patterns, edge_points, edge_cells, edge_unit, prefix(sizes), corners,
+        edges, complex_.point_unit, complex_.undecided + sum(n for _, n in done),
+        complex_.broken + int((count[:, 6] > 0).sum()),
     )  # fmt: skip
-    if not any(surprises):
+    if not surprises:
         return result
-    return _close_gaps(result, count[:, 2:6], bases, n_points + n_on_edges, int(edge_first[-1]))
+    return _close_gaps(result, count[:, 2:6], bases, inner_first, int(edge_first[-1]))
+
+
+def _cut_exactly(
+    cell: int,
+    cut: Callable[[int, int, NDArray[np.int32], NDArray[np.int32]], int],
+    count: NDArray[np.int32],
+    names: NDArray[np.int64],
+    signs: StageSigns,
+    stage: int,
+    arbiter: Arbiter,
+) -> int:
+    """Cut a cell where float64 leaves the side of some crossings open; returns what `cut` does."""
+    known = np.empty((0, 4), np.int32)
+    ask = np.zeros(9, np.int32)
+    while True:
+        surprises = cut(cell, cell + 1, known, ask)
+        if count[cell, 6] != 2:
+            return surprises
+        p, q, across, column, right, *chords = ask[:8].tolist()
+        meet = arbiter.add(names[None, [p, q]], stage, signs.unit[[across]], signs.value[[across]])
+        sign = arbiter.signs(np.array([meet]), stage, signs.unit[[column]], signs.value[[column]])
+        side = int(sign[0]) * (-1 if right else 1)
+        known = np.append(known, np.array([[*chords, side]], np.int32), axis=0)
 
 
 def _fill_segments(
@@ -266,6 +351,8 @@ def _close_gaps(
     return replace(
         complex_,
         points=complex_.points[vertices],
+        error=complex_.error[vertices],
+        names=complex_.names[vertices],
         patterns=complex_.patterns[faces],
         edge_points=new_point[complex_.edge_points[edges]].astype(np.int32),
         edge_cells=np.where(cells >= 0, new_cell[cells], -1).astype(np.int32),

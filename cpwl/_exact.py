@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 from flint import fmpq
@@ -25,6 +26,14 @@ Point = tuple[fmpq, ...]
 _MOST_KEPT = 2**21
 # Networks with fewer coefficients are evaluated whole; of larger ones, what a unit depends on.
 _SMALL = 2**18
+
+
+class Vertices(NamedTuple):
+    """Vertices of a complex: coordinates, bounds on their errors, and numbers at the arbiter's."""
+
+    points: NDArray[np.float64]  # (V, P)
+    error: NDArray[np.float64]  # (V,)
+    names: NDArray[np.int64]  # (V,)
 
 
 class Arbiter:
@@ -60,6 +69,19 @@ class Arbiter:
         self._values: OrderedDict[tuple[int, int], rational.Vector] = OrderedDict()
         self._kept = 0
         self._integers: dict[bytes, rational.Block] = {}
+
+    def corners(self) -> Vertices:
+        """Return the domain's corners, vertices 0, 1, ..."""
+        names = np.arange(self._first[0])
+        points = self.points(names)
+        off = [
+            [
+                abs(float(Fraction(int(x.p), int(x.q)) - Fraction(y)))
+                for x, y in zip(*pair, strict=True)
+            ]
+            for pair in zip(map(self.point, names.tolist()), points.tolist(), strict=True)
+        ]
+        return Vertices(points, 2 * np.array(off).sum(axis=1), names)
 
     def add(
         self,
@@ -109,6 +131,20 @@ class Arbiter:
         self.decided += len(vertices)
         return out
 
+    def places(
+        self,
+        a: int,
+        b: int,
+        stage: int,
+        unit: NDArray[np.integer],
+        value: NDArray[np.float64],
+    ) -> list[fmpq]:
+        """Where units equal values on the segment from a to b, as fractions of it, exactly."""
+        self.decided += len(unit)
+        at_a, at_b = self._at(a, stage, unit), self._at(b, stage, unit)
+        pairs = list(zip(unit.tolist(), value.tolist(), strict=True))
+        return [_crossing(at_a.minus(u, v), at_b.minus(u, v)) for u, v in pairs]
+
     def points(self, vertices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
         """Coordinates (n, P), correctly rounded."""
         exact = [self.point(int(v)) for v in vertices]
@@ -145,12 +181,7 @@ class Arbiter:
             only = np.array([unit])
             at_a = self._at(a, stage, only).minus(unit, value)
             at_b = self._at(b, stage, only).minus(unit, value)
-        if at_a * at_b >= 0:
-            raise ArithmeticError(
-                f"Expected unit {unit} of stage {stage} to change sign between two vertices, got "
-                f"{at_a} and {at_b}: a sign was taken wrongly before. Please report this network."
-            )
-        t = at_a / (at_a - at_b)
+        t = _crossing(at_a, at_b)
         return tuple(x + t * (y - x) for x, y in zip(start, end, strict=True))
 
     def _at(self, vertex: int, stage: int, unit: NDArray[np.integer]) -> rational.Vector:
@@ -179,3 +210,13 @@ class Arbiter:
         while self._kept > _MOST_KEPT and len(self._values) > len(values):
             self._kept -= len(self._values.popitem(last=False)[1].numbers)
         return values[stage]
+
+
+def _crossing(at_a: fmpq, at_b: fmpq) -> fmpq:
+    """Where a function with these values at 0 and 1 is zero."""
+    if at_a * at_b >= 0:
+        raise ArithmeticError(
+            f"Expected a unit to change sign between two vertices, got {at_a} and {at_b}: a sign "
+            "was taken wrongly before. Please report this network."
+        )
+    return at_a / (at_a - at_b)

@@ -61,10 +61,11 @@ def column_range(values, low, high, defect):
 
 
 @njit(cache=True, nogil=True)
-def pack_signs(values, unit, shift, bound, start, stop, pos, neg):
-    """Pack the signs of ``values[:, unit[k]] - shift[k]``; within ``bound[k]`` of zero is zero.
+def pack_signs(values, error, unit, shift, slack, slope, tolerance, start, stop, pos, neg):
+    """Pack the signs of ``values[:, unit[k]] - shift[k]``.
 
-    Returns the number of values within the bound that are not zero themselves.
+    In doubt is what lies within ``slack[k] + slope[k] * error[row]`` of zero; it is taken as zero
+    where it is within ``tolerance[k]``. Returns how many values are in doubt.
     """
     near = 0
     for r in range(start, stop):
@@ -74,12 +75,27 @@ def pack_signs(values, unit, shift, bound, start, stop, pos, neg):
             first = 64 * w
             for k in range(first, min(first + 64, unit.shape[0])):
                 v = values[r, unit[k]] - shift[k]
-                p |= uint64(v > bound[k]) << uint64(k - first)
-                n |= uint64(v < -bound[k]) << uint64(k - first)
-                near += (abs(v) <= bound[k]) & (v != 0.0)
+                doubt = slack[k] + slope[k] * error[r]
+                zero = min(doubt, tolerance[k])
+                p |= uint64(v > zero) << uint64(k - first)
+                n |= uint64(v < -zero) << uint64(k - first)
+                near += abs(v) <= doubt
             pos[r, w] = p
             neg[r, w] = n
     return near
+
+
+@njit(cache=True, nogil=True)
+def list_doubts(values, error, unit, shift, slack, slope, rows, columns):
+    """List the rows and columns of the values in doubt, and return how many; see `pack_signs`."""
+    n = 0
+    for r in range(values.shape[0]):
+        for k in range(unit.shape[0]):
+            if abs(values[r, unit[k]] - shift[k]) <= slack[k] + slope[k] * error[r]:
+                rows[n] = r
+                columns[n] = k
+                n += 1
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -129,18 +145,21 @@ def count_crossings(ends, pos, neg, start, stop, count):
 
 @njit(cache=True, nogil=True)
 def place_crossings(
-    ends, pos, neg, held, values, unit, shift, bound, offsets, start, stop, column, where, fresh
-):
+    ends, pos, neg, held, values, error, unit, shift, slack, slope, tolerance,
+    offsets, start, stop, column, where, spread, fresh, doubtful,
+):  # fmt: skip
     """List the crossings of each edge in order from its first end to its second.
 
     Rows count through ``held`` first and then through ``values``.
 
-    ``where`` is the crossing's position as a fraction of the edge; ``fresh`` is False where it
-    cannot be told from the one before it within rounding: these knots meet in one vertex.
+    ``where`` is the crossing's position as a fraction of the edge, known within ``spread``;
+    ``fresh`` is False where it cannot be told from one before it: these knots are taken to meet in
+    one vertex, and the edge is marked as doubtful.
     """
     for e in range(start, stop):
         a, b = ends[e, 0], ends[e, 1]
         first = offsets[e]
+        doubtful[e] = False
         if offsets[e + 1] == first:
             continue
         at_a = held[a] if a < held.shape[0] else values[a - held.shape[0]]
@@ -153,29 +172,40 @@ def place_crossings(
                 word &= word - uint64(1)
                 va = at_a[unit[k]] - shift[k]
                 vb = at_b[unit[k]] - shift[k]
+                error_a = min(slack[k] + slope[k] * error[a], tolerance[k])
+                error_b = min(slack[k] + slope[k] * error[b], tolerance[k])
+                sure = abs(va - vb) - error_a - error_b
                 column[first + n] = k
-                where[first + n] = va / (va - vb)
+                if (va > 0) != (vb > 0) and sure > 0:
+                    t = va / (va - vb)
+                    where[first + n] = t
+                    spread[first + n] = ((1 - t) * error_a + t * error_b) / sure + 2 * EPS
+                else:  # the signs were decided otherwise
+                    where[first + n] = 0.5
+                    spread[first + n] = np.inf
                 n += 1
         gap = 1
         while gap < n // 3:  # shell sort: crossings are few, but thousands on a domain's side
             gap = 3 * gap + 1
         while gap > 0:
             for i in range(first + gap, first + n):
-                k, t = column[i], where[i]
+                k, t, d = column[i], where[i], spread[i]
                 j = i - gap
                 while j >= first and where[j] > t:
                     column[j + gap] = column[j]
                     where[j + gap] = where[j]
+                    spread[j + gap] = spread[j]
                     j -= gap
                 column[j + gap] = k
                 where[j + gap] = t
+                spread[j + gap] = d
             gap //= 3
-        error = 0.0
+        reach = -np.inf
         for i in range(first, first + n):
-            k = column[i]
-            slack = 4 * EPS + 2 * bound[k] / abs(at_a[unit[k]] - at_b[unit[k]])
-            fresh[i] = i == first or where[i] - where[i - 1] > slack + error
-            error = slack
+            fresh[i] = where[i] - spread[i] > reach
+            doubtful[e] |= not fresh[i] and i > first
+            reach = max(reach, where[i] + spread[i])
+        fresh[first] = True
 
 
 @njit(cache=True, nogil=True)
@@ -370,13 +400,15 @@ def count_cell_pieces(
 
 
 @njit(cache=True, nogil=True)
-def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error):
-    """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left.
+def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error, known, ask, lenient):
+    """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left, 2 in doubt.
 
     Combinatorial wherever it can be: a boundary vertex lies on the right exactly when it comes
     between the chord's ends on the anticlockwise boundary, and an interior vertex lies on the side
     of any chord through it that does not cross this one. What remains is decided by one
-    orientation test with its error bound; within the bound the three chords meet in one point.
+    orientation test with a bound on its error; within the bound by ``known`` (rows: two chords that
+    meet in the vertex, chord, side). What is in doubt then is left in ``ask``: the same three; or,
+    if ``lenient``, it lies on the chord and ``ask[8]`` counts it.
     """
     i, j = chord_from[chord], chord_to[chord]
     if v < size:
@@ -394,33 +426,55 @@ def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error):
             return -1 if i < k and k < j else 1
     dx, dy = xy[j, 0] - xy[i, 0], xy[j, 1] - xy[i, 1]
     ex, ey = xy[v, 0] - xy[i, 0], xy[v, 1] - xy[i, 1]
+    d, e = np.hypot(dx, dy), np.hypot(ex, ey)
+    near_i, near_j = error[v] + error[i], error[j] + error[i]
     value = dx * ey - dy * ex
-    if abs(value) <= np.hypot(dx, dy) * error[v - size]:
+    doubt = d * near_i + e * near_j + near_i * near_j + 8 * EPS * d * e
+    if abs(value) > doubt:
+        return 1 if value > 0 else -1
+    for row in range(known.shape[0]):
+        if known[row, 0] == a and known[row, 1] == b and known[row, 2] == chord:
+            return known[row, 3]
+    if lenient:
+        ask[8] += 1
         return 0
-    return 1 if value > 0 else -1
+    ask[0], ask[1], ask[2] = a, b, chord
+    return 2
 
 
 @njit(cache=True, nogil=True)
 def _intersect(a, b, v, size, chord_from, chord_to, xy, error):
-    """Place local vertex ``v`` where chords ``a`` and ``b`` cross, with a bound on its error."""
+    """Place local vertex ``v`` where chords ``a`` and ``b`` cross, with a bound on its error.
+
+    The point lies within some distance of either chord; the sum of both over the sine of the least
+    angle that the chords may have is how far the point can be from where they really meet.
+    """
     p, q = chord_from[a], chord_to[a]
     r, s = chord_from[b], chord_to[b]
     ax, ay = xy[q, 0] - xy[p, 0], xy[q, 1] - xy[p, 1]
     bx, by = xy[s, 0] - xy[r, 0], xy[s, 1] - xy[r, 1]
     det = ax * by - ay * bx
-    t = ((xy[r, 0] - xy[p, 0]) * by - (xy[r, 1] - xy[p, 1]) * bx) / det
-    t = min(max(t, 0.0), 1.0)  # the chords cross: combinatorially certain
+    t = 0.5
+    if det != 0.0:
+        t = ((xy[r, 0] - xy[p, 0]) * by - (xy[r, 1] - xy[p, 1]) * bx) / det
+        t = min(max(t, 0.0), 1.0)  # the chords cross: combinatorially certain
     xy[v, 0] = xy[p, 0] + t * ax
     xy[v, 1] = xy[p, 1] + t * ay
-    size_of_coordinates = abs(xy[p, 0]) + abs(xy[p, 1]) + abs(ax) + abs(ay)
-    sine = abs(det) / (np.hypot(ax, ay) * np.hypot(bx, by))
-    error[v - size] = 8 * EPS * size_of_coordinates * (1 + 1 / max(sine, EPS))
+    long_a, long_b = np.hypot(ax, ay), np.hypot(bx, by)
+    error[v] = np.inf
+    if long_a > 0.0 and long_b > 0.0:
+        off_a, off_b = max(error[p], error[q]), max(error[r], error[s])
+        apart = np.hypot(xy[r, 0] - xy[p, 0], xy[r, 1] - xy[p, 1])
+        rounding = 4 * EPS * (np.hypot(xy[p, 0], xy[p, 1]) + long_a + apart)
+        sine = abs(det) / (long_a * long_b) - 2 * (off_a / long_a + off_b / long_b) - 8 * EPS
+        if sine > 0.0:
+            error[v] = (off_a + off_b + 2 * rounding) / sine
 
 
 @njit(cache=True, nogil=True)
 def _insert_chord(
     chord, size, n_half, n_local, chord_from, chord_to,
-    org, twin, after, before, label, made_a, made_b, xy, error,
+    org, twin, after, before, label, made_a, made_b, xy, error, known, ask, lenient,
 ):  # fmt: skip
     """Cut the faces that a chord runs through, from one end to the other.
 
@@ -433,14 +487,17 @@ def _insert_chord(
             |  right    |             z --- c2 -> w
             x --- . --- .             x --- . --- .
 
-    Returns the new numbers of half-edges and of local vertices, or (-1, -1) where rounding has
-    made the chord's path inconsistent.
+    Returns the new numbers of half-edges and of local vertices, (-2, -2) where a side is in doubt,
+    or (-1, -1) where the chord's path is inconsistent.
     """
+    geometry = (size, chord_from, chord_to, made_a, made_b, xy, error, known, ask, lenient)
     h = chord_from[chord]  # boundary half-edge p always starts at local vertex p
     goal = chord_to[chord]
     while True:  # rotate about the chord's first end to the face that it enters
-        nxt = _side(org[after[h]], chord, size, chord_from, chord_to, made_a, made_b, xy, error)
-        prv = _side(org[before[h]], chord, size, chord_from, chord_to, made_a, made_b, xy, error)
+        nxt = _side(org[after[h]], chord, *geometry)
+        prv = _side(org[before[h]], chord, *geometry)
+        if nxt == 2 or prv == 2:
+            return -2, -2
         if nxt < 0 and prv > 0:
             break
         h = twin[before[h]]
@@ -454,7 +511,9 @@ def _insert_chord(
             g = after[g]
             if g == h:
                 return -1, -1
-            side = _side(org[g], chord, size, chord_from, chord_to, made_a, made_b, xy, error)
+            side = _side(org[g], chord, *geometry)
+            if side == 2:
+                return -2, -2
         through_edge = side > 0
         entry = -1
         if through_edge:
@@ -496,12 +555,10 @@ def _insert_chord(
             r = twin[before[g]]  # rotate about z, starting behind the face just cut
             turns = 0
             while True:
-                nxt = _side(
-                    org[after[r]], chord, size, chord_from, chord_to, made_a, made_b, xy, error
-                )
-                prv = _side(
-                    org[before[r]], chord, size, chord_from, chord_to, made_a, made_b, xy, error
-                )
+                nxt = _side(org[after[r]], chord, *geometry)
+                prv = _side(org[before[r]], chord, *geometry)
+                if nxt == 2 or prv == 2:
+                    return -2, -2
                 if nxt < 0 and prv > 0:
                     break
                 r = twin[before[r]]
@@ -556,21 +613,37 @@ def _halve(
 
 
 @njit(cache=True, nogil=True)
+def _complete_question(ask, loop, chord_from, chord_to, column_of, first_of, right):
+    """Extend the chords in ``ask`` by what they stand for; see `split_cells`."""
+    a, b, c = ask[0], ask[1], ask[2]
+    first = first_of[c]
+    ask[0], ask[1] = loop[chord_from[a]], loop[chord_to[a]]
+    ask[2], ask[3] = column_of[first_of[b]], column_of[first]
+    ask[4] = right[first]
+    ask[5], ask[6], ask[7] = a, b, c
+
+
+@njit(cache=True, nogil=True)
 def split_cells(
     cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
-    offsets, column, vertex, edge_first, count, bases, longest, start, stop,
-    out_points, out_edge_points, out_edge_cells, out_edge_column,
+    offsets, column, vertex, edge_first, count, bases, longest, known, ask, lenient, start, stop,
+    out_points, out_error, out_origin, out_edge_points, out_edge_cells, out_edge_column,
     out_corners, out_edges, out_sizes, out_bits,
 ):  # fmt: skip
     """Cut each cell by its active columns.
 
     ``bases[cell]`` holds the numbers of the cell's first face, interior vertex, interior edge and
     corner in the output; ``count`` comes from `count_cell_pieces` and is set right where fewer were
-    made because chords met in one point, or where rounding made the cell inconsistent: such a cell
-    is left whole and marked in ``count[cell, 6]``. Returns the number of cells set right.
-    ``edge_first[e]`` is the number of the first segment of edge e in the output, ``out_points``
-    holds the old vertices and those on edges already. Cost: proportional to the size of the
-    arrangement in each cell.
+    made because chords met in one point, or where signs were inconsistent: such a cell is left
+    whole and ``count[cell, 6]`` set to 1. Where a side is in doubt and not ``known`` (see `_side`;
+    for a range of one cell) it is set to 2, nothing else of the cell can be relied on, and ``ask``
+    becomes (two ends of the first chord, column of the second, column of the third, whether that is
+    positive on the right of its chord, the three chords). Returns the number of cells set right.
+
+    ``edge_first[e]`` is the number of the first segment of edge e in the output, ``out_points`` and
+    ``out_error`` hold the old vertices and those on edges already. An inner vertex has in
+    ``out_origin`` the two ends of one chord through it and the column of another. Cost:
+    proportional to the size of the arrangement in each cell.
     """
     n_words = pos.shape[1]
     widest = 1
@@ -603,10 +676,10 @@ def split_cells(
     edge_of = np.empty(most_half, np.int32)
     made_a = np.empty(most_inner, np.int32)
     made_b = np.empty(most_inner, np.int32)
-    error = np.empty(most_inner, np.float64)
+    error = np.empty(longest + most_inner, np.float64)
     xy = np.empty((longest + most_inner, 2), np.float64)
     first_half = np.empty(most_faces, np.int32)
-    known = np.empty(most_faces, np.bool_)
+    seen = np.empty(most_faces, np.bool_)
     stack = np.empty(most_faces, np.int32)
     surprises = 0
 
@@ -655,6 +728,7 @@ def split_cells(
             after[p] = p + 1 if p + 1 < size else 0
             before[p] = p - 1 if p > 0 else size - 1
             xy[p, 0], xy[p, 1] = out_points[loop[p], 0], out_points[loop[p], 1]
+            error[p] = out_error[loop[p]]
         n = 0
         for w in range(n_words):
             word = words[w]
@@ -679,12 +753,17 @@ def split_cells(
             for c in range(chords):
                 n_half, n_local = _insert_chord(
                     c, size, n_half, n_local, chord_from, chord_to,
-                    org, twin, after, before, label, made_a, made_b, xy, error,
+                    org, twin, after, before, label, made_a, made_b, xy, error, known, ask, lenient,
                 )  # fmt: skip
                 if n_half < 0:
-                    bad = 1
+                    bad = -n_half
                     break
+        if bad == 2:
+            _complete_question(ask, loop, chord_from, chord_to, column_of, first_of, right)
+            count[cell, 6] = 2
+            continue
         if bad != 0:  # leave the cell whole; the status will say so
+            bad = 1
             active = 0
             n_half = size
             n_local = size
@@ -732,29 +811,37 @@ def split_cells(
             out_sizes[face] = corner - first_corner
             n_faces += 1
         for v in range(size, n_local):
-            out_points[vertex0 + v - size, 0] = xy[v, 0]
-            out_points[vertex0 + v - size, 1] = xy[v, 1]
-        if count[cell, 2] != n_faces or bad != 0:
-            surprises += 1
-            count[cell, 2], count[cell, 3] = n_faces, n_local - size
-            count[cell, 4], count[cell, 5] = n_edges, corner - corner0
-            count[cell, 6] = bad
+            x = vertex0 + v - size
+            out_points[x, 0], out_points[x, 1] = xy[v, 0], xy[v, 1]
+            out_error[x] = error[v]
+            a, b = made_a[v - size], made_b[v - size]
+            origin = x - bases[0, 1]
+            out_origin[origin, 0], out_origin[origin, 1] = loop[chord_from[a]], loop[chord_to[a]]
+            out_origin[origin, 2] = column_of[first_of[b]]
 
         # bits: the first face from the sides it lies on, its neighbours by flipping
         _any_positive(cell_corners[lo:hi], pos, out_bits[face0])
         for u in range(active):
             h = first_half[0]
             side = 0
-            while side == 0:
+            while side == 0 or side == 2:
                 h = after[h]
                 side = _side(
-                    org[h], chord_of[u], size, chord_from, chord_to, made_a, made_b, xy, error
-                )
+                    org[h], chord_of[u], size, chord_from, chord_to, made_a, made_b, xy, error,
+                    known, ask, lenient,
+                )  # fmt: skip
+                if h == first_half[0] and (side == 0 or side == 2):
+                    bad = 2
+                    break
             if (side < 0) != right[u]:
                 k = column_of[u]
                 out_bits[face0, k >> 6] ^= uint64(1) << uint64(k & 63)
+        if bad == 2:
+            _complete_question(ask, loop, chord_from, chord_to, column_of, first_of, right)
+            count[cell, 6] = 2
+            continue
         for f in range(n_faces):
-            known[f] = f == 0
+            seen[f] = f == 0
         n = 1
         stack[0] = 0
         while n > 0:
@@ -763,9 +850,9 @@ def split_cells(
             h = first_half[f]
             while True:
                 t = twin[h]
-                if t >= 0 and not known[face_of[t]]:
+                if t >= 0 and not seen[face_of[t]]:
                     f2 = face_of[t]
-                    known[f2] = True
+                    seen[f2] = True
                     stack[n] = f2
                     n += 1
                     for w in range(n_words):
@@ -780,4 +867,9 @@ def split_cells(
                     break
         for h in range(size, n_half):  # an edge is labelled by the first column of its chord
             out_edge_column[edge_of[h]] = column_of[first_of[label[h]]]
+        count[cell, 6] = bad
+        if count[cell, 2] != n_faces or bad != 0:
+            surprises += 1
+            count[cell, 2], count[cell, 3] = n_faces, n_local - size
+            count[cell, 4], count[cell, 5] = n_edges, corner - corner0
     return surprises

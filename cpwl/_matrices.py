@@ -1,7 +1,7 @@
 """The affine steps of a program as sparse matrices, read off entry by entry.
 
-A step's matrix is what the step gives for unit vectors: every entry is a product of a float64
-coefficient with 1, so that nothing is rounded on the way, and its offset is what it gives for
+A row of a step's matrix is the gradient of one output: every entry is a product of a float64
+coefficient with 1, so that nothing is rounded on the way; the offset is what the step gives for
 zero. These matrices are what the word *exact* refers to: rational arithmetic works with them, and
 the running error bounds cover the difference to what torch computes.
 """
@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
-from torch.func import jvp
 
 from cpwl._execution import single_values
 from cpwl._nonlinear import Triangle
@@ -65,7 +64,7 @@ class Matrices:
 
 
 def read_matrices(program: Program) -> Matrices:
-    """Read all affine steps; cost: one pass of each step over the unit vectors of its operands."""
+    """Read all affine steps; cost: a backward pass of each step for each of its outputs, batched."""
     for step in program.steps:
         if step.kind == "affine":
             places = sum(prod(program.steps[i].single) for i in step.data) * prod(step.single)
@@ -84,7 +83,7 @@ def read_matrices(program: Program) -> Matrices:
             continue
         try:
             steps[index] = _read(program, step, constants)
-        except (NotImplementedError, RuntimeError) as error:  # no forward derivative in torch
+        except (NotImplementedError, RuntimeError) as error:  # torch has no derivative
             return Matrices({}, reason=f"{step.name} ({step.target}) has no matrix: {error}")
         entries += sum(part.matrix.nnz for part in steps[index].parts)
         if entries > _MOST_ENTRIES:
@@ -122,23 +121,27 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
     with torch.no_grad():
         offset = function(*zeros(1)).reshape(-1).numpy().copy()
     size_out = len(offset)
+    rows: list[list[tuple[NDArray, NDArray, NDArray]]] = [[] for _ in step.data]
+    for first in range(0, size_out, _BLOCK if batched else 1):
+        n = min(_BLOCK if batched else 1, size_out - first)
+        with torch.enable_grad():
+            values = [value.requires_grad_() for value in zeros(n)]
+            out = function(*values)
+        unit = torch.zeros(n, size_out, dtype=torch.float64)
+        unit[torch.arange(n), first + torch.arange(n)] = 1
+        pulled = torch.autograd.grad(out, values, unit.reshape(out.shape), allow_unused=True)
+        for entries, gradient in zip(rows, pulled, strict=True):
+            if gradient is not None:
+                dense = gradient.reshape(n, -1).numpy()
+                row, column = np.nonzero(dense)
+                entries.append((row + first, column, dense[row, column]))
     parts = []
-    for position, source in enumerate(step.data):
-        size_in = prod(singles[source])
-        block = _BLOCK if batched else 1
-        pieces: list[tuple[NDArray, NDArray, NDArray]] = []
-        for first in range(0, size_in, block):
-            n = min(block, size_in - first)
-            base = zeros(n)
-            tangents = [torch.zeros_like(value) for value in base]
-            unit = torch.zeros(n, size_in, dtype=torch.float64)
-            unit[torch.arange(n), first + torch.arange(n)] = 1
-            tangents[position] = unit.reshape(base[position].shape)
-            out = jvp(function, base, tuple(tangents))[1].reshape(n, size_out)
-            column, row = np.nonzero(out.numpy())
-            pieces.append((row, column + first, out.numpy()[column, row]))
-        row, column, entry = (np.concatenate(x) for x in zip(*pieces, strict=True))
-        matrix = csr_array(coo_array((entry, (row, column)), shape=(size_out, size_in)))
+    for source, entries in zip(step.data, rows, strict=True):
+        shape = (size_out, prod(singles[source]))
+        matrix = csr_array(shape, dtype=np.float64)
+        if entries:
+            row, column, entry = (np.concatenate(x) for x in zip(*entries, strict=True))
+            matrix = csr_array(coo_array((entry, (row, column)), shape=shape))
         parts.append(Part(source, matrix, _row_norms(matrix), _spectral_bound(matrix)))
     return AffineMap(tuple(parts), offset)
 

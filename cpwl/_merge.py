@@ -127,6 +127,8 @@ def merge_intervals(complex_: Complex, removed: NDArray[np.int64]) -> Complex:
     return replace(
         complex_,
         points=complex_.points[keep],
+        error=complex_.error[keep],
+        names=complex_.names[keep],
         point_unit=complex_.point_unit[keep],
         patterns=complex_.patterns[keep[:-1]],
         edge_points=np.stack([cells, cells + 1], axis=1),
@@ -201,6 +203,8 @@ def merge_polygons(
     return replace(
         complex_,
         points=complex_.points[point_stays],
+        error=complex_.error[point_stays],
+        names=complex_.names[point_stays],
         patterns=complex_.patterns[first_cell],
         edge_points=new_point[edge_points[edge_stays]],
         edge_cells=np.where(cells >= 0, group[cells], np.int32(-1)),

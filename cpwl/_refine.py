@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 
 from cpwl import _complex
 from cpwl._arrays import nbytes, padded
+from cpwl._bounds import Bounds
+from cpwl._exact import Arbiter, Vertices
 from cpwl._merge import merge_contested
 from cpwl._signs import stage_signs
 from cpwl._tiles import Refined, TilesDisagreeError, cut_polygon, glue
+from cpwl.domain import Slice
 from cpwl.network import Network
 
 # Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
 _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
 _DEEPEST = 12
+# Vertices with a larger error bound, as a share of the domain's extent, leave signs of the next
+# stages in doubt, each of which costs as much as computing the vertex exactly.
+_POOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -27,25 +33,27 @@ class Work:
     """What all stages and tiles share."""
 
     network: Network
+    arbiter: Arbiter
+    slice: Slice
     embed: Callable[[NDArray[np.float64]], torch.Tensor]
     memory: int
     pool: ThreadPoolExecutor
     report: Callable[[float, int], None]  # share of the domain's work done, cells found
 
 
-def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: int = 0) -> Refined:
+def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) -> Refined:
     """Subdivide a convex polygon (or segment), in strips if it needs more than the memory.
 
     Parameters
     ----------
-    corners : (M, P)
+    corners : Vertices
         The domain in slice coordinates.
     share : float
         Its share of the whole domain, for the progress report.
 
     Raises
     ------
-    MemoryError
+    TooLargeError
         Even a small part of the domain does not fit.
     """
     try:
@@ -53,16 +61,13 @@ def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: 
     except _complex.TooLargeError as error:
         needed = error.needed
     if depth == _DEEPEST:
-        raise MemoryError(
-            f"Expected a working set of at most {work.memory:,} bytes, but {share:.1e} of the "
-            f"domain still needs {needed:,} bytes. Raise `memory`, or choose a smaller domain."
-        )
-    low, high = corners.min(axis=0), corners.max(axis=0)
+        raise _complex.TooLargeError(needed)
+    low, high = corners.points.min(axis=0), corners.points.max(axis=0)
     axis = int(np.argmax(high - low))
     n = int(np.clip(np.ceil(2.5 * needed / work.memory), 2, 16))
     for nudge in _NUDGES:
         lines = low[axis] + (np.arange(1, n) + nudge) / n * (high[axis] - low[axis])
-        strips = cut_polygon(corners, axis, lines)
+        strips = cut_polygon(corners, axis, lines.tolist(), work.arbiter)
         tiles = [refine(work, strip, share / n, depth + 1) for strip in strips]
         try:
             return glue(tiles, axis, lines, corners, work.network, work.pool)
@@ -75,33 +80,53 @@ def refine(work: Work, corners: NDArray[np.float64], share: float = 1.0, depth: 
     )
 
 
-def _whole(work: Work, corners: NDArray[np.float64], share: float) -> Refined:
-    """Subdivide a domain in one go."""
+def coarse(work: Work, corners: Vertices) -> Refined:
+    """Subdivide a domain by as many stages as fit into the memory."""
+    try:
+        return _whole(work, corners, 1.0)
+    except _complex.TooLargeError as error:
+        needed, stages = error.needed, error.stage
+    made = _whole(work, corners, 1.0, stages)
+    return replace(made, stages=stages, needed=needed)
+
+
+def _whole(work: Work, corners: Vertices, share: float, stages: int | None = None) -> Refined:
+    """Subdivide a domain in one go, by all stages or the first few."""
     network = work.network
     current = _complex.whole(corners)
+    bounds = Bounds(network, work.slice, corners.points)
     base = np.zeros(network.num_units, np.int32)
     bit_unit, bit_piece = np.empty(0, np.int32), np.empty(0, np.int64)
     stage_of_contest = (
         np.searchsorted(network.stage_offsets, network.contests[:, 0], side="right") - 1
     )
-    zeros = 0
-    for stage in range(network.num_stages):
+    undecided = 0
+    for stage in range(network.num_stages if stages is None else stages):
         first = int(network.stage_offsets[stage])
         signs = stage_signs(
-            network, stage, work.embed, current.points, current.edge_points,
-            work.memory // 2, work.pool,
+            network, stage, work.embed, current.vertices, current.edge_points, bounds,
+            work.arbiter, work.memory // 2, work.pool,
         )  # fmt: skip
         base[first : first + len(signs.base)] = signs.base
-        zeros += signs.zeros
+        undecided += signs.undecided
         if len(signs.unit):
             column_unit = (first + signs.unit).astype(np.int32)
             room = work.memory - nbytes(current) - nbytes(signs)
-            current = _complex.split(current, signs, column_unit, room, work.pool)
+            try:
+                current = _complex.split(
+                    current, signs, stage, column_unit, work.arbiter, room, work.pool
+                )
+            except _complex.TooLargeError as error:
+                raise _complex.TooLargeError(error.needed, stage) from None
+            last = stage + 1 == network.num_stages
+            largest = np.finfo(float).max if last else _POOR * np.ptp(corners.points)
+            current = _complex.sharpen(current, work.arbiter, largest)
             bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
             bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
         contests = network.contests[stage_of_contest == stage]
         if len(contests):
-            fixed = np.arange(len(current.points)) < len(corners)
+            fixed = np.arange(len(current.points)) < len(corners.points)
             current = merge_contested(current, contests, bit_unit, base, fixed, work.pool)
         work.report(share / network.num_stages, len(current.patterns))
-    return Refined(current, bit_unit, bit_piece, base, zeros)
+    undecided += current.undecided
+    return Refined(current, bit_unit, bit_piece, base, undecided, network.num_stages)

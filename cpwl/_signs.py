@@ -2,7 +2,8 @@
 
 Every column (a unit and one of its breakpoints) is evaluated once at every vertex, in blocks that
 fit the memory budget; what remains is one sign a vertex and column, packed, and the places where
-columns cross the edges. A sign is decided here and nowhere else.
+columns cross the edges. A sign is decided here and nowhere else: by float64 where a rigorous bound
+on its error allows it, and otherwise by the arbiter, in rational arithmetic.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 
 from cpwl import _kernels
 from cpwl._arrays import pack_row, prefix
+from cpwl._bounds import Bounds
+from cpwl._exact import Arbiter, Vertices
 from cpwl._parallel import in_parallel
 from cpwl.network import Network
 
@@ -25,11 +29,23 @@ from cpwl.network import Network
 _MOST_BYTES = 2**26
 _MOST_ROWS = 16384
 _FEWEST_ROWS = 64
-# Rows on which the magnitudes of the activations are looked at for the error bound.
-_SAMPLE_ROWS = 128
-# The rigorous bound grows with depth much faster than errors do. Zero is what lies within this many
-# times the bound on the last layer's rounding, or within the rigorous bound if that is less.
+# The rigorous bound grows with depth much faster than errors do. Where a network is too large for
+# rational arithmetic, zero is what lies within this many times the last layer's part of the bound.
 _CARRIED_OVER = 16.0
+
+
+class _Columns(NamedTuple):
+    """Columns with what decides their signs; see `_kernels.pack_signs`."""
+
+    unit: NDArray[np.int64]
+    value: NDArray[np.float64]
+    slack: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    tolerance: NDArray[np.float64]
+
+    def take(self, which: NDArray[np.int64]) -> _Columns:
+        """Return some of the columns."""
+        return _Columns(*(x[which] for x in self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +53,27 @@ class StageSigns:
     """Signs of a stage's varying columns at the vertices, and their crossings with the edges."""
 
     unit: NDArray[np.int64]  # (K,) unit of each column, counted within the stage
-    piece: NDArray[np.int64]  # (K,) piece of the unit below the column's breakpoint
+    value: NDArray[np.float64]  # (K,) the column's breakpoint
+    piece: NDArray[np.int64]  # (K,) piece of the unit below it
     base: NDArray[np.int64]  # (n_stage,) piece of each unit where none of its columns is positive
     pos: NDArray[np.uint64]  # (V, ceil(K / 64)) packed: the column is positive at the vertex
     neg: NDArray[np.uint64]  # likewise negative
     offsets: NDArray[np.int64]  # (E + 1,) crossings of each edge
     column: NDArray[np.int32]  # (X,) which column crosses
     where: NDArray[np.float64]  # (X,) position as a fraction of the edge, ascending
+    spread: NDArray[np.float64]  # (X,) bound on the position's error
     fresh: NDArray[np.bool_]  # (X,) False: in the same point as the crossing before
-    zeros: int  # values within rounding error of zero, but not zero, taken as zero
+    undecided: int  # values within the bound that were taken as float64 has them
+
+
+class _Crossings(NamedTuple):
+    """Crossings of some edges; entries as in `StageSigns`."""
+
+    count: NDArray[np.int64]  # of each edge
+    column: NDArray[np.int32]
+    where: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    fresh: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +85,18 @@ class _Block:
     positive: NDArray[np.bool_]  # sign of the columns that are not kept
     pos: NDArray[np.uint64]
     neg: NDArray[np.uint64]
-    zeros: int
     edges: NDArray[np.int64]
-    count: NDArray[np.int64]
-    column: NDArray[np.int32]
-    where: NDArray[np.float64]
-    fresh: NDArray[np.bool_]
+    crossings: _Crossings
 
 
 def stage_signs(
     network: Network,
     stage: int,
     embed: Callable[[NDArray[np.float64]], torch.Tensor],
-    points: NDArray[np.float64],
+    vertices: Vertices,
     edges: NDArray[np.int32],
+    bounds: Bounds,
+    arbiter: Arbiter,
     memory: int,
     pool: ThreadPoolExecutor,
 ) -> StageSigns:
@@ -80,8 +106,10 @@ def stage_signs(
     ----------
     embed : callable
         Maps (n, P) slice coordinates to the (n, *input_shape) float64 batch that the network takes.
-    points, edges : (V, P), (E, 2)
+    vertices, edges : V vertices, (E, 2)
         The complex so far; the stage is affine on each of its cells.
+    bounds : Bounds
+        Knows the ranges of the stages before; is given this one's.
     memory : int
         Bytes that the blocks may take.
 
@@ -91,11 +119,9 @@ def stage_signs(
     values at a vertex stay until the last of its edges has been seen, so that nothing is evaluated
     twice and only the vertices along the front are held.
     """
+    points = vertices.points
     n_units = int(network.stage_offsets[stage + 1] - network.stage_offsets[stage])
-    sample = points[:: max(1, len(points) // _SAMPLE_ROWS)]
-    _, carried, fresh = network.rounding_errors(embed(sample), stage)
-    # Twice: the magnitudes were only sampled, and the embedding rounds as well.
-    unit_bound = np.minimum(2 * carried.numpy(), _CARRIED_OVER * fresh.numpy())
+    bound = bounds.stage(stage)
 
     per_row = network.bytes_per_sample(stage) + 16 * n_units
     size = int(min(_MOST_ROWS, max(_FEWEST_ROWS, min(memory, _MOST_BYTES) // per_row)))
@@ -107,15 +133,23 @@ def stage_signs(
     if network.stage_is_periodic(stage):
         low, high = _range_of_units(values_at, len(points), size, n_units, pool)
         # wider, so that a unit that only touches a knot has it too, wherever the domain ends
-        margin = unit_bound + 1e-9 * (1 + np.maximum(np.abs(low), np.abs(high)))
+        margin = bound.slack + 1e-9 * (1 + np.maximum(np.abs(low), np.abs(high)))
         reach = low - margin, high + margin
     knots = network.knots(stage, *reach)
-    bound = unit_bound[knots.unit] + 2 * _kernels.EPS * np.abs(knots.value)
+    rounding = 2 * _kernels.EPS * np.abs(knots.value)
+    slack = bound.slack[knots.unit] + rounding
+    if arbiter.exact:
+        tolerance = np.full(len(slack), np.inf)
+    else:
+        tolerance = _CARRIED_OVER * bound.fresh[knots.unit] + rounding
+    every = _Columns(knots.unit, knots.value, slack, bound.lipschitz[knots.unit], tolerance)
+    decide = _Decisions(arbiter, stage, every)
 
     sweep = _plan_sweep(points, edges, in_one=len(points) <= size)
     blocks: list[_Block] = []
-    least = np.full(len(knots.unit), np.inf)
-    most = np.full(len(knots.unit), -np.inf)
+    lowest, highest = np.full(n_units, np.inf), np.full(n_units, -np.inf)
+    ever_positive = np.zeros(len(knots.unit), np.bool_)
+    always_positive = np.ones(len(knots.unit), np.bool_)
     row_of = np.empty(len(points), np.int64)
     held = np.empty(0, np.int64)
     held_values = np.empty((0, n_units))
@@ -126,43 +160,129 @@ def stage_signs(
         rows = np.concatenate([held, new])
         row_of[rows] = np.arange(len(rows))
         values = values_at(new).numpy()
-        low, high = (x[knots.unit] - knots.value for x in _extremes(held_values, values, pool))
-        np.minimum(least, low, out=least)
-        np.maximum(most, high, out=most)
-        kept = np.flatnonzero((low <= bound) & (high >= -bound))
-        columns = (knots.unit[kept], knots.value[kept], bound[kept])
-        pos, neg, zeros = _pack(held_values, values, columns, pool)
+        low, high = _extremes(held_values, values, pool)
+        np.minimum(lowest, low, out=lowest)
+        np.maximum(highest, high, out=highest)
+        error = vertices.error[rows]
+        low, high = (x[knots.unit] - knots.value for x in (low, high))
+        doubt = every.slack + every.slope * error.max()
+        kept = np.flatnonzero((low <= doubt) & (high >= -doubt))
+        positive = low > doubt
+        pos, neg = _pack(held_values, values, error, every.take(kept), pool, decide)
+        if decide.waiting:
+            decide.settle(kept, vertices.names[rows], held_values, values, error, pos, neg)
         last_edge = int(np.searchsorted(sweep.edge_end, stop))
         mine = sweep.edge_order[first_edge:last_edge]
         first_edge = last_edge
-        count, column, where, fresh = _cross(
-            row_of[edges[mine]], pos, neg, held_values, values, columns, pool
-        )
+        crossings = _cross(
+            row_of[edges[mine]], pos, neg, held_values, values, error, every.take(kept), pool,
+            lambda e, crossing, kept=kept, mine=mine: decide.order(
+                vertices.names[edges[mine[e]]], kept, crossing
+            ),
+        )  # fmt: skip
         new_pos, new_neg = pos[len(held) :], neg[len(held) :]
-        column = kept[column].astype(np.int32)
-        blocks.append(
-            _Block(
-                new, kept, low > bound, new_pos, new_neg, zeros, mine, count, column, where, fresh
-            )
-        )
+        ever_positive |= positive
+        ever_positive[kept] |= _unpack_row(np.bitwise_or.reduce(new_pos, axis=0), len(kept))
+        everywhere = positive.copy()
+        everywhere[kept] = _unpack_row(np.bitwise_and.reduce(new_pos, axis=0), len(kept))
+        always_positive &= everywhere
+        crossings = crossings._replace(column=kept[crossings.column].astype(np.int32))
+        blocks.append(_Block(new, kept, positive, new_pos, new_neg, mine, crossings))
         still, also = (sweep.last_use[x] >= stop for x in (held, new))
         held = np.concatenate([held[still], new[also]])
         held_values = np.concatenate([held_values[still], values[also]])
 
-    active = np.flatnonzero((most > bound) & (least <= bound))
+    margin = bound.slack + bound.lipschitz * vertices.error.max()
+    bounds.give(stage, lowest - margin, highest + margin)
+    active = np.flatnonzero(ever_positive & ~always_positive)
     first_of_unit = np.searchsorted(knots.unit, knots.unit)
     piece = knots.base[knots.unit] + np.arange(len(knots.unit)) - first_of_unit
     base = knots.base.copy()
-    np.add.at(base, knots.unit[least > bound], 1)
-    zeros = sum(block.zeros for block in blocks)
-    offsets, column, where, fresh = _join_crossings(blocks, len(edges))
+    np.add.at(base, knots.unit[always_positive], 1)
+    offsets, crossings = _join_crossings(blocks, len(edges))
     pos, neg = _assemble(blocks, active, len(points), pool)
     position = np.empty(len(knots.unit), np.int32)
     position[active] = np.arange(len(active))
     return StageSigns(
-        knots.unit[active], piece[active], base, pos, neg,
-        offsets, position[column], where, fresh, zeros,
+        knots.unit[active], knots.value[active], piece[active], base, pos, neg,
+        offsets, position[crossings.column], *crossings[2:], decide.undecided,
     )  # fmt: skip
+
+
+class _Decisions:
+    """What float64 leaves open in one stage: settled by the arbiter, or counted."""
+
+    def __init__(self, arbiter: Arbiter, stage: int, columns: _Columns) -> None:
+        self.arbiter = arbiter
+        self.stage = stage
+        self.columns = columns
+        self.undecided = 0
+        self.waiting = 0
+        self._made: dict[tuple[int, int], int] = {}  # vertices that are held come several times
+
+    def found(self, held: int, new: int) -> None:
+        """Take note of how many values are in doubt."""
+        if self.arbiter.exact:
+            self.waiting = held + new
+        else:
+            self.undecided += new
+
+    def settle(
+        self,
+        kept: NDArray[np.int64],
+        names: NDArray[np.int64],
+        held: NDArray[np.float64],
+        values: NDArray[np.float64],
+        error: NDArray[np.float64],
+        pos: NDArray[np.uint64],
+        neg: NDArray[np.uint64],
+    ) -> None:
+        """Set the bits of the values that are waiting."""
+        chosen = self.columns.take(kept)[:4]
+        for block, first in ((held, 0), (values, len(held))):
+            row, column = np.empty((2, self.waiting), np.int64)
+            mine = error[first : first + len(block)]
+            n = _kernels.list_doubts(block, mine, *chosen, row, column)
+            row, column = row[:n] + first, column[:n]
+            keys = list(zip(names[row].tolist(), kept[column].tolist(), strict=True))
+            fresh = np.array([key not in self._made for key in keys], np.bool_)
+            which = kept[column[fresh]]
+            signs = self.arbiter.signs(
+                names[row[fresh]], self.stage, self.columns.unit[which], self.columns.value[which]
+            )
+            asked = [key for key, new in zip(keys, fresh.tolist(), strict=True) if new]
+            self._made.update(zip(asked, signs.tolist(), strict=True))
+            sign = np.array([self._made[key] for key in keys], np.int8)
+            bit = np.uint64(1) << (column & 63).astype(np.uint64)
+            for packed, wanted in ((pos, sign > 0), (neg, sign < 0)):
+                at = row[wanted], column[wanted] >> 6
+                np.bitwise_or.at(packed, at, bit[wanted])
+        self.waiting = 0
+
+    def order(
+        self, names: NDArray[np.int64], kept: NDArray[np.int64], crossing: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]] | None:
+        """Order the crossings of an edge exactly: order, places, which differ from the one before.
+
+        None if that is out of reach; the crossings in doubt then fall together.
+        """
+        if not self.arbiter.exact:
+            self.undecided += 1
+            return None
+        which = kept[crossing]
+        places = self.arbiter.places(
+            int(names[0]), int(names[1]), self.stage,
+            self.columns.unit[which], self.columns.value[which],
+        )  # fmt: skip
+        order = sorted(range(len(places)), key=places.__getitem__)
+        fresh = [i == 0 or places[order[i]] != places[order[i - 1]] for i in range(len(order))]
+        where = [float(Fraction(int(places[i].p), int(places[i].q))) for i in order]
+        return np.array(order), np.array(where), np.array(fresh)
+
+
+def _unpack_row(words: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
+    """Unpack a packed row of n flags."""
+    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:n].astype(np.bool_)
 
 
 class _Sweep(NamedTuple):
@@ -193,22 +313,30 @@ def _plan_sweep(points: NDArray[np.float64], edges: NDArray[np.int32], *, in_one
 def _pack(
     held: NDArray[np.float64],
     values: NDArray[np.float64],
-    columns: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
+    error: NDArray[np.float64],
+    columns: _Columns,
     pool: ThreadPoolExecutor,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
-    """Pack the signs of all rows; the values near zero are counted in the new rows only."""
-    words = (len(columns[0]) + 63) // 64
+    decide: _Decisions,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Pack the signs of all rows; what is in doubt is zero until it is settled."""
+    words = (len(columns.unit) + 63) // 64
     pos = np.empty((len(held) + len(values), words), np.uint64)
     neg = np.empty_like(pos)
     new_pos, new_neg = pos[len(held) :], neg[len(held) :]
-    _kernels.pack_signs(held, *columns, 0, len(held), pos, neg)
-    zeros = in_parallel(
+    of_held = _kernels.pack_signs(held, error[: len(held)], *columns, 0, len(held), pos, neg)
+    of_new = in_parallel(
         pool,
-        lambda a, b: _kernels.pack_signs(values, *columns, a, b, new_pos, new_neg),
+        lambda a, b: _kernels.pack_signs(
+            values, error[len(held) :], *columns, a, b, new_pos, new_neg
+        ),
         len(values),
-        nanoseconds=2 * len(columns[0]),
+        nanoseconds=2 * len(columns.unit),
     )
-    return pos, neg, sum(zeros)
+    decide.found(of_held, sum(of_new))
+    return pos, neg
+
+
+Order = Callable[[int, NDArray[np.int32]], tuple[NDArray, NDArray, NDArray] | None]
 
 
 def _cross(
@@ -217,10 +345,12 @@ def _cross(
     neg: NDArray[np.uint64],
     held: NDArray[np.float64],
     values: NDArray[np.float64],
-    columns: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
+    error: NDArray[np.float64],
+    columns: _Columns,
     pool: ThreadPoolExecutor,
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
-    """List the crossings of edges, given by the rows of their ends: count, column, where, fresh."""
+    exactly: Order,
+) -> _Crossings:
+    """List the crossings of edges, given by the rows of their ends."""
     count = np.empty(len(ends), np.int64)
     in_parallel(
         pool,
@@ -230,17 +360,26 @@ def _cross(
     )
     offsets = prefix(count)
     column = np.empty(offsets[-1], np.int32)
-    where = np.empty(offsets[-1], np.float64)
+    where, spread = np.empty((2, offsets[-1]), np.float64)
     fresh = np.empty(offsets[-1], np.bool_)
+    doubtful = np.empty(len(ends), np.bool_)
     in_parallel(
         pool,
         lambda a, b: _kernels.place_crossings(
-            ends, pos, neg, held, values, *columns, offsets, a, b, column, where, fresh
+            ends, pos, neg, held, values, error, *columns, offsets, a, b,
+            column, where, spread, fresh, doubtful,
         ),
         count + 1,
         nanoseconds=30 + 5 * pos.shape[1],
-    )
-    return count, column, where, fresh
+    )  # fmt: skip
+    for e in np.flatnonzero(doubtful).tolist():
+        span = slice(offsets[e], offsets[e + 1])
+        settled = exactly(e, column[span])
+        if settled is not None:
+            order, where[span], fresh[span] = settled
+            column[span] = column[span][order]
+            spread[span] = 2 * _kernels.EPS
+    return _Crossings(count, column, where, spread, fresh)
 
 
 def _extremes(
@@ -315,21 +454,20 @@ def _assemble(
     return pos, neg
 
 
-def _join_crossings(
-    blocks: list[_Block], n_edges: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
-    """Bring the crossings of all blocks into the order of the edges."""
+def _join_crossings(blocks: list[_Block], n_edges: int) -> tuple[NDArray[np.int64], _Crossings]:
+    """Bring the crossings of all blocks into the order of the edges; the offsets, and all else."""
     edge = np.concatenate([b.edges for b in blocks])
-    count = np.concatenate([b.count for b in blocks])
+    parts = [np.concatenate(x) for x in zip(*(b.crossings for b in blocks), strict=True)]
+    count = parts[0]
     per_edge = np.empty(n_edges, np.int64)
     per_edge[edge] = count
     offsets = prefix(per_edge)
     # crossing i of the concatenation belongs at offsets[its edge] + its place within the edge
     within = np.arange(offsets[-1]) - np.repeat(prefix(count)[:-1], count)
     target = np.repeat(offsets[edge], count) + within
-    joined = []
-    for name, dtype in (("column", np.int32), ("where", np.float64), ("fresh", np.bool_)):
-        out = np.empty(offsets[-1], dtype)
-        out[target] = np.concatenate([getattr(b, name) for b in blocks])
+    joined = [per_edge]
+    for part in parts[1:]:
+        out = np.empty_like(part)
+        out[target] = part
         joined.append(out)
-    return offsets, joined[0], joined[1], joined[2]
+    return offsets, _Crossings(*joined)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cpwl import _kernels
 from cpwl._arrays import pack_row, padded, prefix
 from cpwl._complex import Complex
+from cpwl._exact import Arbiter, Vertices
 from cpwl._merge import clear_lost, merge_intervals, merge_polygons, same_pattern
 from cpwl.network import Network
 
@@ -38,43 +39,53 @@ class Refined:
     bit_unit: NDArray[np.int32]
     bit_piece: NDArray[np.int64]
     base: NDArray[np.int32]
-    zeros: int
+    undecided: int
+    stages: int
+    needed: int = 0
 
 
 def cut_polygon(
-    corners: NDArray[np.float64], axis: int, lines: Sequence[float]
-) -> list[NDArray[np.float64]]:
+    corners: Vertices, axis: int, lines: Sequence[float], arbiter: Arbiter
+) -> list[Vertices]:
     """Cut a segment's ends or a convex polygon's corners into strips at increasing coordinates."""
-    if corners.shape[1] == 1:
-        ends = np.concatenate([corners[:1], np.reshape(lines, (-1, 1)), corners[1:]])
-        return [ends[k : k + 2] for k in range(len(ends) - 1)]
     strips = []
     rest = corners
     for line in lines:
-        strips.append(_half(rest, axis, line, -1))
-        rest = _half(rest, axis, line, 1)
+        strips.append(_half(rest, axis, line, -1, arbiter))
+        rest = _half(rest, axis, line, 1, arbiter)
     return [*strips, rest]
 
 
-def _half(corners: NDArray[np.float64], axis: int, line: float, sign: int) -> NDArray[np.float64]:
-    """Clip a convex polygon, no corner of which lies on the line, to one side of it."""
+def _half(corners: Vertices, axis: int, line: float, sign: int, arbiter: Arbiter) -> Vertices:
+    """Clip a segment or polygon, no corner of which lies on the line, to one side of it."""
     out = []
-    for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+    n = len(corners.points)
+    for i in range(n):
+        a = corners.points[i]
+        j = (i + 1) % n
         if sign * (a[axis] - line) > 0:
-            out.append(a)
-        if (a[axis] < line) != (b[axis] < line):
-            low, high = (a, b) if a[axis] < b[axis] else (b, a)  # the same point from both sides
-            x = low + (line - low[axis]) / (high[axis] - low[axis]) * (high - low)
+            out.append((a, corners.error[i], corners.names[i]))
+        if (a[axis] < line) != (corners.points[j, axis] < line) and (n > 2 or i == 0):
+            # the same point from both sides
+            low, high = (i, j) if a[axis] < corners.points[j, axis] else (j, i)
+            start, end = corners.points[[low, high]]
+            x = start + (line - start[axis]) / (end[axis] - start[axis]) * (end - start)
             x[axis] = line
-            out.append(x)
-    return np.array(out)
+            name = arbiter.add(
+                corners.names[None, [low, high]], -1 - axis, np.zeros(1, np.int64), np.array([line])
+            )
+            spread = 4 * max(corners.error[low], corners.error[high])
+            out.append((x, spread + 16 * _kernels.EPS * np.abs([start, end]).max(), name))
+    points, error, names = zip(*out, strict=True)
+    order = np.argsort(np.array(points)[:, 0]) if n == 2 else np.arange(len(points))
+    return Vertices(np.array(points)[order], np.array(error)[order], np.array(names)[order])
 
 
 def glue(
     tiles: list[Refined],
     axis: int,
     lines: Sequence[float],
-    corners: NDArray[np.float64],
+    corners: Vertices,
     network: Network,
     pool: ThreadPoolExecutor,
 ) -> Refined:
@@ -85,12 +96,12 @@ def glue(
     TilesDisagreeError
         Strips that do not match along a line.
     """
-    zeros = sum(tile.zeros for tile in tiles)
+    undecided = sum(tile.undecided for tile in tiles)
     broken = sum(tile.complex.broken for tile in tiles)
     bit_unit, bit_piece, base = _put_on_common_bits(tiles, network, pool)
     parts = [tile.complex for tile in tiles]
     tiles.clear()
-    if len(corners[0]) == 1:
+    if corners.points.shape[1] == 1:
         seam = np.cumsum([len(part.patterns) for part in parts[:-1]])
         joined = _join_intervals(parts)
         pairs = np.stack([seam - 1, seam], axis=1)
@@ -100,29 +111,30 @@ def glue(
     if not same_pattern(joined.patterns, *pairs.T).all():
         raise TilesDisagreeError
     joined = replace(joined, broken=broken)
-    if len(corners[0]) == 1:
+    if corners.points.shape[1] == 1:
         merged = merge_intervals(joined, seam)
     else:
-        fixed = np.zeros(len(joined.points), np.bool_)
-        for corner in corners:
-            fixed |= (joined.points == corner).all(axis=1)
+        fixed = np.isin(joined.names, corners.names)
         merged = merge_polygons(joined, seam, fixed)
-    return Refined(merged, bit_unit, bit_piece, base, zeros)
+    return Refined(merged, bit_unit, bit_piece, base, undecided, network.num_stages)
 
 
 def _join_intervals(parts: list[Complex]) -> Complex:
     """Put segments end to end."""
     patterns = np.concatenate([part.patterns for part in parts])
     cells = np.arange(len(patterns), dtype=np.int32)
-    inner = slice(1, None)
+
+    def ends(name: str) -> NDArray:
+        return np.concatenate([getattr(part, name)[k > 0 :] for k, part in enumerate(parts)])
+
     return replace(
         parts[0],
-        points=np.concatenate([parts[0].points, *(part.points[inner] for part in parts[1:])]),
+        points=ends("points"),
+        error=ends("error"),
+        names=ends("names"),
         patterns=patterns,
         edge_points=np.stack([cells, cells + 1], axis=1),
-        point_unit=np.concatenate(
-            [parts[0].point_unit, *(part.point_unit[inner] for part in parts[1:])]
-        ),
+        point_unit=ends("point_unit"),
     )
 
 
@@ -175,7 +187,10 @@ def _join_polygons(
     joined = replace(
         template,
         edge_cells=edge_cells,
-        points=gather("points", lambda k, x: x[points[k][1]]),
+        **{
+            name: gather(name, lambda k, x: x[points[k][1]])
+            for name in ("points", "error", "names")
+        },
         patterns=gather("patterns", lambda k, x: x),
         edge_points=gather("edge_points", lambda k, x: points[k][0][x[edges[k][1]]]),
         edge_unit=gather("edge_unit", lambda k, x: x[edges[k][1]]),

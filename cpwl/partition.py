@@ -13,8 +13,12 @@ from tqdm import tqdm
 
 from cpwl import _kernels
 from cpwl._arrays import Ragged
+from cpwl._complex import TooLargeError
+from cpwl._exact import Arbiter
+from cpwl._lattice import corners as lattice_corners
+from cpwl._lattice_refine import RefinedLattice, refine_lattice
 from cpwl._parallel import available_cores
-from cpwl._refine import Work, refine
+from cpwl._refine import Work, coarse, refine
 from cpwl._tiles import Refined
 from cpwl.domain import Domain
 from cpwl.network import Network
@@ -217,52 +221,62 @@ def subdivide(
         A 1-D or 2-D domain whose slice embeds into the network's input.
     memory : int, default 2 GiB
         Bytes that the work may take beyond the partition that is returned. Vertices are evaluated
-        in blocks that fit; a domain whose refinement does not fit is worked off in strips, which
-        are glued without a trace: no vertex is doubled and no cell is cut. Gluing takes about as
-        much again as the partition.
+        in blocks that fit; a 1-D or 2-D domain whose refinement does not fit is worked off in
+        strips, which are glued without a trace: no vertex is doubled and no cell is cut. Gluing
+        takes about as much again as the partition.
     progress : bool
         Show a progress bar over the network's stages on standard error.
 
     Returns
     -------
     Partition
-        ``status.complete`` tells whether every cell is there.
+        ``status.exact`` tells whether it is proven to be the network's partition, cell for cell.
+        If the memory does not suffice, ``status.complete`` is False, the cells are those of the
+        first ``status.stages`` stages, and ``status.needed`` says what the next one would take.
 
     Raises
     ------
     ValueError
-        The slice's latent shape is not the network's input shape, or the dimension is not 1 or 2.
+        The slice's latent shape is not the network's input shape.
     FloatingPointError
         The network overflows float64 on the domain.
-    MemoryError
-        `memory` does not even suffice for a small part of the domain.
 
     Notes
     -----
-    Stage by stage: a stage is affine on every cell of the stages before it, so its signs at the
-    vertices decide everything. Each edge is cut once, at the places that linear interpolation
+    *What is exact.* The network is a composition of affine operations and CPWL units. An affine
+    operation stands for the affine function with the float64 coefficients that it gives for unit
+    vectors: weights and biases, for a batch-norm its scale and shift, for a mean and for bilinear
+    interpolation their factors, each rounded to float64 once; a unit has float64 breakpoints and
+    slopes; the slice maps s to z0 + U s with float64 z0 and U. The cells of that function, in real
+    arithmetic, are what is returned, and every sign that decides about them is proven: float64
+    values carry a rigorous bound on their error (for rounding, in whatever order torch sums, and
+    for the place of the vertex), and where the bound leaves a sign open it is computed in rational
+    arithmetic from the definition of the vertex (``status.arbitrated`` counts these). Coordinates
+    are float64, those of ill-conditioned vertices correctly rounded.
+
+    Networks whose affine operations have more than 4 million coefficients, or one of which would be
+    a matrix of more than 67 million entries (large convolutions), are out of reach of rational
+    arithmetic. Their signs are those of float64; a value then counts as zero if it lies within 16
+    times the rounding error of its last layer, and ``status.undecided`` counts the values within
+    the rigorous bound, which are not proven (`Network.rounding_error` gives that bound).
+
+    *How.* Stage by stage: a stage is affine on every cell of the stages before it, so its signs at
+    the vertices decide everything. Each edge is cut once, at the places that linear interpolation
     between its ends gives; each cell is then cut on its own by the chords of the units that have
     corners on both sides. Where chords cross is decided combinatorially, from the order of their
     ends on the cell's boundary. Vertices are evaluated afresh at every stage, from their
     coordinates, so that errors do not build up along edges. The cost is one forward pass at the
     vertices of the last stage but one, and about a microsecond a cell; all cores are used.
-
-    The partition is that of the function as evaluated in float64. A value counts as zero if it lies
-    within twice the running bound on its rounding error, or within 16 times the part of that bound
-    that its last layer contributes, whichever is less (the bound itself grows with depth far beyond
-    the errors that are met).
     """
-    if domain.dim not in (1, 2):
-        raise ValueError(
-            f"Expected a domain of dimension 1 or 2, got {domain.dim}. "
-            "Take a slice: cpwl.Slice.through(z0, z1, z2).box(lo, hi)."
-        )
     latent_shape = domain.slice.latent_shape
     if latent_shape != network.input_shape:
         raise ValueError(
             f"Expected a domain in latents of shape {network.input_shape}, got {latent_shape}. "
             "Build the slice from latents of the network's input shape, without a batch axis."
         )
+
+    arbiter = Arbiter(network, domain)
+    corners = arbiter.corners()
 
     def embed(s: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(domain.slice.embed(s)))
@@ -279,16 +293,23 @@ def subdivide(
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
 
-        made = refine(Work(network, embed, memory, pool, report), domain.corners)
-    return _finish(network, domain, made)
+        work = Work(network, arbiter, domain.slice, embed, memory, pool, report)
+        if domain.dim > 2:
+            return _finish_lattice(network, domain, refine_lattice(work, domain), arbiter)
+        try:
+            made = refine(work, corners)
+        except TooLargeError:
+            made = coarse(work, corners)
+    return _finish(network, domain, made, arbiter)
 
 
-def _finish(network: Network, domain: Domain, made: Refined) -> Partition:
+def _finish(network: Network, domain: Domain, made: Refined, arbiter: Arbiter) -> Partition:
     """Name the complex's arrays as a partition does."""
     c = made.complex
+    complete = made.stages == network.num_stages and c.broken == 0
     status = Status(
-        complete=c.broken == 0, exact=False, arbitrated=0, undecided=made.zeros, broken=c.broken,
-        needed=0, stages=network.num_stages,
+        complete=complete, exact=complete and made.undecided == 0, arbitrated=arbiter.decided,
+        undecided=made.undecided, broken=c.broken, needed=made.needed, stages=made.stages,
     )  # fmt: skip
     meaning = ((), c.patterns, made.bit_unit, made.base, status)
     if domain.dim == 2:
@@ -304,4 +325,24 @@ def _finish(network: Network, domain: Domain, made: Refined) -> Partition:
     return Partition(
         network, domain, c.points, offsets, ends, offsets, ends.copy(), np.arange(n + 2),
         np.arange(n + 1, dtype=np.int32), np.stack([below, above], axis=1), c.point_unit, *meaning,
+    )  # fmt: skip
+
+
+def _finish_lattice(
+    network: Network, domain: Domain, made: RefinedLattice, arbiter: Arbiter
+) -> Partition:
+    """Name a lattice's arrays as a partition does."""
+    lattice = made.lattice
+    cells, cell_facets, facets, sides = lattice_corners(lattice)
+    complete = made.stages == network.num_stages and made.broken == 0
+    status = Status(
+        complete=complete, exact=complete and made.undecided == 0, arbitrated=arbiter.decided,
+        undecided=made.undecided, broken=made.broken, needed=made.needed, stages=made.stages,
+    )  # fmt: skip
+    unit = np.full(len(lattice.facet_bit), -1, np.int32)
+    inner = lattice.facet_bit >= 0
+    unit[inner] = made.bit_unit[lattice.facet_bit[inner]]
+    return Partition(
+        network, domain, lattice.points, *cells, *cell_facets, *facets, sides, unit,
+        lattice.faces[:-1], lattice.patterns, made.bit_unit, made.base, status,
     )  # fmt: skip
