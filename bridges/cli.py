@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PICTURES = (".png", ".pdf", ".svg")
 _SURFACES = (".ply", ".glb")
 _PROOF = ".json"
-_SUFFIXES = (*_PICTURES, ".parquet", *_SURFACES, ".npz", _PROOF)
+_SUFFIXES = (*_PICTURES, ".gif", ".parquet", *_SURFACES, ".npz", _PROOF)
 _COLORS = ("psi", "nu", "condition", "rank", "volume", "image_volume", "none")
 
 _PATH = click.Path(path_type=Path)
@@ -127,6 +127,9 @@ def partition(
     memory: float,
 ) -> None:
     """Enumerate a slice of a model; write pictures, tables, surfaces or the partition.
+
+    In three dimensions a picture shows the cells cut open and pulled apart, and a .gif a plane that
+    sweeps through them.
 
     MODEL is an .onnx file, or a .pt2 file from torch.export. The slice goes through given latents
     (--through), or is --origin plus multiples of --basis; a model of one to six inputs needs none.
@@ -350,14 +353,22 @@ def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
         export.write_geoparquet(partition, path)
     elif path.suffix in _SURFACES:
         export.write_mesh(partition, path, "psi" if color == "none" else color)
+    elif path.suffix == ".gif":
+        color = "psi" if color == "none" else color
+        plot.sweep(partition, path, values=color, progress=sys.stderr.isatty())
     else:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 6.4), layout="constrained")
-        axes = figure.add_subplot()
-        plot.partition(partition, None if color == "none" else color, ax=axes)
-        if partition.domain.slice.anchors is not None:
-            plot.mark(axes, partition.domain.slice.anchors)
+        values = None if color == "none" else color
+        if partition.dim == 3:
+            axes = figure.add_subplot(projection="3d", computed_zorder=False)
+            plot.cells3d(partition, values, ax=axes)
+        else:
+            axes = figure.add_subplot()
+            plot.partition(partition, values, ax=axes)
+            if partition.domain.slice.anchors is not None:
+                plot.mark(axes, partition.domain.slice.anchors)
         with atomic_path(path) as part:
             figure.savefig(part, dpi=150, bbox_inches="tight")  # a legend may stick out
 

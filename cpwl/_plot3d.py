@@ -35,7 +35,7 @@ def cells3d(
     values: str | ArrayLike | None = "psi",
     *,
     cut: str | Sequence[tuple[ArrayLike, float]] | None = "corner",
-    explode: float = 0.3,
+    explode: float = 0.15,
     ax: Axes | None = None,
     cmap: str = "viridis",
     limits: tuple[float, float] | None = None,
@@ -85,7 +85,7 @@ def cells3d(
     if not (np.isfinite(explode) and explode >= 0):
         raise ValueError(
             f"Expected explode as a number >= 0, got {explode}. "
-            "0 leaves the cells in place, 0.3 moves them by 0.3 of their distance from the middle."
+            "0 leaves the cells in place, 0.15 moves them by that part of their distance to the middle."
         )
     planes = read_cut(partition, cut)
     data, name = _drawing.resolve(partition, values)

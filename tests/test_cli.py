@@ -8,11 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import cpwl
 from bridges import cli
 from bridges.toys import random_mlp
+from cpwl import plot
 
 
 def _save(module, shape, path):
@@ -29,6 +31,7 @@ def folder(tmp_path_factory):
     _save(random_mlp((2, 8, 8, 3)), (2,), folder / "plane.pt2")
     _save(nn.Sequential(random_mlp((5, 8, 3)), nn.Tanh()), (5,), folder / "tanh.pt2")
     _save(random_mlp((7, 4, 2)), (7,), folder / "wide.pt2")
+    _save(random_mlp((3, 5, 3)), (3,), folder / "space.pt2")
     latents = np.random.default_rng(0).normal(size=(3, 5))
     np.save(folder / "three.npy", latents)
     np.save(folder / "two.npy", latents[:2])
@@ -103,6 +106,20 @@ def test_partition_writes_every_format(run, tmp_path):
     assert partition.domain.volume == 16
 
 
+def test_a_partition_of_space_is_drawn_as_solids_and_as_a_sweep(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(plot.sweep.__kwdefaults__, "frames", 3)
+    status, out, err = run("partition @space.pt2 --box -2 2 -o a.png -o a.gif --color nu")
+    assert (status, err) == (0, "")
+    assert "vertices in 3-D, complete" in out
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 3
+    with Image.open(tmp_path / "a.png") as image:
+        assert min(image.size) > 800
+    status, _, err = run("partition @plane.pt2 --box -2 2 -o b.gif")
+    assert (status, (tmp_path / "b.gif").exists()) == (2, False)
+    assert "Expected a partition of dimension 3, got 2" in err
+
+
 @pytest.mark.parametrize(
     ("slicing", "corners"),
     [
@@ -157,7 +174,7 @@ def test_interruption_is_one_line(run, monkeypatch, tmp_path):
 BAD = {
     "frob": "No such command 'frob'",
     "partition @plane.pt2 --box 0 1": "Missing option '-o'",
-    "partition @plane.pt2 --box 0 1 -o a.foo": "an output ending in .png, .pdf, .svg, .parquet",
+    "partition @plane.pt2 --box 0 1 -o a.foo": "an output ending in .png, .pdf, .svg, .gif,",
     "partition @plane.pt2 --box 0 1 -o no/a.png": "an existing folder for 'no/a.png'",
     "partition @plane.pt2 --box 0 1 -o a.png --color red": "'red' is not one of 'psi', 'nu'",
     "partition @plane.pt2 --box 0 1 -o a.png --memory 0": "0 is not in the range x>0",
