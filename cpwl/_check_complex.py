@@ -1,5 +1,7 @@
 """Checks of a partition's arrays alone: incidence, shapes, boundary and patterns, all complete.
 
+What only holds for polygons and intervals; `_check_faces` has its counterpart for P >= 3.
+
 Runs of cells or facets are worked on at a time, so that memory stays at a few bytes a cell.
 """
 
@@ -40,26 +42,37 @@ def _next(offsets: Ints) -> Ints:
 def indices_fit(partition: Partition, log: Log) -> bool:
     """Check shapes and index ranges, on which all other checks rely."""
     p = partition
-    points, facets, cells = len(p.points), len(p.facet_points), p.num_cells
-    sizes = np.diff(p.cell_offsets)
-    least = 3 if p.dim == 2 else 2
-    most = len(p.cell_corners) if p.dim == 2 else 2
-    log.add("cells have corners", "cell", cells, np.flatnonzero((sizes < least) | (sizes > most)))
+    points, facets, cells, dim = len(p.points), p.num_facets, p.num_cells, p.dim
     outside = np.flatnonzero(~np.isfinite(p.points).all(axis=1))
     log.add("points are finite", "point", points, outside)
-    wrong = (p.facet_points < 0).any(1) | (p.facet_points >= points).any(1)
-    wrong |= (p.facet_cells < -1).any(1) | (p.facet_cells >= cells).any(1)
-    wrong |= (p.facet_unit < -1) | (p.facet_unit >= len(p.unit_base))
-    log.add(
-        "facets name points, cells and units that exist", "facet", facets, np.flatnonzero(wrong)
+    wrong = np.union1d(
+        _bad_rows(p.cell_offsets, p.cell_corners, dim + 1, points),
+        _bad_rows(p.cell_facet_offsets, p.cell_facets, dim + 1, facets),
     )
-    lengths = {len(p.cell_corners), len(p.cell_facets), int(p.cell_offsets[-1])}
-    wrong = np.array([0] if len(lengths) > 1 or p.cell_offsets[0] != 0 else [], np.int64)
-    if not len(wrong):
-        bad = (p.cell_corners < 0) | (p.cell_corners >= points)
-        bad |= (p.cell_facets < 0) | (p.cell_facets >= facets)
-        wrong = np.flatnonzero(bad)
-    log.add("corners name points and facets that exist", "corner", len(p.cell_corners), wrong)
+    same = np.array_equal(p.cell_offsets, p.cell_facet_offsets) and (
+        dim == 2 or (np.diff(p.cell_offsets) == 2).all()
+    )
+    if dim <= 2 and not same:
+        wrong = np.union1d(wrong, [0])
+    log.add("cells name corners and facets that exist", "cell", cells, wrong)
+    wrong = _bad_rows(p.facet_offsets, p.facet_corners, dim, points)
+    if dim <= 2 and not (np.diff(p.facet_offsets) == dim).all():
+        wrong = np.union1d(wrong, [0])
+    if not len(p.facet_cells) == len(p.facet_unit) == facets:
+        wrong = np.union1d(wrong, [0])
+    else:
+        bad = (p.facet_cells < -1).any(1) | (p.facet_cells >= cells).any(1)
+        bad |= (p.facet_unit < -1) | (p.facet_unit >= len(p.unit_base))
+        wrong = np.union1d(wrong, np.flatnonzero(bad))
+    log.add("facets name points, cells and units that exist", "facet", facets, wrong)
+    if dim > 2:
+        below, missing = points, int(len(p.skeleton) != dim - 1)
+        for k, (offsets, items) in enumerate(p.skeleton, 1):
+            missing += len(_bad_rows(offsets, items, k + 1, below))
+            missing += int(k == 1 and len(items) != 2 * (len(offsets) - 1))
+            below = len(offsets) - 1
+        missing += int(below != facets)
+        log.add("faces name faces that exist", "skeleton", dim - 1, np.zeros(missing, np.int64))
     lengths = {len(p.patterns), cells}, {64 * p.patterns.shape[1], len(p.bit_unit)}
     wrong = np.flatnonzero([len(pair) > 1 for pair in lengths])
     log.add("every cell has a pattern, every bit a unit", "array", 2, wrong)
@@ -68,10 +81,20 @@ def indices_fit(partition: Partition, log: Log) -> bool:
     return not any(one.failures for one in log.findings[:-1])
 
 
+def _bad_rows(offsets: Ints, items: NDArray, least: int, high: int) -> Ints:
+    """Return the rows that are too short or have items outside 0..high - 1."""
+    if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+        return np.zeros(1, np.int64)
+    bad = np.diff(offsets) < least
+    outside = np.flatnonzero((items < 0) | (items >= high))
+    bad[np.searchsorted(offsets, outside, side="right") - 1] = True
+    return np.flatnonzero(bad)
+
+
 def check_incidence(partition: Partition, log: Log) -> int:
     """Check that loops and facets name one another, once, with opposite orientations."""
     p = partition
-    facets = len(p.facet_points)
+    facets = p.num_facets
     seen = np.zeros(2 * facets, np.uint8)  # how often side 0 or 1 of each facet is in a loop
     used = np.zeros(len(p.points), np.bool_)
     wrong = []
@@ -98,13 +121,7 @@ def check_incidence(partition: Partition, log: Log) -> int:
     expected = (p.facet_cells >= 0).reshape(-1)
     unmatched = np.unique(np.flatnonzero(seen != expected) // 2)
     log.add("each side of a facet is in one loop", "facet", facets, unmatched)
-    sides = p.facet_cells >= 0
-    same = sides.all(1) & (p.facet_cells[:, 0] == p.facet_cells[:, 1])
-    wrong_sides = ~sides.any(1) | same | (sides.all(1) == (p.facet_unit < 0))
-    log.add(
-        "facets have two cells and a unit, or bound the domain",
-        "facet", facets, np.flatnonzero(wrong_sides),
-    )  # fmt: skip
+    check_sides(p, log)
     log.add("points are corners", "point", len(p.points), np.flatnonzero(~used))
     euler = len(p.points) - p.num_cells
     if p.dim == 2:
@@ -113,7 +130,16 @@ def check_incidence(partition: Partition, log: Log) -> int:
     return euler
 
 
-def _rounding(partition: Partition, tolerances: Tolerances) -> float:
+def check_sides(partition: Partition, log: Log) -> None:
+    """Check that facets have two different cells and a unit, or one cell and none."""
+    sides = partition.facet_cells >= 0
+    same = sides.all(1) & (partition.facet_cells[:, 0] == partition.facet_cells[:, 1])
+    wrong = np.flatnonzero(~sides.any(1) | same | (sides.all(1) == (partition.facet_unit < 0)))
+    name = "facets have two cells and a unit, or bound the domain"
+    log.add(name, "facet", partition.num_facets, wrong)
+
+
+def rounding(partition: Partition, tolerances: Tolerances) -> float:
     """How far rounding may move a point."""
     return tolerances.geometry * EPS * max(float(np.abs(partition.points).max()), 1e-300)
 
@@ -122,7 +148,7 @@ def check_shapes(
     partition: Partition, log: Log, tolerances: Tolerances
 ) -> tuple[float, float, int]:
     """Check that cells are convex and anticlockwise; return volume error, smallest, flat cells."""
-    p, off = partition, _rounding(partition, tolerances)
+    p, off = partition, rounding(partition, tolerances)
     total, smallest, flat = 0.0, math.inf, 0
     negative, dented = [], []
     for first, offsets, corners in _cell_chunks(p):
@@ -163,7 +189,7 @@ def _cross(a: Floats, b: Floats) -> Floats:
 
 def check_boundary(partition: Partition, log: Log, tolerances: Tolerances) -> None:
     """Check that the outer facets lie on the domain's sides and cover them once."""
-    p, off = partition, _rounding(partition, tolerances)
+    p, off = partition, rounding(partition, tolerances)
     outer = np.flatnonzero((p.facet_cells < 0).any(1))
     corners = p.domain.corners
     if p.dim == 1:
@@ -226,7 +252,8 @@ def check_differences(partition: Partition, log: Log) -> Differences:
     for first in range(0, len(inner), _FACETS_AT_ONCE):
         facet = inner[first : first + _FACETS_AT_ONCE]
         left, right = p.facet_cells[facet].T
-        row, unit = _set_bits(p.patterns[left] ^ p.patterns[right], p.bit_unit)
+        changed = p.patterns[left] ^ p.patterns[right]
+        row, unit = set_bits(changed, p.bit_unit)
         own = unit == p.facet_unit[facet[row]]
         moves = np.bincount(row[own], minlength=len(facet))
         padding = np.bincount(row[unit < 0], minlength=len(facet))
@@ -244,7 +271,7 @@ def check_differences(partition: Partition, log: Log) -> Differences:
     return Differences(np.concatenate(nothing + facets), np.concatenate(nothing + units))
 
 
-def _set_bits(words: NDArray[np.uint64], bit_unit: NDArray[np.int32]) -> tuple[Ints, Ints]:
+def set_bits(words: NDArray[np.uint64], bit_unit: NDArray[np.int32]) -> tuple[Ints, Ints]:
     """Return (row, unit) of every set bit of packed rows."""
     row, word = np.nonzero(words)
     little = words[row, word].astype("<u8")[:, None].view(np.uint8)

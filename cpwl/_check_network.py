@@ -81,9 +81,9 @@ def check_knots(
 def _knot_distance(
     partition: Partition, stage: int, facets: Ints, units: Ints, lower: NDArray[np.int32]
 ) -> Floats:
-    """Distance of units (n,) from the breakpoint above piece `lower` at the ends of facets (n,)."""
+    """Distance of units (n,) from the breakpoint above piece `lower` on facets (n,), at corners."""
     network = _network(partition)
-    ends = partition.facet_points[facets]
+    ends = _facet_corners(partition, facets)
     z = _latents(partition, partition.points[ends.reshape(-1)])
     before = network.preactivations(z, stage).numpy()
     bound = np.maximum(_rounding(partition, z, stage), 1e-300)
@@ -103,14 +103,23 @@ def _knot_distance(
     return off
 
 
+def _facet_corners(partition: Partition, facets: Ints) -> Ints:
+    """Return the corners of facets (n, k), the shorter rows filled up with their first corner."""
+    offsets = partition.facet_offsets
+    sizes = offsets[facets + 1] - offsets[facets]
+    place = np.arange(int(sizes.max(initial=1)))
+    place = offsets[facets][:, None] + np.where(place < sizes[:, None], place, 0)
+    return partition.facet_corners[place].astype(np.int64)
+
+
 def check_continuity(partition: Partition, facets: Ints, log: Log, tolerances: Tolerances) -> float:
-    """Check that the maps on both sides of a facet agree at its ends; return the worst error."""
+    """Check that the maps on both sides of a facet agree at its corners; return the worst error."""
     outputs = int(np.prod(_network(partition).output_shape, dtype=np.int64))
     errors, scales = [np.empty(0)], [np.empty(0)]
     for rows in _runs(len(facets), 48 * outputs * (partition.dim + 1)):
         mine = facets[rows]
         cells = partition.facet_cells[mine].astype(np.int64)
-        ends = np.repeat(partition.points[partition.facet_points[mine]], 2, axis=0)
+        ends = np.repeat(partition.points[_facet_corners(partition, mine)], 2, axis=0)
         value, scale = _evaluate_maps(partition, cells.reshape(-1), ends)
         value = value.reshape(len(mine), 2, -1)
         errors.append(np.abs(value[:, 0] - value[:, 1]).max(axis=-1, initial=0.0))

@@ -226,7 +226,7 @@ def test_indices_out_of_range_end_the_check(plane) -> None:
     report = cpwl.check(bad)
     assert not report.ok
     assert np.isnan(report.volume_error)
-    with pytest.raises(PartitionError, match="corners name points and facets that exist"):
+    with pytest.raises(PartitionError, match="cells name corners and facets that exist"):
         report.require()
     for name, index in (("facet_corners", 0), ("facet_cells", (0, 0)), ("facet_unit", 0)):
         bad = edited(plane, name, index, 1 << 20)
