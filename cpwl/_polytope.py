@@ -149,7 +149,7 @@ def volume(corners: Points, sides: Sides) -> float:
 
     The sum over the simplices of a pulling triangulation, each a determinant of whole numbers over
     the product of its corners' denominators. The common denominator of them all may have 1e5
-    digits; so the terms are cut off after some binary places, unless that makes a difference.
+    digits; so the terms are cut off after 128 binary places, unless that makes a difference.
     """
     rows = [whole((Fraction(1), *point)) for point in corners]
     table = [[fmpz(x) for x in row] for row in rows]
@@ -159,13 +159,13 @@ def volume(corners: Points, sides: Sides) -> float:
         size = abs(int(fmpz_mat([table[i] for i in simplex]).det()))
         terms.append((size, math.factorial(dim) * math.prod(rows[i][0] for i in simplex)))
     magnitude = max(size.bit_length() - scale.bit_length() for size, scale in terms)
-    for places in (128 - magnitude, 2048 - magnitude):
-        parts = [divmod(size << max(places, 0), scale << max(-places, 0)) for size, scale in terms]
-        low = sum(part for part, _ in parts)
-        high = low + sum(rest > 0 for _, rest in parts)
-        ends = [_nearest(Fraction(end) / Fraction(2) ** places) for end in (low, high)]
-        if ends[0] == ends[1]:
-            return ends[0]
+    places = 128 - magnitude
+    parts = [divmod(size << max(places, 0), scale << max(-places, 0)) for size, scale in terms]
+    low = sum(part for part, _ in parts)
+    high = low + sum(rest > 0 for _, rest in parts)
+    ends = [_nearest(Fraction(end) / Fraction(2) ** places) for end in (low, high)]
+    if ends[0] == ends[1]:
+        return ends[0]
     return _nearest(sum((Fraction(*term) for term in terms), Fraction(0)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -77,6 +78,30 @@ def test_slice_through_three_latents_puts_them_at_known_coordinates(shape):
     assert plane.anchors[1, 1] == 0
     assert plane.anchors[1, 0] > 0
     assert plane.anchors[2, 1] > 0
+
+
+@pytest.mark.parametrize("dim", range(1, 7))
+def test_slice_through_latents_has_an_axis_for_each_but_the_first(dim):
+    z = np.random.default_rng(dim).normal(size=(dim + 1, 3, 4))
+    space = cpwl.Slice.through(*z)
+    flat = space.basis.reshape(dim, -1)
+    np.testing.assert_allclose(flat @ flat.T, np.eye(dim), atol=1e-14)
+    anchors = space.anchors
+    assert anchors is not None
+    np.testing.assert_array_equal(np.triu(anchors), 0)
+    assert np.all(np.diagonal(anchors, -1) > 0)
+    np.testing.assert_allclose(space.embed(anchors), z, atol=1e-12)
+    volume = np.prod(np.diagonal(anchors, -1)) / math.factorial(dim)
+    assert space.simplex(anchors).volume == pytest.approx(volume, rel=1e-13)
+
+
+def test_corners_are_exact_and_on_two_sides_each():
+    domain = cpwl.polygon(np.array(SQUARE) / 10)
+    tenth = Fraction(0.1)
+    assert domain.exact_corners == ((0, 0), (tenth, 0), (tenth, tenth), (0, tenth))
+    assert domain.sides == ((0, 1), (1, 2), (2, 3), (0, 3))
+    interval = cpwl.segment([0, 0], [3, 4])
+    assert (interval.exact_corners, interval.sides) == (((0,), (5,)), ((0,), (1,)))
 
 
 def test_nearly_collinear_latents_still_give_an_orthonormal_basis():
@@ -200,6 +225,14 @@ BAD = {
     "collinear up to rounding": (
         lambda: cpwl.Slice.through([0.1, 0.2], [0.4, 0.7], [0.1 + 0.3 / 7, 0.2 + 0.5 / 7]),
         r"z2 on the line through z0 and z1",
+    ),
+    "four latents of a plane": (
+        lambda: cpwl.Slice.through(*np.eye(3), [0.5, 0.25, 0.25]),
+        r"4 latents that span 3 dimensions, got z3 in the 2-dimensional span of those before it\.",
+    ),
+    "eight latents": (
+        lambda: cpwl.Slice.through(*np.eye(8)),
+        r"dimension 1 to 6, got 7\. The number of cells",
     ),
     "equal anchors": (
         lambda: cpwl.Slice.through([1, 2], [1, 2], [3, 4]),
