@@ -50,6 +50,10 @@ def require_arrays(p: Partition) -> None:
         bad = np.flatnonzero((items < 0) | (items >= count))
         if len(bad):
             _fail(int(owner[bad[0]]), f"{name} below {count}", f"{items[bad[0]]}")
+    lost = np.flatnonzero(~np.isfinite(p.points[p.cell_corners]).all(axis=1))
+    if len(lost):
+        vertex = p.cell_corners[lost[0]]
+        _fail(int(owner[lost[0]]), f"vertex {vertex} to be finite", f"{p.points[vertex].tolist()}")
     units = len(p.unit_base)
     for name, items, low, high in (
         ("facet_corners", p.facet_corners, 0, len(p.points)),
@@ -100,6 +104,13 @@ def require_incidence(p: Partition, network: ExactNetwork) -> None:
             named = describe(network, int(p.facet_unit[at]))
             _fail(cell, f"a neighbour across facet {at}, a knot of {named}", "no cell there")
         _fail(cell, f"the boundary of the domain at facet {at}, which has no unit", "two cells")
+
+
+def require_corners(p: Partition) -> None:
+    """Require every vertex to be a corner of a cell."""
+    used = np.bincount(p.cell_corners, minlength=len(p.points))
+    if not used.all():
+        _fail(None, "vertices that are corners of cells", f"vertex {np.argmin(used)} of none")
 
 
 def _columns(p: Partition, owner: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ from cpwl.storage import atomic_path
 FORMAT = "cpwl proof 1"
 
 _LARGEST = 2**30  # bytes of a file that is read
+_MOST_PIECES = 2**30
 _LONGEST = 4096  # hexadecimal digits of a numerator or denominator
 
 
@@ -222,23 +223,25 @@ def _pack(offsets: NDArray[np.int32], bits: list[int]) -> bytes:
 
 
 def _read_pieces(stored: dict[str, Any], cells: int, units: int) -> NDArray[np.int32]:
-    lowest = np.array([_signed(value) for value in stored["lowest"]], np.int64)
-    bits = plain.integers(stored["bits"]).tolist()
-    if not len(lowest) == len(bits) == units or max(bits, default=0) > 31:
+    lowest, bits = [_signed(value) for value in stored["lowest"]], stored["bits"]
+    bits = plain.integers(bits).tolist()
+    fits = len(lowest) == len(bits) == units
+    if not fits or any(low + 2 ** min(n, 32) > 2**31 for low, n in zip(lowest, bits, strict=True)):
         raise ValueError(f"patterns that are not of {units} units")
+    if cells * units > _MOST_PIECES:
+        raise ValueError(f"{cells:,} patterns of {units:,} units")
     packed = np.frombuffer(base64.b64decode(stored["packed"], validate=True), np.uint8)
     total = cells * sum(bits)
     if len(packed) != -(-total // 8):
         raise ValueError(f"{len(packed)} bytes of patterns for {total} bits")
     table = np.unpackbits(packed, count=total, bitorder="little").reshape(cells, sum(bits))
-    pieces = np.repeat(lowest[None], cells, axis=0)
+    pieces = np.repeat(np.array(lowest, np.int32)[None], cells, axis=0)
     start = 0
-    for j, width in enumerate(bits):
-        pieces[:, j] += table[:, start : start + width].astype(np.int64) @ (1 << np.arange(width))
+    for unit, width in enumerate(bits):
+        for k in range(width):
+            pieces[:, unit] += table[:, start + k].astype(np.int32) << k
         start += width
-    if pieces.size and np.abs(pieces).max() >= 2**31:
-        raise ValueError("pieces of more than 31 bits")
-    return pieces.astype(np.int32)
+    return pieces
 
 
 def _signed(value: Any) -> int:

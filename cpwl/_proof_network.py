@@ -26,11 +26,11 @@ class CertificateError(ValueError):
 
     def __init__(self, cell: int | None, expected: str, got: str, remedy: str = "") -> None:
         self.cell = cell
-        start = "" if cell is None else f"cell {cell}: "
+        start = "Expected" if cell is None else f"cell {cell}: expected"
         remedy = remedy or (
             "Subdivide and certify again; if this stays, please report network and domain."
         )
-        super().__init__(f"{start}expected {expected}, got {got}. {remedy}")
+        super().__init__(f"{start} {expected}, got {got}. {remedy}")
 
 
 class Matrix(NamedTuple):
@@ -258,6 +258,8 @@ def from_plain(plain: dict[str, Any]) -> Step:
     if kind == "affine":
         parts = tuple(_part(part) for part in plain["parts"])
         return Affine(parts, floats(plain["offset"]))
+    if kind not in ("pieces", "wave", "contest"):
+        raise ValueError(f"a step of kind {str(kind)[:40]!r}")
     source = integer(plain["source"])
     if kind == "pieces":
         tables = [
@@ -270,10 +272,8 @@ def from_plain(plain: dict[str, Any]) -> Step:
     if kind == "wave":
         numbers = floats([plain[name] for name in _WAVE]).tolist()
         return Wave(source, integer(plain["first_unit"]), integer(plain["size"]), *numbers)
-    if kind == "contest":
-        lists = [integers(plain[name]) for name in ("units", "left", "right", "outputs")]
-        return Contest(source, *lists, largest=bool(plain["largest"]))
-    raise ValueError(f"a step of kind {kind!r}")
+    lists = [integers(plain[name]) for name in ("units", "left", "right", "outputs")]
+    return Contest(source, *lists, largest=bool(plain["largest"]))
 
 
 def _part(plain: dict[str, Any]) -> Part:

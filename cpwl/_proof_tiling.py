@@ -126,6 +126,8 @@ def _lexicographic(pieces: NDArray[np.integer]) -> tuple[NDArray[np.int64], list
 
 def meet(cell: int, bounds: list[Bound], chosen: Sequence[int], dim: int) -> list[Point]:
     """Corners of a cell: corner i lies on sides i and i + 1 (1-D: on side i)."""
+    if not all(0 <= i < len(bounds) for i in chosen):
+        raise CertificateError(cell, f"sides below {len(bounds)}", f"{max(chosen)}")
     if dim == 1:
         if len(chosen) != 2:
             raise CertificateError(cell, "two ends", f"{len(chosen)}")

@@ -14,7 +14,7 @@ from fractions import Fraction
 from os import PathLike
 
 from cpwl import _proof_file as file
-from cpwl._proof_arrays import require_arrays, require_incidence, unpack
+from cpwl._proof_arrays import require_arrays, require_corners, require_incidence, unpack
 from cpwl._proof_cells import Cell, ExactDomain
 from cpwl._proof_claims import ROUNDING, Claims
 from cpwl._proof_file import Proof
@@ -72,7 +72,7 @@ class Certificate:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the proof as JSON, whole or not at all; `verify` proves it again from that file.
 
-        About 30 bytes a cell, and 20 for each coefficient of the network.
+        About 15 bytes a cell and 0.17 more for each unit, and 20 for each coefficient.
 
         Raises
         ------
@@ -125,7 +125,7 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
     separates the two cells that it names, along the whole of it, and lies on a knot of its unit;
     each vertex is within `ROUNDING` times the largest coordinate of the domain of the exact point.
 
-    Takes a millisecond a cell for 2-20-20-20-3.
+    Takes 0.3 ms a cell for 2-20-20-20-3 and 0.6 ms for 2-64-64-64-3, on one core.
     """
     start = time.perf_counter()
     if partition.dim not in (1, 2):
@@ -157,7 +157,7 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
         claims.visit(number, cell, found)
 
     proven = prove(network, domain, pieces, claims.choose, visit, progress=progress)
-    claims.finish()
+    require_corners(partition)
     proof = Proof(network, domain, pieces, tuple(sides))
     return _certificate(proof, proven, claims.largest, start)
 
