@@ -54,10 +54,22 @@ class Bounds:
         Lipschitz constants are with respect to its coordinates.
     corners : (M, P)
         Corners of the domain.
+
+    Attributes
+    ----------
+    margin : float
+        The bounds hold within this distance of the domain, and there also for the affine function
+        that a unit is on a cell.
+    unit_slack, unit_lipschitz : (num_units,)
+        Those of the stages that were asked for.
     """
 
     def __init__(self, network: Network, slice: Slice, corners: NDArray[np.float64]) -> None:
         self._network = network
+        self.slice = slice
+        self.margin = 1e-3 * float(np.ptp(corners, axis=0).max())
+        self.unit_slack = np.full(network.num_units, np.inf)
+        self.unit_lipschitz = np.full(network.num_units, np.inf)
         program = network.program
         self._low = np.full(network.num_units, -np.inf)
         self._high = np.full(network.num_units, np.inf)
@@ -66,7 +78,8 @@ class Bounds:
         self._fresh.magnitudes = self._analysis.magnitudes
         shape = program.steps[0].single
         basis = slice.basis.reshape(slice.dim, -1)
-        size = np.abs(basis).T @ np.abs(corners).max(axis=0) + np.abs(slice.origin.reshape(-1))
+        far = np.abs(corners).max(axis=0) + self.margin
+        size = np.abs(basis).T @ far + np.abs(slice.origin.reshape(-1))
         self._analysis.magnitudes[0] = torch.from_numpy(size * _UP).reshape(shape)
         if not _is_identity(slice):
             rounding = torch.from_numpy(size * gamma(slice.dim + 1)).reshape(shape)
@@ -85,13 +98,19 @@ class Bounds:
                     self._step(index, program.steps[index])
             slack = self._analysis.of_stage(stage, []).numpy() * _UP + 2.0**-1000
             fresh = self._fresh.of_stage(stage, []).numpy() + 2.0**-1000
-            return StageBounds(slack, self._slopes.of_stage(stage) * _UP, fresh)
+        lipschitz = self._slopes.of_stage(stage) * _UP + 2.0**-1000
+        first = int(self._network.stage_offsets[stage])
+        self.unit_slack[first : first + len(slack)] = slack
+        self.unit_lipschitz[first : first + len(slack)] = lipschitz
+        return StageBounds(slack, lipschitz, fresh)
 
     def give(self, stage: int, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
         """Take note of the range (n_stage,) of a stage's units over the domain."""
         first = int(self._network.stage_offsets[stage])
-        self._low[first : first + len(low)] = low
-        self._high[first : first + len(high)] = high
+        span = slice(first, first + len(low))
+        reach = self.margin * self.unit_lipschitz[span]
+        self._low[span] = low - reach
+        self._high[span] = high + reach
 
     def _step(self, index: int, step: Step) -> None:
         """Bound magnitude, error and slope of one step's value."""

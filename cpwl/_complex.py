@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 
 from cpwl import _kernels
 from cpwl._arrays import prefix
+from cpwl._bounds import Bounds
 from cpwl._exact import Arbiter, Vertices
 from cpwl._parallel import in_parallel
+from cpwl._residuals import residual_errors
 from cpwl._signs import StageSigns
+from cpwl.network import Network
+
+# Vertices whose place on their edge rounding leaves open by more than this share of the domain's
+# extent are computed exactly, so that their coordinates are good ones.
+_BLURRED = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +37,7 @@ class Complex:
     patterns: NDArray[np.uint64]  # (C, W) packed bits of the stages so far
     edge_points: NDArray[np.int32]  # (E, 2)
     edge_cells: NDArray[np.int32]  # (E, 2) left and right of the edge, -1 outside
-    edge_unit: NDArray[np.int32]  # (E,) unit whose knot the edge lies on, -1 on the boundary
+    edge_unit: NDArray[np.int32]  # (E,) unit whose knot the edge lies on, -1 - i on side i
     cell_offsets: NDArray[np.int64]  # (C + 1,)
     cell_corners: NDArray[np.int32]  # (N,) anticlockwise
     cell_edges: NDArray[np.int32]  # (N,) edge from each corner to the next
@@ -68,7 +75,7 @@ def whole(corners: Vertices) -> Complex:
     return Complex(
         *corners, patterns, np.stack([ring, np.roll(ring, -1)], axis=1),
         np.stack([np.zeros(n, np.int32), np.full(n, -1, np.int32)], axis=1),
-        np.full(n, -1, np.int32), np.array([0, n]), ring, ring, nothing,
+        -1 - ring, np.array([0, n]), ring, ring, nothing,
     )  # fmt: skip
 
 
@@ -126,18 +133,89 @@ def _new_vertices(
     error = off + signs.spread[signs.fresh] * length + 2 * _kernels.EPS * size
     column = signs.column[signs.fresh]
     first = arbiter.add(complex_.names[ends], stage, signs.unit[column], signs.value[column])
-    return Vertices(points, error, first + np.arange(len(points)))
+    new = Vertices(points, error, first + np.arange(len(points)))
+    extent = np.ptp(complex_.points, axis=0).max()
+    return _sharpened(new, signs.blur[signs.fresh] * length > _BLURRED * extent, arbiter)
+
+
+def tighten(
+    complex_: Complex,
+    network: Network,
+    bounds: Bounds,
+    stages: int,
+    corners: Vertices,
+    pieces_of: Callable[[NDArray[np.int64]], NDArray[np.int32]],
+    largest: float,
+) -> Complex:
+    """Replace error bounds larger than this by what the residuals of the knots show.
+
+    ``pieces_of`` gives the pieces of cells, (n, num_units).
+    """
+    poor = complex_.error > largest
+    if not poor.any():
+        return complex_
+    vertex, cell, knot = _incident(complex_, poor)
+    rows, first, count = np.unique(vertex, return_index=True, return_counts=True)
+    knots = np.full((len(rows), int(count.max())), network.num_units, np.int64)
+    row = np.repeat(np.arange(len(rows)), count)
+    knots[row, np.arange(len(vertex)) - np.repeat(first, count)] = knot
+    error = complex_.error.copy()
+    error[rows] = residual_errors(
+        network, bounds, stages, complex_.points[rows], error[rows], pieces_of(cell[first]), knots,
+        _sides(corners),
+    )  # fmt: skip
+    return replace(complex_, error=error)
+
+
+def _incident(
+    complex_: Complex, wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """List (vertex, a cell there, knot) for every edge at the wanted vertices, by vertices."""
+    if complex_.points.shape[1] == 1:
+        vertex = np.flatnonzero(wanted)
+        cell = np.minimum(vertex, len(complex_.patterns) - 1)
+        ends = np.where(vertex == 0, -1, -2)
+        unit = complex_.point_unit[vertex]
+        return vertex, cell, np.where(unit >= 0, unit, ends).astype(np.int64)
+    edge = np.flatnonzero(wanted[complex_.edge_points].any(axis=1))
+    vertex = complex_.edge_points[edge].reshape(-1)
+    mine = wanted[vertex]
+    edge = np.repeat(edge, 2)[mine]
+    order = np.argsort(vertex[mine], kind="stable")
+    edge = edge[order]
+    cell = complex_.edge_cells[edge].max(axis=1)
+    knot = complex_.edge_unit[edge].astype(np.int64)
+    return vertex[mine][order].astype(np.int64), cell.astype(np.int64), knot
+
+
+def _sides(corners: Vertices) -> NDArray[np.float64]:
+    """Describe the sides by unit normals, offsets and errors; see `residual_errors`."""
+    points, error = corners.points, corners.error
+    rounding = 8 * _kernels.EPS * np.abs(points).max()
+    if points.shape[1] == 1:
+        return np.stack([np.ones(2), points[:, 0], error + rounding], axis=1)
+    along = np.roll(points, -1, axis=0) - points
+    length = np.linalg.norm(along, axis=1)
+    normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / length[:, None]
+    offset = (normal * points).sum(axis=1)
+    off = np.maximum(error, np.roll(error, -1)) + rounding
+    return np.column_stack([normal, offset, off])
 
 
 def sharpen(complex_: Complex, arbiter: Arbiter, largest: float) -> Complex:
     """Compute the vertices with a larger error bound than this from their definition."""
-    poor = np.flatnonzero(complex_.error > largest)
-    if len(poor) == 0 or not arbiter.exact:
-        return complex_
-    points, error = complex_.points.copy(), complex_.error.copy()
-    points[poor] = arbiter.points(complex_.names[poor])
+    better = _sharpened(complex_.vertices, complex_.error > largest, arbiter)
+    return replace(complex_, points=better.points, error=better.error)
+
+
+def _sharpened(vertices: Vertices, poor: NDArray[np.bool_], arbiter: Arbiter) -> Vertices:
+    """Round the exact coordinates of some of the vertices."""
+    if not poor.any() or not arbiter.exact:
+        return vertices
+    points, error = vertices.points.copy(), vertices.error.copy()
+    points[poor] = arbiter.points(vertices.names[poor])
     error[poor] = _kernels.EPS * np.linalg.norm(points[poor], axis=1) + 2.0**-1000
-    return replace(complex_, points=points, error=error)
+    return Vertices(points, error, vertices.names)
 
 
 def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
@@ -233,10 +311,9 @@ def _split_polygons(
     _check_room(room, complex_, signs, n_faces, total_points, total_edges, n_corners)
 
     new = _new_vertices(complex_, signs, stage, n_new, arbiter)
-    reserved = (np.zeros((n_inner, 2)), np.zeros(n_inner), np.full(n_inner, -1))
-    points, error, names = (
-        np.concatenate(parts) for parts in zip(complex_.vertices, new, reserved, strict=True)
-    )
+    points = np.concatenate([complex_.points, new.points, np.zeros((n_inner, 2))])
+    error = np.concatenate([complex_.error, new.error, np.zeros(n_inner)])
+    names = np.concatenate([complex_.names, new.names, np.full(n_inner, -1)])
     origin = np.empty((n_inner, 3), np.int32)
     edge_points = np.empty((total_edges, 2), np.int32)
     _fill_segments(edge_points, complex_.edge_points, n_new, edge_first, n_points)

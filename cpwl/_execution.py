@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cpwl._nonlinear import piece_of
-from cpwl._program import Program, Ref, Step, call, fill, run, switching
+from cpwl._program import Head, Program, Ref, Step, call, fill, make_plan, run, switching
 from cpwl._rounding import SMALLEST, gamma, magnitude
 
 
@@ -82,14 +82,44 @@ def apply_pieces(program: Program, z: Tensor, given: Tensor) -> Tensor:
         if step.nonlinearity is None:
             return call(step, env)
         inputs = [fill(arg, env) for arg in step.args]
-        held = []
-        for round, shape in enumerate(step.nonlinearity.shapes):
-            first = program.first_unit[index, round]
-            last = first + _count(shape)
-            held.append(given[:, first:last].reshape(given.shape[0], *shape))
-        return step.nonlinearity.select(inputs, held)
+        return step.nonlinearity.select(inputs, _held(program, index, step, given))
 
     return run(program, program.output_plan, z, select)[program.output]
+
+
+def held_switching(program: Program, z: Tensor, given: Tensor, stages: int) -> Tensor:
+    """Switching functions of the first stages, (N, units), with every unit held on a piece."""
+    heads = {head for stage in program.heads[:stages] for head in stage}
+    plan = make_plan(program.steps, {head.step for head in heads})
+    last = max(head.step for head in heads)
+    count = sum(head.units for head in heads)
+    found = torch.empty((z.shape[0], count), dtype=torch.float64)
+
+    def select(index: int, step: Step, env: list[Any]) -> Any:
+        if step.nonlinearity is None:
+            return call(step, env)
+        inputs = [fill(arg, env) for arg in step.args]
+        held = _held(program, index, step, given)
+        for round in range(len(held)):
+            if Head(index, round, held[round][0].numel()) in heads:
+                h = step.nonlinearity.switching(inputs, round, held[:round])
+                first = program.first_unit[index, round]
+                found[:, first : first + h[0].numel()] = h.reshape(h.shape[0], -1)
+        return None if index == last else step.nonlinearity.select(inputs, held)
+
+    with torch.no_grad():
+        run(program, plan, z, select)
+    return found
+
+
+def _held(program: Program, index: int, step: Step, given: Tensor) -> list[Tensor]:
+    """Pieces of a CPWL step's units, round by round."""
+    assert step.nonlinearity is not None
+    held = []
+    for round, shape in enumerate(step.nonlinearity.shapes):
+        first = program.first_unit[index, round]
+        held.append(given[:, first : first + _count(shape)].reshape(given.shape[0], *shape))
+    return held
 
 
 def _stage_values(program: Program, env: list[Any], stage: int) -> Tensor:

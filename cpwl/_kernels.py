@@ -17,6 +17,8 @@ import numpy as np
 from numba import njit, uint64
 
 EPS = 2.0**-52
+# Chords that cross at a smaller angle are left to rational arithmetic.
+_PARALLEL = 1e-8
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -146,13 +148,14 @@ def count_crossings(ends, pos, neg, start, stop, count):
 @njit(cache=True, nogil=True)
 def place_crossings(
     ends, pos, neg, held, values, error, unit, shift, slack, slope, tolerance,
-    offsets, start, stop, column, where, spread, fresh, doubtful,
+    offsets, start, stop, column, where, spread, change, fresh, doubtful,
 ):  # fmt: skip
     """List the crossings of each edge in order from its first end to its second.
 
     Rows count through ``held`` first and then through ``values``.
 
     ``where`` is the crossing's position as a fraction of the edge, known within ``spread``;
+    ``change`` is by how much the column changes along the edge;
     ``fresh`` is False where it cannot be told from one before it: these knots are taken to meet in
     one vertex, and the edge is marked as doubtful.
     """
@@ -176,6 +179,7 @@ def place_crossings(
                 error_b = min(slack[k] + slope[k] * error[b], tolerance[k])
                 sure = abs(va - vb) - error_a - error_b
                 column[first + n] = k
+                change[first + n] = abs(va - vb)
                 if (va > 0) != (vb > 0) and sure > 0:
                     t = va / (va - vb)
                     where[first + n] = t
@@ -189,16 +193,18 @@ def place_crossings(
             gap = 3 * gap + 1
         while gap > 0:
             for i in range(first + gap, first + n):
-                k, t, d = column[i], where[i], spread[i]
+                k, t, d, c = column[i], where[i], spread[i], change[i]
                 j = i - gap
                 while j >= first and where[j] > t:
                     column[j + gap] = column[j]
                     where[j + gap] = where[j]
                     spread[j + gap] = spread[j]
+                    change[j + gap] = change[j]
                     j -= gap
                 column[j + gap] = k
                 where[j + gap] = t
                 spread[j + gap] = d
+                change[j + gap] = c
             gap //= 3
         reach = -np.inf
         for i in range(first, first + n):
@@ -467,7 +473,7 @@ def _intersect(a, b, v, size, chord_from, chord_to, xy, error):
         apart = np.hypot(xy[r, 0] - xy[p, 0], xy[r, 1] - xy[p, 1])
         rounding = 4 * EPS * (np.hypot(xy[p, 0], xy[p, 1]) + long_a + apart)
         sine = abs(det) / (long_a * long_b) - 2 * (off_a / long_a + off_b / long_b) - 8 * EPS
-        if sine > 0.0:
+        if sine > _PARALLEL:
             error[v] = (off_a + off_b + 2 * rounding) / sine
 
 

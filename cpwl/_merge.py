@@ -51,7 +51,7 @@ def merge_contested(
         sides = np.stack([np.arange(-1, len(unit) - 1), np.arange(len(unit))], axis=1)
     else:
         unit, sides = complex_.edge_unit, complex_.edge_cells
-    candidates = np.flatnonzero((unit >= 0) & contested[unit])
+    candidates = np.flatnonzero((unit >= 0) & contested[np.maximum(unit, 0)])
     same = same_pattern(patterns, *sides[candidates].T)
     removed, left = candidates[same], candidates[~same]
     unit = unit.copy()

@@ -4,7 +4,8 @@ Every class has the same six methods. `inputs` are the values of the operation's
 axis first; `round` counts the stages inside one operation (only a tournament has several).
 
 forward(*inputs)           the operation, as fast as torch has it
-switching(inputs, round)   the function whose value decides the piece of every unit
+switching(inputs, round)   the function whose value decides the piece of every unit; the pieces of
+                           earlier rounds may be given
 breaks(round)              breakpoints, one array per knot, +-inf where a unit has no such knot
 select(inputs, pieces)     the affine map of the given pieces (one tensor of pieces per round)
 error(errors, magnitudes)  bound on the rounding error of `forward`
@@ -35,7 +36,9 @@ class Nonlinearity(Protocol):
     def shapes(self) -> tuple[tuple[int, ...], ...]: ...
 
     def forward(self, *inputs: Any) -> Tensor: ...
-    def switching(self, inputs: Sequence[Any], round: int) -> Tensor: ...
+    def switching(
+        self, inputs: Sequence[Any], round: int, held: Sequence[Tensor] = ()
+    ) -> Tensor: ...
     def breaks(self, round: int) -> tuple[Tensor, ...]: ...
     def select(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor: ...
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError: ...
@@ -63,7 +66,7 @@ class Pointwise:
         """Apply the operation."""
         return self.function(inputs[0])
 
-    def switching(self, inputs: Sequence[Any], round: int) -> Tensor:
+    def switching(self, inputs: Sequence[Any], round: int, held: Sequence[Tensor] = ()) -> Tensor:
         """Return h itself."""
         return inputs[0]
 
@@ -113,7 +116,7 @@ class Extremum:
         a, b = inputs
         return torch.maximum(a, b) if self.largest else torch.minimum(a, b)
 
-    def switching(self, inputs: Sequence[Any], round: int) -> Tensor:
+    def switching(self, inputs: Sequence[Any], round: int, held: Sequence[Tensor] = ()) -> Tensor:
         """Return a - b."""
         return inputs[0] - inputs[1]
 
@@ -160,7 +163,7 @@ class Triangle:
         wave = (torch.remainder(inputs[0] + self.phase, self.period) - self.period / 2).abs()
         return wave * self.scale + self.offset
 
-    def switching(self, inputs: Sequence[Any], round: int) -> Tensor:
+    def switching(self, inputs: Sequence[Any], round: int, held: Sequence[Tensor] = ()) -> Tensor:
         """Return h itself."""
         return inputs[0]
 

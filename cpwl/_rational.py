@@ -216,7 +216,7 @@ def _affine(
 
 
 def _operands(program: Program, index: int) -> list[tuple[int | None, NDArray]]:
-    """Operands of a CPWL step, broadcast to its output: (source, flat positions) or (None, values)."""
+    """Operands of a CPWL step on its output's entries: (source, positions) or (None, values)."""
     step = program.steps[index]
     bend = step.nonlinearity
     assert bend is not None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpwl import _complex
+from cpwl import _complex, _kernels
 from cpwl._arrays import nbytes, padded
 from cpwl._bounds import Bounds
 from cpwl._exact import Arbiter, Vertices
@@ -23,8 +23,10 @@ from cpwl.network import Network
 # Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
 _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
 _DEEPEST = 12
-# Vertices with a larger error bound, as a share of the domain's extent, leave signs of the next
-# stages in doubt, each of which costs as much as computing the vertex exactly.
+# Error bounds of vertices, as shares of the domain's extent: a larger one is worth a second look,
+# and one that is still larger than the other worth the vertex in rational arithmetic, for it leaves
+# signs of the next stages in doubt, each of which costs as much.
+_LOOK_AGAIN = 1e-9
 _POOR = 1e-6
 
 
@@ -118,11 +120,9 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
                 )
             except _complex.TooLargeError as error:
                 raise _complex.TooLargeError(error.needed, stage) from None
-            last = stage + 1 == network.num_stages
-            largest = np.finfo(float).max if last else _POOR * np.ptp(corners.points)
-            current = _complex.sharpen(current, work.arbiter, largest)
             bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
             bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
+            current = _improve(work, current, bounds, stage + 1, corners, bit_unit, base)
         contests = network.contests[stage_of_contest == stage]
         if len(contests):
             fixed = np.arange(len(current.points)) < len(corners.points)
@@ -130,3 +130,32 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
         work.report(share / network.num_stages, len(current.patterns))
     undecided += current.undecided
     return Refined(current, bit_unit, bit_piece, base, undecided, network.num_stages)
+
+
+def _improve(
+    work: Work,
+    current: _complex.Complex,
+    bounds: Bounds,
+    stages: int,
+    corners: Vertices,
+    bit_unit: NDArray[np.int32],
+    base: NDArray[np.int32],
+) -> _complex.Complex:
+    """Bring the errors of the vertices down to where they leave few signs in doubt."""
+    network, arbiter = work.network, work.arbiter
+    if stages == network.num_stages:  # no signs are left
+        return _complex.sharpen(current, arbiter, np.finfo(float).max)
+    if not arbiter.exact:
+        return current
+
+    def pieces_of(cells: NDArray[np.int64]) -> NDArray[np.int32]:
+        out = np.empty((len(cells), network.num_units), np.int32)
+        _kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
+        return out
+
+    extent = float(np.ptp(corners.points, axis=0).max())
+    if not any(network.stage_is_periodic(stage) for stage in range(stages)):
+        current = _complex.tighten(
+            current, network, bounds, stages, corners, pieces_of, _LOOK_AGAIN * extent
+        )
+    return _complex.sharpen(current, arbiter, _POOR * extent)

@@ -42,10 +42,14 @@ class _Columns(NamedTuple):
     slack: NDArray[np.float64]
     slope: NDArray[np.float64]
     tolerance: NDArray[np.float64]
+    fresh: NDArray[np.float64]  # what the last layer contributes to the slack
 
     def take(self, which: NDArray[np.int64]) -> _Columns:
         """Return some of the columns."""
-        return _Columns(*(x[which] for x in self))
+        return _Columns(
+            self.unit[which], self.value[which], self.slack[which], self.slope[which],
+            self.tolerance[which], self.fresh[which],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,7 @@ class StageSigns:
     column: NDArray[np.int32]  # (X,) which column crosses
     where: NDArray[np.float64]  # (X,) position as a fraction of the edge, ascending
     spread: NDArray[np.float64]  # (X,) bound on the position's error
+    blur: NDArray[np.float64]  # (X,) what rounding in the last layer alone can do to it
     fresh: NDArray[np.bool_]  # (X,) False: in the same point as the crossing before
     undecided: int  # values within the bound that were taken as float64 has them
 
@@ -69,10 +74,11 @@ class StageSigns:
 class _Crossings(NamedTuple):
     """Crossings of some edges; entries as in `StageSigns`."""
 
-    count: NDArray[np.int64]  # of each edge
+    per_edge: NDArray[np.int64]
     column: NDArray[np.int32]
     where: NDArray[np.float64]
     spread: NDArray[np.float64]
+    blur: NDArray[np.float64]
     fresh: NDArray[np.bool_]
 
 
@@ -142,7 +148,10 @@ def stage_signs(
         tolerance = np.full(len(slack), np.inf)
     else:
         tolerance = _CARRIED_OVER * bound.fresh[knots.unit] + rounding
-    every = _Columns(knots.unit, knots.value, slack, bound.lipschitz[knots.unit], tolerance)
+    every = _Columns(
+        knots.unit, knots.value, slack, bound.lipschitz[knots.unit], tolerance,
+        bound.fresh[knots.unit],
+    )  # fmt: skip
     decide = _Decisions(arbiter, stage, every)
 
     sweep = _plan_sweep(points, edges, in_one=len(points) <= size)
@@ -323,11 +332,11 @@ def _pack(
     pos = np.empty((len(held) + len(values), words), np.uint64)
     neg = np.empty_like(pos)
     new_pos, new_neg = pos[len(held) :], neg[len(held) :]
-    of_held = _kernels.pack_signs(held, error[: len(held)], *columns, 0, len(held), pos, neg)
+    of_held = _kernels.pack_signs(held, error[: len(held)], *columns[:5], 0, len(held), pos, neg)
     of_new = in_parallel(
         pool,
         lambda a, b: _kernels.pack_signs(
-            values, error[len(held) :], *columns, a, b, new_pos, new_neg
+            values, error[len(held) :], *columns[:5], a, b, new_pos, new_neg
         ),
         len(values),
         nanoseconds=2 * len(columns.unit),
@@ -360,26 +369,27 @@ def _cross(
     )
     offsets = prefix(count)
     column = np.empty(offsets[-1], np.int32)
-    where, spread = np.empty((2, offsets[-1]), np.float64)
+    where, spread, change = np.empty((3, offsets[-1]), np.float64)
     fresh = np.empty(offsets[-1], np.bool_)
     doubtful = np.empty(len(ends), np.bool_)
     in_parallel(
         pool,
         lambda a, b: _kernels.place_crossings(
-            ends, pos, neg, held, values, error, *columns, offsets, a, b,
-            column, where, spread, fresh, doubtful,
+            ends, pos, neg, held, values, error, *columns[:5], offsets, a, b,
+            column, where, spread, change, fresh, doubtful,
         ),
         count + 1,
         nanoseconds=30 + 5 * pos.shape[1],
     )  # fmt: skip
+    blur = columns.fresh[column] / np.maximum(change, 2.0**-1000)
     for e in np.flatnonzero(doubtful).tolist():
         span = slice(offsets[e], offsets[e + 1])
         settled = exactly(e, column[span])
         if settled is not None:
             order, where[span], fresh[span] = settled
             column[span] = column[span][order]
-            spread[span] = 2 * _kernels.EPS
-    return _Crossings(count, column, where, spread, fresh)
+            spread[span] = blur[span] = 2 * _kernels.EPS
+    return _Crossings(count, column, where, spread, blur, fresh)
 
 
 def _extremes(
@@ -457,17 +467,19 @@ def _assemble(
 def _join_crossings(blocks: list[_Block], n_edges: int) -> tuple[NDArray[np.int64], _Crossings]:
     """Bring the crossings of all blocks into the order of the edges; the offsets, and all else."""
     edge = np.concatenate([b.edges for b in blocks])
-    parts = [np.concatenate(x) for x in zip(*(b.crossings for b in blocks), strict=True)]
-    count = parts[0]
+    count = np.concatenate([b.crossings.per_edge for b in blocks])
     per_edge = np.empty(n_edges, np.int64)
     per_edge[edge] = count
     offsets = prefix(per_edge)
     # crossing i of the concatenation belongs at offsets[its edge] + its place within the edge
     within = np.arange(offsets[-1]) - np.repeat(prefix(count)[:-1], count)
     target = np.repeat(offsets[edge], count) + within
-    joined = [per_edge]
-    for part in parts[1:]:
+
+    def joined(name: str) -> NDArray:
+        part = np.concatenate([getattr(b.crossings, name) for b in blocks])
         out = np.empty_like(part)
         out[target] = part
-        joined.append(out)
-    return offsets, _Crossings(*joined)
+        return out
+
+    column, where, spread, blur, fresh = map(joined, _Crossings._fields[1:])
+    return offsets, _Crossings(per_edge, column, where, spread, blur, fresh)

@@ -57,11 +57,11 @@ class Tournament:
         """Apply torch's own operation."""
         return self.native(inputs[0])
 
-    def switching(self, inputs: Sequence[Any], round: int) -> Tensor:
+    def switching(self, inputs: Sequence[Any], round: int, held: Sequence[Tensor] = ()) -> Tensor:
         """Left minus right opponent of every pair of the round."""
         x = inputs[0].flatten(1)
         for k in range(round):
-            x = self._next(x, k, None)
+            x = self._next(x, k, held[k] if held else None)
         return x.index_select(1, self.left[round]) - x.index_select(1, self.right[round])
 
     def breaks(self, round: int) -> tuple[Tensor, ...]:

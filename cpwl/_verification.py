@@ -41,8 +41,7 @@ def verify(
     CaptureError
         Naming what differed, and by how much.
     """
-    z = random_points(POINTS, network.input_shape, seed=1)
-    y = network(z)
+    z, y = _finite_points(network)
     tolerance = WAVE_TOLERANCE if _has_wave(network) else RELATIVE_TOLERANCE
     # where an output cancels to nothing, what is left is its own rounding
     absolute = 2 * execution.output_bound(network.program, z).max().item()
@@ -86,6 +85,19 @@ def _compare(
             f"Expected the network to equal {what}, got a difference of {error:.3g} at a magnitude "
             f"of {scale:.3g}. {advice}"
         )
+
+
+def _finite_points(network: Network) -> tuple[Tensor, Tensor]:
+    """Random points at which the network does not overflow, near 0 if need be, and its values."""
+    z = random_points(POINTS, network.input_shape, seed=1)
+    for scale in (1.0, 2.0**-100, 2.0**-1000):
+        y = network(z * scale)
+        if bool(torch.isfinite(y).all()):
+            return z * scale, y
+    raise CaptureError(
+        "Expected a network with finite outputs near 0, got inf or NaN: it overflows float64. "
+        "Rescale its weights."
+    )
 
 
 def _compare_in_own_dtype(network: Network, module: nn.Module, z: Tensor) -> None:

@@ -109,7 +109,8 @@ class Partition:
         switches.
     unit_base : (num_units,) int32
         Piece of each unit where none of its bits is set: the piece of a unit on a cell is its base
-        plus the number of its bits that are set there.
+        plus the number of its bits that are set there. In an incomplete partition -1 for the units
+        of stages that were not worked off.
     status : Status
         Whether the partition is complete and proven.
 
@@ -306,6 +307,7 @@ def subdivide(
 def _finish(network: Network, domain: Domain, made: Refined, arbiter: Arbiter) -> Partition:
     """Name the complex's arrays as a partition does."""
     c = made.complex
+    made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
     complete = made.stages == network.num_stages and c.broken == 0
     status = Status(
         complete=complete, exact=complete and made.undecided == 0, arbitrated=arbiter.decided,
@@ -316,7 +318,7 @@ def _finish(network: Network, domain: Domain, made: Refined, arbiter: Arbiter) -
         return Partition(
             network, domain, c.points, c.cell_offsets, c.cell_corners, c.cell_offsets,
             c.cell_edges, 2 * np.arange(len(c.edge_points) + 1), c.edge_points.reshape(-1),
-            c.edge_cells, c.edge_unit, *meaning,
+            c.edge_cells, np.maximum(c.edge_unit, np.int32(-1)), *meaning,
         )  # fmt: skip
     n = len(c.patterns)
     below = np.arange(-1, n, dtype=np.int32)
@@ -334,6 +336,7 @@ def _finish_lattice(
     """Name a lattice's arrays as a partition does."""
     lattice = made.lattice
     cells, cell_facets, facets, sides = lattice_corners(lattice)
+    made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
     complete = made.stages == network.num_stages and made.broken == 0
     status = Status(
         complete=complete, exact=complete and made.undecided == 0, arbitrated=arbiter.decided,
