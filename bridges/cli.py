@@ -40,12 +40,23 @@ def app() -> None:
 @app.command()
 @click.option("-o", "--output", type=_PATH, default="cpwl-demo.png", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Seed of the training and the latents.")
-def demo(output: Path, seed: int) -> None:
-    """Train a toy generator R^2 -> R^3, enumerate it, and draw what it does to density."""
-    _check_output(output, _PICTURES)
-    from bridges.demo import run_demo
+@click.option(
+    "--dim",
+    default=2,
+    show_default=True,
+    type=click.IntRange(2, 3),
+    help="Latent dimension; in three, an output ending in .gif is an animation.",
+)
+def demo(output: Path, seed: int, dim: int) -> None:
+    """Train a toy generator R^2 -> R^3, enumerate it, and draw what it does to density.
 
-    click.echo(str(run_demo(output, seed, progress=sys.stderr.isatty())))
+    With --dim 3, a generator R^3 -> R^3, whose cells are drawn as solids.
+    """
+    _check_output(output, _PICTURES if dim == 2 else (*_PICTURES, ".gif"))
+    from bridges import demo, solid_demo
+
+    run = demo.run_demo if dim == 2 else solid_demo.run_solid_demo
+    click.echo(str(run(output, seed, progress=sys.stderr.isatty())))
     click.echo(f"wrote {output}")
 
 

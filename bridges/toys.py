@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -28,6 +28,23 @@ def bumps(z: Tensor) -> Tensor:
     x, y, deviation, height = torch.tensor(_BUMPS, dtype=z.dtype, device=z.device).T
     squared = (z[:, :1] - x) ** 2 + (z[:, 1:] - y) ** 2
     return (height * torch.exp(-squared / (2 * deviation**2))).sum(1)
+
+
+# centre, standard deviation, share of the way to the centre: one well in the middle, where a
+# picture is cut open, and one at either end of a diagonal
+_WELLS = (
+    (0.0, 0.0, 0.0, 0.38, 0.95),
+    (0.75, 0.7, 0.6, 0.30, 0.80),
+    (-0.7, -0.75, -0.6, 0.35, 0.80),
+)
+
+
+def wells(z: Tensor) -> Tensor:
+    """Return z (N, 3) pulled towards three points: near each, space shrinks to a fifth or less."""
+    parts = torch.tensor(_WELLS, dtype=z.dtype, device=z.device)
+    away = z[:, None] - parts[:, :3]
+    share = parts[:, 4] * torch.exp(-(away**2).sum(2) / (2 * parts[:, 3] ** 2))
+    return z - (share[..., None] * away).sum(1)
 
 
 def random_mlp(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
@@ -64,9 +81,7 @@ def random_mlp(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
 def toy_generator(seed: int = 0, steps: int = 4000) -> nn.Sequential:
     """Train the toy generator G: R^2 -> R^3 onto the graph (z1, z2, f(z)) of `bumps`.
 
-    Three hidden ReLU layers of width 20, mean squared error on fresh uniform points of the square,
-    Adam with a learning rate that falls to zero on a half cosine. One thread: at this size more of
-    them only add overhead, and sums then do not depend on how many there are.
+    Three hidden ReLU layers of width 20; see `_trained` for the training.
 
     Parameters
     ----------
@@ -81,15 +96,39 @@ def toy_generator(seed: int = 0, steps: int = 4000) -> nn.Sequential:
     nn.Sequential
         In evaluation mode, float32, without gradients.
     """
+
+    def graph(z: Tensor) -> Tensor:
+        return torch.cat([z, bumps(z)[:, None]], dim=1)
+
+    return _trained((2, 20, 20, 20, 3), graph, RADIUS, seed, steps)
+
+
+def toy_solid(seed: int = 0, steps: int = 3000) -> nn.Sequential:
+    """Train a toy generator G: R^3 -> R^3 that pulls [-1, 1]^3 towards three points (`wells`).
+
+    Two hidden ReLU layers of width 24. Parameters and result as for `toy_generator`.
+    """
+    return _trained((3, 24, 24, 3), wells, 1.0, seed, steps)
+
+
+def _trained(
+    widths: Sequence[int], target: Callable[[Tensor], Tensor], radius: float, seed: int, steps: int
+) -> nn.Sequential:
+    """Fit a network to a function on a cube.
+
+    Mean squared error on fresh uniform points, Adam with a learning rate that falls to zero on a
+    half cosine. One thread: at this size more of them only add overhead, and sums then do not
+    depend on how many there are.
+    """
     generator = torch.Generator().manual_seed(seed)
-    model = random_mlp((2, 20, 20, 20, 3), seed)
+    model = random_mlp(widths, seed)
     with _one_thread(), torch.enable_grad():
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
         for _ in range(steps):
-            z = RADIUS * (2 * torch.rand(1024, 2, generator=generator, dtype=torch.float32) - 1)
-            target = torch.cat([z, bumps(z)[:, None]], dim=1)
-            loss = nn.functional.mse_loss(model(z), target)
+            unit = torch.rand(1024, widths[0], generator=generator, dtype=torch.float32)
+            z = radius * (2 * unit - 1)
+            loss = nn.functional.mse_loss(model(z), target(z))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

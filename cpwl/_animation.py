@@ -144,7 +144,7 @@ def _canvas(partition: Partition, axis: int) -> tuple[Figure, Axes3D, Axes]:
     space = _drawing.require_3d(solid)
     _plot3d.frame(space, partition)
     space.tick_params(labelsize=8, pad=0)
-    space.zaxis.labelpad = -6
+    space.zaxis.labelpad = -3
     flat = figure.add_axes((0.575, 0.16, 0.305, 0.7))
     u, v = (k for k in range(3) if k != axis)
     low, high = partition.domain.corners.min(0), partition.domain.corners.max(0)

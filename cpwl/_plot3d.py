@@ -85,7 +85,7 @@ def cells3d(
     if not (np.isfinite(explode) and explode >= 0):
         raise ValueError(
             f"Expected explode as a number >= 0, got {explode}. "
-            "0 leaves the cells in place, 0.15 moves them by that part of their distance to the middle."
+            "0 leaves the cells in place; 0.15 moves each by that part of its way from the middle."
         )
     planes = read_cut(partition, cut)
     data, name = _drawing.resolve(partition, values)
@@ -99,7 +99,7 @@ def cells3d(
         shades = ScalarMappable(norm, cmap)
         colours = rgba(data, shades)
         if colorbar:
-            _drawing.colorbar(ax, shades, label or name, extend, pad=0.06)
+            _drawing.colorbar(ax, shades, label or name, extend, pad=0.08)
     paint(space, partition, _solid.cells(partition), planes, colours, explode)
     frame(space, partition, explode)
     return space
@@ -212,6 +212,7 @@ def frame(ax: Axes3D, partition: Partition, explode: float = 0.0) -> None:
             axis.set_major_locator(MaxNLocator(4, prune="both"))
         else:
             axis.set_ticks([])
+            axis.labelpad = -8  # no numbers to keep clear of
 
 
 def _aspect(partition: Partition) -> Array:

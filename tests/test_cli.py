@@ -160,6 +160,17 @@ def test_demo_writes_its_figure(run, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["here.png"]
 
 
+def test_demo_in_three_dimensions_writes_its_figure(run, tmp_path, monkeypatch):
+    from bridges import solid_demo
+    from bridges.toys import toy_solid
+
+    monkeypatch.setattr(solid_demo, "toy_solid", lambda seed: toy_solid(seed, steps=20))
+    status, out, err = run("demo --dim 3 -o solid.png")
+    assert (status, err) == (0, "")
+    assert "cells and" in out
+    assert out.endswith("s in all\nwrote solid.png\n")
+
+
 def test_interruption_is_one_line(run, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
@@ -205,6 +216,9 @@ BAD = {
     "partition @tanh.pt2 --upto tanh --through @archive.npy -o a.png": "got an archive of several",
     "partition @tanh.pt2 --upto tanh --through @two.npy -o a.parquet -o a.ply": "2-D",
     "info @missing.pt2": "missing.pt2",
+    "demo -o demo.gif": "an output ending in .png, .pdf, .svg, got 'demo.gif'",
+    "demo --dim 3 -o demo.ply": "an output ending in .png, .pdf, .svg, .gif, got 'demo.ply'",
+    "demo --dim 4": "4 is not in the range 2<=x<=3",
     "demo -o demo.txt": "an output ending in .png, .pdf, .svg, got 'demo.txt'",
 }
 
