@@ -20,6 +20,7 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 import cpwl
+from bridges.toys import random_mlp
 from cpwl import _animation, _solid, plot
 from cpwl._painting import Painting, back_to_front
 from cpwl._solid import Plane
@@ -285,6 +286,24 @@ def test_sweep_shows_every_slice_in_the_colours_of_the_solid(boxes, tmp_path, mo
             fits &= (boxed[:, 0, axis] <= place) & (place <= boxed[:, 1, axis])
             (number,) = np.flatnonzero(fits)
             np.testing.assert_allclose(colour, mpl.colormaps["viridis"](number / 35))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_walls_of_a_cut_are_the_cells_of_the_slice(axis):
+    network = cpwl.Network.from_torch(random_mlp((3, 8, 8, 3), seed=4), (3,))
+    solid = cpwl.subdivide(network, cpwl.box([-3, -3, -3], [3, 2, 3]), progress=False)
+    for place in (-1.3, 0.4):
+        wall = _solid.section(_solid.cells(solid), Plane(np.eye(3)[axis], place))
+        area = np.linalg.norm(_solid.normals(wall.offsets, wall.corners), axis=1)
+        domain = _animation.cross_section(solid.domain, axis, place)
+        made = cpwl.subdivide(network, domain, progress=False)
+        middles = _solid.middles(made.cell_offsets, made.points[made.cell_corners])
+        cell = cpwl.locate(solid, np.insert(middles, axis, place, axis=1))
+        assert made.num_cells > 50
+        np.testing.assert_array_equal(np.sort(cell), wall.cell)
+        by_cell = np.empty(solid.num_cells)
+        by_cell[cell] = cpwl.volumes(made)
+        np.testing.assert_allclose(by_cell[wall.cell], area, rtol=1e-9, atol=1e-13)
 
 
 def test_cross_sections_of_other_domains_are_convex():
