@@ -253,12 +253,15 @@ def span_lines(first, stop, items, flat, points, line):
 def _is_sphere(elements, start, size, items, dim):
     """Tell whether faces of dimension ``dim`` fit together to one closed surface.
 
-    Every face of one dimension less must lie in exactly two of them, and they must be connected;
-    of dimension 0 there must be two. Only asked where signs were not proven.
+    Every face of one dimension less must lie in exactly two of them, they must be connected, and as
+    many as a polytope has at least; of dimension 0 there must be two. Only asked where signs were
+    not proven.
     """
     n = elements.shape[0]
     if dim == 0:
         return n == 2 and elements[0] != elements[1]
+    if n < dim + 2:
+        return False
     total = 0
     for i in range(n):
         total += size[elements[i]]
@@ -351,6 +354,16 @@ def cut_faces(
         ):
             place[f] = BROKEN
             broken += 1
+            start[f], size[f] = end, high - low
+            for j in range(low, high):
+                g = items[j]
+                p = lower_place[g]
+                items[end] = g
+                end += 1
+                if p >= 0:  # what is left whole has both parts of what is split
+                    items[end] = lower_first + p
+                    end += 1
+                    size[f] += 1
             continue
         place[f] = made
         cut = lower_cut + made
