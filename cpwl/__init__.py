@@ -1,8 +1,8 @@
 """Exact geometry of continuous piecewise-linear (CPWL) generators.
 
 A network of affine operations and CPWL non-linearities cuts its input space into convex cells and
-is affine on each of them. `subdivide` enumerates every cell over a bounded one- or two-dimensional
-domain; free functions compute maps, descriptors, densities and pictures from its `Partition`.
+is affine on each of them. `subdivide` enumerates every cell over a bounded domain of one to six
+dimensions; free functions compute maps, descriptors, densities and pictures from its `Partition`.
 """
 
 from typing import TYPE_CHECKING

@@ -244,7 +244,7 @@ class Domain:
         corners = floats(self.corners, "corners")
         points, sides, dim = self.exact_corners, self.sides, self.slice.dim
         check_dim(dim)
-        if corners.ndim != 2 or corners.shape[1] != dim:
+        if corners.ndim != 2 or corners.shape[1] != dim or (dim > 2 and not len(corners)):
             raise ValueError(
                 f"Expected corners of shape (M, {dim}), one row of slice coordinates per corner, "
                 f"got shape {corners.shape}. Give one (x, y) pair per corner for a polygon."

@@ -405,6 +405,10 @@ BAD = {
     "flat triangle": (lambda: cpwl.simplex([[0, 0], [1, 1], [2, 2]]), r"3 corners on one line"),
     "simplex of one point": (lambda: cpwl.simplex([1, 1]), r"of shape \(P \+ 1, P\)"),
     "equal ends": (lambda: cpwl.simplex([[1], [1]]), r"lo < hi on every axis"),
+    "hull of nothing": (
+        lambda: cpwl.Domain(np.empty((0, 3)), SPACE),
+        r"corners of shape \(M, 3\), .* got shape \(0, 3\)\.",
+    ),
     "hull of too few": (lambda: cpwl.Domain(np.eye(3), SPACE), r"corners span only 2"),
 }
 
