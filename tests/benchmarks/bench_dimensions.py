@@ -75,3 +75,19 @@ def test_cost_per_cell_by_dimension() -> None:
             assert made["complete"]
             row += f"| {made['wall']:.4f} | {1e6 * made['wall'] / made['cells']:.2f} "
         print(f"{row}|", flush=True)
+
+
+def test_share_of_time_for_proofs() -> None:
+    """Bounds and rational arithmetic, on generic networks; at most a tenth of the time."""
+    print("\n| network | cells | wall s | of it for proofs s | share |\n" + "|---" * 5 + "|")
+    dear = []
+    for widths in ("2-64-64-64-3", "2-128-128-128-3", "2-256-256-256-3", "3-32-32-3", "4-10-10-3"):
+        repeat = 3 if widths.startswith("2-256") else 10
+        made = best([measure("cpwl", widths, repeat=repeat, account=1) for _ in range(2)])
+        share = made["proof"] / made["wall"]
+        print(f"| {widths} | {made['cells']:,} | {made['wall']:.3f} | {made['proof']:.4f} "
+              f"| {share:.1%} |", flush=True)  # fmt: skip
+        assert made["complete"]
+        if share > 0.1:
+            dear.append(f"{widths}: {share:.1%}")
+    assert not dear, f"Expected proofs to take at most 10 % of the time, got {', '.join(dear)}"
