@@ -15,6 +15,7 @@ from cpwl._bounds import Bounds, StageBounds
 from cpwl._complex import TooLargeError
 from cpwl._lattice import Lattice
 from cpwl._lattice_merge import merge_contested
+from cpwl._lattice_tighten import side_planes, tighten
 from cpwl._refine import Work
 from cpwl._sweep import Columns, split
 from cpwl.domain import Domain
@@ -27,6 +28,9 @@ _FEWEST_ROWS = 64
 # Where a network is too large for rational arithmetic, zero is what lies within this many times the
 # last layer's part of the error bound.
 _CARRIED_OVER = 16.0
+# Error bounds of vertices larger than this share of the domain's extent are tightened before the
+# next stage: smaller ones leave fewer signs in doubt than the second look costs.
+_LOOK_AGAIN = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +58,20 @@ def refine_lattice(work: Work, domain: Domain) -> RefinedLattice:
     corners = work.arbiter.corners()
     current = lattices.whole(domain, corners)
     bounds = Bounds(network, domain.slice, corners.points)
+    sides = side_planes(domain, corners)
+    largest = _LOOK_AGAIN * float(np.ptp(corners.points, axis=0).max())
     base = np.zeros(network.num_units, np.int32)
     bit_unit = np.empty(0, np.int32)
     stage_of_contest = (
         np.searchsorted(network.stage_offsets, network.contests[:, 0], side="right") - 1
     )
     undecided = broken = 0
+
+    def pieces_of(cells: NDArray[np.int64]) -> NDArray[np.int32]:
+        out = np.empty((len(cells), network.num_units), np.int32)
+        _kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
+        return out
+
     for stage in range(network.num_stages):
         first = int(network.stage_offsets[stage])
         try:
@@ -75,6 +87,11 @@ def refine_lattice(work: Work, domain: Domain) -> RefinedLattice:
         base[first : first + len(seen.base)] = seen.base
         bits = (first + unit[made.varies]).astype(np.int32)
         bit_unit = np.concatenate([bit_unit, padded(bits, np.int32)])
+        done = range(stage + 1)
+        if len(done) < network.num_stages and not any(map(network.stage_is_periodic, done)):
+            current = tighten(
+                current, network, bounds, len(done), sides, bit_unit, pieces_of, largest
+            )
         contests = network.contests[stage_of_contest == stage]
         if len(contests):
             current = merge_contested(current, contests, bit_unit, base, work.pool)

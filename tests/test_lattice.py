@@ -21,7 +21,7 @@ from lattices import (
     pieces,
     refined,
 )
-from layers import ABS, LINEAR, RELU, WAVE, Pool, hardtanh, layer, network
+from layers import ABS, LINEAR, RELU, WAVE, Pool, hardtanh, layer, leaky, network
 from numpy.typing import NDArray
 from strategies import random_network
 
@@ -278,13 +278,18 @@ def test_nearly_parallel_planes_meet_where_they_do() -> None:
     assert made.lattice.error.max() < 1e-4
 
 
-def test_errors_are_bounded() -> None:
-    made, arbiter = arbitrated(capture(random_network(7, (10, 8, 6), dim=3)), box(3, 1.0))
+@pytest.mark.parametrize(
+    ("dim", "widths"), [(1, (9,) * 5), (2, (8,) * 6), (3, (10, 8, 6)), (3, (6,) * 8), (4, (6,) * 4)]
+)
+def test_errors_are_bounded(dim: int, widths: tuple[int, ...]) -> None:
+    net = capture(random_network(7, widths, (RELU, leaky(-0.5)), dim))
+    made, arbiter = arbitrated(net, box(dim, 1.0))
     lattice = made.lattice
-    exact = arbiter.points(lattice.names)
-    off = np.linalg.norm(lattice.points - exact, axis=1)
-    assert (off <= lattice.error).all()
-    assert (off <= 2 * lattice.likely).all()
+    some = RNG.permutation(len(lattice.points))[:200]
+    some = np.append(some, np.argsort(lattice.error)[-30:])
+    off = np.linalg.norm(lattice.points[some] - arbiter.points(lattice.names[some]), axis=1)
+    assert (off <= lattice.error[some]).all()
+    assert (off <= 4 * lattice.likely[some]).all()
     assert off.max() < 1e-11
 
 
