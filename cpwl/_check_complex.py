@@ -144,7 +144,16 @@ def rounding(partition: Partition, tolerances: Tolerances) -> float:
     return tolerances.geometry * EPS * max(float(np.abs(partition.points).max()), 1e-300)
 
 
-def check_shapes(
+def check_geometry(
+    partition: Partition, log: Log, tolerances: Tolerances
+) -> tuple[float, float, int]:
+    """Check shapes and boundary; return volume error, smallest volume, number of flat cells."""
+    figures = _check_shapes(partition, log, tolerances)
+    _check_boundary(partition, log, tolerances)
+    return figures
+
+
+def _check_shapes(
     partition: Partition, log: Log, tolerances: Tolerances
 ) -> tuple[float, float, int]:
     """Check that cells are convex and anticlockwise; return volume error, smallest, flat cells."""
@@ -187,7 +196,7 @@ def _cross(a: Floats, b: Floats) -> Floats:
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
-def check_boundary(partition: Partition, log: Log, tolerances: Tolerances) -> None:
+def _check_boundary(partition: Partition, log: Log, tolerances: Tolerances) -> None:
     """Check that the outer facets lie on the domain's sides and cover them once."""
     p, off = partition, rounding(partition, tolerances)
     outer = np.flatnonzero((p.facet_cells < 0).any(1))

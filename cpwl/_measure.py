@@ -51,6 +51,7 @@ def measures(points: Array, faces: tuple[Ragged, ...]) -> Iterator[Measures]:
     Exact up to rounding: all terms of a sum have one sign, and every coordinate is a difference
     from a vertex of the face itself. Cost: k C(P, k) products for each facet of each face.
     """
+    points = np.array(points, order="C")  # a read-only array would compile the kernel once more
     n, dim = points.shape
     below = Measures(np.ones((n, 1)), points, np.arange(n, dtype=np.int32))
     for k, (offsets, items) in enumerate(faces, 1):
@@ -128,7 +129,7 @@ def _cones(
     """Sum the cones that fill every face; `minors` holds zeros on entry."""
     dim = points.shape[1]
     width, k = place.shape[0], place.shape[1]
-    cone = np.empty(width)
+    cone, arm = np.empty(width), np.empty(dim)
     for face in range(len(offsets) - 1):
         first, last = offsets[face], offsets[face + 1]
         top = facet_apex[items[first]]
@@ -143,13 +144,14 @@ def _cones(
             base = facet_apex[facet]
             if base == top:
                 continue
+            for axis in range(dim):
+                arm[axis] = points[base, axis] - points[top, axis]
             weight = 0.0
             for c in range(width):
                 value = 0.0
                 for j in range(k):
                     axis, minor = place[c, j, 0], place[c, j, 1]
-                    arm = points[base, axis] - points[top, axis]
-                    value += sign[j] * arm * facet_minors[facet, minor]
+                    value += sign[j] * arm[axis] * facet_minors[facet, minor]
                 cone[c] = value
                 weight += abs(value)
             # facets come in either orientation; the cones that fill a face are all turned one way

@@ -177,8 +177,7 @@ def check(
         kind = _check_complex if p.dim <= 2 else _check_faces
         faces = _check_faces.face_counts(p)
         euler = kind.check_incidence(p, log)
-        volumes = kind.check_shapes(p, log, tolerances)
-        kind.check_boundary(p, log, tolerances)
+        volumes = kind.check_geometry(p, log, tolerances)
         _check_complex.check_distinct(p, log)
         arrangement = check_counts(p, log)
         others = _check_complex.check_differences(p, log)
