@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from flint import fmpq, fmpz
-from numpy.typing import NDArray
+from flint import fmpz
 
-from cpwl._proof_arrays import facet_ends
-from cpwl._proof_cells import Cell, Row
+from cpwl._proof_cells import Bound, Cell, Row
 from cpwl._proof_network import CertificateError, ExactNetwork, describe
-from cpwl._proof_tiling import Point, Sides, rounded, show
+from cpwl._proof_tiling import Point, Sides, meet, rounded, show
 from cpwl.partition import Partition
 
 ROUNDING = 2.0**-40
@@ -29,50 +27,73 @@ class Claims:
     def __init__(self, partition: Partition, network: ExactNetwork) -> None:
         self.partition = partition
         self.network = network
-        self.ends = facet_ends(partition)
+        self.domain_sides = len(partition.domain.exact_corners)
         self.points: dict[int, tuple[Point, int]] = {}
         self.largest = 0.0
         self.allowed = ROUNDING * float(np.abs(partition.domain.corners).max())
 
     def choose(self, number: int, cell: Cell) -> Sequence[int]:
-        """Find the conditions that the cell's facets lie on."""
+        """Cut the domain by the units that the cell's facets are labelled with; find the facets.
+
+        Nothing is taken from the claimed coordinates: in a thin cell they cannot tell sides apart.
+        """
         p = self.partition
         a, b = p.cell_offsets[number : number + 2]
-        return [self._condition(number, cell, f) for f in p.cell_facets[a:b].tolist()]
-
-    def _condition(self, number: int, cell: Cell, facet: int) -> int:
-        """Find the condition whose line is a facet's, by the unit that it is labelled with."""
-        unit = int(self.partition.facet_unit[facet])
-        rows = {
-            i: bound.row
-            for i, bound in enumerate(cell.bounds)
-            if bound.unit == unit and any(bound.row[:-1])
-        }
-        if not rows:
+        labels = p.facet_unit[p.cell_facets[a:b]].tolist()
+        sides = list(range(self.domain_sides))
+        corners = meet(number, cell.bounds, sides, p.dim)
+        for i, bound in enumerate(cell.bounds):
+            if bound.unit < 0 or bound.unit not in labels:
+                continue
+            values = [_value(bound.row, corner) for corner in corners]
+            if min(values) < 0:
+                if max(values) <= 0:
+                    named = describe(self.network, bound.unit)
+                    raise CertificateError(
+                        number,
+                        f"a cell that {named}, the unit of one of its facets, leaves open",
+                        "nothing on its piece there",
+                    )
+                sides = _cut(sides, i, [value > 0 for value in values])
+                corners = meet(number, cell.bounds, sides, p.dim)
+        if len(sides) != b - a:
             raise CertificateError(
                 number,
-                f"facet {facet} on a knot of {describe(self.network, unit)}, its label",
-                "no such knot beside the cell",
+                f"{len(sides)} corners, as many as the knots beside it make",
+                f"{b - a}",
             )
-        if len(rows) == 1:
-            return next(iter(rows))
-        ends = self.partition.points[self.ends[facet]]
-        away = {i: max(_distance(row, end) for end in ends) for i, row in rows.items()}
-        near = [i for i in rows if away[i] <= self.allowed]
-        middle = [fmpq(*x.as_integer_ratio()) for x in ends.mean(axis=0).tolist()]
-        for i in near:  # of lines that float64 cannot tell apart, the one that bounds the cell
-            foot = _foot(rows[i], middle)
-            if all(_value(rows[j], foot) >= 0 for j in near):
-                return i
-        return min(away, key=lambda i: away[i])
+        return self._aligned(number, cell.bounds, labels, sides, corners)
+
+    def _aligned(
+        self, number: int, bounds: list[Bound], labels: list[int], sides: list[int], at: list[Point]
+    ) -> list[int]:
+        """Turn the sides so that the first is the first facet's: by distance and the labels."""
+        p = self.partition
+        n, start = len(sides), int(p.cell_offsets[number])
+        claimed = p.points[p.cell_corners[start : start + n]]
+        # side k ends in exact corner k; facet k in claimed corner k + 1 (1-D: k)
+        exact = np.roll([rounded(corner) for corner in at], p.dim - 1, axis=0)
+        turns = range(n if p.dim == 2 else 1)
+        away = [float(np.abs(claimed - np.roll(exact, -turn, axis=0)).max()) for turn in turns]
+        for turn in sorted(turns, key=away.__getitem__):
+            turned = sides[turn:] + sides[:turn]
+            if all(_on_knot(bounds, side, unit) for side, unit in zip(turned, labels, strict=True)):
+                return turned
+        turn = int(np.argmin(away))
+        turned = sides[turn:] + sides[:turn]
+        k = next(k for k in range(n) if not _on_knot(bounds, turned[k], labels[k]))
+        raise CertificateError(
+            number,
+            f"facet {p.cell_facets[start + k]} on a knot of {describe(self.network, labels[k])}, "
+            "its label",
+            "no such knot along it",
+        )
 
     def visit(self, number: int, cell: Cell, sides: Sides) -> None:
         """Compare the exact corners of a cell with the claimed ones."""
         p = self.partition
         a, b = p.cell_offsets[number : number + 2]
-        loop = p.cell_corners[a:b]
-        if p.dim == 2:  # sides 0 and 1 meet where facet 1 starts
-            loop = np.roll(loop, -1)
+        loop = np.roll(p.cell_corners[a:b], 1 - p.dim)
         for vertex, point in zip(loop.tolist(), sides.corners, strict=True):
             self._compare(number, vertex, point)
 
@@ -96,29 +117,38 @@ class Claims:
             )
 
 
-def _exact(point: NDArray[np.float64]) -> Point:
-    """Return a float64 point exactly."""
-    ratios = [x.as_integer_ratio() for x in point.tolist()]
-    common = max(d for _, d in ratios)
-    return (*(fmpz(n * (common // d)) for n, d in ratios), fmpz(common))
+def _cut(sides: list[int], new: int, inside: list[bool]) -> list[int]:
+    """Sides of what a condition leaves; side k ends in corner k, and `inside` is about corners.
+
+    Corners on the condition's line count as outside: sides that only touch it there go.
+    """
+    if len(sides) == 2:  # 1-D: a lower and an upper end
+        return [sides[0] if inside[0] else new, sides[1] if inside[1] else new]
+    left = []
+    for k, side in enumerate(sides):
+        if inside[k - 1] or inside[k]:
+            left.append(side)
+            if not inside[k]:
+                left.append(new)
+    return left
 
 
-def _distance(row: Row, point: NDArray[np.float64]) -> float:
-    """Distance of a float64 point from a line, up to a factor of sqrt(2)."""
-    at = _exact(point)
-    try:
-        return int(abs(_value(row, at))) / int(max(map(abs, row[:-1])) * at[-1])
-    except OverflowError:  # beyond float64: far away
-        return np.inf
+def _on_knot(bounds: list[Bound], side: int, unit: int) -> bool:
+    """Whether a side lies on the line of one of a unit's conditions."""
+    row = bounds[side].row
+    return bounds[side].unit == unit or any(
+        bound.unit == unit and _same_line(bound.row, row) for bound in bounds
+    )
 
 
-def _value(row: Row, point: Sequence[fmpz | fmpq]) -> fmpz | fmpq:
-    """Row at a point in homogeneous coordinates."""
+def _same_line(a: Row, b: Row) -> bool:
+    """Whether two rows are positive multiples of each other."""
+    pivot = next((k for k, x in enumerate(a[:-1]) if x), None)
+    if pivot is None or a[pivot] * b[pivot] <= 0:
+        return False
+    return all(x * b[pivot] == y * a[pivot] for x, y in zip(a, b, strict=True))
+
+
+def _value(row: Row, point: Point) -> fmpz:
+    """Row at a point, times something positive."""
     return sum((x * y for x, y in zip(row, point, strict=True)), fmpz(0))
-
-
-def _foot(row: Row, point: list[fmpq]) -> list[fmpq]:
-    """Foot of the perpendicular from a point to a line."""
-    square = sum((x * x for x in row[:-1]), fmpz(0))
-    t = _value(row, [*point, fmpq(1)]) / square
-    return [*(x - t * a for x, a in zip(point, row[:-1], strict=True)), fmpq(1)]

@@ -464,7 +464,7 @@ def test_a_vertex_inside_a_side_fails(small) -> None:
     facet = int(inner_facets(small)[4])
     error = failure(marked(small, facet, 0.5))
     assert error.cell in small.facet_cells[facet]
-    assert "expected sides that turn left from one to the next" in str(error)
+    assert "corners, as many as the knots beside it make, got " in str(error)
 
 
 def test_a_facet_with_the_label_of_another_unit_fails(small) -> None:
