@@ -64,7 +64,7 @@ class Matrices:
 
 
 def read_matrices(program: Program) -> Matrices:
-    """Read all affine steps; cost: a backward pass of each step for each of its outputs, batched."""
+    """Read all affine steps; costs one backward pass of each step for each of its outputs."""
     for step in program.steps:
         if step.kind == "affine":
             places = sum(prod(program.steps[i].single) for i in step.data) * prod(step.single)
@@ -148,10 +148,12 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
 
 def _row_norms(matrix: csr_array) -> NDArray[np.float64]:
     """Bound the rows' Euclidean norms from above."""
-    largest = abs(matrix).max(axis=1).toarray().reshape(-1)
-    scale = np.where(largest > 0, largest, 1.0)
-    sums = (csr_array(matrix / scale[:, None]) ** 2).sum(axis=1)
-    return np.sqrt(sums) * scale * (1 + 1e-12) + 2.0**-1074
+    row = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
+    largest = np.zeros(len(matrix.indptr) - 1)
+    np.maximum.at(largest, row, np.abs(matrix.data))
+    sums = np.zeros(len(largest))
+    np.add.at(sums, row, (matrix.data / largest[row]) ** 2)  # entries are not zero
+    return np.sqrt(sums) * largest * (1 + 1e-12) + 2.0**-1074
 
 
 def _spectral_bound(matrix: csr_array) -> float:
@@ -159,10 +161,11 @@ def _spectral_bound(matrix: csr_array) -> float:
 
     With G = M^T M, ||M||^16 <= ||G^4||_F^2 <= rank ||M||^16: at most rank^(1/16) too large.
     """
-    scale = float(abs(matrix).max()) if matrix.nnz else 0.0
+    scale = float(np.abs(matrix.data).max(initial=0.0))
     if scale == 0.0:
         return 0.0
-    small = csr_array(matrix / scale)
+    small = matrix.copy()
+    small.data = np.asarray(matrix.data) / scale
     absolute = abs(small)
     bound = float(np.sqrt(absolute.sum(axis=0).max() * absolute.sum(axis=1).max()))
     if max(matrix.shape or (0,)) <= 2048:
