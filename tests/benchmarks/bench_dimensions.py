@@ -58,8 +58,8 @@ def peer(engine: str, widths: str, **options: float) -> dict[str, Any]:
     try:
         return measure(engine, widths, **options)
     except RuntimeError as error:
-        reason = str(error)
-        return {"failed": "not installed" if "ModuleNotFoundError" in reason else reason}
+        missing = "ModuleNotFoundError" in str(error)
+        return {"failed": "not installed" if missing else str(error).partition(": ")[2]}
 
 
 def test_cost_per_cell_by_dimension() -> None:
