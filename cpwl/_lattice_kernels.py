@@ -153,17 +153,17 @@ def place_vertices(
         norm = 0.0
         for d in range(dim):
             step = points[b, d] - points[a, d]
-            length += step * step
+            length = np.hypot(length, step)
             if t <= 0.5:
                 points[x, d] = points[a, d] + t * step
             else:
                 points[x, d] = points[b, d] - s * step
-            norm += points[x, d] * points[x, d]
-        reach = np.sqrt(length) + error[a] + error[b]
-        error[x] = max(error[a], error[b]) + off * reach + 2 * EPS * np.sqrt(norm)
+            norm = np.hypot(norm, points[x, d])
+        reach = length + error[a] + error[b]
+        error[x] = max(error[a], error[b]) + off * reach + 2 * EPS * norm
         apart = abs(va - vb)
         off = rounding[bit] / (4 * apart) if apart > 0 else np.inf
-        likely[x] = max(likely[a], likely[b], off * np.sqrt(length)) + EPS * np.sqrt(norm)
+        likely[x] = max(likely[a], likely[b], off * length) + EPS * norm
         rounds[x] = max(rounds[a], rounds[b]) + 1
         for j in range(shift + bit + 1, values.shape[1]):
             step = values[b, j] - values[a, j]
@@ -218,32 +218,45 @@ def cut_edges(found, bit, vertex, vertex_pos, vertex_neg, first, items, pos, neg
 
 
 @njit(cache=True, nogil=True)
-def span_lines(first, stop, items, flat, points, line):
+def span_lines(first, stop, items, flat, mark, line):
     """Give new edges the ends of the line that they are a part of.
 
     before  a --- b ----- c - d     after  line of all three: (a, d)
 
-    The parts of a line have the same ``flat``, the number of the first of them.
+    The parts of a line have the same ``flat``, the number of the first of them; its ends are the
+    vertices that only one part has. Coordinates would not do: they round. Where signs were not
+    proven there may be other than two, and every edge is a line of its own. ``mark`` (one entry a
+    vertex) holds no number from ``first`` on.
     """
+    n = stop - first
+    after = np.zeros(n + 1, np.int64)  # edges, line after line
     for e in range(first, stop):
-        a, b = items[2 * e], items[2 * e + 1]
-        low, high = (a, b) if flat[e] == e else (line[flat[e], 0], line[flat[e], 1])
-        axis = 0
-        for d in range(1, points.shape[1]):
-            if abs(points[high, d] - points[low, d]) > abs(points[high, axis] - points[low, axis]):
-                axis = d
-        if points[low, axis] > points[high, axis]:
-            low, high = high, low
-        for v in (a, b):
-            if points[v, axis] < points[low, axis]:
-                low = v
-            elif points[v, axis] > points[high, axis]:
-                high = v
-        line[flat[e], 0] = low
-        line[flat[e], 1] = high
-    for e in range(first, stop):
-        line[e, 0] = line[flat[e], 0]
-        line[e, 1] = line[flat[e], 1]
+        after[flat[e] - first + 1] += 1
+    for i in range(n):
+        after[i + 1] += after[i]
+    edges = np.empty(n, np.int64)
+    for e in range(stop - 1, first - 1, -1):
+        g = flat[e] - first + 1
+        after[g] -= 1
+        edges[after[g]] = e
+    for g in range(n):  # after[g + 1] is where line g begins by now
+        begin = after[g + 1]
+        end = after[g + 2] if g + 2 <= n else n
+        for i in range(begin, end):
+            for v in items[2 * edges[i] : 2 * edges[i] + 2]:
+                mark[v] = -1 if mark[v] == first + g else first + g
+        found = 0
+        low = -1
+        high = -1
+        for i in range(begin, end):
+            for v in items[2 * edges[i] : 2 * edges[i] + 2]:
+                if mark[v] == first + g:
+                    low, high = high, v
+                    found += 1
+        for i in range(begin, end):
+            e = edges[i]
+            line[e, 0] = low if found == 2 else items[2 * e]
+            line[e, 1] = high if found == 2 else items[2 * e + 1]
 
 
 # --- faces of dimension two and more -----------------------------------------------------------

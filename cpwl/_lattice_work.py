@@ -82,6 +82,7 @@ class Vertices:
     pos: NDArray[np.uint64]
     neg: NDArray[np.uint64]
     unsure: NDArray[np.uint64]
+    mark: NDArray[np.int32]  # workspace
 
 
 @dataclass(eq=False)
@@ -118,7 +119,7 @@ def open_sweep(
     words = np.zeros(n, np.uint64), np.zeros(n, np.uint64), np.zeros(n, np.uint64)
     vertices = Vertices(
         n, 0, lattice.points, lattice.error, lattice.likely, lattice.names,
-        np.zeros(n, np.int32), values, *words,
+        np.zeros(n, np.int32), values, *words, np.full(n, -1, np.int32),
     )  # fmt: skip
     levels = []
     for faces in lattice.faces:
@@ -153,7 +154,18 @@ class _Need(NamedTuple):
 
 
 _OF_FACE = ("start", "size", "pos", "neg", "place", "found", "flat", "newest")
-_OF_VERTEX = ("points", "error", "likely", "names", "rounds", "values", "pos", "neg", "unsure")
+_OF_VERTEX = (
+    "points",
+    "error",
+    "likely",
+    "names",
+    "rounds",
+    "values",
+    "pos",
+    "neg",
+    "unsure",
+    "mark",
+)
 
 
 def reserve(

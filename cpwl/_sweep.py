@@ -21,9 +21,11 @@ from cpwl._lattice import Lattice
 from cpwl._lattice_work import BATCH, Columns, Judge, Sweep, close_sweep, open_sweep, reserve
 
 # A new vertex is computed exactly, and rounded, if it is likely to be off by more than the first
-# share of the domain's extent, or cannot be proven to be off by less than the second. The proof's
-# bounds are pessimistic by many orders of magnitude, but suffice to decide signs.
+# share of the domain's extent or the second share of its distance from the origin, or cannot be
+# proven to be off by less than the third share of the extent. The proof's bounds are pessimistic by
+# many orders of magnitude, but suffice to decide signs.
 _WELL_PLACED = 1e-12
+_SAME_DIGITS = 1e-9
 _WELL_KNOWN = 1e-2
 
 
@@ -212,7 +214,7 @@ def _cut(sweep: Sweep, column: int) -> None:
         lower.count += n
         if k == 2:
             kernels.span_lines(
-                before[1] + made[1], lower.count, lower.items, lower.flat, v.points, sweep.line
+                before[1] + made[1], lower.count, lower.items, lower.flat, v.mark, sweep.line
             )
     sweep.broken += broken  # those of the last dimension, the cells
 
@@ -244,7 +246,7 @@ def _cut_edges(sweep: Sweep, column: int, found: NDArray[np.int32]) -> None:
         first, v.points, v.error, v.likely, v.rounds, v.values, v.pos, v.neg, v.unsure,
     )  # fmt: skip
     v.count = last
-    v.names[first:last] = -1
+    v.names[first:last] = v.mark[first:last] = -1
     sweep.touched |= int(touched)
     if sweep.judge.exact:
         n = len(found)
@@ -252,14 +254,14 @@ def _cut_edges(sweep: Sweep, column: int, found: NDArray[np.int32]) -> None:
             v.names[sweep.line[found]], columns.stage,
             np.full(n, columns.unit[column]), np.full(n, columns.knot[column]),
         )  # fmt: skip
-        poor = v.likely[first:last] > _WELL_PLACED * sweep.extent
+        size = np.abs(v.points[first:last]).max(axis=1)
+        poor = v.likely[first:last] > np.minimum(_WELL_PLACED * sweep.extent, _SAME_DIGITS * size)
         poor |= ~(v.error[first:last] <= _WELL_KNOWN * sweep.extent)
         if poor.any():
             rows = first + np.flatnonzero(poor)
             v.points[rows] = points = sweep.judge.points(v.names[rows])
-            v.error[rows] = v.likely[rows] = (
-                kernels.EPS * np.linalg.norm(points, axis=1) + 2.0**-1000
-            )
+            size = np.abs(points).max(axis=1) * np.sqrt(points.shape[1])
+            v.error[rows] = v.likely[rows] = kernels.EPS * size + 2.0**-1000
             v.rounds[rows] = 0
             v.values[rows] = sweep.evaluate(points)[:, v.dropped :]
     if unsure:

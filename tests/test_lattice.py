@@ -278,6 +278,19 @@ def test_nearly_parallel_planes_meet_where_they_do() -> None:
     assert made.lattice.error.max() < 1e-4
 
 
+@pytest.mark.parametrize("radius", [1e5, 1e30, 1e300])
+def test_the_size_of_the_domain_adds_nothing(radius: float) -> None:
+    # far out, vertices near the origin are known to no digit, and their order along a line neither
+    net = capture(random_network(0, (8, 6), dim=3))
+    far, near = (refined(net, box(3, r)) for r in (radius, 1e4))
+    assert_sound(far.lattice)
+    assert counts(far.lattice) == counts(near.lattice)
+    assert {tuple(row) for row in pieces(far)} == {tuple(row) for row in pieces(near)}
+    sorted_, expected = (np.sort(np.abs(x.lattice.points).max(axis=1)) for x in (far, near))
+    inside = expected < 1e4
+    assert np.allclose(sorted_[: inside.sum()], expected[inside], rtol=1e-8, atol=0)
+
+
 @pytest.mark.parametrize(
     ("dim", "widths"), [(1, (9,) * 5), (2, (8,) * 6), (3, (10, 8, 6)), (3, (6,) * 8), (4, (6,) * 4)]
 )
