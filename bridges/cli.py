@@ -150,15 +150,19 @@ def partition(
     for path in output:
         _check_output(path, _SUFFIXES)
     import cpwl
+    from cpwl.certificate import read_provable
 
     network = cpwl.Network.load(model, input_shape=_shape(input_shape), upto=upto)
     domain = _domain(network.input_shape, through, origin, basis, box)
+    certify = certify or any(path.suffix == _PROOF for path in output)
+    if certify:
+        read_provable(network, domain)  # what cannot be proven is refused before the work
     result = cpwl.subdivide(
         network, domain, memory=int(memory * 2**30), progress=sys.stderr.isatty()
     )
     click.echo(repr(result))
     certificate = None
-    if certify or any(path.suffix == _PROOF for path in output):
+    if certify:
         certificate = _proven(lambda: cpwl.certify(result, progress=sys.stderr.isatty()))
         click.echo(str(certificate))
     for path in output:

@@ -21,7 +21,7 @@ def unpack(p: Partition) -> NDArray[np.int32]:
     return pieces
 
 
-def facet_ends(p: Partition) -> NDArray[np.int32]:
+def _facet_ends(p: Partition) -> NDArray[np.int32]:
     """Vertices (F, P) of the facets of a partition in 1-D or 2-D."""
     return p.facet_corners.reshape(-1, p.dim)
 
@@ -117,7 +117,7 @@ def _columns(p: Partition, owner: NDArray[np.int64]) -> NDArray[np.int64]:
     """Which of a facet's two cells each cell should be, corner by corner."""
     following = np.arange(1, len(owner) + 1)
     following[p.cell_offsets[1:] - 1] = p.cell_offsets[:-1]
-    ends, start = facet_ends(p)[p.cell_facets], p.cell_corners
+    ends, start = _facet_ends(p)[p.cell_facets], p.cell_corners
     if p.dim == 1:  # a cell is above its lower end and below its upper one
         column = np.tile([1, 0], p.num_cells)
         fits = ends[:, 0] == start

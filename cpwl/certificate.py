@@ -128,12 +128,8 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
     Takes 0.3 ms a cell for 2-20-20-20-3 and 0.6 ms for 2-64-64-64-3, on one core.
     """
     start = time.perf_counter()
-    if partition.dim not in (1, 2):
-        raise ValueError(
-            f"Expected a partition in 1-D or 2-D, got {partition.dim}-D. Use cpwl.check: exact "
-            "volumes and adjacency in higher dimensions are not proven."
-        )
     captured = require_network(partition)
+    network, domain = read_provable(captured, partition.domain)
     if partition.status.stages != captured.num_stages:
         raise CertificateError(
             None,
@@ -145,7 +141,6 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
         raise CertificateError(
             None, f"patterns of {captured.num_units} units", f"{len(partition.unit_base)}"
         )
-    network, domain = read_exactly(captured), _exact_domain(partition.domain)
     require_arrays(partition)
     require_incidence(partition, network)
     claims = Claims(partition, network)
@@ -160,6 +155,19 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
     require_corners(partition)
     proof = Proof(network, domain, pieces, tuple(sides))
     return _certificate(proof, proven, claims.largest, start)
+
+
+def read_provable(network: Network, domain: Domain) -> tuple[ExactNetwork, ExactDomain]:
+    """Return a network and a domain as proofs hold them, or raise ValueError: see `certify`."""
+    if domain.dim not in (1, 2):
+        raise ValueError(
+            f"Expected a domain of one or two dimensions to certify, got {domain.dim}. Use "
+            "cpwl.check, which works in float64."
+        )
+    place = domain.slice
+    basis = place.basis.reshape(place.dim, -1)
+    exact = ExactDomain(domain.exact_corners, place.origin.reshape(-1), basis)
+    return read_exactly(network), exact
 
 
 def verify(
@@ -240,11 +248,3 @@ def _require_same(network: ExactNetwork, proof: Proof) -> None:
             f"digest {found[:16]})",
             "Give the model that was certified.",
         )
-
-
-def _exact_domain(domain: Domain) -> ExactDomain:
-    """Return the domain with exact corners."""
-    place = domain.slice
-    return ExactDomain(
-        domain.exact_corners, place.origin.reshape(-1), place.basis.reshape(place.dim, -1)
-    )

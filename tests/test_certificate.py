@@ -531,10 +531,11 @@ def test_a_partition_without_its_network_is_refused(small, tmp_path) -> None:
     assert cpwl.certify(again, progress=False).cells == small.num_cells
 
 
-def test_three_dimensions_are_refused(small) -> None:
-    flat = replace(small, points=np.zeros((4, 3)))
-    with pytest.raises(ValueError, match=r"in 1-D or 2-D, got 3-D\. Use cpwl\.check"):
-        cpwl.certify(flat, progress=False)
+def test_three_dimensions_are_refused() -> None:
+    captured = cpwl.Network.from_torch(random_mlp((3, 4, 2)), (3,))
+    solid = cpwl.subdivide(captured, cpwl.box([-1] * 3, [1] * 3), progress=False)
+    with pytest.raises(ValueError, match=r"to certify, got 3\. Use cpwl\.check, which works"):
+        cpwl.certify(solid, progress=False)
 
 
 def test_a_large_network_is_refused() -> None:
@@ -770,3 +771,17 @@ def test_a_file_that_is_no_proof_is_a_user_error(run, tmp_path) -> None:
     assert (status, "got no file at none.json" in err) == (2, True)
     status, _, err = run("partition model0.pt2 --box -10 10")
     assert (status, "Missing option '-o' / '--output', or '--certify'." in err) == (2, True)
+
+
+def test_what_cannot_be_proven_is_refused_before_the_work(run, monkeypatch, tmp_path) -> None:
+    module = random_mlp((3, 4, 2))
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(module, (torch.zeros(2, 3),), dynamic_shapes=(batch,))
+    torch.export.save(exported, tmp_path / "solid.pt2")
+    monkeypatch.delattr(cpwl, "subdivide")
+    for line in (
+        "partition solid.pt2 --box 0 1 --certify",
+        "partition solid.pt2 --box 0 1 -o p.json",
+    ):
+        status, _, err = run(line)
+        assert (status, "to certify, got 3. Use cpwl.check" in err) == (2, True)
