@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from cpwl import _lattice_kernels as kernels
 from cpwl._arrays import Ragged, prefix
 from cpwl._exact import Vertices
+from cpwl._parallel import in_parallel
 from cpwl._polytope import face_lattice
 from cpwl.domain import Domain
 
@@ -60,18 +62,17 @@ class Corners(NamedTuple):
     sides: NDArray[np.int32]  # (F, 2) cells
 
 
-def corners(lattice: Lattice) -> Corners:
+def corners(lattice: Lattice, pool: ThreadPoolExecutor) -> Corners:
     """List the vertices of cells and facets, and the cells of facets.
 
     Cost: the sum over all faces, of all dimensions from 2 up, of the vertices of their facets.
     """
-    n_points, dim = lattice.points.shape
-    mark = np.empty(n_points, np.int64)
+    n_points = len(lattice.points)
     vertices = Ragged(np.arange(n_points + 1), np.arange(n_points, dtype=np.int32))
     facets = vertices
     for faces in lattice.faces:
-        facets, vertices = vertices, _corners_of(faces, vertices, mark)
-    cells = lattice.faces[dim - 1]
+        facets, vertices = vertices, _corners_of(faces, vertices, n_points, pool)
+    cells = lattice.faces[-1]
     cell_facets = Ragged(cells.offsets, cells.items.copy())
     kernels.sort_rows(*cell_facets)
     sides = np.full((len(lattice.facet_bit), 2), -1, np.int32)
@@ -79,20 +80,25 @@ def corners(lattice: Lattice) -> Corners:
     return Corners(vertices, cell_facets, facets, sides)
 
 
-def _corners_of(faces: Ragged, below: Ragged, mark: NDArray[np.int64]) -> Ragged:
+def _corners_of(faces: Ragged, below: Ragged, n_points: int, pool: ThreadPoolExecutor) -> Ragged:
     """List the vertices of faces from those of their boundaries."""
-    n = len(faces.offsets) - 1
-    mark.fill(-1)
-    offsets = np.zeros(n + 1, np.int64)
-    out = np.empty(3 * len(faces.items) + 64, np.int32)
-    done = 0
-    while True:
-        done = kernels.collect_corners(done, *faces, *below, mark, offsets, out)
-        if done == n:
-            return Ragged(offsets, out[: offsets[n]].copy())
-        larger = np.empty(2 * len(out), np.int32)
-        larger[: offsets[done]] = out[: offsets[done]]
-        out = larger
+    size = np.empty(len(faces.offsets) - 1, np.int64)
+
+    def collect(start: int, stop: int) -> list[NDArray[np.int32]]:
+        mark = np.full(n_points, -1, np.int32)
+        parts = []
+        room = 2 * int(faces.offsets[stop] - faces.offsets[start]) + 64
+        while start < stop:
+            out = np.empty(room, np.int32)
+            left = kernels.collect_corners(start, stop, *faces, *below, mark, size, out)
+            parts.append(out[: size[start:left].sum()])
+            room = room if left > start else 2 * room
+            start = left
+        return parts
+
+    nanoseconds = 10 * len(below.items) / len(below.offsets)
+    parts = in_parallel(pool, collect, np.diff(faces.offsets), nanoseconds)
+    return Ragged(prefix(size), np.concatenate([part for chunk in parts for part in chunk]))
 
 
 def compact(start: NDArray[np.int64], size: NDArray[np.int32], items: NDArray[np.int32]) -> Ragged:

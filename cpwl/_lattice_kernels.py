@@ -149,16 +149,20 @@ def place_vertices(
         s = vb / (vb - va) if va != vb else 0.5  # 1 - t, without cancellation
         s = min(max(s, 0.0), 1.0)
         off = (s * ea + t * eb) / gap + 4 * EPS if gap > 0 else np.inf
-        length = 0.0
+        length = 0.0  # or more, if its square is not representable
+        squares = 0.0
         norm = 0.0
         for d in range(dim):
             step = points[b, d] - points[a, d]
-            length = np.hypot(length, step)
+            squares += step * step
+            length += abs(step)
             if t <= 0.5:
                 points[x, d] = points[a, d] + t * step
             else:
                 points[x, d] = points[b, d] - s * step
-            norm = np.hypot(norm, points[x, d])
+            norm += abs(points[x, d])
+        if 1e-290 < squares < 1e290:
+            length = np.sqrt(squares)
         reach = length + error[a] + error[b]
         error[x] = max(error[a], error[b]) + off * reach + 2 * EPS * norm
         apart = abs(va - vb)
@@ -485,15 +489,15 @@ def _sort(items, low, high):
 
 
 @njit(cache=True, nogil=True)
-def collect_corners(first, offsets, items, below_offsets, below, mark, corners, out):
+def collect_corners(start, stop, offsets, items, below_offsets, below, mark, size, out):
     """List the vertices of faces, ascending, from the vertices ``below`` of their boundaries.
 
-    ``corners[f]`` is where the row of face f begins in ``out``. Starts with face ``first`` and
-    returns the first face whose row may not fit any more (the number of faces, if all fit).
-    ``mark`` (one entry a vertex) must hold nothing that is a face's number.
+    Writes row after row, and the ``size`` of each, from face ``start`` on as far as they surely
+    fit; returns the first face that is left. ``mark`` (one entry a vertex) must hold no number of
+    these faces.
     """
-    at = corners[first]
-    for f in range(first, offsets.shape[0] - 1):
+    at = 0
+    for f in range(start, stop):
         most = 0
         for i in range(offsets[f], offsets[f + 1]):
             g = items[i]
@@ -510,8 +514,8 @@ def collect_corners(first, offsets, items, below_offsets, below, mark, corners, 
                     out[at] = v
                     at += 1
         _sort(out, begin, at)
-        corners[f + 1] = at
-    return offsets.shape[0] - 1
+        size[f] = at - begin
+    return stop
 
 
 @njit(cache=True, nogil=True)

@@ -296,7 +296,7 @@ def subdivide(
 
         work = Work(network, arbiter, domain.slice, embed, memory, pool, report)
         if domain.dim > 2:
-            return _finish_lattice(network, domain, refine_lattice(work, domain), arbiter)
+            return _finish_lattice(work, domain, refine_lattice(work, domain))
         try:
             made = refine(work, corners)
         except TooLargeError:
@@ -330,16 +330,14 @@ def _finish(network: Network, domain: Domain, made: Refined, arbiter: Arbiter) -
     )  # fmt: skip
 
 
-def _finish_lattice(
-    network: Network, domain: Domain, made: RefinedLattice, arbiter: Arbiter
-) -> Partition:
+def _finish_lattice(work: Work, domain: Domain, made: RefinedLattice) -> Partition:
     """Name a lattice's arrays as a partition does."""
-    lattice = made.lattice
-    cells, cell_facets, facets, sides = lattice_corners(lattice)
+    network, lattice = work.network, made.lattice
+    cells, cell_facets, facets, sides = lattice_corners(lattice, work.pool)
     made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
     complete = made.stages == network.num_stages and made.broken == 0
     status = Status(
-        complete=complete, exact=complete and made.undecided == 0, arbitrated=arbiter.decided,
+        complete=complete, exact=complete and made.undecided == 0, arbitrated=work.arbiter.decided,
         undecided=made.undecided, broken=made.broken, needed=made.needed, stages=made.stages,
     )  # fmt: skip
     unit = np.full(len(lattice.facet_bit), -1, np.int32)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import cpwl
 from cpwl._arrays import Ragged
 from cpwl._exact import Arbiter
-from cpwl._lattice import Lattice
+from cpwl._lattice import Corners, Lattice, corners
 from cpwl._lattice_refine import RefinedLattice, refine_lattice
 from cpwl._refine import Work
 
@@ -48,6 +48,12 @@ def layers_on_box(layers: Sequence[Layer], radius: float, memory: int = 2**30) -
     net = capture(layers)
     dim = net.input_shape[0]
     return refined(net, cpwl.box([-radius] * dim, [radius] * dim), memory)
+
+
+def named(lattice: Lattice) -> Corners:
+    """List the corners of cells and facets."""
+    with ThreadPoolExecutor(2) as pool:
+        return corners(lattice, pool)
 
 
 def counts(lattice: Lattice) -> list[int]:

@@ -17,6 +17,7 @@ from lattices import (
     counts,
     inner_counts,
     layers_on_box,
+    named,
     one_layer,
     pieces,
     refined,
@@ -29,7 +30,7 @@ import cpwl
 from bridges.toys import random_mlp
 from cpwl import _lattice_kernels as kernels
 from cpwl._exact import Vertices
-from cpwl._lattice import Lattice, corners, nbytes, whole
+from cpwl._lattice import Lattice, nbytes, whole
 from cpwl._lattice_work import Columns
 from cpwl._sweep import split
 
@@ -134,7 +135,7 @@ def _assert_same_partition(net: cpwl.Network, domain: cpwl.Domain) -> None:
     assert len(points) == len(partition.points)
     rows, their_rows = (x[np.lexsort(x.round(9).T)] for x in (points, partition.points))
     assert np.abs(rows - their_rows).max() < 1e-9
-    sides = corners(made.lattice).sides
+    sides = named(made.lattice).sides
     units = np.append(made.bit_unit, -1)[np.maximum(made.lattice.facet_bit, -1)]
     found = {
         (_number(mine[a]), _number(mine[b] if b >= 0 else None), int(unit))
@@ -425,7 +426,7 @@ def test_kernels_agree_with_their_python(monkeypatch: pytest.MonkeyPatch) -> Non
         layer([[1, 1]], [0], LINEAR),
     )
     compiled = layers_on_box(layers, 1.0)
-    found = corners(compiled.lattice)
+    found = named(compiled.lattice)
     noisy = _cut_by_noise(0.3, 1, 3)
     names = [name for name, f in vars(kernels).items() if hasattr(f, "py_func")]
     assert len(names) > 10
@@ -445,7 +446,7 @@ def test_kernels_agree_with_their_python(monkeypatch: pytest.MonkeyPatch) -> Non
                 )
             else:
                 assert np.array_equal(value, other), name
-    again = corners(compiled.lattice)
+    again = named(compiled.lattice)
     for a, b in zip(found, again, strict=True):
         pairs = zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]
         assert all(np.array_equal(x, y) for x, y in pairs)
