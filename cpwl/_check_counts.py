@@ -137,7 +137,8 @@ def _meets(
     n, dim = len(normals), p.dim
     extent = float(np.ptp(p.domain.corners, axis=0).max())
     shifts = _CLEAR * extent * random.uniform(1, 2, len(sides))
-    downwards = random.standard_normal(dim)
+    # no seed: weights drawn from the same one were parallel to it
+    downwards = np.cos(1.0 + np.arange(dim))
     rows = np.vstack([normals, planes])
     sets = np.array(list(combinations(range(len(rows)), dim)))
     counts = np.zeros((2, dim + 1), np.int64)

@@ -165,7 +165,7 @@ def _spectral_bound(matrix: csr_array) -> float:
     if scale == 0.0:
         return 0.0
     small = matrix.copy()
-    small.data = np.asarray(matrix.data) / scale
+    small.data = np.asarray(matrix.data, np.float64) / scale
     absolute = abs(small)
     bound = float(np.sqrt(absolute.sum(axis=0).max() * absolute.sum(axis=1).max()))
     if max(matrix.shape or (0,)) <= 2048:
