@@ -12,7 +12,7 @@ from cpwl._proof_network import CertificateError, ExactNetwork, describe
 from cpwl._proof_tiling import Point, Sides, meet, rounded, show
 from cpwl.partition import Partition
 
-ROUNDING = 2.0**-40
+ROUNDING = 2.0**-37
 """How far a float64 vertex may be from the exact one, on each axis: this times the largest
 coordinate of the domain's corners."""
 
