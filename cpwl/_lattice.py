@@ -70,8 +70,9 @@ def corners(lattice: Lattice, pool: ThreadPoolExecutor) -> Corners:
     n_points = len(lattice.points)
     vertices = Ragged(np.arange(n_points + 1), np.arange(n_points, dtype=np.int32))
     facets = vertices
-    for faces in lattice.faces:
-        facets, vertices = vertices, _corners_of(faces, vertices, n_points, pool)
+    for k, faces in enumerate(lattice.faces, 1):
+        sort = k >= len(lattice.faces) - 1  # facets and cells
+        facets, vertices = vertices, _corners_of(faces, vertices, n_points, pool, sort=sort)
     cells = lattice.faces[-1]
     cell_facets = Ragged(cells.offsets, cells.items.copy())
     kernels.sort_rows(*cell_facets)
@@ -80,7 +81,9 @@ def corners(lattice: Lattice, pool: ThreadPoolExecutor) -> Corners:
     return Corners(vertices, cell_facets, facets, sides)
 
 
-def _corners_of(faces: Ragged, below: Ragged, n_points: int, pool: ThreadPoolExecutor) -> Ragged:
+def _corners_of(
+    faces: Ragged, below: Ragged, n_points: int, pool: ThreadPoolExecutor, *, sort: bool
+) -> Ragged:
     """List the vertices of faces from those of their boundaries."""
     size = np.empty(len(faces.offsets) - 1, np.int64)
 
@@ -90,7 +93,7 @@ def _corners_of(faces: Ragged, below: Ragged, n_points: int, pool: ThreadPoolExe
         room = 2 * int(faces.offsets[stop] - faces.offsets[start]) + 64
         while start < stop:
             out = np.empty(room, np.int32)
-            left = kernels.collect_corners(start, stop, *faces, *below, mark, size, out)
+            left = kernels.collect_corners(start, stop, *faces, *below, mark, sort, size, out)
             parts.append(out[: size[start:left].sum()])
             room = room if left > start else 2 * room
             start = left

@@ -489,8 +489,8 @@ def _sort(items, low, high):
 
 
 @njit(cache=True, nogil=True)
-def collect_corners(start, stop, offsets, items, below_offsets, below, mark, size, out):
-    """List the vertices of faces, ascending, from the vertices ``below`` of their boundaries.
+def collect_corners(start, stop, offsets, items, below_offsets, below, mark, sort, size, out):
+    """List the vertices of faces from the vertices ``below`` of their boundaries.
 
     Writes row after row, and the ``size`` of each, from face ``start`` on as far as they surely
     fit; returns the first face that is left. ``mark`` (one entry a vertex) must hold no number of
@@ -513,7 +513,8 @@ def collect_corners(start, stop, offsets, items, below_offsets, below, mark, siz
                     mark[v] = f
                     out[at] = v
                     at += 1
-        _sort(out, begin, at)
+        if sort:
+            _sort(out, begin, at)
         size[f] = at - begin
     return stop
 
