@@ -219,7 +219,7 @@ def subdivide(
     network : Network
         The captured network.
     domain : Domain
-        A 1-D or 2-D domain whose slice embeds into the network's input.
+        A domain of dimension 1 to 6 whose slice embeds into the network's input.
     memory : int, default 2 GiB
         Bytes that the work may take beyond the partition that is returned. Vertices are evaluated
         in blocks that fit; a 1-D or 2-D domain whose refinement does not fit is worked off in
@@ -268,6 +268,11 @@ def subdivide(
     ends on the cell's boundary. Vertices are evaluated afresh at every stage, from their
     coordinates, so that errors do not build up along edges. The cost is one forward pass at the
     vertices of the last stage but one, and about a microsecond a cell; all cores are used.
+
+    From three dimensions on, the faces of all dimensions are kept by their incidences, and cut unit
+    after unit: edges where the signs at their ends differ, and a face of dimension k along the new
+    face of dimension k - 1 that the cuts of its boundary enclose. A cell comes with about 2**P
+    faces, which take a fraction of a microsecond and about 70 bytes of work each.
     """
     latent_shape = domain.slice.latent_shape
     if latent_shape != network.input_shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -383,6 +384,32 @@ def test_partitions_that_do_not_fit_say_so() -> None:
     assert status.stages < 3
     assert status.needed > 2**17
     assert "INCOMPLETE" in repr(partition)
+
+
+def test_the_work_takes_no_more_memory_than_it_may() -> None:
+    net = capture(random_network(0, (16, 16), dim=3))
+    cpwl.subdivide(net, box(3, 0.1), progress=False)  # compiles
+    full, most = _traced(net, 2**31)
+    assert full.status.complete
+    seen = set()
+    for share in (1.0, 0.7, 0.5, 0.3, 0.1):
+        memory = int(share * most)
+        partition, peak = _traced(net, memory)
+        assert peak <= 1.1 * memory + 2**18
+        seen.add(partition.status.stages)
+        if partition.status.stages == 1:
+            assert most / 3 < partition.status.needed < 3 * most
+    assert seen >= {1, 2}
+
+
+def _traced(net: cpwl.Network, memory: int) -> tuple[cpwl.Partition, int]:
+    """Subdivide a cube, and return the most bytes that were held at once."""
+    tracemalloc.start()
+    try:
+        partition = cpwl.subdivide(net, box(3), memory=memory, progress=False)
+        return partition, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 # --- the partition -----------------------------------------------------------------------------
