@@ -30,7 +30,7 @@ from flint import fmpq, fmpz, fmpz_mat
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cpwl._proof_cells import Bound, Cell, ExactDomain, Patterns, Row
+from cpwl._proof_cells import Bound, Cell, ExactDomain, Patterns
 from cpwl._proof_network import CertificateError, ExactNetwork, describe
 
 Point = tuple[fmpz, ...]
@@ -338,6 +338,3 @@ def _uncovered(
         if len({way for way, _ in here}) == 1:
             return here[0][1], low, high
     return None
-
-
-__all__ = ["Proven", "Row", "Sides", "meet", "prove", "rounded", "show"]
