@@ -118,17 +118,20 @@ def relucent_engine(module: nn.Sequential, size: float, limit: float) -> Callabl
     """Search from cell to cell, until the limit."""
     import relucent
 
+    class Stop(BaseException):
+        """Nobody handles this one on its way."""
+
     def stop(*_: object) -> None:
-        raise TimeoutError
+        raise Stop
 
     def run() -> Found:
         complex_ = relucent.Complex(module)
         signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        signal.setitimer(signal.ITIMER_REAL, limit, 10)  # and again where a callback lost it
         try:
             # without its verification: a second pass over all cells
             complex_.bfs(cube_mode="intersect", cube_radius=size, verify=False, verbose=0)
-        except TimeoutError:
+        except Stop:
             return Found(len(complex_), complete=False)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
