@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl._findings import EPS, Log, Tolerances
+from cpwl._findings import EPS, SMALLEST, Log, Tolerances
 from cpwl.partition import Partition
 
 Ints = NDArray[np.int64]
@@ -181,7 +181,7 @@ def _check_shapes(
         flat += int((np.abs(volume) <= slack).sum())
         total += float(volume.sum())
         smallest = min(smallest, float(volume.min()))
-    error = abs(total - p.domain.volume) / p.domain.volume
+    error = abs(total - p.domain.volume) / max(p.domain.volume, SMALLEST)
     log.add("cells are anticlockwise", "cell", p.num_cells, np.concatenate(negative))
     if p.dim == 2:
         log.add("cells are convex", "cell", p.num_cells, np.concatenate(dented))

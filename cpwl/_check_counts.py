@@ -75,6 +75,8 @@ def check_counts(partition: Partition, log: Log) -> Arrangement:
         return Arrangement("no network, or not complete")
     if not network.num_stages or len(network.contests):
         return Arrangement("max-pooling" if len(network.contests) else "no knots at all")
+    if not 1e-100 < float(np.ptp(p.domain.corners, axis=0).max()) < 1e100:
+        return Arrangement("the domain is too small or too large to intersect planes in float64")
     normals, offsets = _hyperplanes(p, network)
     knots, dim = len(normals), p.dim
     planes, sides = half_spaces(p.domain)
@@ -150,6 +152,8 @@ def _meets(
         own = chosen < n
         # lowest where the direction is a combination of the sides' outward normals, negated
         weight = np.einsum("p,spk->sk", downwards, inverse)
+        if (np.abs(weight) < _CLEAR * np.abs(weight).max(axis=1, keepdims=True))[~own].any():
+            return None
         lowest = (own | (weight < 0)).all(axis=1)
         size = own.sum(axis=1)
         for k, sign in enumerate((1.0, -1.0)):

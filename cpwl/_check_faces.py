@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cpwl._arrays import Ragged, take_rows
 from cpwl._check_complex import check_sides, rounding, set_bits
-from cpwl._findings import Log, Tolerances
+from cpwl._findings import SMALLEST, Log, Tolerances
 from cpwl._measure import half_spaces, levels, measures, normals
 from cpwl._polytope import face_lattice
 from cpwl.partition import Partition
@@ -83,13 +83,13 @@ def _check_pairs(p: Partition, log: Log) -> None:
 def _check_order(p: Partition, log: Log) -> None:
     """Check that a facet's first cell is the one below its unit's breakpoint."""
     inner = np.flatnonzero((p.facet_cells >= 0).all(1))
-    wrong = [np.empty(0, np.int64)]
+    wrong = [np.flatnonzero(p.facet_cells[:, 0] < 0)]  # on the boundary the one cell is first
     for start in range(0, len(inner), _FACETS_AT_ONCE):
         facet = inner[start : start + _FACETS_AT_ONCE]
         first, second = p.facet_cells[facet].T
         row, unit = set_bits(p.patterns[first] & ~p.patterns[second], p.bit_unit)
         wrong.append(facet[np.unique(row[unit == p.facet_unit[facet[row]]])])
-    log.add("facets name the cell below first", "facet", len(inner), np.concatenate(wrong))
+    log.add("facets name the cell below first", "facet", p.num_facets, np.concatenate(wrong))
 
 
 def _runs(sizes: Ints) -> Iterator[Ints]:
@@ -196,7 +196,7 @@ def _check_shapes(
         allowed = off * (1 + np.linalg.norm(arm, axis=1) * planes.lever[facet[item]])
         dented.append(run[np.unique(row[item[above > allowed]])])
     log.add("cells are convex", "cell", p.num_cells, np.concatenate(dented))
-    error = abs(total - p.domain.volume) / p.domain.volume
+    error = abs(total - p.domain.volume) / max(p.domain.volume, SMALLEST)
     allowed = max(tolerances.geometry * np.finfo(np.float64).eps * math.sqrt(p.num_cells), 1e-12)
     wrong = np.zeros(int(not error <= allowed), np.int64)
     log.add("volumes add up to the domain's", "partition", 1, wrong)
@@ -243,16 +243,17 @@ def _check_boundary(p: Partition, log: Log, off: float, planes: Planes) -> None:
 
 
 def _planes(p: Partition) -> Planes:
-    """Measure the facets, and turn their normals away from the first cell's middle."""
+    """Measure the facets, and turn their normals away from the first cell, towards the second."""
     *_, ridges, facets = measures(p.points, p.skeleton)
     vector = normals(facets.minors)
     area = np.linalg.norm(vector, axis=1)
     unit = vector / np.where(area > 0, area, 1.0)[:, None]
     sizes = np.diff(p.cell_offsets)
     middle = np.add.reduceat(p.points[p.cell_corners], p.cell_offsets[:-1]) / sizes[:, None]
-    cell = np.maximum(p.facet_cells[:, 0], p.facet_cells.min(axis=1))
-    inside = middle[cell] - facets.centroid
-    unit[np.einsum("fp,fp->f", inside, unit) > 0] *= -1
+    first, second = p.facet_cells.T
+    # from middle to middle: seen from a cell thinner than rounding alone, no side would be certain
+    ahead = np.where(second[:, None] < 0, facets.centroid, middle[second]) - middle[first]
+    unit[np.einsum("fp,fp->f", ahead, unit) < 0] *= -1
     lever = _perimeter(p.skeleton[-1], ridges.minors) / np.maximum(area, 1e-300)
     return Planes(facets.apex, unit, area, lever)
 

@@ -65,6 +65,11 @@ def measures(points: Array, faces: tuple[Ragged, ...]) -> Iterator[Measures]:
         below = found
 
 
+def magnitude(points: Array) -> int:
+    """Return the binary exponent of the largest coordinate: 2^-it brings all to at most 1."""
+    return int(np.frexp(np.abs(points).max(initial=0.0))[1])
+
+
 def normals(minors: Array) -> Array:
     """Turn the minors (n, P) of facets into normal vectors whose length is the facet's volume."""
     dim = minors.shape[1]

@@ -9,7 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from cpwl._measure import levels, measures, normals
+from cpwl._measure import levels, magnitude, measures, normals
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -24,7 +24,9 @@ def walk(partition: Partition, s: Array) -> NDArray[np.int64]:
     facet through which the line leaves. Cost: one measurement of all facets, then about as many
     cells for each point as lie between.
     """
-    *_, facets, cells = measures(partition.points, levels(partition))
+    exponent = magnitude(partition.points)  # so that no volume overflows
+    s = np.ldexp(s, -exponent)
+    *_, facets, cells = measures(np.ldexp(partition.points, -exponent), levels(partition))
     outward = normals(facets.minors)
     inside = cells.centroid[partition.facet_cells[:, 0]] - facets.centroid
     outward[np.einsum("fp,fp->f", outward, inside) > 0] *= -1

@@ -7,7 +7,8 @@ It works in float64 and finds what is wrong by more than rounding; `certify` pro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from cpwl import _check_complex, _check_faces, _check_network
 from cpwl._check_counts import Arrangement, check_counts
 from cpwl._errors import PartitionError
 from cpwl._findings import Finding, Log, Tolerances
+from cpwl._measure import magnitude
+from cpwl.domain import Domain
 from cpwl.partition import Partition
 
 _DEFAULTS = Tolerances()
@@ -124,6 +127,21 @@ class CheckReport:
         return "\n".join(rows)
 
 
+def _geometry(p: Partition, log: Log, tolerances: Tolerances) -> tuple[float, float, int]:
+    """Check the geometry at a size whose volumes float64 can hold."""
+    kind = _check_complex if p.dim <= 2 else _check_faces
+    exponent = magnitude(p.points)
+    if abs(exponent) < 64:
+        return kind.check_geometry(p, log, tolerances)
+    old, scale = p.domain, Fraction(2) ** -exponent
+    exact = tuple(tuple(x * scale for x in point) for point in old.exact_corners)
+    domain = Domain(np.ldexp(old.corners, -exponent), old.slice, exact, old.sides)
+    scaled = replace(p, points=np.ldexp(p.points, -exponent), domain=domain)
+    error, smallest, flat = kind.check_geometry(scaled, log, tolerances)
+    with np.errstate(over="ignore", under="ignore"):
+        return error, float(np.ldexp(smallest, p.dim * exponent)), flat
+
+
 def _alternating(faces: tuple[int, ...]) -> str:
     """Write out the sum that the Euler characteristic is."""
     signs = [" - " if k % 2 else " + " for k in range(len(faces))]
@@ -177,7 +195,7 @@ def check(
         kind = _check_complex if p.dim <= 2 else _check_faces
         faces = _check_faces.face_counts(p)
         euler = kind.check_incidence(p, log)
-        volumes = kind.check_geometry(p, log, tolerances)
+        volumes = _geometry(p, log, tolerances)
         _check_complex.check_distinct(p, log)
         arrangement = check_counts(p, log)
         others = _check_complex.check_differences(p, log)

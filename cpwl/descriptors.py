@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cpwl._measure import Measures, levels, measures
+from cpwl._measure import Measures, levels, magnitude, measures
 from cpwl.affine import cell_indices, columns_and_offsets, num_outputs, require_complete
 from cpwl.shapes import cross_polytope
 from cpwl.storage import require_network
@@ -166,7 +166,10 @@ def volumes(partition: Partition) -> Array:
     itself, so that a small cell far from the origin loses nothing to cancellation. Needs no
     network. Cost: every face of any dimension is measured once.
     """
-    return np.abs(_cells(partition).minors[:, 0])
+    exponent = magnitude(partition.points)
+    minors = _cells(partition, exponent).minors[:, 0]
+    with np.errstate(over="ignore", under="ignore"):  # 0 or inf where float64 has no such number
+        return np.ldexp(np.abs(minors), partition.dim * exponent)
 
 
 def centroids(partition: Partition) -> Array:
@@ -174,12 +177,13 @@ def centroids(partition: Partition) -> Array:
 
     Exact up to rounding, and inside the cell; needs no network. Cost: as for `volumes`.
     """
-    return _cells(partition).centroid
+    exponent = magnitude(partition.points)
+    return np.ldexp(_cells(partition, exponent).centroid, exponent)
 
 
-def _cells(partition: Partition) -> Measures:
-    """Return the measures of the cells."""
-    *_, last = measures(partition.points, levels(partition))
+def _cells(partition: Partition, exponent: int) -> Measures:
+    """Return the measures of the cells with coordinates divided by 2^exponent."""
+    *_, last = measures(np.ldexp(partition.points, -exponent), levels(partition))
     return last
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl._measure import triangulate
+from cpwl._measure import magnitude, triangulate
 from cpwl._quadrature import integrate_gaussian, simplex_volumes
 from cpwl.descriptors import volumes
 from cpwl.domain import Slice
@@ -149,7 +149,7 @@ def uniform_in_cells(
     partition: Partition, cells: NDArray[np.int64], generator: np.random.Generator
 ) -> Array:
     """Return a uniformly distributed point (n, P) of every cell (n,) in a list."""
-    dim = partition.dim
+    dim, exponent = partition.dim, magnitude(partition.points)
     bary = np.diff(np.sort(generator.random((len(cells), dim)), axis=1), prepend=0, append=1)
     share = generator.random(len(cells))
     points = np.empty((len(cells), dim))
@@ -159,7 +159,7 @@ def uniform_in_cells(
     for block, (first, last) in enumerate(pairwise(starts.tolist())):
         mine, low = order[first:last], block * _AT_ONCE
         corners, owner = triangulate(partition, distinct[low : low + _AT_ONCE])
-        simplices = partition.points[corners]
+        simplices = np.ldexp(partition.points[corners], -exponent)
         cumulated = np.concatenate([[0.0], np.cumsum(simplex_volumes(simplices))])
         # the range of cumulated volumes that belongs to each cell
         ends = cumulated[np.searchsorted(owner, np.arange(owner[-1] + 2))]
@@ -168,7 +168,7 @@ def uniform_in_cells(
         # rounding may reach the next cell's first simplex
         drawn = np.minimum(drawn, np.searchsorted(owner, row[mine] - low, side="right") - 1)
         points[mine] = np.einsum("nk,nkp->np", bary[mine], simplices[drawn])
-    return points
+    return np.ldexp(points, exponent)
 
 
 def require_dimension(partition: Partition, latent: Gaussian) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -337,6 +338,25 @@ def test_the_formulas_say_where_they_do_not_apply(space) -> None:
     through_a_corner = capture(network(layer([[1.0, 1.0, 1.0]], [-3.0])))
     corner = cpwl.subdivide(through_a_corner, cpwl.box([-1] * 3, [1] * 3), progress=False)
     assert cpwl.check(corner).require().arrangement.reason == "knots are not in general position"
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e-30, 1e30, 1e300])
+def test_domains_of_any_size_are_checked(dim, size) -> None:
+    net = capture(network(layer(np.eye(min(dim, 2), dim).tolist(), [0.0] * min(dim, 2))))
+    partition = cpwl.subdivide(net, cpwl.box([-1.0] * dim, [2.0] * dim), progress=False)
+    domain = cpwl.box([-size] * dim, [2 * size] * dim)
+    partition = replace(partition, points=size * partition.points, domain=domain)
+    report = cpwl.check(partition).require()
+    assert report.volume_error < 1e-14
+    assert report.cells == 2 ** min(dim, 2)
+    axes = [[-0.5, 1.0]] * min(dim, 2) + [[0.5]] * max(dim - 2, 0)
+    centres = {tuple(size * x for x in row) for row in product(*axes)}
+    found = {tuple(row) for row in cpwl.centroids(partition).tolist()}
+    assert np.allclose(sorted(found), sorted(centres), rtol=1e-12, atol=0)
+    with np.errstate(over="ignore", under="ignore"):
+        largest = np.multiply.reduce([2 * size] * min(dim, 2) + [3 * size] * max(dim - 2, 0))
+    assert cpwl.volumes(partition).max() == pytest.approx(largest, rel=1e-12)
 
 
 def test_too_many_knots_to_intersect_are_not_counted(space, monkeypatch) -> None:
