@@ -99,9 +99,7 @@ def prove(
         signs += len(cell.bounds) * len(sides.corners)
         other = seen.setdefault(cell.key, number)
         if other != number:
-            raise CertificateError(
-                number, f"a pattern of its own, got that of cell {other}", "a repeated cell"
-            )
+            raise CertificateError(number, "a pattern of its own", f"that of cell {other} again")
         visit(number, cell, sides)
         border.add(number, sides)
     area = _area(domain)

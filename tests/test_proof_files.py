@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import damage
+import numpy as np
 import pytest
 import torch
 from agreement import capture, domain_of
@@ -131,6 +132,16 @@ def test_a_proof_with_a_cell_less_names_the_cell_beside_the_hole(small, tmp_path
     assert failed.value.cell is not None
     assert failed.value.cell + 1 in beside
     assert "is missing" in str(failed.value)
+
+
+def test_a_proof_with_a_cell_twice_names_it(small, tmp_path) -> None:
+    certificate = cpwl.certify(small, progress=False)
+    held = certificate._proof
+    pieces = np.concatenate([held.pieces, held.pieces[7:8]])
+    more = held._replace(pieces=pieces, sides=(*held.sides, held.sides[7]))
+    replace(certificate, _proof=more, cells=certificate.cells + 1).save(tmp_path / "p.json")
+    with pytest.raises(CertificateError, match="a pattern of its own, got that of cell 7 again"):
+        cpwl.verify(tmp_path / "p.json", progress=False)
 
 
 BROKEN = {
