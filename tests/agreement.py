@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from unittest import mock
 
 import numpy as np
@@ -55,8 +55,10 @@ def subdivide_and_compare(
     `thin` allows cells so thin that float64 cannot tell that they are there.
     """
     partition = cpwl.subdivide(capture(layers), domain_of(domain), progress=False, **options)
-    assert_checked(partition, thin=thin)
+    assert partition.status.complete
+    assert partition.status.exact
     assert_agrees(partition, layers, oracles.subdivide(layers, exact_of(domain)))
+    assert_checked(partition, thin=thin)
     return partition
 
 
@@ -84,11 +86,11 @@ def assert_agrees(
 
     # ties that change nothing are no knots, and cells need not meet face to face then
     pools = any(isinstance(one.units, Pool) for one in layers)
-    names = match_vertices(partition, match, cells, pools)
+    names, alias = match_vertices(partition, match, cells, pools)
     if pools:
-        _assert_same_contacts(partition, match, names, cells)
+        _assert_facets_hold_all_that_is_common(partition)
     else:
-        _assert_same_faces(partition, match, names, cells)
+        _assert_same_faces(partition, match, names, alias, cells)
     _assert_same_volumes(partition, match, cells)
     _assert_same_maps(partition, match, cells)
 
@@ -151,17 +153,14 @@ def _pieces_of(one: Layer, groups: list[NDArray[np.int32]]) -> list[NDArray[np.i
 
 def match_vertices(
     partition: cpwl.Partition, match: list[int], cells: Sequence[oracles.Cell], pools: bool
-) -> list[Row]:
-    """Return the exact coordinates of every vertex; those of the same cells by distance."""
-    belongs: dict[Row, set[int]] = defaultdict(set)
-    for number, cell in enumerate(cells):
-        for corner in cell.shape.corners:
-            belongs[corner].add(number)
-    if pools:
-        for corner, known in belongs.items():
-            known |= {n for n, cell in enumerate(cells) if cell.shape.holds(corner)}
+) -> tuple[list[Row], dict[Row, Row]]:
+    """Match the vertices by the cells that they belong to; those of the same cells by distance.
+
+    Returns the exact coordinates of every vertex, and for each exact vertex the one that stands for
+    all those of the same cells that lie too close to it to be told apart by distance.
+    """
     exact = defaultdict(list)
-    for corner, known in belongs.items():
+    for corner, known in _cells_of_corners(cells, pools).items():
         exact[frozenset(known)].append(corner)
     ours = defaultdict(list)
     for vertex, row in enumerate(_cells_of_vertices(partition)):
@@ -169,14 +168,34 @@ def match_vertices(
     assert {k: len(v) for k, v in ours.items()} == {k: len(v) for k, v in exact.items()}
 
     names: list[Row] = [()] * len(partition.points)
+    alias: dict[Row, Row] = {}
     reach = np.abs(partition.domain.corners).max()
     for key, vertices in ours.items():
         there = np.array([[float(x) for x in rational(corner)] for corner in exact[key]])
+        first = (np.abs(there[:, None] - there).max(axis=-1) <= 1e3 * CLOSE * reach).argmax(axis=1)
+        alias |= {corner: exact[key][j] for corner, j in zip(exact[key], first, strict=True)}
         distance = np.abs(partition.points[vertices][:, None] - there).max(axis=-1)
         for i, j in zip(*linear_sum_assignment(distance), strict=True):
             assert distance[i, j] <= CLOSE * reach
-            names[vertices[i]] = exact[key][j]
-    return names
+            names[vertices[i]] = alias[exact[key][j]]
+    return names, alias
+
+
+def _cells_of_corners(cells: Sequence[oracles.Cell], pools: bool) -> dict[Row, set[int]]:
+    """Return the cells that have each corner; with pools also those that have it on a side."""
+    found: dict[Row, set[int]] = defaultdict(set)
+    for number, cell in enumerate(cells):
+        for corner in cell.shape.corners:
+            found[corner].add(number)
+    if pools:
+        float_corners = [np.array(cell.corners, dtype=float) for cell in cells]
+        low = np.array([corners.min(axis=0) for corners in float_corners]) - 1e-6
+        high = np.array([corners.max(axis=0) for corners in float_corners]) + 1e-6
+        for corner, known in found.items():
+            point = np.array(rational(corner), dtype=float)
+            near = np.flatnonzero(((low <= point) & (point <= high)).all(axis=1))
+            known |= {n for n in near.tolist() if cells[n].shape.holds(corner)}
+    return found
 
 
 def _cells_of_vertices(partition: cpwl.Partition) -> list[list[int]]:
@@ -193,39 +212,43 @@ def _rows(offsets: NDArray[np.int64], items: NDArray[np.int32]) -> list[list[int
 
 
 def _assert_same_faces(
-    partition: cpwl.Partition, match: list[int], names: list[Row], cells: Sequence[oracles.Cell]
+    partition: cpwl.Partition,
+    match: list[int],
+    names: list[Row],
+    alias: dict[Row, Row],
+    cells: Sequence[oracles.Cell],
 ) -> None:
     """Compare the facets of every cell and the faces of every dimension, by their vertices."""
-    facets = [
-        frozenset(names[vertex] for vertex in row)
-        for row in _rows(partition.facet_offsets, partition.facet_corners)
-    ]
+
+    def listed(faces: Iterable[Iterable[int]]) -> Counter[tuple[Row, ...]]:
+        return Counter(tuple(sorted(names[vertex] for vertex in face)) for face in faces)
+
+    def exact(faces: Iterable[Iterable[Row]]) -> Counter[tuple[Row, ...]]:
+        return Counter(tuple(sorted(alias[corner] for corner in face)) for face in faces)
+
+    facets = _rows(partition.facet_offsets, partition.facet_corners)
     rows = _rows(partition.cell_facet_offsets, partition.cell_facets)
     for mine, theirs in zip(rows, match, strict=True):
-        assert len(set(mine)) == len(mine)
-        assert {facets[facet] for facet in mine} == set(
+        assert listed(facets[i] for i in mine) == exact(
             cells[theirs].shape.faces(partition.dim - 1)
         )
-    faces = [frozenset([name]) for name in names]
+    faces = [{vertex} for vertex in range(len(names))]
     for dim, level in enumerate(partition.skeleton, 1):
-        rows = _rows(*level)
-        faces = [frozenset().union(*(faces[side] for side in row)) for row in rows]
-        assert len(set(faces)) == len(faces)
-        assert set(faces) == {face for cell in cells for face in cell.shape.faces(dim)}
+        faces = [set().union(*(faces[side] for side in row)) for row in _rows(*level)]
+        expected = {face for cell in cells for face in cell.shape.faces(dim)}
+        assert listed(faces) == exact(expected)
 
 
-def _assert_same_contacts(
-    partition: cpwl.Partition, match: list[int], names: list[Row], cells: Sequence[oracles.Cell]
-) -> None:
-    """Compare the vertices on all facets between two cells."""
-    between = defaultdict(set)
+def _assert_facets_hold_all_that_is_common(partition: cpwl.Partition) -> None:
+    """Compare the vertices on all facets between two cells with those that belong to both."""
+    between: dict[tuple[int, int], set[int]] = defaultdict(set)
     rows = _rows(partition.facet_offsets, partition.facet_corners)
     for (a, b), row in zip(partition.facet_cells.tolist(), rows, strict=True):
         if min(a, b) >= 0:
-            between[frozenset((match[a], match[b]))] |= {names[vertex] for vertex in row}
+            between[min(a, b), max(a, b)] |= set(row)
+    corners = list(map(set, _rows(partition.cell_offsets, partition.cell_corners)))
     for (a, b), vertices in between.items():
-        shapes = cells[a].shape, cells[b].shape
-        assert vertices == {x for x in set(names) if all(shape.holds(x) for shape in shapes)}
+        assert vertices == corners[a] & corners[b]
 
 
 def _assert_same_volumes(

@@ -5,21 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from agreement import subdivide_and_compare
-from hypothesis import given
-from layers import ABS, LINEAR, RELU, Pool, hardtanh, layer, leaky, network
-from strategies import (
-    ALL,
-    BOX,
-    INTERVALS,
-    SCALARS,
-    WAVE,
-    architectures,
-    degenerate_networks,
-    domains,
-    nightly,
-    ordinary,
-    some_architectures,
-)
+from layers import ABS, LINEAR, Pool, hardtanh, layer, leaky, network
+from strategies import BOX, INTERVALS, degenerate_networks, nightly, ordinary
+from sweeps import sweep
 from torch import set_num_threads
 
 import cpwl
@@ -177,33 +165,16 @@ def test_a_breakpoint_at_the_end_of_an_interval_cuts_nothing() -> None:
     assert partition.num_cells == 1
 
 
-@ordinary(60)
-@given(degenerate_networks(some_architectures(12, units=(*SCALARS, WAVE))), domains(2))
-def test_degenerate_networks_agree_with_the_oracle(layers, corners) -> None:
-    subdivide_and_compare(layers, corners)
-
-
-@ordinary(40)
-@given(degenerate_networks(some_architectures(6, units=(Pool(2), RELU, Pool(5), ABS))), domains(2))
-def test_degenerate_networks_with_pools_agree_with_the_oracle(layers, corners) -> None:
-    subdivide_and_compare(layers, corners)
-
-
-@ordinary(40)
-@given(degenerate_networks(some_architectures(10, 1, ALL)), domains(1))
-def test_degenerate_networks_on_an_interval_agree_with_the_oracle(layers, corners) -> None:
-    subdivide_and_compare(layers, corners)
+@pytest.mark.parametrize(
+    ("dim", "examples"), [(1, 40), (2, 80), (3, 60), (4, 25), (5, 15), (6, 10)]
+)
+def test_degenerate_networks_agree_with_the_oracle(dim: int, examples: int) -> None:
+    sweep(degenerate_networks, dim, ordinary(examples))
 
 
 @pytest.mark.nightly
-@nightly(2000)
-@given(degenerate_networks(architectures(units=ALL, width=6)), domains(2))
-def test_many_degenerate_networks_agree_with_the_oracle(layers, corners) -> None:
-    subdivide_and_compare(layers, corners)
-
-
-@pytest.mark.nightly
-@nightly(1000)
-@given(degenerate_networks(architectures(1, ALL, width=6)), domains(1))
-def test_many_degenerate_networks_on_intervals_agree_with_the_oracle(layers, corners) -> None:
-    subdivide_and_compare(layers, corners)
+@pytest.mark.parametrize(
+    ("dim", "examples"), [(1, 400), (2, 800), (3, 600), (4, 200), (5, 100), (6, 50)]
+)
+def test_many_degenerate_networks_agree_with_the_oracle(dim: int, examples: int) -> None:
+    sweep(degenerate_networks, dim, nightly(examples))

@@ -1,27 +1,35 @@
-"""What must not change when a network or a domain is rewritten."""
+"""What must not change when a network or a domain is rewritten, in the plane and above."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from fractions import Fraction
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from agreement import assert_checked, capture
-from bodies import domain_of
+from agreement import assert_checked, capture, layer_of
+from bodies import Body, cube
 from hypothesis import given
-from layers import RELU, Layer
-from strategies import BOX, degenerate_networks, generic_networks, ordinary, some_architectures
+from layers import ABS, RELU, Layer, hardtanh, leaky
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from strategies import (
+    SCALARS,
+    Architecture,
+    degenerate_networks,
+    generic_networks,
+    ordinary,
+    some_architectures,
+)
 from torch import set_num_threads
 
 import cpwl
 
-SETTINGS = ordinary(20)
-# a pool is no bag of units that can be permuted one by one
-CHAINS = some_architectures(6, skips=False)
-RELUS = some_architectures(3, units=(RELU,), skips=False)
-NETWORKS = st.one_of(degenerate_networks(CHAINS), generic_networks(CHAINS))
+SETTINGS = ordinary(15)
+DIMENSIONS = pytest.mark.parametrize("dim", [2, 3, 4])
+Key = tuple[int, ...]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,82 +37,128 @@ def _one_thread():
     set_num_threads(1)
 
 
-def subdivide(layers: tuple[Layer, ...], corners=BOX) -> cpwl.Partition:
-    partition = cpwl.subdivide(capture(layers), domain_of(corners), progress=False)
+def chains(dim: int) -> st.SearchStrategy[Architecture]:
+    """No skips and no pools: a pool is no bag of units that can be permuted one by one."""
+    if dim == 2:
+        return some_architectures(6, dim, SCALARS, skips=False)
+    few = (RELU, hardtanh(), ABS, leaky(Fraction(1, 4)), RELU)
+    return some_architectures(5, dim, few, 4 if dim == 3 else 3, skips=False)
+
+
+def networks(shapes: st.SearchStrategy[Architecture]) -> st.SearchStrategy[tuple[Layer, ...]]:
+    return st.one_of(degenerate_networks(shapes), generic_networks(shapes))
+
+
+def subdivide(layers: tuple[Layer, ...], body: Body | None = None) -> cpwl.Partition:
+    domain = (body or cube(len(layers[0].weight[0]))).domain()
+    partition = cpwl.subdivide(capture(layers), domain, progress=False)
     assert_checked(partition)
     return partition
 
 
-def centres(partition: cpwl.Partition) -> np.ndarray:
-    sums = np.add.reduceat(partition.points[partition.cell_corners], partition.cell_offsets[:-1])
-    return sums / np.diff(partition.cell_offsets)[:, None]
+def units_of_first_layer(partition: cpwl.Partition) -> NDArray[np.int64]:
+    assert partition.network is not None
+    groups = partition.network.groups
+    return np.arange(groups[0].shape[0] if groups and layer_of(groups[0].name) == 0 else 0)
 
 
-def assert_same_cells(a: cpwl.Partition, b: cpwl.Partition) -> None:
-    """Compare counts, centres and volumes, in any order of cells."""
-    assert a.num_cells == b.num_cells
-    assert len(a.points) == len(b.points)
-    assert len(a.facet_points) == len(b.facet_points)
-    order = [np.lexsort(np.round(centres(p), 7).T) for p in (a, b)]
-    for quantity in (centres, cpwl.volumes):
-        ours, theirs = (quantity(p)[o] for p, o in zip((a, b), order, strict=True))
-        np.testing.assert_allclose(ours, theirs, atol=1e-8)
+def assert_same_cells(
+    a: cpwl.Partition,
+    b: cpwl.Partition,
+    of_b: NDArray[np.int64] | None = None,
+    turned: NDArray[np.float64] | None = None,
+) -> None:
+    """Compare cells by pattern: volumes, vertices, facets and neighbours.
+
+    `of_b` are the units of b in the order of a's, and `turned` takes points of a to points of b.
+    """
+    pieces_b = b.pieces() if of_b is None else b.pieces()[:, of_b]
+    keys = [[tuple(row) for row in pieces.tolist()] for pieces in (a.pieces(), pieces_b)]
+    assert sorted(keys[0]) == sorted(keys[1])
+    assert len(set(keys[0])) == len(keys[0])
+    ours, theirs = (
+        dict(zip(key, cpwl.volumes(p), strict=True)) for key, p in zip(keys, (a, b), strict=True)
+    )
+    for key, volume in ours.items():
+        assert abs(theirs[key] - volume) <= 1e-9 * volume + 1e-13 * a.domain.volume
+    assert neighbours(a, keys[0]) == neighbours(b, keys[1])
+    left, right = vertices(a, keys[0]), vertices(b, keys[1])
+    assert left.keys() == right.keys()
+    for key, points in left.items():
+        here = points if turned is None else points @ turned.T
+        distance = np.abs(here[:, None] - right[key]).max(axis=-1)
+        assert len(distance) == len(distance[0])
+        assert distance[linear_sum_assignment(distance)].max() < 1e-9
 
 
-def permute(layers: tuple[Layer, ...], place: int, order: list[int]) -> tuple[Layer, ...]:
-    """Permute the units of one layer, and the columns of the next."""
-    one, behind = layers[place], layers[place + 1]
-    changed = list(layers)
-    changed[place] = replace(
+def neighbours(partition: cpwl.Partition, keys: list[Key]) -> dict[frozenset[Key], int]:
+    """Count the facets between any two cells, and on the boundary of each."""
+    found: dict[frozenset[Key], int] = defaultdict(int)
+    for pair in partition.facet_cells.tolist():
+        found[frozenset(keys[cell] for cell in pair if cell >= 0)] += 1
+    return found
+
+
+def vertices(partition: cpwl.Partition, keys: list[Key]) -> dict[frozenset[Key], NDArray]:
+    """Return the points that belong to the same cells, by these cells."""
+    held: list[set[Key]] = [set() for _ in partition.points]
+    for key, corners in zip(
+        keys, np.split(partition.cell_corners, partition.cell_offsets[1:-1]), strict=True
+    ):
+        for vertex in corners:
+            held[vertex].add(key)
+    found = defaultdict(list)
+    for point, cells in zip(partition.points, held, strict=True):
+        found[frozenset(cells)].append(point)
+    return {key: np.array(points) for key, points in found.items()}
+
+
+@DIMENSIONS
+@SETTINGS
+@given(data=st.data())
+def test_the_order_of_units_does_not_matter(dim: int, data) -> None:
+    layers = data.draw(networks(chains(dim)))
+    one, behind = layers[0], layers[1]
+    order = data.draw(st.permutations(range(one.width)))
+    changed = replace(
         one,
         weight=tuple(one.weight[i] for i in order),
         bias=tuple(one.bias[i] for i in order),
     )
     columns = tuple(tuple(row[i] for i in order) for row in behind.weight)
-    changed[place + 1] = replace(behind, weight=columns)
-    return tuple(changed)
+    b = subdivide((changed, replace(behind, weight=columns), *layers[2:]))
+    units = np.arange(len(b.unit_base))
+    first = units_of_first_layer(b)
+    units[first] = np.argsort(order)[: len(first)]
+    assert_same_cells(subdivide(layers), b, units)
 
 
+@DIMENSIONS
 @SETTINGS
-@given(NETWORKS, st.data())
-def test_the_order_of_units_does_not_matter(layers, data) -> None:
-    order = data.draw(st.permutations(range(layers[0].width)))
-    assert_same_cells(subdivide(layers), subdivide(permute(layers, 0, order)))
-
-
-@SETTINGS
-@given(
-    st.one_of(degenerate_networks(RELUS), generic_networks(RELUS)),
-    st.sampled_from([Fraction(1, 64), Fraction(3), Fraction(1024)]),
-    st.data(),
-)
-def test_a_positive_factor_on_a_row_does_not_move_its_knot(layers, factor, data) -> None:
+@given(data=st.data())
+def test_a_power_of_two_on_a_row_does_not_move_its_knot(dim: int, data) -> None:
+    relus = some_architectures(3, dim, (RELU,), 5 - dim // 2, skips=False)
+    layers = data.draw(networks(relus))
     row = data.draw(st.integers(0, layers[0].width - 1))
-    one = layers[0]
-    weight, bias = [list(r) for r in one.weight], list(one.bias)
-    # what float64 rounds in the product would be another network
-    if any(Fraction(float(x * factor)) != x * factor for x in (*weight[row], bias[row])):
-        factor = Fraction(2)
-    weight[row] = [x * factor for x in weight[row]]
+    factor = data.draw(st.sampled_from([Fraction(1, 64), Fraction(1024), Fraction(2) ** -300]))
+    one, behind = layers[0], layers[1]
+    weight, bias = list(one.weight), list(one.bias)
+    weight[row] = tuple(x * factor for x in weight[row])
     bias[row] *= factor
-    scaled = replace(one, weight=tuple(map(tuple, weight)), bias=tuple(bias))
-    first = layers[1]
-    # a power of two is undone exactly in the next layer; other factors: leave that layer out
-    if factor.numerator == 1 or factor.numerator & (factor.numerator - 1) == 0:
-        columns = tuple(
-            tuple(x / factor if i == row else x for i, x in enumerate(r)) for r in first.weight
-        )
-        changed = (scaled, replace(first, weight=columns), *layers[2:])
-        a, b = subdivide(layers), subdivide(changed)
-        np.testing.assert_array_equal(a.pieces(), b.pieces())
-    else:
-        a, b = subdivide(layers[:1]), subdivide((scaled,))
-    assert_same_cells(a, b)
+    # the next layer undoes it exactly
+    columns = tuple(
+        tuple(x / factor if i == row else x for i, x in enumerate(r)) for r in behind.weight
+    )
+    scaled = replace(one, weight=tuple(weight), bias=tuple(bias))
+    b = subdivide((scaled, replace(behind, weight=columns), *layers[2:]))
+    assert_same_cells(subdivide(layers), b)
 
 
+@DIMENSIONS
 @SETTINGS
-@given(NETWORKS, st.data())
-def test_a_duplicated_unit_adds_nothing(layers, data) -> None:
+@given(data=st.data())
+def test_a_duplicated_unit_adds_nothing(dim: int, data) -> None:
+    layers = data.draw(networks(chains(dim)))
     one, behind = layers[0], layers[1]
     row = data.draw(st.integers(0, one.width - 1))
     doubled = replace(one, weight=(*one.weight, one.weight[row]), bias=(*one.bias, one.bias[row]))
@@ -114,25 +168,31 @@ def test_a_duplicated_unit_adds_nothing(layers, data) -> None:
     for r in behind.weight:
         half = r[row] / 2 if halve else Fraction(0)
         columns.append((*(x - half if i == row else x for i, x in enumerate(r)), half))
-    changed = (doubled, replace(behind, weight=tuple(columns)), *layers[2:])
-    a, b = subdivide(layers), subdivide(changed)
-    assert_same_cells(a, b)
+    b = subdivide((doubled, replace(behind, weight=tuple(columns)), *layers[2:]))
+    units = np.arange(len(b.unit_base))
+    copies = units_of_first_layer(b)[-1:]
+    np.testing.assert_array_equal(b.pieces()[:, copies], b.pieces()[:, row : row + len(copies)])
+    assert_same_cells(subdivide(layers), b, np.delete(units, copies))
 
 
+@DIMENSIONS
 @SETTINGS
-@given(NETWORKS, st.sampled_from([0.0, 0.5, -1.25]))
-def test_halves_of_the_domain_glue_to_the_whole(layers, cut: float) -> None:
+@given(data=st.data())
+def test_halves_of_the_domain_glue_to_the_whole(dim: int, data) -> None:
+    layers = data.draw(networks(chains(dim)))
+    cut = data.draw(st.sampled_from([0.0, 0.5, -1.25]))
     whole = subdivide(layers)
-    left = subdivide(layers, ((-2.0, -2.0), (cut, -2.0), (cut, 2.0), (-2.0, 2.0)))
-    right = subdivide(layers, ((cut, -2.0), (2.0, -2.0), (2.0, 2.0), (cut, 2.0)))
-    glued: dict[tuple, float] = {}
+    low, high = (-2.0,) * dim, (2.0,) * dim
+    left = subdivide(layers, Body("box", (low, (cut, *high[1:]))))
+    right = subdivide(layers, Body("box", ((cut, *low[1:]), high)))
+    glued: dict[Key, float] = defaultdict(float)
     for part in (left, right):
         for pattern, volume in zip(part.pieces().tolist(), cpwl.volumes(part), strict=True):
-            glued[tuple(pattern)] = glued.get(tuple(pattern), 0.0) + volume
+            glued[tuple(pattern)] += volume
     exact = dict(zip(map(tuple, whole.pieces().tolist()), cpwl.volumes(whole), strict=True))
     assert glued.keys() == exact.keys()
     for pattern, volume in exact.items():
-        assert abs(glued[pattern] - volume) < 1e-8
+        assert abs(glued[pattern] - volume) < 1e-11 * 4**dim
     crossing = left.num_cells + right.num_cells - whole.num_cells
     spans = [
         x.min() < cut - 1e-9 and x.max() > cut + 1e-9
@@ -141,12 +201,19 @@ def test_halves_of_the_domain_glue_to_the_whole(layers, cut: float) -> None:
     assert crossing == sum(spans)
 
 
+@DIMENSIONS
 @SETTINGS
-@given(NETWORKS)
-def test_turning_the_domain_with_the_network_turns_the_cells(layers) -> None:
-    # (x, y) -> (-y, x): the network reads W R^-1, the domain is its own image
-    turned = replace(layers[0], weight=tuple((-row[1], row[0]) for row in layers[0].weight))
-    a, b = subdivide(layers), subdivide((turned, *layers[1:]))
-    assert a.num_cells == b.num_cells
-    np.testing.assert_allclose(np.sort(cpwl.volumes(a)), np.sort(cpwl.volumes(b)), atol=1e-8)
-    assert {tuple(x) for x in a.pieces().tolist()} == {tuple(x) for x in b.pieces().tolist()}
+@given(data=st.data())
+def test_turning_the_domain_with_the_network_turns_the_cells(dim: int, data) -> None:
+    # the axes permuted, some of them turned round: the cube is its own image, W reads R^-1
+    layers = data.draw(networks(chains(dim)))
+    axes = data.draw(st.permutations(range(dim)))
+    signs = data.draw(st.lists(st.sampled_from((-1, 1)), min_size=dim, max_size=dim))
+    weight = tuple(
+        tuple(sign * row[axis] for sign, axis in zip(signs, axes, strict=True))
+        for row in layers[0].weight
+    )
+    b = subdivide((replace(layers[0], weight=weight), *layers[1:]))
+    turned = np.zeros((dim, dim))
+    turned[np.arange(dim), axes] = signs
+    assert_same_cells(subdivide(layers), b, turned=turned)
