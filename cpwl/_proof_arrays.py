@@ -15,6 +15,10 @@ def unpack(p: Partition) -> NDArray[np.int32]:
     """Pieces (C, units) of all cells, without the engine's kernel."""
     octets = np.ascontiguousarray(p.patterns).astype("<u8").view(np.uint8)
     bits = np.unpackbits(octets.reshape(len(p.patterns), -1), axis=1, bitorder="little")
+    idle = np.argwhere((bits == 1) & (p.bit_unit < 0))
+    if len(idle):
+        cell, bit = idle[0].tolist()
+        _fail(cell, "bits of units only", f"bit {bit} set, which belongs to none")
     pieces = np.repeat(p.unit_base[None].astype(np.int32), len(bits), axis=0)
     for bit in np.flatnonzero(p.bit_unit >= 0):
         pieces[:, p.bit_unit[bit]] += bits[:, bit]
@@ -29,6 +33,8 @@ def _facet_ends(p: Partition) -> NDArray[np.int32]:
 def require_arrays(p: Partition) -> None:
     """Require lengths and numbers that fit, naming a cell where one is at fault."""
     cells, facets, dim = p.num_cells, len(p.facet_unit), p.dim
+    if not np.array_equal(p.cell_facet_offsets, p.cell_offsets):
+        _fail(None, "cell_facet_offsets equal to cell_offsets", "others")
     for name, offsets, total in (
         ("cell_offsets", p.cell_offsets, len(p.cell_corners)),
         ("cell_offsets", p.cell_offsets, len(p.cell_facets)),

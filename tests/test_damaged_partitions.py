@@ -46,6 +46,12 @@ def test_every_flipped_bit_fails_in_its_cell(small) -> None:
         assert failure(flipped(small, cell, bit)).cell == cell
 
 
+def test_a_bit_of_no_unit_fails_in_its_cell(small) -> None:
+    bit = int(np.flatnonzero(small.bit_unit < 0)[5])
+    error = failure(flipped(small, 11, bit))
+    assert str(error).startswith("cell 11: expected bits of units only, got bit ")
+
+
 def test_a_unit_on_another_piece_is_named(small) -> None:
     # a unit of the last stage that bounds nothing here: nothing else changes
     mine = set(small.facet_unit[sides(small, 5)].tolist())
@@ -216,6 +222,8 @@ def test_numbers_out_of_range_fail(small) -> None:
     assert error.cell == small.num_cells - 1
     unit[0] = 16
     assert "Expected facet_unit from -1 to 15" in str(failure(replace(small, facet_unit=unit)))
+    offsets = small.cell_facet_offsets + 1
+    assert "equal to cell_offsets" in str(failure(replace(small, cell_facet_offsets=offsets)))
     stray = np.concatenate([small.points, [[0.0, 0.0]]])
     assert "got vertex" in str(failure(replace(small, points=stray)))
 
