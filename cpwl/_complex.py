@@ -20,7 +20,7 @@ from cpwl.network import Network
 
 # Vertices whose place on their edge rounding leaves open by more than this share of the domain's
 # extent are computed exactly, so that their coordinates are good ones.
-_BLURRED = 1e-7
+_BLURRED = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,8 @@ def _new_vertices(
     where = signs.where[signs.fresh]
     points = start + where[:, None] * (end - start)
     error = complex_.error[ends]
-    length = np.linalg.norm(end - start, axis=1) + error.sum(axis=1)
+    scale = _scale(complex_.points)
+    length = np.linalg.norm(scale * (end - start), axis=1) / scale + error.sum(axis=1)
     size = np.abs(start).max(axis=1) + np.abs(end).max(axis=1)
     off = (1 - where) * error[:, 0] + where * error[:, 1]
     error = off + signs.spread[signs.fresh] * length + 2 * _kernels.EPS * size
@@ -195,8 +196,9 @@ def _sides(corners: Vertices) -> NDArray[np.float64]:
     if points.shape[1] == 1:
         return np.stack([np.ones(2), points[:, 0], error + rounding], axis=1)
     along = np.roll(points, -1, axis=0) - points
-    length = np.linalg.norm(along, axis=1)
-    normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / length[:, None]
+    scale = _scale(points)
+    length = np.linalg.norm(scale * along, axis=1)
+    normal = scale * np.stack([-along[:, 1], along[:, 0]], axis=1) / length[:, None]
     offset = (normal * points).sum(axis=1)
     off = np.maximum(error, np.roll(error, -1)) + rounding
     return np.column_stack([normal, offset, off])
@@ -214,8 +216,14 @@ def _sharpened(vertices: Vertices, poor: NDArray[np.bool_], arbiter: Arbiter) ->
         return vertices
     points, error = vertices.points.copy(), vertices.error.copy()
     points[poor] = arbiter.points(vertices.names[poor])
-    error[poor] = _kernels.EPS * np.linalg.norm(points[poor], axis=1) + 2.0**-1000
+    # twice: half an ulp for each of at most two coordinates
+    error[poor] = 2 * _kernels.EPS * np.abs(points[poor]).max(axis=1) + 2.0**-1074
     return Vertices(points, error, vertices.names)
+
+
+def _scale(points: NDArray[np.float64]) -> float:
+    """Power of two that brings the largest coordinate near 1."""
+    return 2.0 ** -int(np.clip(np.frexp(np.abs(points).max())[1], -1000, 1000))
 
 
 def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
@@ -330,9 +338,11 @@ def _split_polygons(
     patterns[:, :width] = complex_.patterns[parent]
     bases += first
 
+    scale = _scale(complex_.points)
+
     def cut(start: int, stop: int, known: NDArray[np.int32], ask: NDArray[np.int32]) -> int:
         return _kernels.split_cells(
-            *shape, count, bases, longest, known, ask, not arbiter.exact, start, stop,
+            *shape, count, bases, longest, scale, known, ask, not arbiter.exact, start, stop,
             points, error, origin, edge_points, edge_cells, edge_column, corners, edges, sizes,
             patterns[:, width:],
         )  # fmt: skip

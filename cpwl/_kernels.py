@@ -18,7 +18,7 @@ from numba import njit, uint64
 
 EPS = 2.0**-52
 # Chords that cross at a smaller angle are left to rational arithmetic.
-_PARALLEL = 1e-8
+_PARALLEL = 1e-5
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -632,8 +632,9 @@ def _complete_question(ask, loop, chord_from, chord_to, column_of, first_of, rig
 @njit(cache=True, nogil=True)
 def split_cells(
     cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
-    offsets, column, vertex, edge_first, count, bases, longest, known, ask, lenient, start, stop,
-    out_points, out_error, out_origin, out_edge_points, out_edge_cells, out_edge_column,
+    offsets, column, vertex, edge_first, count, bases, longest, scale, known, ask, lenient,
+    start, stop, out_points, out_error, out_origin, out_edge_points, out_edge_cells,
+    out_edge_column,
     out_corners, out_edges, out_sizes, out_bits,
 ):  # fmt: skip
     """Cut each cell by its active columns.
@@ -646,10 +647,11 @@ def split_cells(
     becomes (two ends of the first chord, column of the second, column of the third, whether that is
     positive on the right of its chord, the three chords). Returns the number of cells set right.
 
-    ``edge_first[e]`` is the number of the first segment of edge e in the output, ``out_points`` and
-    ``out_error`` hold the old vertices and those on edges already. An inner vertex has in
-    ``out_origin`` the two ends of one chord through it and the column of another. Cost:
-    proportional to the size of the arrangement in each cell.
+    Lengths are taken times ``scale``, a power of two, so that no product of them underflows or
+    overflows. ``edge_first[e]`` is the number of the first segment of edge e in the output,
+    ``out_points`` and ``out_error`` hold the old vertices and those on edges already. An inner
+    vertex has in ``out_origin`` the two ends of one chord through it and the column of another.
+    Cost: proportional to the size of the arrangement in each cell.
     """
     n_words = pos.shape[1]
     widest = 1
@@ -733,8 +735,8 @@ def split_cells(
             org[p], twin[p], label[p] = p, -1, -1
             after[p] = p + 1 if p + 1 < size else 0
             before[p] = p - 1 if p > 0 else size - 1
-            xy[p, 0], xy[p, 1] = out_points[loop[p], 0], out_points[loop[p], 1]
-            error[p] = out_error[loop[p]]
+            xy[p, 0], xy[p, 1] = scale * out_points[loop[p], 0], scale * out_points[loop[p], 1]
+            error[p] = scale * out_error[loop[p]]
         n = 0
         for w in range(n_words):
             word = words[w]
@@ -818,8 +820,8 @@ def split_cells(
             n_faces += 1
         for v in range(size, n_local):
             x = vertex0 + v - size
-            out_points[x, 0], out_points[x, 1] = xy[v, 0], xy[v, 1]
-            out_error[x] = error[v]
+            out_points[x, 0], out_points[x, 1] = xy[v, 0] / scale, xy[v, 1] / scale
+            out_error[x] = error[v] / scale
             a, b = made_a[v - size], made_b[v - size]
             origin = x - bases[0, 1]
             out_origin[origin, 0], out_origin[origin, 1] = loop[chord_from[a]], loop[chord_to[a]]

@@ -298,10 +298,19 @@ def test_compiled_kernels_agree_bitwise_with_python(monkeypatch: pytest.MonkeyPa
         assert_same_partition(expected, plain)
 
 
-def test_memory_that_not_even_a_strip_fits_is_refused() -> None:
+def test_memory_that_not_even_a_strip_fits_gives_the_first_stages_and_what_is_needed() -> None:
     network = cpwl.Network.from_torch(benchmark_module(20), (2,))
-    with pytest.raises(MemoryError, match=r"working set of at most 1,000 bytes.*Raise `memory`"):
-        cpwl.subdivide(network, cpwl.box([-10, -10], [10, 10]), memory=1000, progress=False)
+    square = cpwl.box([-10, -10], [10, 10])
+    made = cpwl.subdivide(network, square, memory=1000, progress=False)
+    assert not made.status.complete
+    assert not made.status.exact
+    assert made.status.stages == 0
+    assert made.num_cells == 1
+    assert made.status.needed > 1000
+    assert "INCOMPLETE" in repr(made)
+    assert (made.pieces() == -1).all()
+    with pytest.raises(cpwl.PartitionError, match="incomplete"):
+        cpwl.local_scaling(made)
 
 
 def test_domain_of_another_latent_shape_is_refused() -> None:
