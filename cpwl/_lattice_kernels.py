@@ -115,7 +115,7 @@ def count_second(found, start, size, items, lower_size):
 
 @njit(cache=True, nogil=True)
 def place_vertices(
-    found, bit, line, edge_pos, edge_neg, shift, slack, rounding, lipschitz,
+    found, bit, line, edge_pos, edge_neg, shift, slack, rounding, lipschitz, most,
     first, points, error, likely, rounds, values, pos, neg, unsure,
 ):  # fmt: skip
     """Put a vertex where the column's value on each split edge is zero.
@@ -124,8 +124,9 @@ def place_vertices(
 
     The place is interpolated between the ends ``line[e]`` of the straight line that the edge is a
     part of and on which the columns are affine: they were placed, and evaluated, more precisely
-    than the ends of the edge. With values va, vb there, known within ea and eb, the place t = va /
-    (va - vb) is known within ((1 - t) ea + t eb) / (|va - vb| - ea - eb).
+    than the ends of the edge. With values va, vb there, known within ea and eb (or ``most``, which
+    is infinite where signs are proven), the place t = va / (va - vb) is known within ((1 - t) ea +
+    t eb) / (|va - vb| - ea - eb).
 
     The new vertex has the edge's signs; only columns of the batch that split the edge as well, and
     come later, are decided by their values. Returns the number of vertices with an undecided sign,
@@ -141,14 +142,14 @@ def place_vertices(
         x = first + i
         a, b = line[e, 0], line[e, 1]
         va, vb = values[a, shift + bit], values[b, shift + bit]
-        ea = slack[bit] + rounds[a] * rounding[bit] + lipschitz[bit] * error[a]
-        eb = slack[bit] + rounds[b] * rounding[bit] + lipschitz[bit] * error[b]
+        ea = min(slack[bit] + lipschitz[bit] * error[a], most[bit]) + rounds[a] * rounding[bit]
+        eb = min(slack[bit] + lipschitz[bit] * error[b], most[bit]) + rounds[b] * rounding[bit]
         gap = abs(va - vb) - ea - eb
         t = va / (va - vb) if va != vb else 0.5
         t = min(max(t, 0.0), 1.0)
         s = vb / (vb - va) if va != vb else 0.5  # 1 - t, without cancellation
         s = min(max(s, 0.0), 1.0)
-        off = (s * ea + t * eb) / gap + 4 * EPS if gap > 0 else np.inf
+        off = min((s * ea + t * eb) / gap + 4 * EPS, 1.0) if gap > 0 else 1.0
         length = 0.0  # or more, if its square is not representable
         squares = 0.0
         norm = 0.0

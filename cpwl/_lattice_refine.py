@@ -88,7 +88,8 @@ def refine_lattice(work: Work, domain: Domain) -> RefinedLattice:
         bits = (first + unit[made.varies]).astype(np.int32)
         bit_unit = np.concatenate([bit_unit, padded(bits, np.int32)])
         done = range(stage + 1)
-        if len(done) < network.num_stages and not any(map(network.stage_is_periodic, done)):
+        more = len(done) < network.num_stages and work.arbiter.exact
+        if more and not any(map(network.stage_is_periodic, done)):
             current = tighten(
                 current, network, bounds, len(done), sides, bit_unit, pieces_of, largest
             )

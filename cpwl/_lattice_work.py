@@ -95,6 +95,7 @@ class Sweep:
     room: int
     extent: float  # of the domain
     rounding: NDArray[np.float64]  # (K,) bound on the rounding of one interpolation
+    most: NDArray[np.float64]  # (K,) what errors are taken to be at most where nothing is proven
     first_bit: int  # of the stage
     vertices: Vertices
     levels: list[Level]  # entry k - 1: dimension k
@@ -134,9 +135,11 @@ def open_sweep(
         levels.append(level)
     cells = levels[-1].count
     batches = -(-values.shape[1] // BATCH)
+    proven = np.full(len(columns.unit), np.inf)
     return Sweep(
         columns, judge, evaluate, room, float(np.ptp(lattice.points, axis=0).max()),
-        4 * kernels.EPS * np.abs(values).max(axis=0), 64 * lattice.patterns.shape[1],
+        4 * kernels.EPS * np.abs(values).max(axis=0),
+        proven if judge.exact else columns.tolerance, 64 * lattice.patterns.shape[1],
         vertices, levels, levels[0].items.reshape(-1, 2).copy(), lattice.facet_bit,
         np.zeros((cells, batches), np.uint64),
     )  # fmt: skip

@@ -242,7 +242,7 @@ def _cut_edges(sweep: Sweep, column: int, found: NDArray[np.int32]) -> None:
     first, last = v.count, v.count + len(found)
     unsure, touched = kernels.place_vertices(
         found, bit, sweep.line, edges.pos, edges.neg, mine.start - v.dropped,
-        columns.slack[mine], sweep.rounding[mine], columns.lipschitz[mine],
+        columns.slack[mine], sweep.rounding[mine], columns.lipschitz[mine], sweep.most[mine],
         first, v.points, v.error, v.likely, v.rounds, v.values, v.pos, v.neg, v.unsure,
     )  # fmt: skip
     v.count = last

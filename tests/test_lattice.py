@@ -353,6 +353,21 @@ def test_inconsistent_signs_leave_cells_whole_but_break_nothing(dim: int) -> Non
     assert max(found) > 0
 
 
+def test_networks_out_of_reach_of_rational_arithmetic_are_cut_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = random_network(2, (9, 8, 7, 6), dim=3)
+    proven = cpwl.subdivide(capture(layers), box(3, 1.0), progress=False)
+    monkeypatch.setattr("cpwl._matrices._MOST_ENTRIES", 10)
+    net = capture(layers)
+    assert not net.matrices.complete
+    partition = cpwl.subdivide(net, box(3, 1.0), progress=False)
+    assert pattern_set(partition) == pattern_set(proven)
+    assert partition.status.complete
+    assert partition.status.arbitrated == partition.status.broken == 0
+    assert partition.status.exact == (partition.status.undecided == 0)
+
+
 def test_consistent_signs_need_nobody() -> None:
     lattice, undecided, broken = _cut_by_noise(0.0, 0, 3)
     assert_sound(lattice)
