@@ -74,19 +74,6 @@ def gather_words(start, size, items, lower_pos, lower_neg, first, stop, pos, neg
 
 
 @njit(cache=True, nogil=True)
-def common_words(pos, neg, count):
-    """Return the columns that are positive somewhere, not positive somewhere, zero somewhere."""
-    above = uint64(0)
-    below = uint64(0)
-    zero = uint64(0)
-    for v in range(count):
-        above |= pos[v]
-        below |= ~pos[v]
-        zero |= ~(pos[v] | neg[v])
-    return above, below, zero
-
-
-@njit(cache=True, nogil=True)
 def find_split(pos, neg, size, count, bit, found):
     """List the faces with both signs; returns how many, and the sum of their sizes."""
     mask = uint64(1) << uint64(bit)

@@ -368,6 +368,14 @@ def test_networks_out_of_reach_of_rational_arithmetic_are_cut_all_the_same(
     assert partition.status.exact == (partition.status.undecided == 0)
 
 
+def test_networks_that_overflow_are_refused() -> None:
+    rows = (1e3 * np.eye(3)).tolist()
+    net = capture(network(*(layer(rows, [0] * 3) for _ in range(3)), layer([[1] * 3], [0], LINEAR)))
+    text = "Expected finite pre-activations on the whole domain, got inf or NaN"
+    with pytest.raises(FloatingPointError, match=text):
+        cpwl.subdivide(net, box(3, 1e303), progress=False)
+
+
 def test_consistent_signs_need_nobody() -> None:
     lattice, undecided, broken = _cut_by_noise(0.0, 0, 3)
     assert_sound(lattice)
