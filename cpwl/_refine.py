@@ -15,6 +15,7 @@ from cpwl._arrays import nbytes, padded
 from cpwl._bounds import Bounds
 from cpwl._exact import Arbiter, Vertices
 from cpwl._merge import merge_contested
+from cpwl._positions import sharpen, tighten
 from cpwl._signs import stage_signs
 from cpwl._tiles import Refined, TilesDisagreeError, cut_polygon, glue
 from cpwl.domain import Slice
@@ -144,7 +145,7 @@ def _improve(
     """Bring the errors of the vertices down to where they leave few signs in doubt."""
     network, arbiter = work.network, work.arbiter
     if stages == network.num_stages:  # no signs are left
-        return _complex.sharpen(current, arbiter, np.finfo(float).max)
+        return sharpen(current, arbiter, np.finfo(float).max)
     if not arbiter.exact:
         return current
 
@@ -155,7 +156,7 @@ def _improve(
 
     extent = float(np.ptp(corners.points, axis=0).max())
     if not any(network.stage_is_periodic(stage) for stage in range(stages)):
-        current = _complex.tighten(
+        current = tighten(
             current, network, bounds, stages, corners, pieces_of, _LOOK_AGAIN * extent
         )
-    return _complex.sharpen(current, arbiter, _POOR * extent)
+    return sharpen(current, arbiter, _POOR * extent)

@@ -34,7 +34,7 @@ from torch import nn
 
 import cpwl
 from bridges.toys import random_mlp
-from cpwl import _bounds, _complex, _exact
+from cpwl import _bounds, _refine, _exact
 
 
 class Found(NamedTuple):
@@ -164,7 +164,7 @@ class Account:
         for owner, names in (
             (_exact.Arbiter, ("__init__", "corners", "add", "signs", "places", "points")),
             (_bounds.Bounds, ("__init__", "stage", "give")),
-            (_complex, ("tighten", "sharpen")),
+            (_refine, ("tighten", "sharpen")),
         ):
             for name in names:
                 setattr(owner, name, self._timed(getattr(owner, name)))
