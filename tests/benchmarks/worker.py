@@ -34,7 +34,7 @@ from torch import nn
 
 import cpwl
 from bridges.toys import random_mlp
-from cpwl import _bounds, _refine, _exact
+from cpwl import _bounds, _exact, _refine
 
 
 class Found(NamedTuple):
