@@ -115,6 +115,10 @@ def place_vertices(
     is infinite where signs are proven), the place t = va / (va - vb) is known within ((1 - t) ea +
     t eb) / (|va - vb| - ea - eb).
 
+    ``likely`` is what the error really is, about: evaluation is rarely off by more than 1/64 of its
+    bound, and what it is off by is not amplified from line to line, for the values at a vertex
+    belong to its coordinates.
+
     The new vertex has the edge's signs; only columns of the batch that split the edge as well, and
     come later, are decided by their values. Returns the number of vertices with an undecided sign,
     and the columns that are zero at some vertex by now.
@@ -154,7 +158,8 @@ def place_vertices(
         reach = length + error[a] + error[b]
         error[x] = max(error[a], error[b]) + off * reach + 2 * EPS * norm
         apart = abs(va - vb)
-        off = rounding[bit] / (4 * apart) if apart > 0 else np.inf
+        noise = max(rounding[bit] / 4, slack[bit] / 64)
+        off = noise / apart if apart > 0 else np.inf
         likely[x] = max(likely[a], likely[b], off * length) + EPS * norm
         rounds[x] = max(rounds[a], rounds[b]) + 1
         for j in range(shift + bit + 1, values.shape[1]):

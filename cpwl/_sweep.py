@@ -24,7 +24,7 @@ from cpwl._lattice_work import BATCH, Columns, Judge, Sweep, close_sweep, open_s
 # share of the domain's extent or the second share of its distance from the origin, or cannot be
 # proven to be off by less than the third share of the extent. The proof's bounds are pessimistic by
 # many orders of magnitude, but suffice to decide signs.
-_WELL_PLACED = 1e-12
+_WELL_PLACED = 2e-12
 _SAME_DIGITS = 1e-9
 _WELL_KNOWN = 1e-2
 

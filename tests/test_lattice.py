@@ -308,6 +308,25 @@ def test_errors_are_bounded(dim: int, widths: tuple[int, ...]) -> None:
     assert off.max() < 1e-11
 
 
+@pytest.mark.parametrize("near", [1e-3, 1e-6, 1e-9])
+def test_coordinates_are_good_where_columns_cancel(near: float) -> None:
+    rng = np.random.default_rng(0)
+    rows, bias = rng.normal(size=(4, 3)), rng.normal(size=4)
+    twins = rows + near * rng.normal(size=(4, 3)), bias + near * rng.normal(size=4)
+    second = rng.normal(size=(5, 4))
+    against = -second * (1 + near * rng.normal(size=(5, 4)))
+    layers = network(
+        layer(np.vstack([rows, twins[0]]).tolist(), [*bias, *twins[1]]),
+        layer(np.hstack([second, against]).tolist(), (near * rng.normal(size=5)).tolist()),
+        layer([[1] * 5], [0], LINEAR),
+    )
+    made, arbiter = arbitrated(capture(layers), box(3))
+    assert_sound(made.lattice)
+    off = np.abs(made.lattice.points - arbiter.points(made.lattice.names)).max(axis=1)
+    assert off.max() < 1e-10
+    assert (off <= made.lattice.error).all()
+
+
 # --- what cannot be proven, or does not fit ----------------------------------------------------
 
 
