@@ -77,7 +77,10 @@ def check_counts(partition: Partition, log: Log) -> Arrangement:
         return Arrangement("max-pooling" if len(network.contests) else "no knots at all")
     if not 1e-100 < float(np.ptp(p.domain.corners, axis=0).max()) < 1e100:
         return Arrangement("the domain is too small or too large to intersect planes in float64")
-    normals, offsets = _hyperplanes(p, network)
+    found = _hyperplanes(p, network)
+    if found is None:
+        return Arrangement("a knot is not certain in float64")
+    normals, offsets = found
     knots, dim = len(normals), p.dim
     planes, sides = half_spaces(p.domain)
     if comb(knots + len(sides), dim) > _MOST:
@@ -89,40 +92,48 @@ def check_counts(partition: Partition, log: Log) -> Arrangement:
     units = p.bit_unit.reshape(-1, 64)[:, 0]
     first = p.patterns[:, (units >= 0) & (units < network.stage_offsets[1])]
     cells = len(np.unique(first, axis=0))
-    found = Arrangement("", knots, meets, cells, sum(meets))
+    counts = Arrangement("", knots, meets, cells, sum(meets))
     wrong = np.zeros(int(cells != sum(meets)), np.int64)
     log.add("first stage obeys Zaslavsky's formula", "partition", 1, wrong)
     if network.num_stages > 1:
-        return found
+        return counts
     faces = _inner_faces(p)
     expected = tuple(
         sum(comb(i, dim - k) * count for i, count in enumerate(meets)) for k in range(dim + 1)
     )
     wrong = np.flatnonzero(np.array(faces) != np.array(expected))
     log.add("faces obey Buck's formula", "dimension", dim + 1, wrong)
-    return found._replace(faces=faces, expected_faces=expected)
+    return counts._replace(faces=faces, expected_faces=expected)
 
 
-def _hyperplanes(p: Partition, network: Network) -> tuple[Floats, Floats]:
-    """Return unit normals (n, P) and offsets (n,) of the first stage's knots inside the domain."""
+def _hyperplanes(p: Partition, network: Network) -> tuple[Floats, Floats] | None:
+    """Return unit normals (n, P) and offsets (n,) of the first stage's knots inside the domain.
+
+    None where rounding moves one of them by more than `_CLEAR` allows, or may put it there.
+    """
     corners = p.domain.corners
     middle, extent = corners.mean(axis=0), float(np.ptp(corners, axis=0).max())
     at = np.vstack([corners, middle, middle + extent * np.eye(p.dim)])
     z = torch.from_numpy(np.ascontiguousarray(p.domain.slice.embed(at)))
     value = network.preactivations(z, 0).numpy()
+    rounding = np.asarray(network.rounding_error(z, 0))
     low, high = value[: len(corners)].min(axis=0), value[: len(corners)].max(axis=0)
     knots = network.knots(0, *((low, high) if network.stage_is_periodic(0) else (None, None)))
-    extends = high - low
-    near = _CLEAR * extends[knots.unit]
+    with np.errstate(over="ignore"):
+        extends = high - low
+    clear = (100 * rounding <= _CLEAR * extends) & (extends > 1e-290) & (extends < 1e290)
+    near = (_CLEAR * extends + rounding)[knots.unit]
     inside = (knots.value >= low[knots.unit] - near) & (knots.value <= high[knots.unit] + near)
-    # a unit that is constant on the domain but for rounding has no knot
-    inside &= (extends > 1e-12 * (np.abs(low) + np.abs(high)))[knots.unit]
     units, level = knots.unit[inside], knots.value[inside]
+    if not clear[units].all():
+        return None
     centre = value[len(corners)]
     gradient = ((value[len(corners) + 1 :] - centre) / extent).T[units]
+    largest = np.abs(gradient).max(axis=1, initial=0.0)
+    gradient /= largest[:, None]  # squares of the smallest would vanish
     size = np.linalg.norm(gradient, axis=1)
     normals = gradient / size[:, None]
-    return normals, (level - centre[units]) / size + normals @ middle
+    return normals, (level - centre[units]) / largest / size + normals @ middle
 
 
 def _meets(

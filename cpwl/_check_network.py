@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cpwl._check_complex import Differences
 from cpwl._execution import output_bound
-from cpwl._findings import Log, Tolerances
+from cpwl._findings import SMALLEST, Log, Tolerances
 from cpwl.affine import affine_maps
 from cpwl.network import Network
 from cpwl.partition import Partition
@@ -237,7 +237,7 @@ def _relative(partition: Partition, errors: Floats, scales: Floats) -> Floats:
     bound = float(output_bound(network.program, z).max())
     last = network.preactivations(z, network.num_stages - 1) if network.num_stages else z
     rounding = min(2 * bound, 1e-12 * float(last.abs().max()))
-    floor = max(1e-3 * float(scales.max(initial=0.0)), 1e-300)
+    floor = max(1e-3 * float(scales.max(initial=0.0)), SMALLEST)
     return np.maximum(errors - rounding, 0.0) / np.maximum(scales, floor)
 
 

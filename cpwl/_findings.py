@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cpwl.partition import Partition
 
 EPS = float(np.finfo(np.float64).eps)
-SMALLEST = 1e-290  # volumes below have no relative error to speak of
+SMALLEST = 1e-290  # numbers below have no relative error to speak of
 
 
 class Tolerances(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cpwl._errors import PartitionError
+from cpwl._execution import output_bound
 from cpwl.storage import require_network
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ Array = NDArray[np.float64]
 # vmap does the same work in 3 to 10 times the time (2-256-256-256-3: it copies to move the axis
 # of directions, and carries the primal along).
 _FAR = 2.0**200
-# A direction that no operation passes on leaves f(K u) = f(0) up to rounding: an exact zero.
+# A direction that no operation passes on leaves f(K u) = f(0) up to rounding: an exact zero. Taken
+# as that are slopes below this, relative to the numbers that the network adds up at the origin.
 _NOTHING = 2.0**-140
 
 # Few enough rows that torch's allocations are used again instead of being mapped anew, enough that
@@ -104,8 +106,11 @@ def columns_and_offsets(
     else:
         origin = np.zeros(latent)
         directions = np.eye(size).reshape(size, *latent)
-    transposed = outputs < len(directions)
+    transposed = outputs < len(directions) or _is_uneven(network)
     rows = chunk or _rows(network, len(directions), outputs, transposed)
+    # the bound on the output's rounding is about eps times what is added up
+    rounding = output_bound(network.program, torch.tensor(place.origin[None])).max().item()
+    nothing = _NOTHING * rounding / float(np.finfo(np.float64).eps)
     for start in range(0, len(index), rows):
         pieces = torch.from_numpy(partition.pieces(index[start : start + rows]))
         if transposed:
@@ -114,7 +119,9 @@ def columns_and_offsets(
             flat = torch.tensor(directions.reshape(len(directions), size))
             columns = torch.einsum("pe,nde->pnd", flat, jacobian).numpy()
         else:
-            base, columns = _columns_of_jacobian(network, origin, directions, pieces, outputs)
+            base, columns = _columns_of_jacobian(
+                network, origin, directions, pieces, outputs, nothing
+            )
         yield base, columns
 
 
@@ -126,7 +133,7 @@ def require_complete(partition: Partition) -> None:
     what = f"one with {status.broken} cells left uncut, because their signs were inconsistent"
     remedy = "Subdivide a domain without them"
     if status.needed:
-        what = f"the cells of its first {status.stages} stages only, because memory ran out"
+        what = f"the cells of the first stages only ({status.stages}), because memory ran out"
         remedy = f"Give subdivide {status.needed:,} bytes of `memory`, or a smaller domain"
     raise PartitionError(
         f"Expected a complete partition, got {what}. {remedy}; "
@@ -173,8 +180,23 @@ def evaluate(partition: Partition, points: Array) -> Array:
     return result
 
 
+def _is_uneven(network: Network) -> bool:
+    """Whether the scales of the layers' rows multiply to more than `_FAR` can tell from offsets."""
+    total = 0.0
+    for step in network.matrices.steps.values():
+        norms = np.concatenate([np.empty(0), *(part.rows for part in step.parts)])
+        norms = norms[norms > 2.0**-1074]  # the bound on a row of zeros
+        total += float(np.abs(np.log2(norms)).max(initial=0.0))
+    return total > 100
+
+
 def _columns_of_jacobian(
-    network: Network, origin: Array, directions: Array, pieces: torch.Tensor, outputs: int
+    network: Network,
+    origin: Array,
+    directions: Array,
+    pieces: torch.Tensor,
+    outputs: int,
+    nothing: float,
 ) -> tuple[Array, Array]:
     """Return b (n, D) = f(origin) and columns (p, n, D) = A u, one forward pass per direction."""
     n = len(pieces)
@@ -188,7 +210,7 @@ def _columns_of_jacobian(
         columns = np.empty((len(directions), n, outputs))
         for column, direction in zip(columns, directions, strict=True):
             np.multiply(value(_FAR * direction) - base, 1 / _FAR, out=column)
-    columns[np.abs(columns) < _NOTHING] = 0.0
+    columns[np.abs(columns) < nothing] = 0.0
     return base, columns
 
 

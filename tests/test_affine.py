@@ -60,6 +60,16 @@ def test_maps_of_dead_cells_are_exactly_zero():
     np.testing.assert_array_equal(b, np.tile(module[4].bias.detach().double(), (len(b), 1)))
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1e-150, 1e60])
+def test_maps_of_tiny_and_huge_outputs_are_not_taken_for_zero(scale):
+    module, usual = mlp(2, 9, 9, 3, seed=3).double(), _maps(partition_of(mlp(2, 9, 9, 3, seed=3)))
+    with torch.no_grad():
+        module[4].weight *= scale
+        module[4].bias *= scale
+    for found, expected in zip(_maps(partition_of(module)), usual, strict=True):
+        np.testing.assert_allclose(found, scale * expected, rtol=1e-10, atol=1e-14 * scale)
+
+
 def test_neighbours_agree_on_their_facet():
     _, partition = sample("skip")
     A, b = _maps(partition)
@@ -109,8 +119,8 @@ def test_an_incomplete_partition_has_no_maps():
         whole, status=whole.status._replace(complete=False, needed=12_345_678, stages=1)
     )
     message = (
-        "Expected a complete partition, got the cells of its first 1 stages only, because memory "
-        "ran out. Give subdivide 12,345,678 bytes of `memory`, or a smaller domain; volumes"
+        "Expected a complete partition, got the cells of the first stages only \\(1\\), because "
+        "memory ran out. Give subdivide 12,345,678 bytes of `memory`, or a smaller domain; volumes"
     )
     for evaluate in (cpwl.spectrum, cpwl.regions, lambda p: next(cpwl.affine_maps(p))):
         with pytest.raises(cpwl.PartitionError, match=message):
