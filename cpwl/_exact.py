@@ -20,8 +20,6 @@ from cpwl import _rational as rational
 from cpwl.domain import Domain
 from cpwl.network import Network
 
-Point = tuple[fmpq, ...]
-
 # Values are kept for as many vertices as hold about this many integers, a few hundred MB at most.
 _MOST_KEPT = 2**21
 # Networks with fewer coefficients are evaluated whole; of larger ones, what a unit depends on.
@@ -59,7 +57,7 @@ class Arbiter:
         self.decided = 0
         self._network = network
         self._slice = domain.slice
-        self._points: dict[int, Point] = {
+        self._points: dict[int, rational.Point] = {
             i: tuple(fmpq(x.numerator, x.denominator) for x in corner)
             for i, corner in enumerate(domain.exact_corners)
         }
@@ -68,7 +66,7 @@ class Arbiter:
         self._groups: list[tuple[NDArray, int, NDArray, NDArray]] = []
         self._values: OrderedDict[tuple[int, int], rational.Vector] = OrderedDict()
         self._kept = 0
-        self._integers: dict[bytes, rational.Block] = {}
+        self._evaluator = rational.Evaluator(network.program, network.matrices, domain.slice)
 
     def corners(self) -> Vertices:
         """Return the domain's corners, vertices 0, 1, ..."""
@@ -151,7 +149,7 @@ class Arbiter:
         rounded = [[float(Fraction(int(x.p), int(x.q))) for x in point] for point in exact]
         return np.array(rounded, np.float64).reshape(len(exact), self._slice.dim)
 
-    def point(self, vertex: int) -> Point:
+    def point(self, vertex: int) -> rational.Point:
         """Exact coordinates of a vertex; of its ancestors first, without recursion."""
         waiting = [vertex]
         while waiting:
@@ -171,7 +169,7 @@ class Arbiter:
             waiting.pop()
         return self._points[vertex]
 
-    def _between(self, a: int, b: int, stage: int, unit: int, value: float) -> Point:
+    def _between(self, a: int, b: int, stage: int, unit: int, value: float) -> rational.Point:
         """Where the unit equals the value on the segment from a to b."""
         start, end = self._points[a], self._points[b]
         if stage < 0:
@@ -190,19 +188,12 @@ class Arbiter:
         found = self._values.get(key)
         if found is not None and found.has(unit):
             return found
-        network = self._network
-        small = network.matrices.entries <= _SMALL
-        stages = range(stage + 1) if small else (stage,)
-        targets = {
-            s: np.arange(network.stage_offsets[s + 1] - network.stage_offsets[s])
-            if small
-            else np.unique(unit).astype(np.int64)
-            for s in stages
-        }
-        values = rational.evaluate(
-            network.program, network.matrices, targets, self._slice, self.point(vertex),
-            self._integers,
-        )  # fmt: skip
+        point = self.point(vertex)
+        if self._network.matrices.entries <= _SMALL:
+            values = self._evaluator.stages(stage, point)
+        else:
+            units = np.unique(unit).astype(np.int64)
+            values = {stage: self._evaluator.units(stage, units, point)}
         for s, vector in values.items():
             if (vertex, s) not in self._values:
                 self._kept += len(vector.numbers)

@@ -21,6 +21,7 @@ from cpwl._tournament import Tournament
 from cpwl.domain import Slice
 
 Positions = NDArray[np.int64]
+Point = tuple[fmpq, ...]
 
 
 class Vector(NamedTuple):
@@ -65,31 +66,71 @@ def exact(value: float) -> fmpq:
     return fmpq(*float(value).as_integer_ratio())
 
 
-def evaluate(
-    program: Program,
-    matrices: Matrices,
-    targets: Mapping[int, Positions],
-    slice_: Slice,
-    point: tuple[fmpq, ...],
-    integers: dict[bytes, Block],
-) -> dict[int, Vector]:
-    """Switching functions of the given units of some stages, at a point in slice coordinates.
+class Evaluator:
+    """Evaluates a network at rational points; keeps what does not depend on the point."""
 
-    ``integers`` keeps the blocks of matrices that were written as integers, for the next point.
-    """
-    heads = _heads(program, targets)
-    needed = _cone(program, matrices, heads)
-    env = {0: _embed(slice_, point, needed.get(0, np.zeros(0, np.int64)))}
-    for index in sorted(needed):
-        step = program.steps[index]
-        if step.kind == "affine":
-            env[index] = _affine(matrices, index, needed[index], env, integers)
-        elif step.kind == "cpwl":
-            env[index] = _bend(program, index, needed[index], env)
-    parts: dict[int, list[tuple[int, Vector]]] = {}
-    for stage, step, round_, first, units in heads:
-        parts.setdefault(stage, []).append((first, _switching(program, step, round_, units, env)))
-    return {stage: _join(found) for stage, found in parts.items()}
+    def __init__(self, program: Program, matrices: Matrices, slice_: Slice) -> None:
+        self._program = program
+        self._matrices = matrices
+        self._slice = slice_
+        self._cones: dict[int, tuple[list[_HeadUnits], dict[int, Positions]]] = {}
+        self._blocks: dict[tuple[int, int, bytes], Block] = {}
+
+    def stages(self, last: int, point: Point) -> dict[int, Vector]:
+        """All switching functions of the stages up to one, at a point in slice coordinates."""
+        if last not in self._cones:
+            counts = [sum(h.units for h in heads) for heads in self._program.heads[: last + 1]]
+            heads = _heads(self._program, {s: np.arange(n) for s, n in enumerate(counts)})
+            self._cones[last] = heads, _cone(self._program, self._matrices, heads)
+        return self._evaluate(*self._cones[last], point)
+
+    def units(self, stage: int, units: Positions, point: Point) -> Vector:
+        """Evaluate some switching functions of a stage, and no more than they depend on."""
+        heads = _heads(self._program, {stage: units})
+        needed = _cone(self._program, self._matrices, heads)
+        return self._evaluate(heads, needed, point)[stage]
+
+    def _evaluate(
+        self, heads: list[_HeadUnits], needed: dict[int, Positions], point: Point
+    ) -> dict[int, Vector]:
+        program = self._program
+        env = {0: _embed(self._slice, point, needed.get(0, np.zeros(0, np.int64)))}
+        for index in sorted(needed):
+            step = program.steps[index]
+            if step.kind == "affine":
+                env[index] = self._affine(index, needed[index], env)
+            elif step.kind == "cpwl":
+                env[index] = _bend(program, index, needed[index], env)
+        parts: dict[int, list[tuple[int, Vector]]] = {}
+        for stage, step, round_, first, units in heads:
+            parts.setdefault(stage, []).append(
+                (first, _switching(program, step, round_, units, env))
+            )
+        return {stage: _join(found) for stage, found in parts.items()}
+
+    def _affine(self, index: int, rows: Positions, env: Mapping[int, Vector]) -> Vector:
+        """Apply an affine step to the rows asked for."""
+        step = self._matrices.steps[index]
+        sums: list[tuple[list[fmpz], int]] = []
+        for part in step.parts:
+            source = env[part.source]
+            key = index, part.source, rows.tobytes()
+            if key not in self._blocks:
+                columns = _columns(part.matrix, rows)
+                dense = part.matrix[rows][:, columns].toarray()
+                self._blocks[key] = Block(columns, *_integers(dense))
+            block = self._blocks[key]
+            if len(block.columns) == 0:
+                continue
+            numbers = block.matrix * fmpz_mat(len(block.columns), 1, source.at(block.columns))
+            sums.append((numbers.entries(), block.shift + source.shift))
+        if not sums:
+            sums.append(([fmpz(0)] * len(rows), 0))
+        most = max(shift for _, shift in sums)
+        total = [fmpz(0)] * len(rows)
+        for numbers, shift in sums:
+            total = [t + (n << (most - shift)) for t, n in zip(total, numbers, strict=True)]
+        return _shifted(rows, total, env[0].q, most, step.offset[rows])
 
 
 class _HeadUnits(NamedTuple):
@@ -142,7 +183,7 @@ def _columns(matrix: csr_array, rows: Positions) -> Positions:
     return np.unique(matrix[rows].indices).astype(np.int64)
 
 
-def _embed(slice_: Slice, point: tuple[fmpq, ...], positions: Positions) -> Vector:
+def _embed(slice_: Slice, point: Point, positions: Positions) -> Vector:
     """Latent origin + point @ basis, at some of its entries."""
     q = fmpz(1)
     for x in point:
@@ -181,38 +222,6 @@ def _shifted(
         for n, (p, d) in zip(numbers, ratios, strict=True)
     ]
     return Vector(positions, moved, q, most)
-
-
-def _affine(
-    matrices: Matrices,
-    index: int,
-    rows: Positions,
-    env: Mapping[int, Vector],
-    integers: dict[bytes, Block],
-) -> Vector:
-    """Apply an affine step to the rows asked for."""
-    step = matrices.steps[index]
-    sums: list[tuple[list[fmpz], int]] = []
-    q = next(iter(env.values())).q
-    for part in step.parts:
-        source = env[part.source]
-        key = np.concatenate([[index, part.source], rows]).tobytes()
-        if key not in integers:
-            columns = _columns(part.matrix, rows)
-            dense = part.matrix[rows][:, columns].toarray()
-            integers[key] = Block(columns, *_integers(dense))
-        block = integers[key]
-        if len(block.columns) == 0:
-            continue
-        numbers = block.matrix * fmpz_mat(len(block.columns), 1, source.at(block.columns))
-        sums.append((numbers.entries(), block.shift + source.shift))
-    if not sums:
-        sums.append(([fmpz(0)] * len(rows), 0))
-    most = max(shift for _, shift in sums)
-    total = [fmpz(0)] * len(rows)
-    for numbers, shift in sums:
-        total = [t + (n << (most - shift)) for t, n in zip(total, numbers, strict=True)]
-    return _shifted(rows, total, q, most, step.offset[rows])
 
 
 def _operands(program: Program, index: int) -> list[tuple[int | None, NDArray]]:
