@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
+from cpwl import _solid
 from cpwl.affine import evaluate, num_outputs
 from cpwl.descriptors import (
     Spectrum,
@@ -167,12 +168,12 @@ def write_geoparquet(
 def surface(
     partition: Partition, values: str | ArrayLike = "psi", *, cmap: str = "viridis"
 ) -> Trimesh:
-    """Return the image of a 2-D partition in R^3 as a triangle mesh.
+    """Return the image of a 2-D partition in R^3, or a 3-D partition itself, as a triangle mesh.
 
     Parameters
     ----------
     partition : Partition
-        2-D, with its network, which must have 3 outputs.
+        2-D, with its network, which must have 3 outputs. 3-D: its cells in slice coordinates.
     values : str or (C,) array_like
         A descriptor's name or one number per cell. Every triangle of a cell carries it, as the
         face attribute of that name ("value" for an array) and as its colour.
@@ -182,34 +183,39 @@ def surface(
     Returns
     -------
     trimesh.Trimesh
-        Vertices are G at the partition's points, shared between cells; the face attribute "cell"
-        tells where a triangle comes from.
+        2-D: vertices are G at the partition's points, shared between cells. 3-D: every cell is a
+        closed surface with vertices of its own, so that it can be moved or hidden alone. The face
+        attribute "cell" tells where a triangle comes from.
 
     Raises
     ------
     ImportError
         trimesh is missing.
     ValueError
-        Not a 2-D partition with 3 outputs, or values of the wrong length.
+        Neither a 2-D partition with 3 outputs nor a 3-D one, or values of the wrong length.
     """
     try:
         import trimesh
     except ImportError as error:
         raise _missing("trimesh", "mesh") from error
-    outputs = num_outputs(partition)
-    if partition.dim != 2 or outputs != 3:
-        shape = require_network(partition).output_shape
-        raise ValueError(
-            f"Expected a 2-D partition of a network with 3 outputs for a surface, got a "
-            f"{partition.dim}-D one with outputs of shape {shape} ({outputs} numbers). Append a "
-            "linear layer that projects the outputs to three dimensions."
-        )
+    if partition.dim != 3:
+        _require_surface(partition)
     name = values if isinstance(values, str) else "value"
     per_cell = describe(partition, (values,))[values] if isinstance(values, str) else values
     per_cell = _per_cell(partition, per_cell).astype(np.float64)
-    faces, cells = _triangles(partition)
+    if partition.dim == 3:
+        solid = _solid.cells(partition)
+        vertices, (faces, loops) = solid.corners, _triangles(solid.offsets)
+        # corners of a cell's facets are one where they are the same point
+        corner = np.repeat(solid.cell, np.diff(solid.offsets))
+        rows, ids = np.unique(np.column_stack([corner, vertices]), axis=0, return_inverse=True)
+        vertices, faces, cells = rows[:, 1:], ids[faces], solid.cell[loops]
+    else:
+        vertices = evaluate(partition, partition.points)
+        faces, cells = _triangles(partition.cell_offsets)
+        faces = partition.cell_corners.astype(np.int64)[faces]
     mesh = trimesh.Trimesh(
-        vertices=evaluate(partition, partition.points),
+        vertices=vertices,
         faces=faces,
         face_colors=_colours(per_cell, cmap)[cells],
         process=False,
@@ -252,17 +258,27 @@ def write_mesh(
         mesh.export(part, file_type=suffix[1:])
 
 
-def _triangles(partition: Partition) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the triangles (T, 3) of every cell, fanned from its first corner, and their cells."""
-    offsets, corners = partition.cell_offsets, partition.cell_corners
+def _require_surface(partition: Partition) -> None:
+    """Raise unless the image of the partition is a surface in R^3."""
+    outputs = num_outputs(partition)
+    if partition.dim != 2 or outputs != 3:
+        shape = require_network(partition).output_shape
+        raise ValueError(
+            f"Expected a 3-D partition, or a 2-D one of a network with 3 outputs, for a mesh, got a "
+            f"{partition.dim}-D one with outputs of shape {shape} ({outputs} numbers). Append a "
+            "linear layer that projects the outputs to three dimensions."
+        )
+
+
+def _triangles(offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut loops into triangles (T, 3), fanned from their first corners; and the loop of each."""
     sizes = np.diff(offsets)
-    cells = np.repeat(np.arange(partition.num_cells), sizes - 2)
-    # position i = 1..n-2 within the cell, for the triangle (0, i, i + 1)
+    loops = np.repeat(np.arange(len(sizes)), sizes - 2)
+    # position i = 1..n-2 within the loop, for the triangle (0, i, i + 1)
     before = np.cumsum(sizes - 2) - (sizes - 2)
-    middle = np.arange(len(cells)) - before[cells] + 1
-    first = offsets[cells]
-    ids = np.stack([first, first + middle, first + middle + 1], axis=1)
-    return corners[ids].astype(np.int64), cells
+    middle = np.arange(len(loops)) - before[loops] + 1
+    first = offsets[loops]
+    return np.stack([first, first + middle, first + middle + 1], axis=1), loops
 
 
 def _colours(values: Array, cmap: str) -> NDArray[np.uint8]:

@@ -46,10 +46,31 @@ def test_cells_of_space_have_descriptors_but_no_polygons(tmp_path):
     for export in (cpwl.polygons, cpwl.to_geodataframe):
         with pytest.raises(ValueError, match=message):
             export(partition)
-    with pytest.raises(ValueError, match="Expected a 2-D partition of a network with 3 outputs"):
-        cpwl.write_mesh(partition, tmp_path / "a.ply")
+    message = (
+        "Expected a 3-D partition, or a 2-D one of a network with 3 outputs, for a mesh, got a 4-D"
+    )
+    with pytest.raises(ValueError, match=message):
+        cpwl.write_mesh(grid((0.1,), (), (), ()), tmp_path / "a.ply")
     with pytest.raises(ValueError, match=r"Expected a partition of dimension 1 or 2, got 3\. Sub"):
         decision_segments(partition, 0, 1)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb"])
+def test_cells_of_space_are_closed_surfaces(tmp_path, suffix):
+    partition = grid((0.1, 0.4), (-0.3,), (0.7,))
+    mesh = cpwl.surface(partition, cpwl.volumes(partition))
+    assert len(mesh.vertices) == 8 * partition.num_cells
+    bodies = mesh.split(only_watertight=True)
+    assert len(bodies) == partition.num_cells
+    np.testing.assert_allclose(
+        sorted(body.volume for body in bodies), np.sort(cpwl.volumes(partition))
+    )
+    np.testing.assert_allclose(
+        mesh.face_attributes["value"], cpwl.volumes(partition)[mesh.face_attributes["cell"]]
+    )
+    cpwl.write_mesh(partition, tmp_path / f"a{suffix}", "psi")
+    back = trimesh.load_mesh(tmp_path / f"a{suffix}")
+    assert back.area == pytest.approx(mesh.area, rel=1e-6)
 
 
 def test_describe_gives_every_descriptor_and_refuses_others():
@@ -140,7 +161,7 @@ def test_glb_carries_colour_and_psi_on_corners_of_its_own(tmp_path):
         ),
         (
             lambda folder: cpwl.surface(partition_of(mlp(2, 3, 2))),
-            r"Expected a 2-D partition of a network with 3 outputs for a surface, got a 2-D one "
+            r"a 2-D one of a network with 3 outputs, for a mesh, got a 2-D one "
             r"with outputs of shape \(2,\) \(2 numbers\). Append a linear layer",
         ),
         (
