@@ -88,6 +88,7 @@ class Bounds:
         self._slopes = _Slopes(network, basis)
         self._done = {0}
 
+    @np.errstate(over="ignore")  # infinity is a bound
     def stage(self, stage: int) -> StageBounds:
         """Bounds of a stage; the ranges of all stages before must have been given."""
         program = self._network.program

@@ -116,6 +116,7 @@ def _check_room(
         raise TooLargeError(needed)
 
 
+@np.errstate(over="ignore")  # an infinite bound has the vertex computed exactly
 def _new_vertices(
     complex_: Complex, signs: StageSigns, stage: int, n_new: NDArray[np.int64], arbiter: Arbiter
 ) -> Vertices:

@@ -29,6 +29,8 @@ from cpwl.network import Network
 _MOST_BYTES = 2**26
 _MOST_ROWS = 16384
 _FEWEST_ROWS = 64
+# Rounding errors that are met stay below their bound by this factor and more.
+_PESSIMISM = 64
 # The rigorous bound grows with depth much faster than errors do. Where a network is too large for
 # rational arithmetic, zero is what lies within this many times the last layer's part of the bound.
 _CARRIED_OVER = 16.0
@@ -48,7 +50,7 @@ class StageSigns:
     column: NDArray[np.int32]  # (X,) which column crosses
     where: NDArray[np.float64]  # (X,) position as a fraction of the edge, ascending
     spread: NDArray[np.float64]  # (X,) bound on the position's error
-    blur: NDArray[np.float64]  # (X,) what rounding in the last layer alone can do to it
+    blur: NDArray[np.float64]  # (X,) what rounding can really do to it
     fresh: NDArray[np.bool_]  # (X,) False: in the same point as the crossing before
     undecided: int  # values within the bound that were taken as float64 has them
 
@@ -77,6 +79,7 @@ class _Block:
     crossings: _Crossings
 
 
+@np.errstate(over="ignore")  # an infinite bound leaves the sign to rational arithmetic
 def stage_signs(
     network: Network,
     stage: int,
@@ -292,7 +295,8 @@ def _cross(
         count + 1,
         nanoseconds=30 + 5 * pos.shape[1],
     )  # fmt: skip
-    blur = columns.fresh[column] / np.maximum(change, 2.0**-1000)
+    noise = np.maximum(columns.fresh, columns.slack / _PESSIMISM)
+    blur = noise[column] / np.maximum(change, 2.0**-1000)
     for e in np.flatnonzero(doubtful).tolist():
         span = slice(offsets[e], offsets[e + 1])
         settled = exactly(e, column[span])
