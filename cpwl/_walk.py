@@ -28,8 +28,10 @@ def walk(partition: Partition, s: Array) -> NDArray[np.int64]:
     s = np.ldexp(s, -exponent)
     *_, facets, cells = measures(np.ldexp(partition.points, -exponent), levels(partition))
     outward = normals(facets.minors)
-    inside = cells.centroid[partition.facet_cells[:, 0]] - facets.centroid
-    outward[np.einsum("fp,fp->f", outward, inside) > 0] *= -1
+    first, second = partition.facet_cells.T
+    # from centre to centre: seen from a cell thinner than rounding alone, no side would be certain
+    ahead = np.where(second[:, None] < 0, facets.centroid, cells.centroid[second])
+    outward[np.einsum("fp,fp->f", outward, ahead - cells.centroid[first]) < 0] *= -1
     _, nearest = KDTree(cells.centroid).query(s)
     found = np.asarray(nearest, np.int64)
     _walk(

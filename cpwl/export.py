@@ -264,8 +264,8 @@ def _require_surface(partition: Partition) -> None:
     if partition.dim != 2 or outputs != 3:
         shape = require_network(partition).output_shape
         raise ValueError(
-            f"Expected a 3-D partition, or a 2-D one of a network with 3 outputs, for a mesh, got a "
-            f"{partition.dim}-D one with outputs of shape {shape} ({outputs} numbers). Append a "
+            "Expected a 3-D partition, or a 2-D one of a network with 3 outputs, for a mesh, got "
+            f"a {partition.dim}-D one with outputs of shape {shape} ({outputs} numbers). Append a "
             "linear layer that projects the outputs to three dimensions."
         )
 

@@ -12,7 +12,9 @@ from numpy.testing import assert_allclose
 from scipy.spatial import Delaunay
 
 import cpwl
+from cpwl import _measure, _walk
 from cpwl._measure import half_spaces, levels, measures, normals, triangulate
+from cpwl._walk import walk
 
 GRIDS = {
     3: ((0.1, 0.4), (-0.3,), (0.7,)),
@@ -147,3 +149,25 @@ def test_simplices_fill_the_cells_and_meet_on_facets(dim):
     assert times.max() == 2
     outer = sum(math.factorial(dim - 1) for facet in partition.facet_unit if facet < 0)
     assert (times == 1).sum() == outer
+
+
+@pytest.mark.parametrize("dim", [3, 6])
+def test_compiled_kernels_agree_with_their_source(dim, monkeypatch):
+    partition = grid(*GRIDS[dim])
+    points = np.random.default_rng(0).uniform(-1, 1, (20, dim))
+    compiled = cpwl.volumes(partition), cpwl.centroids(partition), walk(partition, points)
+    monkeypatch.setattr("cpwl._measure._cones", _measure._cones.py_func)
+    monkeypatch.setattr("cpwl._walk._walk", _walk._walk.py_func)
+    plain = cpwl.volumes(partition), cpwl.centroids(partition), walk(partition, points)
+    for ours, theirs in zip(plain, compiled, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_slivers_do_not_hide_the_cells_behind_them():
+    # the middle cell is as thin as rounding: which side of it a facet faces, its neighbour says
+    partition = grid((0.1, 0.1 + 2.0**-55), (0.3,), (-0.4,))
+    low, high = np.moveaxis(intervals(partition), 1, 0)
+    points = np.random.default_rng(0).uniform(-1, 1, (300, 3))
+    found = walk(partition, points)
+    assert ((low[found] <= points) & (points <= high[found])).all()
+    assert cpwl.check(partition).volume_error < 1e-14
