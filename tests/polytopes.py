@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
+import numpy as np
 from homogeneous import (
     Row,
     determinant,
@@ -25,6 +26,7 @@ from homogeneous import (
     lowest,
     normal,
     primitive,
+    rational,
     sign,
 )
 
@@ -123,6 +125,13 @@ class Polytope:
             rows = [self.corners[i] for i in simplex]
             total += Fraction(abs(determinant(rows)), math.prod(row[-1] for row in rows))
         return total / math.factorial(self.dim)
+
+    def rounded_volume(self) -> float:
+        """Return the volume by float64 determinants: in 6-D exact ones take a second a cell."""
+        corners = np.array([[float(x) for x in rational(corner)] for corner in self.corners])
+        simplices = corners[list(self.simplices())]
+        edges = simplices[:, 1:] - simplices[:, :1]
+        return float(np.abs(np.linalg.det(edges)).sum() / math.factorial(self.dim))
 
     def holds(self, point: Row) -> bool:
         """Whether a point lies inside or on the boundary."""

@@ -137,9 +137,12 @@ class Numbers:
             row = [x + y for x, y in zip(row, rng.choice(earlier), strict=True)]
         if kind == "parallel":
             row[-1] = new[-1]
-        if self.nudged and rng.random() < 0.3:
+        if self.nudged and rng.random() < 0.5:
             place = rng.randrange(width + 1)
-            row[place] = math.nextafter(row[place], rng.choice((-math.inf, math.inf)))
+            if rng.random() < 0.5:
+                row[place] = math.nextafter(row[place], rng.choice((-math.inf, math.inf)))
+            else:
+                row[place] += rng.gauss(0, 1) * 10.0 ** rng.uniform(-17, -3)
         return row
 
     def table(

@@ -117,6 +117,7 @@ def test_parts_of_a_body_are_sound_and_fill_it(case) -> None:
     for part in parts:
         assert_sound(part)
         assert part.volume > 0
+        assert part.rounded_volume() == pytest.approx(float(part.volume), rel=1e-12)
     assert sum(part.volume for part in parts) == body.volume
     pairs = common_facets(parts)
     centres = [
