@@ -23,10 +23,11 @@ from cpwl._execution import single_values
 from cpwl._nonlinear import Triangle
 from cpwl._program import Program, Step, fill
 
-# A step with more places in its dense matrix, or a network with more entries, is not read: one
-# exact evaluation would take seconds.
+# A step with more places in its dense matrix, or a network with more entries or units, is not read:
+# one exact evaluation would take seconds, and max-pooling over zeros asks for one at every vertex.
 _MOST_PLACES = 2**26
-_MOST_ENTRIES = 2**22
+_MOST_ENTRIES = 2**19
+_MOST_UNITS = 4096
 _BLOCK = 256
 
 
@@ -65,6 +66,9 @@ class Matrices:
 
 def read_matrices(program: Program) -> Matrices:
     """Read all affine steps; costs one backward pass of each step for each of its outputs."""
+    units = sum(head.units for heads in program.heads for head in heads)
+    if units > _MOST_UNITS:
+        return Matrices({}, reason=f"it has {units:,} units, more than {_MOST_UNITS:,}")
     for step in program.steps:
         if step.kind == "affine":
             places = sum(prod(program.steps[i].single) for i in step.data) * prod(step.single)

@@ -255,9 +255,9 @@ def subdivide(
     arithmetic from the definition of the vertex (``status.arbitrated`` counts these). Coordinates
     are float64, those of ill-conditioned vertices correctly rounded.
 
-    Networks whose affine operations have more than 4 million coefficients, or one of which would be
-    a matrix of more than 67 million entries (large convolutions), are out of reach of rational
-    arithmetic. Their signs are those of float64; a value then counts as zero if it lies within 16
+    Networks with more than 4,096 units, or whose affine operations have more than half a million
+    coefficients, are out of reach of rational arithmetic (large convolutions, above all). Their
+    signs are those of float64; a value then counts as zero if it lies within 16
     times the rounding error of its last layer, and ``status.undecided`` counts the values within
     the rigorous bound, which are not proven (`Network.rounding_error` gives that bound).
 
