@@ -264,6 +264,32 @@ def _related(seed: int, shape: Architecture, numbers: Numbers) -> tuple[Layer, .
     )
 
 
+def cancelling_networks(dim: int) -> st.SearchStrategy[tuple[Layer, ...]]:
+    """Layers that read the small differences between pairs of nearly equal rows.
+
+    Knots meet at tiny angles, and what decides about them is far below what is added up.
+    """
+    return st.builds(_cancelling, SEEDS, st.just(dim))
+
+
+def _cancelling(seed: int, dim: int) -> tuple[Layer, ...]:
+    rng = np.random.default_rng(seed)
+    small = 10.0 ** -rng.uniform(3, 16)
+    width, behind = (4, 4) if dim < 4 else (3, 2)
+    rows = rng.normal(size=(width, dim + 1))
+    first = np.concatenate([rows, rows + small * rng.normal(size=rows.shape)])
+    weights = rng.normal(size=(behind, width))
+    opposite = -weights * (1 + small * rng.normal(size=weights.shape))
+    second = np.concatenate([weights, opposite], axis=1)
+    third = rng.normal(size=(3, behind))
+    return network(
+        layer(first[:, :-1].tolist(), first[:, -1].tolist()),
+        layer(second.tolist(), (small * rng.normal(size=behind)).tolist()),
+        layer(third.tolist(), (small * rng.normal(size=3)).tolist()),
+        layer(rng.normal(size=(2, 3)).tolist(), [0, 0], LINEAR),
+    )
+
+
 def generic_networks(
     shapes: st.SearchStrategy[Architecture],
 ) -> st.SearchStrategy[tuple[Layer, ...]]:
