@@ -116,26 +116,35 @@ def _check_room(
         raise TooLargeError(needed)
 
 
-@np.errstate(over="ignore")  # an infinite bound has the vertex computed exactly
-def _new_vertices(
-    complex_: Complex, signs: StageSigns, stage: int, n_new: NDArray[np.int64], arbiter: Arbiter
-) -> Vertices:
+def _place_vertices(
+    complex_: Complex,
+    signs: StageSigns,
+    stage: int,
+    n_new: NDArray[np.int64],
+    arbiter: Arbiter,
+    out: Vertices,
+    pool: ThreadPoolExecutor,
+) -> None:
     """Place the new vertices on the edges, in the order of edges and along each."""
-    ends = np.repeat(complex_.edge_points, n_new, axis=0)
-    start, end = complex_.points[ends[:, 0]], complex_.points[ends[:, 1]]
-    where = signs.where[signs.fresh]
-    points = start + where[:, None] * (end - start)
-    error = complex_.error[ends]
-    scale = scale_of(complex_.points)
-    length = np.linalg.norm(scale * (end - start), axis=1) / scale + error.sum(axis=1)
-    size = np.abs(start).max(axis=1) + np.abs(end).max(axis=1)
-    off = (1 - where) * error[:, 0] + where * error[:, 1]
-    error = off + signs.spread[signs.fresh] * length + 2 * _kernels.EPS * size
-    column = signs.column[signs.fresh]
-    first = arbiter.add(complex_.names[ends], stage, signs.unit[column], signs.value[column])
-    new = Vertices(points, error, first + np.arange(len(points)))
+    first = prefix(n_new)
+    n = int(first[-1])
+    edge, column = np.empty((2, n), np.int32)
+    blur = np.empty(n)
+    in_parallel(
+        pool,
+        lambda a, b: _kernels.place_vertices(
+            complex_.points, complex_.error, complex_.edge_points, first, signs.offsets,
+            signs.where, signs.spread, signs.blur, signs.fresh, signs.column,
+            scale_of(complex_.points), a, b, out.points, out.error, edge, column, blur,
+        ),
+        n_new + 1,
+        nanoseconds=20,
+    )  # fmt: skip
+    parents = complex_.names[complex_.edge_points[edge]]
+    name = arbiter.add(parents, stage, signs.unit[column], signs.value[column])
+    out.names[:] = np.arange(name, name + n)
     extent = np.ptp(complex_.points, axis=0).max()
-    return sharpened(new, signs.blur[signs.fresh] * length > _BLURRED * extent, arbiter)
+    out.points[:], out.error[:], _ = sharpened(out, blur > _BLURRED * extent, arbiter)
 
 
 def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
@@ -167,7 +176,10 @@ def _split_segment(
         len(n_new),
         nanoseconds=30,
     )
-    new = _new_vertices(complex_, signs, stage, n_new, arbiter)
+    new = Vertices(
+        *(np.empty((int(n_new.sum()), *x.shape[1:]), x.dtype) for x in complex_.vertices)
+    )
+    _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool)
     unit = np.empty(n_cells + 1, np.int32)
     old = np.zeros(n_cells + 1, np.bool_)
     old[child] = True
@@ -225,15 +237,18 @@ def _split_polygons(
     )
     bases = prefix(count[:, 2:6])  # faces, inner vertices, inner edges, corners
     n_faces, n_inner, n_inner_edges, n_corners = (int(x) for x in bases[-1])
-    first = np.array([0, n_points + n_on_edges, edge_first[-1], 0])
-    total_points = n_points + n_on_edges + n_inner
+    inner_first = n_points + n_on_edges
+    first = np.array([0, inner_first, edge_first[-1], 0])
+    total_points = inner_first + n_inner
     total_edges = int(edge_first[-1]) + n_inner_edges
     _check_room(room, complex_, signs, n_faces, total_points, total_edges, n_corners)
 
-    new = _new_vertices(complex_, signs, stage, n_new, arbiter)
-    points = np.concatenate([complex_.points, new.points, np.zeros((n_inner, 2))])
-    error = np.concatenate([complex_.error, new.error, np.zeros(n_inner)])
-    names = np.concatenate([complex_.names, new.names, np.full(n_inner, -1)])
+    points, error, names = (
+        np.empty((total_points, *x.shape[1:]), x.dtype) for x in complex_.vertices
+    )
+    points[:n_points], error[:n_points], names[:n_points] = complex_.vertices
+    new = Vertices(*(x[n_points:inner_first] for x in (points, error, names)))
+    _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool)
     origin = np.empty((n_inner, 3), np.int32)
     edge_points = np.empty((total_edges, 2), np.int32)
     _fill_segments(edge_points, complex_.edge_points, n_new, edge_first, n_points)
@@ -269,7 +284,6 @@ def _split_polygons(
         surprises += _cut_exactly(cell, cut, count, names, signs, stage, arbiter)
     if n_inner_edges:
         edge_unit[edge_first[-1] :] = column_unit[edge_column[edge_first[-1] :]]
-    inner_first = n_points + n_on_edges
     made = slice(None)
     if surprises:
         made = _used(bases[:, 1], count[:, 3], inner_first)[inner_first:]

@@ -215,6 +215,42 @@ def place_crossings(
 
 
 @njit(cache=True, nogil=True)
+def place_vertices(
+    points, error, edge_points, first, offsets, where, spread, blur, fresh, column, scale,
+    start, stop, out_points, out_error, out_edge, out_column, out_blur,
+):  # fmt: skip
+    """Place the new vertices of each edge, from its first end to its second.
+
+    ``first[e]`` numbers the first new vertex of edge e in the outputs: coordinates, a bound on
+    their error, the edge, the column, and by how much rounding can really move the vertex. Lengths
+    are taken times ``scale``, a power of two, so that none overflows.
+    """
+    dim = points.shape[1]
+    for e in range(start, stop):
+        n = first[e]
+        if n == first[e + 1]:
+            continue
+        a, b = edge_points[e, 0], edge_points[e, 1]
+        length = 0.0
+        far_a, far_b = 0.0, 0.0
+        for d in range(dim):
+            length += (scale * (points[b, d] - points[a, d])) ** 2
+            far_a, far_b = max(far_a, abs(points[a, d])), max(far_b, abs(points[b, d]))
+        length = np.sqrt(length) / scale + error[a] + error[b]
+        for x in range(offsets[e], offsets[e + 1]):
+            if not fresh[x]:
+                continue
+            t = where[x]
+            for d in range(dim):
+                out_points[n, d] = points[a, d] + t * (points[b, d] - points[a, d])
+            off = (1 - t) * error[a] + t * error[b]
+            out_error[n] = off + spread[x] * length + 2 * EPS * (far_a + far_b)
+            out_edge[n], out_column[n] = e, column[x]
+            out_blur[n] = blur[x] * length
+            n += 1
+
+
+@njit(cache=True, nogil=True)
 def clear_lost(patterns, parent_bit, piece, child_bit, start, stop):
     """Clear the bits of children whose parent (bit -1: always) is on the given piece."""
     for c in range(start, stop):

@@ -26,8 +26,10 @@ _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
 _DEEPEST = 12
 # Error bounds of vertices, as shares of the domain's extent: a larger one is worth a second look,
 # and one that is still larger than the other worth the vertex in rational arithmetic, for it leaves
-# signs of the next stages in doubt, each of which costs as much.
+# signs of the next stages in doubt, each of which costs as much. All that would be looked at again
+# have to add up to a share that can be expected to leave a sign in doubt.
 _LOOK_AGAIN = 1e-9
+_WORTH_IT = 1e-6
 _POOR = 1e-6
 
 
@@ -155,7 +157,8 @@ def _improve(
         return out
 
     extent = float(np.ptp(corners.points, axis=0).max())
-    if not any(network.stage_is_periodic(stage) for stage in range(stages)):
+    doubtful = current.error[current.error > _LOOK_AGAIN * extent].sum() > _WORTH_IT * extent
+    if doubtful and not any(network.stage_is_periodic(stage) for stage in range(stages)):
         current = tighten(
             current, network, bounds, stages, corners, pieces_of, _LOOK_AGAIN * extent
         )
