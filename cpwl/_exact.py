@@ -16,14 +16,13 @@ import numpy as np
 from flint import fmpq
 from numpy.typing import NDArray
 
-from cpwl import _rational as rational
+from cpwl._rational import Evaluator, Line, Point, located
+from cpwl._rational_numbers import Vector, exact
 from cpwl.domain import Domain
 from cpwl.network import Network
 
 # Values are kept for as many vertices as hold about this many integers, a few hundred MB at most.
 _MOST_KEPT = 2**21
-# Networks with fewer coefficients are evaluated whole; of larger ones, what a unit depends on.
-_SMALL = 2**18
 
 
 class Vertices(NamedTuple):
@@ -55,18 +54,17 @@ class Arbiter:
     def __init__(self, network: Network, domain: Domain) -> None:
         self.exact = network.matrices.complete
         self.decided = 0
-        self._network = network
         self._slice = domain.slice
-        self._points: dict[int, rational.Point] = {
+        self._points: dict[int, Point] = {
             i: tuple(fmpq(x.numerator, x.denominator) for x in corner)
             for i, corner in enumerate(domain.exact_corners)
         }
         self._count = len(self._points)
         self._first = [self._count]  # of each group of vertices that were registered together
         self._groups: list[tuple[NDArray, int, NDArray, NDArray]] = []
-        self._values: OrderedDict[tuple[int, int], rational.Vector] = OrderedDict()
+        self._seen: OrderedDict[int, _Seen] = OrderedDict()  # the last used last
         self._kept = 0
-        self._evaluator = rational.Evaluator(network.program, network.matrices, domain.slice)
+        self._evaluator = Evaluator(network.program, network.matrices, domain.slice)
 
     def corners(self) -> Vertices:
         """Return the domain's corners, vertices 0, 1, ..."""
@@ -123,7 +121,7 @@ class Arbiter:
         cuts = np.flatnonzero(np.diff(vertices[order])) + 1
         for rows in np.split(order, cuts) if len(order) else ():
             vertex = int(vertices[rows[0]])
-            here = self._at(vertex, stage, unit[rows])
+            here = self._at(vertex, stage)
             for row in rows:
                 out[row] = here.compare(int(unit[row]), float(value[row]))
         self.decided += len(vertices)
@@ -139,7 +137,7 @@ class Arbiter:
     ) -> list[fmpq]:
         """Where units equal values on the segment from a to b, as fractions of it, exactly."""
         self.decided += len(unit)
-        at_a, at_b = self._at(a, stage, unit), self._at(b, stage, unit)
+        at_a, at_b = self._at(a, stage), self._at(b, stage)
         pairs = list(zip(unit.tolist(), value.tolist(), strict=True))
         return [_crossing(at_a.minus(u, v), at_b.minus(u, v)) for u, v in pairs]
 
@@ -149,7 +147,7 @@ class Arbiter:
         rounded = [[float(Fraction(int(x.p), int(x.q))) for x in point] for point in exact]
         return np.array(rounded, np.float64).reshape(len(exact), self._slice.dim)
 
-    def point(self, vertex: int) -> rational.Point:
+    def point(self, vertex: int) -> Point:
         """Exact coordinates of a vertex; of its ancestors first, without recursion."""
         waiting = [vertex]
         while waiting:
@@ -157,50 +155,82 @@ class Arbiter:
             if v in self._points:
                 waiting.pop()
                 continue
-            group = int(np.searchsorted(self._first, v, side="right")) - 1
-            parents, stage, unit, value = self._groups[group]
-            row = v - self._first[group]
-            a, b = int(parents[row, 0]), int(parents[row, 1])
-            missing = [p for p in (a, b) if p not in self._points]
+            made = self._definition(v)
+            missing = [p for p in (made.a, made.b) if p not in self._points]
             if missing:
                 waiting.extend(missing)
                 continue
-            self._points[v] = self._between(a, b, stage, int(unit[row]), float(value[row]))
+            self._points[v] = self._between(made)
             waiting.pop()
         return self._points[vertex]
 
-    def _between(self, a: int, b: int, stage: int, unit: int, value: float) -> rational.Point:
+    def _definition(self, vertex: int) -> _Definition:
+        group = int(np.searchsorted(self._first, vertex, side="right")) - 1
+        parents, stage, unit, value = self._groups[group]
+        row = vertex - self._first[group]
+        a, b = parents[row].tolist()
+        return _Definition(a, b, stage, int(unit[row]), float(value[row]))
+
+    def _between(self, made: _Definition) -> Point:
         """Where the unit equals the value on the segment from a to b."""
-        start, end = self._points[a], self._points[b]
-        if stage < 0:
-            knot = rational.exact(value)
-            at_a, at_b = start[-1 - stage] - knot, end[-1 - stage] - knot
+        start, end = self._points[made.a], self._points[made.b]
+        if made.stage < 0:
+            knot = exact(made.value)
+            at_a, at_b = start[-1 - made.stage] - knot, end[-1 - made.stage] - knot
         else:
-            only = np.array([unit])
-            at_a = self._at(a, stage, only).minus(unit, value)
-            at_b = self._at(b, stage, only).minus(unit, value)
+            at_a = self._at(made.a, made.stage).minus(made.unit, made.value)
+            at_b = self._at(made.b, made.stage).minus(made.unit, made.value)
         t = _crossing(at_a, at_b)
         return tuple(x + t * (y - x) for x, y in zip(start, end, strict=True))
 
-    def _at(self, vertex: int, stage: int, unit: NDArray[np.integer]) -> rational.Vector:
-        """Values of a stage's units (of a large network: at least those asked for) at a vertex."""
-        key = vertex, stage
-        found = self._values.get(key)
-        if found is not None and found.has(unit):
-            return found
-        point = self.point(vertex)
-        if self._network.matrices.entries <= _SMALL:
-            values = self._evaluator.stages(stage, point)
+    def _at(self, vertex: int, stage: int) -> Vector:
+        """Values of a stage's units at a vertex."""
+        seen = self._seen.get(vertex)
+        if seen is not None:
+            self._seen.move_to_end(vertex)
+            if stage in seen.stages:
+                return seen.stages[stage]
         else:
-            units = np.unique(unit).astype(np.int64)
-            values = {stage: self._evaluator.units(stage, units, point)}
-        for s, vector in values.items():
-            if (vertex, s) not in self._values:
-                self._kept += len(vector.numbers)
-            self._values[vertex, s] = vector
-        while self._kept > _MOST_KEPT and len(self._values) > len(values):
-            self._kept -= len(self._values.popitem(last=False)[1].numbers)
-        return values[stage]
+            seen = self._seen[vertex] = _Seen(located(self.point(vertex)), {})
+        before = len(seen.steps)
+        found = self._evaluator.stage(stage, seen.steps, self._line(vertex))
+        seen.stages[stage] = found
+        added = [*list(seen.steps.values())[before:], found]
+        self._kept += sum(len(vector.numbers) for vector in added)
+        while self._kept > _MOST_KEPT and len(self._seen) > 1:
+            _, gone = self._seen.popitem(last=False)
+            vectors = [*gone.steps.values(), *gone.stages.values()]
+            self._kept -= sum(len(vector.numbers) for vector in vectors)
+        return found
+
+    def _line(self, vertex: int) -> Line | None:
+        """Place a vertex between the two that define it, as far as values there are kept."""
+        if vertex < self._first[0]:
+            return None
+        made = self._definition(vertex)
+        start, end = self._seen.get(made.a), self._seen.get(made.b)
+        if start is None or end is None:
+            return None
+        ends = zip(*(self._points[v] for v in (made.a, made.b, vertex)), strict=True)
+        t = next((x - a) / (b - a) for a, b, x in ends if a != b)
+        return Line(start.steps, end.steps, t, made.stage)
+
+
+class _Definition(NamedTuple):
+    """A vertex is where a unit of a stage equals a value on the segment from a to b."""
+
+    a: int
+    b: int
+    stage: int
+    unit: int
+    value: float
+
+
+class _Seen(NamedTuple):
+    """What has been computed at a vertex: values of steps, and of the units of stages."""
+
+    steps: dict[int, Vector]
+    stages: dict[int, Vector]
 
 
 def _crossing(at_a: fmpq, at_b: fmpq) -> fmpq:

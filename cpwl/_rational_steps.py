@@ -1,0 +1,245 @@
+"""The steps of a network in rational arithmetic.
+
+A step's value follows from the values of the steps that it reads. What does not depend on them,
+the coefficients as integers, is prepared once. The shift of a value (see `_rational_numbers`) is
+the same at every point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from operator import mul
+from typing import Protocol
+
+import numpy as np
+from flint import fmpz, fmpz_mat
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from cpwl import _nonlinear, _tournament
+from cpwl._execution import single_values
+from cpwl._program import Program, Ref
+from cpwl._rational_numbers import Constants, Vector, aligned, compare, integers
+
+Values = Mapping[int, Vector]
+# The point in slice coordinates among the values of the steps.
+POINT = -1
+# An entry costs about this many times more in a loop over rows than in a matrix of flint's.
+_LOOP = 6
+
+
+class Affine:
+    """An affine step: offset + the sum of its parts."""
+
+    def __init__(self, parts: Sequence[tuple[int, csr_array]], offset: NDArray[np.float64]) -> None:
+        self._size = len(offset)
+        self._parts = [(source, _Matrix(matrix)) for source, matrix in parts if matrix.nnz]
+        self._offset = integers(offset) if offset.any() else None
+
+    def value(self, values: Values) -> Vector:
+        """Apply the step."""
+        q = values[POINT].q
+        terms = [matrix.times(values[source]) for source, matrix in self._parts]
+        if self._offset is not None:
+            terms.append(self._offset.over(q))
+        if not terms:
+            return Vector([fmpz(0)] * self._size, q, 0)
+        total, *others = aligned(terms)
+        for term in others:
+            pairs = zip(total.numbers, term.numbers, strict=True)
+            total = total._replace(numbers=[a + b for a, b in pairs])
+        return total
+
+
+class _Matrix:
+    """A float64 matrix in integers: dense as flint has it, or by rows where that is less work."""
+
+    def __init__(self, matrix: csr_array) -> None:
+        height, width = matrix.shape  # type: ignore[misc]
+        numbers, self._shift = integers(matrix.data)
+        self._dense: fmpz_mat | None = None
+        if _LOOP * matrix.nnz >= height * width:
+            places = np.repeat(np.arange(height), np.diff(matrix.indptr)) * width + matrix.indices
+            flat = [fmpz(0)] * (height * width)
+            for place, number in zip(places.tolist(), numbers, strict=True):
+                flat[place] = number
+            self._dense = fmpz_mat(height, width, flat)
+            return
+        ends, columns = np.asarray(matrix.indptr).tolist(), matrix.indices.tolist()
+        self._rows = [(numbers[a:b], columns[a:b]) for a, b in pairwise(ends)]
+
+    def times(self, x: Vector) -> Vector:
+        """Multiply by a vector."""
+        shift = self._shift + x.shift
+        if self._dense is not None:
+            product = self._dense * fmpz_mat(len(x.numbers), 1, x.numbers)
+            return Vector(product.entries(), x.q, shift)
+        at, zero = x.numbers.__getitem__, fmpz(0)
+        sums = [sum(map(mul, row, map(at, columns)), zero) for row, columns in self._rows]
+        return Vector(sums, x.q, shift)
+
+
+class Bend(Protocol):
+    """A CPWL step."""
+
+    def value(self, values: Values) -> Vector: ...
+    def switching(self, values: Values, round_: int) -> Vector: ...
+
+
+def bend_of(program: Program, index: int) -> Bend:
+    """Prepare a CPWL step."""
+    step = program.steps[index]
+    nonlinearity = step.nonlinearity
+    if isinstance(nonlinearity, _tournament.Tournament):
+        (source,) = step.data
+        return _Tournament(nonlinearity, source)
+    assert nonlinearity is not None
+    operands = [_Operand(program, arg, nonlinearity.shapes[0]) for arg in step.args]
+    if isinstance(nonlinearity, _nonlinear.Extremum):
+        return _Extremum(nonlinearity, operands)
+    if isinstance(nonlinearity, _nonlinear.Triangle):
+        return _Triangle(nonlinearity, operands[0])
+    assert isinstance(nonlinearity, _nonlinear.Pointwise)
+    return _Pointwise(nonlinearity, operands[0])
+
+
+class _Operand:
+    """An operand of a CPWL step, broadcast to the step's shape."""
+
+    def __init__(self, program: Program, arg: object, shape: tuple[int, ...]) -> None:
+        self._constants: Constants | None = None
+        if isinstance(arg, Ref) and program.steps[arg.index].kind == "fixed":
+            arg = single_values(program)[arg.index]
+        if not isinstance(arg, Ref):
+            self._constants = integers(_spread(arg, shape))
+            return
+        self._source = arg.index
+        single = program.steps[arg.index].single
+        grid = np.arange(int(np.prod(single))).reshape(single)
+        places = np.broadcast_to(grid, (1, *shape)).reshape(-1)
+        self._places = None if np.array_equal(places, grid.reshape(-1)) else places.tolist()
+
+    def value(self, values: Values) -> Vector:
+        """Look the operand's entries up."""
+        if self._constants is not None:
+            return self._constants.over(values[POINT].q)
+        x = values[self._source]
+        return (
+            x if self._places is None else x._replace(numbers=[x.numbers[i] for i in self._places])
+        )
+
+
+class _Pointwise:
+    def __init__(self, bend: _nonlinear.Pointwise, operand: _Operand) -> None:
+        self._operand = operand
+        shape = bend.shapes[0]
+        points, slopes, offsets = (
+            np.stack([_spread(x, shape) for x in table], axis=1)
+            for table in (bend.points, bend.slopes, bend.offsets)
+        )
+        self._relu = np.array_equal(slopes, np.tile([0.0, 1.0], (len(slopes), 1)))
+        self._relu &= not points.any() and not offsets.any()
+        self._points = points.tolist()
+        # the offset of a piece that no number reaches may be infinite
+        self._slopes, self._offsets = (
+            integers(x) for x in (slopes, np.where(np.isfinite(offsets), offsets, 0.0))
+        )
+        self._pieces = slopes.shape[1]
+
+    def value(self, values: Values) -> Vector:
+        h = self._operand.value(values)
+        if self._relu:
+            zero = fmpz(0)
+            return h._replace(numbers=[n if n > 0 else zero for n in h.numbers])
+        chosen = [
+            i * self._pieces + sum(compare(n, h.q, h.shift, point) > 0 for point in points)
+            for i, (n, points) in enumerate(zip(h.numbers, self._points, strict=True))
+        ]
+        slopes, offsets = (
+            Constants([table.numbers[k] for k in chosen], table.shift)
+            for table in (self._slopes, self._offsets)
+        )
+        scaled = [n * slope for n, slope in zip(h.numbers, slopes.numbers, strict=True)]
+        a, b = aligned([Vector(scaled, h.q, h.shift + slopes.shift), offsets.over(h.q)])
+        return a._replace(numbers=[x + y for x, y in zip(a.numbers, b.numbers, strict=True)])
+
+    def switching(self, values: Values, round_: int) -> Vector:
+        return self._operand.value(values)
+
+
+class _Triangle:
+    def __init__(self, wave: _nonlinear.Triangle, operand: _Operand) -> None:
+        self._operand = operand
+        self._times = integers([wave.period / 2, wave.phase])
+        self._scale = integers([wave.scale])
+        self._offset = integers([wave.offset])
+
+    def value(self, values: Values) -> Vector:
+        h = self._operand.value(values)
+        times, h = aligned([self._times.over(h.q), h])
+        half, phase = times.numbers
+        (scale,) = self._scale.numbers
+        numbers = []
+        for n in h.numbers:
+            k = -(-(n + phase) // half) - 1  # interval; on a knot, the one below it
+            odd = k % 2 == 1
+            wave = n + phase - (k if odd else k + 1) * half
+            numbers.append(wave * scale if odd else -wave * scale)
+        offset, y = aligned(
+            [self._offset.over(h.q), Vector(numbers, h.q, h.shift + self._scale.shift)]
+        )
+        return y._replace(numbers=[n + offset.numbers[0] for n in y.numbers])
+
+    def switching(self, values: Values, round_: int) -> Vector:
+        return self._operand.value(values)
+
+
+class _Extremum:
+    def __init__(self, bend: _nonlinear.Extremum, operands: list[_Operand]) -> None:
+        self._operands = operands
+        self._choose = max if bend.largest else min
+
+    def value(self, values: Values) -> Vector:
+        a, b = aligned([operand.value(values) for operand in self._operands])
+        return a._replace(numbers=list(map(self._choose, a.numbers, b.numbers)))
+
+    def switching(self, values: Values, round_: int) -> Vector:
+        a, b = aligned([operand.value(values) for operand in self._operands])
+        return a._replace(numbers=[x - y for x, y in zip(a.numbers, b.numbers, strict=True)])
+
+
+class _Tournament:
+    def __init__(self, bend: _tournament.Tournament, source: int) -> None:
+        self._source = source
+        self._choose = max if bend.largest else min
+        self._pairs = [
+            (left.tolist(), right.tolist())
+            for left, right in zip(bend.left, bend.right, strict=True)
+        ]
+        self._passing = [passing.tolist() for passing in bend.passing]
+        self._final = bend.final.tolist()
+
+    def value(self, values: Values) -> Vector:
+        x = values[self._source]
+        left = self._play(x.numbers, len(self._pairs))
+        return x._replace(numbers=[left[i] for i in self._final])
+
+    def switching(self, values: Values, round_: int) -> Vector:
+        x = values[self._source]
+        left = self._play(x.numbers, round_)
+        pairs = zip(*self._pairs[round_], strict=True)
+        return x._replace(numbers=[left[a] - left[b] for a, b in pairs])
+
+    def _play(self, numbers: list[fmpz], rounds: int) -> list[fmpz]:
+        """Return who is left after the first rounds."""
+        for (left, right), passing in zip(self._pairs[:rounds], self._passing, strict=False):
+            at = numbers.__getitem__
+            winners = list(map(self._choose, map(at, left), map(at, right)))
+            numbers = winners + [at(i) for i in passing]
+        return numbers
+
+
+def _spread(value: object, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Broadcast a constant operand or coefficient to a flat sample."""
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (1, *shape)).reshape(-1)
