@@ -7,6 +7,7 @@ numbers, and the network's value there as well. All of it is computed only where
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
@@ -143,9 +144,9 @@ class Arbiter:
 
     def points(self, vertices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
         """Coordinates (n, P), correctly rounded."""
-        exact = [self.point(int(v)) for v in vertices]
-        rounded = [[float(Fraction(int(x.p), int(x.q))) for x in point] for point in exact]
-        return np.array(rounded, np.float64).reshape(len(exact), self._slice.dim)
+        places = [self.point(int(v)) for v in vertices]
+        rounded = [[int(x.p) / int(x.q) for x in point] for point in places]
+        return np.array(rounded, np.float64).reshape(len(places), self._slice.dim)
 
     def point(self, vertex: int) -> Point:
         """Exact coordinates of a vertex; of its ancestors first, without recursion."""
@@ -165,7 +166,7 @@ class Arbiter:
         return self._points[vertex]
 
     def _definition(self, vertex: int) -> _Definition:
-        group = int(np.searchsorted(self._first, vertex, side="right")) - 1
+        group = bisect_right(self._first, vertex) - 1
         parents, stage, unit, value = self._groups[group]
         row = vertex - self._first[group]
         a, b = parents[row].tolist()
@@ -235,7 +236,7 @@ class _Seen(NamedTuple):
 
 def _crossing(at_a: fmpq, at_b: fmpq) -> fmpq:
     """Where a function with these values at 0 and 1 is zero."""
-    if at_a * at_b >= 0:
+    if not (at_a < 0 < at_b or at_b < 0 < at_a):
         raise ArithmeticError(
             f"Expected a unit to change sign between two vertices, got {at_a} and {at_b}: a sign "
             "was taken wrongly before. Please report this network."

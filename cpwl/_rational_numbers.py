@@ -33,6 +33,13 @@ class Vector(NamedTuple):
         more = shift - self.shift
         return [n << more for n in self.numbers] if more else self.numbers
 
+    def plus(self, constants: Constants) -> Vector:
+        """Add float64 numbers."""
+        shift = max(self.shift, constants.shift)
+        one = self.q << (shift - constants.shift)
+        pairs = zip(self.lifted(shift), constants.numbers, strict=True)
+        return Vector([n + c * one for n, c in pairs], self.q, shift)
+
 
 class Constants(NamedTuple):
     """float64 numbers ``numbers[i] / 2^shift``."""

@@ -39,17 +39,14 @@ class Affine:
 
     def value(self, values: Values) -> Vector:
         """Apply the step."""
-        q = values[POINT].q
         terms = [matrix.times(values[source]) for source, matrix in self._parts]
-        if self._offset is not None:
-            terms.append(self._offset.over(q))
         if not terms:
-            return Vector([fmpz(0)] * self._size, q, 0)
+            terms.append(Vector([fmpz(0)] * self._size, values[POINT].q, 0))
         total, *others = aligned(terms)
         for term in others:
             pairs = zip(total.numbers, term.numbers, strict=True)
             total = total._replace(numbers=[a + b for a, b in pairs])
-        return total
+        return total if self._offset is None else total.plus(self._offset)
 
 
 class _Matrix:
@@ -58,19 +55,26 @@ class _Matrix:
     def __init__(self, matrix: csr_array) -> None:
         height, width = matrix.shape  # type: ignore[misc]
         numbers, self._shift = integers(matrix.data)
+        ends, columns = np.asarray(matrix.indptr), matrix.indices.tolist()
+        self._picked: list[int] | None = None
+        if (np.diff(ends) == 1).all() and (matrix.data == 1).all():
+            self._picked = columns
+            self._same = columns == list(range(width))
+            return
         self._dense: fmpz_mat | None = None
         if _LOOP * matrix.nnz >= height * width:
-            places = np.repeat(np.arange(height), np.diff(matrix.indptr)) * width + matrix.indices
+            places = np.repeat(np.arange(height), np.diff(ends)) * width + matrix.indices
             flat = [fmpz(0)] * (height * width)
             for place, number in zip(places.tolist(), numbers, strict=True):
                 flat[place] = number
             self._dense = fmpz_mat(height, width, flat)
             return
-        ends, columns = np.asarray(matrix.indptr).tolist(), matrix.indices.tolist()
-        self._rows = [(numbers[a:b], columns[a:b]) for a, b in pairwise(ends)]
+        self._rows = [(numbers[a:b], columns[a:b]) for a, b in pairwise(ends.tolist())]
 
     def times(self, x: Vector) -> Vector:
         """Multiply by a vector."""
+        if self._picked is not None:
+            return x if self._same else x._replace(numbers=[x.numbers[i] for i in self._picked])
         shift = self._shift + x.shift
         if self._dense is not None:
             product = self._dense * fmpz_mat(len(x.numbers), 1, x.numbers)
@@ -161,8 +165,7 @@ class _Pointwise:
             for table in (self._slopes, self._offsets)
         )
         scaled = [n * slope for n, slope in zip(h.numbers, slopes.numbers, strict=True)]
-        a, b = aligned([Vector(scaled, h.q, h.shift + slopes.shift), offsets.over(h.q)])
-        return a._replace(numbers=[x + y for x, y in zip(a.numbers, b.numbers, strict=True)])
+        return Vector(scaled, h.q, h.shift + slopes.shift).plus(offsets)
 
     def switching(self, values: Values, round_: int) -> Vector:
         return self._operand.value(values)
@@ -173,7 +176,7 @@ class _Triangle:
         self._operand = operand
         self._times = integers([wave.period / 2, wave.phase])
         self._scale = integers([wave.scale])
-        self._offset = integers([wave.offset])
+        self._offset = wave.offset
 
     def value(self, values: Values) -> Vector:
         h = self._operand.value(values)
@@ -186,10 +189,8 @@ class _Triangle:
             odd = k % 2 == 1
             wave = n + phase - (k if odd else k + 1) * half
             numbers.append(wave * scale if odd else -wave * scale)
-        offset, y = aligned(
-            [self._offset.over(h.q), Vector(numbers, h.q, h.shift + self._scale.shift)]
-        )
-        return y._replace(numbers=[n + offset.numbers[0] for n in y.numbers])
+        y = Vector(numbers, h.q, h.shift + self._scale.shift)
+        return y.plus(integers([self._offset] * len(numbers)))
 
     def switching(self, values: Values, round_: int) -> Vector:
         return self._operand.value(values)
