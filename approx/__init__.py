@@ -3,3 +3,8 @@
 This package imports neither `cpwl` nor `bridges`: an estimate that agrees with the exact engine is
 evidence only because the two share no code. `import-linter` enforces it.
 """
+
+from approx._checks import DecoderError
+from approx.operator import JacobianOperator
+
+__all__ = ["DecoderError", "JacobianOperator"]

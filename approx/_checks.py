@@ -1,0 +1,131 @@
+"""What is asked of latents and decoders, and the messages when it is not met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Output = Callable[[Any], Tensor]
+
+# layers whose result in training mode is random, or depends on the other latents of the batch
+_NOISY = (
+    nn.modules.dropout._DropoutNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.RReLU,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+)
+
+
+class DecoderError(ValueError):
+    """A decoder whose Jacobian at the given latents is not defined or cannot be had.
+
+    The message says what was expected, what was got and what to do.
+    """
+
+
+def check_latents(z: Any) -> None:
+    """Refuse what is not a finite floating-point batch (B, *latent_shape) with B >= 1."""
+    if not isinstance(z, Tensor):
+        raise ValueError(
+            f"Expected latents as a torch tensor, got {type(z).__name__}: "
+            "convert with torch.as_tensor(latents)."
+        )
+    if not z.is_floating_point():
+        raise ValueError(
+            f"Expected floating-point latents, got dtype {z.dtype}: convert with latents.float()."
+        )
+    if z.ndim < 2 or z.numel() == 0:
+        raise ValueError(
+            f"Expected latents of shape (B, *latent_shape) with at least one latent, got shape "
+            f"{tuple(z.shape)}: add the batch axis with latents[None] if this is one latent."
+        )
+    bad = not_finite(z)
+    if bad:
+        raise ValueError(
+            f"Expected finite latents, got NaN or infinite coordinates in {listed(bad)} of "
+            f"{len(z)}: remove or replace them."
+        )
+
+
+def check_output(output: Tensor, z: Tensor) -> None:
+    """Refuse outputs that are not a finite floating-point batch of as many as there are latents."""
+    if not output.is_floating_point():
+        raise DecoderError(
+            f"Expected a floating-point tensor from the decoder, got dtype {output.dtype}: pass "
+            "output= to pick what comes before rounding."
+        )
+    if output.ndim < 1 or len(output) != len(z) or output.numel() == 0:
+        raise DecoderError(
+            f"Expected one output for each of {len(z)} latents along the first axis, got shape "
+            f"{tuple(output.shape)}: give a decoder of batches."
+        )
+    bad = not_finite(output)
+    if bad:
+        raise DecoderError(
+            f"Expected finite outputs, got NaN or infinite values for {listed(bad)} of {len(z)}: "
+            f"check those latents, or run in a wider dtype (output is {output.dtype})."
+        )
+
+
+def pick(returned: Any, output: Output | None) -> Tensor:
+    """Return the tensor in what a decoder returned: by `output`, itself, or its `.sample`."""
+    if output is not None:
+        picked = output(returned)
+        if not isinstance(picked, Tensor):
+            raise DecoderError(
+                f"Expected output= to pick a tensor, got {type(picked).__name__} from "
+                f"{type(returned).__name__}: return the decoded tensor."
+            )
+        return picked
+    if isinstance(returned, Tensor):
+        return returned
+    sample = getattr(returned, "sample", None)
+    if isinstance(sample, Tensor):
+        return sample
+    raise DecoderError(
+        f"Expected a tensor from the decoder (or a structure with a tensor `.sample`), got "
+        f"{type(returned).__name__}: pass output=, for example output=lambda y: y[0]."
+    )
+
+
+def check_deterministic(modules: Iterable[nn.Module]) -> None:
+    """Refuse layers in training mode that draw random numbers or mix the latents of a batch."""
+    for root in modules:
+        for name, module in root.named_modules():
+            if module.training and isinstance(module, _NOISY) and getattr(module, "p", 1) != 0:
+                place = f"'{name}' ({type(module).__name__})" if name else type(module).__name__
+                raise DecoderError(
+                    f"Expected a deterministic decoder that treats each latent alone, got {place} "
+                    "in training mode: call .eval() on the decoder."
+                )
+
+
+def random_numbers(device: torch.device) -> DecoderError:
+    """Return the error for a decoder that moved a random-number generator."""
+    return DecoderError(
+        f"Expected a deterministic decoder, got one that draws random numbers (torch's generator "
+        f"on {device} moved): call .eval() on it, or fix its noise."
+    )
+
+
+def not_finite(x: Tensor) -> list[int]:
+    """Return the indices of the batch entries with a NaN or an infinity (none on `meta`)."""
+    if x.device.type == "meta":
+        return []
+    # the sum is finite unless an entry is not, or it overflows: no mask as large as x
+    if torch.isfinite(x.detach().sum(dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype)):
+        return []
+    bad = ~torch.isfinite(x.detach()).flatten(1).all(dim=1)
+    return bad.nonzero().flatten().tolist()
+
+
+def listed(indices: list[int]) -> str:
+    """Return 'latent 3' or 'latents 0, 1, 2, ... (7 in all)'."""
+    if len(indices) == 1:
+        return f"latent {indices[0]}"
+    text = "latents " + ", ".join(map(str, indices[:5]))
+    return text if len(indices) <= 5 else f"{text}, ... ({len(indices)} in all)"
