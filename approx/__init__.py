@@ -5,6 +5,7 @@ evidence only because the two share no code. `import-linter` enforces it.
 """
 
 from approx._checks import DecoderError
+from approx.knots import Knots, knots, neighbourhood
 from approx.operator import JacobianOperator
 
-__all__ = ["DecoderError", "JacobianOperator"]
+__all__ = ["DecoderError", "JacobianOperator", "Knots", "knots", "neighbourhood"]
