@@ -1,7 +1,7 @@
 """Small seeded decoders for the tests of `approx`.
 
-Each call makes (module in eval mode, latent shape). `CPWL` are continuous piecewise linear, `SMOOTH` are not; both map float32 latents (B, *shape) to
-outputs with more coordinates than the latent has.
+Each call makes (module in eval mode, latent shape). `CPWL` are continuous piecewise linear,
+`SMOOTH` are not; both map float32 latents (B, *shape) to outputs with more coordinates.
 """
 
 from __future__ import annotations
