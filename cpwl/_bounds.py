@@ -35,13 +35,14 @@ _UP = 1 + 1e-9
 class StageBounds(NamedTuple):
     """Bounds for the units of one stage, each (n_stage,).
 
-    ``fresh`` is the part of ``slack`` that the last layer contributes: no bound, but the size of
-    the errors that are really met.
+    ``fresh`` is the part of ``slack`` that the last layer contributes: no bound, but near the size
+    of the errors that are really met. ``terms`` is the longest sum in that layer.
     """
 
     slack: NDArray[np.float64]
     lipschitz: NDArray[np.float64]
     fresh: NDArray[np.float64]
+    terms: int
 
 
 class Bounds:
@@ -92,18 +93,21 @@ class Bounds:
     def stage(self, stage: int) -> StageBounds:
         """Bounds of a stage; the ranges of all stages before must have been given."""
         program = self._network.program
+        terms = 1
         with torch.no_grad():
             for index in program.stage_plans[stage].order:
                 if index not in self._done:
+                    step = program.steps[index]
                     self._done.add(index)
-                    self._step(index, program.steps[index])
+                    self._step(index, step)
+                    terms = max(terms, step.rounding.terms if step.rounding else 1)
             slack = self._analysis.of_stage(stage, []).numpy() * _UP + 2.0**-1000
             fresh = self._fresh.of_stage(stage, []).numpy() + 2.0**-1000
         lipschitz = self._slopes.of_stage(stage) * _UP + 2.0**-1000
         first = int(self._network.stage_offsets[stage])
         self.unit_slack[first : first + len(slack)] = slack
         self.unit_lipschitz[first : first + len(slack)] = lipschitz
-        return StageBounds(slack, lipschitz, fresh)
+        return StageBounds(slack, lipschitz, fresh, terms)
 
     def give(self, stage: int, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
         """Take note of the range (n_stage,) of a stage's units over the domain."""

@@ -40,6 +40,7 @@ class Complex:
     cell_corners: NDArray[np.int32]  # (N,) anticlockwise
     cell_edges: NDArray[np.int32]  # (N,) edge from each corner to the next
     point_unit: NDArray[np.int32]  # (V,) only P = 1: unit whose knot the point is, -1 at the ends
+    corners: NDArray[np.float64]  # (M, P) of the domain
     undecided: int = 0  # sides of vertices that were taken as float64 has them
     broken: int = 0  # cells left whole because their signs were inconsistent
 
@@ -67,13 +68,13 @@ def whole(corners: Vertices) -> Complex:
     if dim == 1:
         return Complex(
             *corners, patterns, np.array([[0, 1]], np.int32), empty, nothing,
-            np.empty(0, np.int64), nothing, nothing, np.full(2, -1, np.int32),
+            np.empty(0, np.int64), nothing, nothing, np.full(2, -1, np.int32), corners.points,
         )  # fmt: skip
     ring = np.arange(n, dtype=np.int32)
     return Complex(
         *corners, patterns, np.stack([ring, np.roll(ring, -1)], axis=1),
         np.stack([np.zeros(n, np.int32), np.full(n, -1, np.int32)], axis=1),
-        -1 - ring, np.array([0, n]), ring, ring, nothing,
+        -1 - ring, np.array([0, n]), ring, ring, nothing, corners.points,
     )  # fmt: skip
 
 
@@ -116,6 +117,11 @@ def _check_room(
         raise TooLargeError(needed)
 
 
+def _unset(count: int, dim: int) -> Vertices:
+    """Make room for vertices."""
+    return Vertices(np.empty((count, dim)), np.empty(count), np.empty(count, np.int64))
+
+
 def _place_vertices(
     complex_: Complex,
     signs: StageSigns,
@@ -130,12 +136,13 @@ def _place_vertices(
     n = int(first[-1])
     edge, column = np.empty((2, n), np.int32)
     blur = np.empty(n)
+    scale = scale_of(complex_.corners)
     in_parallel(
         pool,
         lambda a, b: _kernels.place_vertices(
             complex_.points, complex_.error, complex_.edge_points, first, signs.offsets,
             signs.where, signs.spread, signs.blur, signs.fresh, signs.column,
-            scale_of(complex_.points), a, b, out.points, out.error, edge, column, blur,
+            scale, a, b, out.points, out.error, edge, column, blur,
         ),
         n_new + 1,
         nanoseconds=20,
@@ -143,7 +150,7 @@ def _place_vertices(
     parents = complex_.names[complex_.edge_points[edge]]
     name = arbiter.add(parents, stage, signs.unit[column], signs.value[column])
     out.names[:] = np.arange(name, name + n)
-    extent = np.ptp(complex_.points, axis=0).max()
+    extent = np.ptp(complex_.corners, axis=0).max()
     out.points[:], out.error[:], _ = sharpened(out, blur > _BLURRED * extent, arbiter)
 
 
@@ -176,9 +183,7 @@ def _split_segment(
         len(n_new),
         nanoseconds=30,
     )
-    new = Vertices(
-        *(np.empty((int(n_new.sum()), *x.shape[1:]), x.dtype) for x in complex_.vertices)
-    )
+    new = _unset(int(n_new.sum()), 1)
     _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool)
     unit = np.empty(n_cells + 1, np.int32)
     old = np.zeros(n_cells + 1, np.bool_)
@@ -243,11 +248,10 @@ def _split_polygons(
     total_edges = int(edge_first[-1]) + n_inner_edges
     _check_room(room, complex_, signs, n_faces, total_points, total_edges, n_corners)
 
-    points, error, names = (
-        np.empty((total_points, *x.shape[1:]), x.dtype) for x in complex_.vertices
-    )
+    points, error, names = _unset(total_points, 2)
     points[:n_points], error[:n_points], names[:n_points] = complex_.vertices
-    new = Vertices(*(x[n_points:inner_first] for x in (points, error, names)))
+    on_edges = slice(n_points, inner_first)
+    new = Vertices(points[on_edges], error[on_edges], names[on_edges])
     _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool)
     origin = np.empty((n_inner, 3), np.int32)
     edge_points = np.empty((total_edges, 2), np.int32)
@@ -265,7 +269,7 @@ def _split_polygons(
     patterns[:, :width] = complex_.patterns[parent]
     bases += first
 
-    scale = scale_of(complex_.points)
+    scale = scale_of(complex_.corners)
 
     def cut(start: int, stop: int, known: NDArray[np.int32], ask: NDArray[np.int32]) -> int:
         return _kernels.split_cells(
@@ -292,7 +296,7 @@ def _split_polygons(
     names[inner_first:][made] = first_name + np.arange(len(ends))
     result = Complex(
         points, error, names, patterns, edge_points, edge_cells, edge_unit, prefix(sizes), corners,
-        edges, complex_.point_unit, complex_.undecided + sum(n for _, n in done),
+        edges, complex_.point_unit, complex_.corners, complex_.undecided + sum(n for _, n in done),
         complex_.broken + int((count[:, 6] > 0).sum()),
     )  # fmt: skip
     if not surprises:

@@ -20,13 +20,13 @@ class Columns(NamedTuple):
     slack: NDArray[np.float64]
     slope: NDArray[np.float64]
     tolerance: NDArray[np.float64]
-    fresh: NDArray[np.float64]  # what the last layer contributes to the slack
+    noise: NDArray[np.float64]  # size of the errors that are really met
 
     def take(self, which: NDArray[np.int64]) -> Columns:
         """Return some of the columns."""
         return Columns(
             self.unit[which], self.value[which], self.slack[which], self.slope[which],
-            self.tolerance[which], self.fresh[which],
+            self.tolerance[which], self.noise[which],
         )  # fmt: skip
 
 

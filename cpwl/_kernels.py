@@ -19,6 +19,8 @@ from numba import njit, uint64
 EPS = 2.0**-52
 # Chords that cross at a smaller angle are left to rational arithmetic.
 _PARALLEL = 1e-5
+# Shorter chords lose too much of their length to underflow for a bound on the angle.
+_TINY = 1e-130
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -441,16 +443,21 @@ def count_cell_pieces(
         count[cell, 6] = bad
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _length(x, y):
+    """Length of a vector whose entries are no larger than 1 or so; at least that in any case."""
+    return np.sqrt(x * x + y * y) + 1e-150  # what squares below the smallest number lose
+
+
 @njit(cache=True, nogil=True)
-def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error, known, ask, lenient):
+def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy):
     """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left, 2 in doubt.
 
     Combinatorial wherever it can be: a boundary vertex lies on the right exactly when it comes
     between the chord's ends on the anticlockwise boundary, and an interior vertex lies on the side
     of any chord through it that does not cross this one. What remains is decided by one
-    orientation test with a bound on its error; within the bound by ``known`` (rows: two chords that
-    meet in the vertex, chord, side). What is in doubt then is left in ``ask``: the same three; or,
-    if ``lenient``, it lies on the chord and ``ask[8]`` counts it.
+    orientation test with a bound on its error, and what that leaves open by `_settle`. A row of
+    ``xy`` holds a vertex's coordinates and the bound on their error.
     """
     i, j = chord_from[chord], chord_to[chord]
     if v < size:
@@ -468,12 +475,24 @@ def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error, known
             return -1 if i < k and k < j else 1
     dx, dy = xy[j, 0] - xy[i, 0], xy[j, 1] - xy[i, 1]
     ex, ey = xy[v, 0] - xy[i, 0], xy[v, 1] - xy[i, 1]
-    d, e = np.hypot(dx, dy), np.hypot(ex, ey)
-    near_i, near_j = error[v] + error[i], error[j] + error[i]
+    d, e = _length(dx, dy), _length(ex, ey)
+    near_i, near_j = xy[v, 2] + xy[i, 2], xy[j, 2] + xy[i, 2]
     value = dx * ey - dy * ex
     doubt = d * near_i + e * near_j + near_i * near_j + 8 * EPS * d * e
     if abs(value) > doubt:
         return 1 if value > 0 else -1
+    return 2
+
+
+@njit(cache=True, nogil=True)
+def _settle(v, chord, size, made_a, made_b, known, ask, lenient):
+    """Side of an inner vertex of a chord where the orientation test leaves it open.
+
+    Found in ``known`` (rows: two chords that meet in the vertex, chord, side). What is not known is
+    left in ``ask``, the same three, and still 2; or, if ``lenient``, it lies on the chord and
+    ``ask[8]`` counts it.
+    """
+    a, b = made_a[v - size], made_b[v - size]
     for row in range(known.shape[0]):
         if known[row, 0] == a and known[row, 1] == b and known[row, 2] == chord:
             return known[row, 3]
@@ -485,7 +504,7 @@ def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy, error, known
 
 
 @njit(cache=True, nogil=True)
-def _intersect(a, b, v, size, chord_from, chord_to, xy, error):
+def _intersect(a, b, v, chord_from, chord_to, xy):
     """Place local vertex ``v`` where chords ``a`` and ``b`` cross, with a bound on its error.
 
     The point lies within some distance of either chord; the sum of both over the sine of the least
@@ -502,21 +521,21 @@ def _intersect(a, b, v, size, chord_from, chord_to, xy, error):
         t = min(max(t, 0.0), 1.0)  # the chords cross: combinatorially certain
     xy[v, 0] = xy[p, 0] + t * ax
     xy[v, 1] = xy[p, 1] + t * ay
-    long_a, long_b = np.hypot(ax, ay), np.hypot(bx, by)
-    error[v] = np.inf
-    if long_a > 0.0 and long_b > 0.0:
-        off_a, off_b = max(error[p], error[q]), max(error[r], error[s])
-        apart = np.hypot(xy[r, 0] - xy[p, 0], xy[r, 1] - xy[p, 1])
-        rounding = 4 * EPS * (np.hypot(xy[p, 0], xy[p, 1]) + long_a + apart)
+    long_a, long_b = _length(ax, ay), _length(bx, by)
+    off_a, off_b = max(xy[p, 2], xy[q, 2]), max(xy[r, 2], xy[s, 2])
+    apart = abs(xy[r, 0] - xy[p, 0]) + abs(xy[r, 1] - xy[p, 1])
+    rounding = 4 * EPS * (abs(xy[p, 0]) + abs(xy[p, 1]) + long_a + apart)
+    xy[v, 2] = np.inf
+    if long_a > _TINY and long_b > _TINY:
         sine = abs(det) / (long_a * long_b) - 2 * (off_a / long_a + off_b / long_b) - 8 * EPS
         if sine > _PARALLEL:
-            error[v] = (off_a + off_b + 2 * rounding) / sine
+            xy[v, 2] = (off_a + off_b + 2 * rounding) / sine
 
 
 @njit(cache=True, nogil=True)
 def _insert_chord(
     chord, size, n_half, n_local, chord_from, chord_to,
-    org, twin, after, before, label, made_a, made_b, xy, error, known, ask, lenient,
+    org, twin, after, before, label, made_a, made_b, xy, known, ask, lenient,
 ):  # fmt: skip
     """Cut the faces that a chord runs through, from one end to the other.
 
@@ -532,12 +551,17 @@ def _insert_chord(
     Returns the new numbers of half-edges and of local vertices, (-2, -2) where a side is in doubt,
     or (-1, -1) where the chord's path is inconsistent.
     """
-    geometry = (size, chord_from, chord_to, made_a, made_b, xy, error, known, ask, lenient)
+    geometry = (size, chord_from, chord_to, made_a, made_b, xy)
+    doubts = (size, made_a, made_b, known, ask, lenient)
     h = chord_from[chord]  # boundary half-edge p always starts at local vertex p
     goal = chord_to[chord]
     while True:  # rotate about the chord's first end to the face that it enters
         nxt = _side(org[after[h]], chord, *geometry)
         prv = _side(org[before[h]], chord, *geometry)
+        if nxt == 2:
+            nxt = _settle(org[after[h]], chord, *doubts)
+        if prv == 2:
+            prv = _settle(org[before[h]], chord, *doubts)
         if nxt == 2 or prv == 2:
             return -2, -2
         if nxt < 0 and prv > 0:
@@ -555,6 +579,8 @@ def _insert_chord(
                 return -1, -1
             side = _side(org[g], chord, *geometry)
             if side == 2:
+                side = _settle(org[g], chord, *doubts)
+            if side == 2:
                 return -2, -2
         through_edge = side > 0
         entry = -1
@@ -566,7 +592,7 @@ def _insert_chord(
             z = n_local
             n_local += 1
             made_a[z - size], made_b[z - size] = chord, label[e]
-            _intersect(chord, label[e], z, size, chord_from, chord_to, xy, error)
+            _intersect(chord, label[e], z, chord_from, chord_to, xy)
             e2, t2 = n_half, n_half + 1
             n_half += 2
             org[e2], org[t2] = z, z
@@ -599,6 +625,10 @@ def _insert_chord(
             while True:
                 nxt = _side(org[after[r]], chord, *geometry)
                 prv = _side(org[before[r]], chord, *geometry)
+                if nxt == 2:
+                    nxt = _settle(org[after[r]], chord, *doubts)
+                if prv == 2:
+                    prv = _settle(org[before[r]], chord, *doubts)
                 if nxt == 2 or prv == 2:
                     return -2, -2
                 if nxt < 0 and prv > 0:
@@ -720,8 +750,7 @@ def split_cells(
     edge_of = np.empty(most_half, np.int32)
     made_a = np.empty(most_inner, np.int32)
     made_b = np.empty(most_inner, np.int32)
-    error = np.empty(longest + most_inner, np.float64)
-    xy = np.empty((longest + most_inner, 2), np.float64)
+    xy = np.empty((longest + most_inner, 3), np.float64)
     first_half = np.empty(most_faces, np.int32)
     seen = np.empty(most_faces, np.bool_)
     stack = np.empty(most_faces, np.int32)
@@ -772,7 +801,7 @@ def split_cells(
             after[p] = p + 1 if p + 1 < size else 0
             before[p] = p - 1 if p > 0 else size - 1
             xy[p, 0], xy[p, 1] = scale * out_points[loop[p], 0], scale * out_points[loop[p], 1]
-            error[p] = scale * out_error[loop[p]]
+            xy[p, 2] = scale * out_error[loop[p]]
         n = 0
         for w in range(n_words):
             word = words[w]
@@ -797,7 +826,7 @@ def split_cells(
             for c in range(chords):
                 n_half, n_local = _insert_chord(
                     c, size, n_half, n_local, chord_from, chord_to,
-                    org, twin, after, before, label, made_a, made_b, xy, error, known, ask, lenient,
+                    org, twin, after, before, label, made_a, made_b, xy, known, ask, lenient,
                 )  # fmt: skip
                 if n_half < 0:
                     bad = -n_half
@@ -857,7 +886,7 @@ def split_cells(
         for v in range(size, n_local):
             x = vertex0 + v - size
             out_points[x, 0], out_points[x, 1] = xy[v, 0] / scale, xy[v, 1] / scale
-            out_error[x] = error[v] / scale
+            out_error[x] = xy[v, 2] / scale
             a, b = made_a[v - size], made_b[v - size]
             origin = x - bases[0, 1]
             out_origin[origin, 0], out_origin[origin, 1] = loop[chord_from[a]], loop[chord_to[a]]
@@ -870,10 +899,9 @@ def split_cells(
             side = 0
             while side == 0 or side == 2:
                 h = after[h]
-                side = _side(
-                    org[h], chord_of[u], size, chord_from, chord_to, made_a, made_b, xy, error,
-                    known, ask, lenient,
-                )  # fmt: skip
+                side = _side(org[h], chord_of[u], size, chord_from, chord_to, made_a, made_b, xy)
+                if side == 2:
+                    side = _settle(org[h], chord_of[u], size, made_a, made_b, known, ask, lenient)
                 if h == first_half[0] and (side == 0 or side == 2):
                     bad = 2
                     break
