@@ -25,8 +25,10 @@ from cpwl._rational_numbers import Constants, Vector, aligned, compare, integers
 Values = Mapping[int, Vector]
 # The point in slice coordinates among the values of the steps.
 POINT = -1
-# An entry costs about this many times more in a loop over rows than in a matrix of flint's.
+# An entry costs about this many times more in a loop over rows than in a matrix of flint's; for
+# fewer rows than _FEW the loop is still less work.
 _LOOP = 6
+_FEW = 3
 
 
 class Affine:
@@ -50,38 +52,54 @@ class Affine:
 
 
 class _Matrix:
-    """A float64 matrix in integers: dense as flint has it, or by rows where that is less work."""
+    """A float64 matrix in integers: blocks of rows with entries in the same columns."""
 
     def __init__(self, matrix: csr_array) -> None:
-        height, width = matrix.shape  # type: ignore[misc]
+        self._height, width = matrix.shape  # type: ignore[misc]
         numbers, self._shift = integers(matrix.data)
-        ends, columns = np.asarray(matrix.indptr), matrix.indices.tolist()
+        ends = np.asarray(matrix.indptr).tolist()
+        columns = matrix.indices.tolist()
         self._picked: list[int] | None = None
-        if (np.diff(ends) == 1).all() and (matrix.data == 1).all():
+        if ends == list(range(self._height + 1)) and (matrix.data == 1).all():
             self._picked = columns
             self._same = columns == list(range(width))
             return
-        self._dense: fmpz_mat | None = None
-        if _LOOP * matrix.nnz >= height * width:
-            places = np.repeat(np.arange(height), np.diff(ends)) * width + matrix.indices
-            flat = [fmpz(0)] * (height * width)
-            for place, number in zip(places.tolist(), numbers, strict=True):
-                flat[place] = number
-            self._dense = fmpz_mat(height, width, flat)
-            return
-        self._rows = [(numbers[a:b], columns[a:b]) for a, b in pairwise(ends.tolist())]
+        full = _LOOP * matrix.nnz >= self._height * width
+        alike: dict[bytes, list[int]] = {}
+        for row, (start, end) in enumerate(pairwise(ends)):
+            pattern = b"" if full else matrix.indices[start:end].tobytes()
+            alike.setdefault(pattern, []).append(row)
+        self._blocks: list[tuple[list[int], list[int], fmpz_mat]] = []
+        self._rows: list[tuple[int, list[int], list[fmpz]]] = []
+        for rows in alike.values():
+            if len(rows) < _FEW and not full:
+                spans = [slice(ends[row], ends[row + 1]) for row in rows]
+                self._rows += [
+                    (r, columns[s], numbers[s]) for r, s in zip(rows, spans, strict=True)
+                ]
+                continue
+            used = list(range(width)) if full else columns[ends[rows[0]] : ends[rows[0] + 1]]
+            place = {column: i for i, column in enumerate(used)}
+            block = fmpz_mat(len(rows), len(used))
+            for i, row in enumerate(rows):
+                for k in range(ends[row], ends[row + 1]):
+                    block[i, place[columns[k]]] = numbers[k]
+            self._blocks.append((rows, used, block))
 
     def times(self, x: Vector) -> Vector:
         """Multiply by a vector."""
+        at = x.numbers.__getitem__
         if self._picked is not None:
-            return x if self._same else x._replace(numbers=[x.numbers[i] for i in self._picked])
-        shift = self._shift + x.shift
-        if self._dense is not None:
-            product = self._dense * fmpz_mat(len(x.numbers), 1, x.numbers)
-            return Vector(product.entries(), x.q, shift)
-        at, zero = x.numbers.__getitem__, fmpz(0)
-        sums = [sum(map(mul, row, map(at, columns)), zero) for row, columns in self._rows]
-        return Vector(sums, x.q, shift)
+            return x if self._same else x._replace(numbers=list(map(at, self._picked)))
+        zero = fmpz(0)
+        out = [zero] * self._height
+        for rows, columns, block in self._blocks:
+            product = block * fmpz_mat(len(columns), 1, list(map(at, columns)))
+            for row, number in zip(rows, product.entries(), strict=True):
+                out[row] = number
+        for row, columns, numbers in self._rows:
+            out[row] = sum(map(mul, numbers, map(at, columns)), zero)
+        return Vector(out, x.q, self._shift + x.shift)
 
 
 class Bend(Protocol):
