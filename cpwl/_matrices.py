@@ -24,10 +24,11 @@ from cpwl._nonlinear import Triangle
 from cpwl._program import Program, Step, fill
 
 # A step with more places in its dense matrix, or a network with more entries or units, is not read:
-# one exact evaluation would take seconds, and max-pooling over zeros asks for one at every vertex.
+# reading takes seconds, and max-pooling over zeros asks for exact values at every vertex, which are
+# then as many integers as there are units.
 _MOST_PLACES = 2**26
-_MOST_ENTRIES = 2**19
-_MOST_UNITS = 4096
+_MOST_ENTRIES = 2**20
+_MOST_UNITS = 8192
 _BLOCK = 256
 
 

@@ -255,7 +255,7 @@ def subdivide(
     arithmetic from the definition of the vertex (``status.arbitrated`` counts these). Coordinates
     are float64, those of ill-conditioned vertices correctly rounded.
 
-    Networks with more than 4,096 units, or whose affine operations have more than half a million
+    Networks with more than 8,192 units, or whose affine operations have more than a million
     coefficients, are out of reach of rational arithmetic (large convolutions, above all). Their
     signs are those of float64; a value then counts as zero if it lies within 16
     times the rounding error of its last layer, and ``status.undecided`` counts the values within
