@@ -1,0 +1,335 @@
+"""Random sketches of a Jacobian: singular values of W J, J V, and of what a range finder catches.
+
+Every function works on anything with `matmat`, `rmatmat`, `rows`, `columns` and `batch`; probes are
+common to the latents of a batch, so what one latent gets does not depend on who shares its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_GRAM_ROWS = 1 << 16  # rows of a probe block that are widened to float64 at a time
+
+
+class Operator(Protocol):
+    """J_b for each latent b of a batch, known through its products."""
+
+    @property
+    def batch(self) -> int:
+        """Number of latents, B."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Size of an output, D."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """Size of a latent, d."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Working dtype of the products."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are."""
+        ...
+
+    def matmat(self, X: Tensor) -> Tensor:
+        """J_b X (B, D, k) for X (d, k) or (B, d, k)."""
+        ...
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        """J_b^T Y (B, d, k) for Y (D, k) or (B, D, k)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """Singular values found by projection, and how far they may be from those of J.
+
+    Parameters
+    ----------
+    singular_values : (B, k) float64 tensor
+        Descending; each is a lower bound of the true one, to rounding.
+    error : (B,) float64 tensor
+        Range finder: estimate of ||J - Q Q^T J||_F from held-out probes. Block Krylov: largest
+        residual norm among the k triplets.
+    error_stderr : (B,) float64 tensor
+        Standard error of `error` over held-out probes; 0 where `error` is not an estimate.
+    residuals : (B, k) float64 tensor or None
+        Block Krylov: how far above singular_values[i] the residual bound lets the value be.
+    gram : (B, m, m) float64 tensor
+        X^T J^T J X for the Haar start X (d, m): the second moment of the spectrum, for r_eff.
+    products : int
+        Jacobian products (either way) per latent.
+    """
+
+    singular_values: Tensor
+    error: Tensor
+    error_stderr: Tensor
+    residuals: Tensor | None
+    gram: Tensor
+    products: int
+
+
+def gaussian(
+    rows: int,
+    k: int,
+    *,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return (rows, k) independent N(0, 1 / rows) entries.
+
+    Drawn column after column in float32 on the CPU, whatever the dtype and the device: the first m
+    of k columns are those that a call for m columns gives, and a seed means the same everywhere.
+    """
+    columns = [torch.randn(rows, generator=generator) for _ in range(k)]
+    drawn = torch.stack(columns) if columns else torch.empty(0, rows)
+    return drawn.div_(math.sqrt(rows)).to(device=device, dtype=dtype).T
+
+
+def haar(
+    rows: int,
+    k: int,
+    *,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return (rows, k) orthonormal columns, Haar distributed.
+
+    Parameters
+    ----------
+    rows, k : int
+        Shape; k at most rows.
+    generator : torch.Generator
+        On the CPU. The first m columns do not depend on k.
+    dtype, device
+        Of the result. Orthogonalised in float64 whatever the dtype.
+
+    Raises
+    ------
+    ValueError
+        If k is not between 1 and rows.
+
+    Notes
+    -----
+    Gram-Schmidt of Gaussian columns: G R^-1 with R upper triangular and positive on the diagonal,
+    which makes the factorisation unique and its result Haar (Mezzadri 2007, Notices of the AMS 54).
+    Cost: 4 rows k^2 flops.
+    """
+    check_count(k, rows, "rows")
+    g = gaussian(rows, k, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(g)
+    return (q * _signs(r)).to(device=device, dtype=dtype)
+
+
+def output_sketch(op: Operator, k: int, generator: torch.Generator) -> Tensor:
+    """Return the singular values (B, k) of W J, W (k, D) Haar with orthonormal rows; the paper's.
+
+    The rows of W are the columns of `haar(D, k)` for the same generator.
+
+    Raises
+    ------
+    ValueError
+        If k is not between 1 and min(D, d).
+
+    Notes
+    -----
+    W = R^-T G^T for Gaussian G (D, k) with triangular factor R, so J^T G is taken and corrected by
+    the k x k factor afterwards: W itself is never formed. That holds whatever the dtype of the
+    products is, because R is computed from the probes as they were passed, in float64. Cost: k
+    products J^T y.
+    """
+    check_count(k, min(op.rows, op.columns), "min(outputs, latent size)")
+    return singular_values(projected(op, k, generator)[0])
+
+
+def input_sketch(op: Operator, k: int, generator: torch.Generator) -> Tensor:
+    """Return the singular values (B, k) of J V, V (d, k) Haar with orthonormal columns.
+
+    Raises
+    ------
+    ValueError
+        If k is not between 1 and min(D, d).
+
+    Notes
+    -----
+    Cost: k products J x; otherwise as `output_sketch`.
+    """
+    check_count(k, min(op.rows, op.columns), "min(outputs, latent size)")
+    g = gaussian(op.columns, k, generator=generator, dtype=op.dtype, device=op.device)
+    return singular_values(corrected(op.matmat(g), triangle(g)))
+
+
+def projected(
+    op: Operator,
+    k: int,
+    generator: torch.Generator,
+    begun: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return J^T W^T (B, d, k) in float64, and (probes, products) from which to go on to more."""
+    done = 0 if begun is None else begun[0].shape[1]
+    g = gaussian(op.rows, k - done, generator=generator, dtype=op.dtype, device=op.device)
+    y = op.rmatmat(g)
+    if begun is not None:
+        g, y = torch.cat([begun[0], g], dim=1), torch.cat([begun[1], y], dim=2)
+    return corrected(y, triangle(g)), (g, y)
+
+
+def range_finder(
+    op: Operator,
+    k: int,
+    *,
+    power: int = 2,
+    oversample: int = 10,
+    held_out: int = 8,
+    generator: torch.Generator,
+) -> Sketch:
+    """Return the k largest singular values of J on a randomly found range.
+
+    Parameters
+    ----------
+    op : Operator
+    k : int
+        How many values; at most min(D, d).
+    power : int
+        Power iterations, each 2 (k + oversample) products.
+    oversample : int
+        Directions more than k.
+    held_out : int
+        Probes that did not build the sketch, for its error; at least 2.
+    generator : torch.Generator
+
+    Raises
+    ------
+    ValueError
+        If k, power, oversample or held_out is out of range.
+
+    Notes
+    -----
+    Halko, Martinsson and Tropp 2011 (SIAM Review 53), algorithms 4.4 and 5.1. The error is the root
+    of the mean of ||(I - Q Q^T) J w||^2 over held-out Gaussian w, whose expectation is
+    ||J - Q Q^T J||_F^2. Cost: 2 (k + oversample) (1 + power) + held_out products.
+    """
+    smaller = min(op.rows, op.columns)
+    check_count(k, smaller, "min(outputs, latent size)")
+    for name, value, least in (
+        ("power", power, 0),
+        ("oversample", oversample, 0),
+        ("held_out", held_out, 2),
+    ):
+        if value < least:
+            raise ValueError(f"Expected {name} >= {least}, got {value}.")
+    width = min(k + oversample, smaller)
+    start = haar(op.columns, width, generator=generator, dtype=_probe_dtype(op), device=op.device)
+    first = op.matmat(start)
+    q = orthonormal(first)
+    back = op.rmatmat(q)
+    for _ in range(power):
+        q = orthonormal(op.matmat(orthonormal(back)))
+        back = op.rmatmat(q)
+    # only now: the probes of the sketch are the same whatever held_out is
+    w = gaussian(op.columns, held_out, generator=generator, dtype=op.dtype, device=op.device)
+    missed = op.matmat(w * math.sqrt(op.columns))
+    missed = missed - q @ (q.mT @ missed)
+    squares = widened(missed).square().sum(dim=1)  # (B, held_out)
+    error = squares.mean(dim=1).sqrt()
+    spread = squares.std(dim=1) / math.sqrt(held_out)
+    return Sketch(
+        singular_values(widened(back))[:, :k],
+        error,
+        torch.where(error > 0, spread / (2 * error), torch.zeros_like(error)),
+        None,
+        gram(widened(first)),
+        2 * width * (1 + power) + held_out,
+    )
+
+
+def gram(Y: Tensor) -> Tensor:
+    """Return Y^T Y (B, k, k)."""
+    return Y.mT @ Y
+
+
+def singular_values(Y: Tensor) -> Tensor:
+    """Return the singular values (B, min) of a batch of matrices, in float64, descending."""
+    tall = widened(Y if Y.shape[-2] >= Y.shape[-1] else Y.mT)
+    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared
+    return torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R)
+
+
+def triangle(G: Tensor) -> Tensor:
+    """Return the factor R (k, k) of G = Q R, positive diagonal, in float64 on the CPU.
+
+    From the Gram matrix where G is tall: its columns are then nearly orthogonal (condition number
+    about 1 + 2 sqrt(k / rows)) and nothing is lost; a Householder QR of (rows, k) costs more than
+    the small decoders that it would serve.
+    """
+    rows, k = G.shape
+    if rows < 8 * k:
+        r = torch.linalg.qr(G.to("cpu", torch.float64), mode="r").R
+        return r * _signs(r)[:, None]
+    total = torch.zeros(k, k, dtype=torch.float64)
+    for part in G.split(_GRAM_ROWS):
+        wide = part if part.device.type == "mps" else part.double()
+        total += (wide.T @ wide).to("cpu", torch.float64)
+    return torch.linalg.cholesky(total, upper=True)
+
+
+def orthonormal(Y: Tensor, against: Tensor | None = None) -> Tensor:
+    """Return orthonormal columns (B, n, k) that span Y, orthogonal to those of `against`.
+
+    Columns without a direction of their own (a zero Jacobian, a range already exhausted) come out
+    as some unit vectors orthogonal to the rest.
+    """
+    q = _qr(Y)
+    if against is None:
+        return q
+    # twice is enough for a column with a direction of its own, a third for one that QR made up
+    for _ in range(3):
+        q = _qr(q - against @ (against.mT @ q))
+    return q
+
+
+def check_count(k: int, most: int, what: str) -> None:
+    """Refuse a number of probes outside 1..most."""
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"Expected k between 1 and {what} = {most}, got {k}: ask for fewer singular values."
+        )
+
+
+def _probe_dtype(op: Operator) -> torch.dtype:
+    return torch.float64 if op.dtype == torch.float64 else torch.float32
+
+
+def widened(Y: Tensor) -> Tensor:
+    """Y in float64, on the CPU where the device has none."""
+    return Y.to("cpu", torch.float64) if Y.device.type == "mps" else Y.double()
+
+
+def corrected(Y: Tensor, R: Tensor) -> Tensor:
+    """Y R^-1 in float64: products with G turned into products with the orthonormal G R^-1."""
+    y = widened(Y)
+    return torch.linalg.solve_triangular(R.to(y.device), y, upper=True, left=False)
+
+
+def _qr(Y: Tensor) -> Tensor:
+    return torch.linalg.qr(Y).Q
+
+
+def _signs(r: Tensor) -> Tensor:
+    """Signs of the diagonal, never 0."""
+    return torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)
