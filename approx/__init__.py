@@ -5,17 +5,23 @@ evidence only because the two share no code. `import-linter` enforces it.
 """
 
 from approx._checks import DecoderError
+from approx.describe import DescribeError, describe
 from approx.knots import Knots, knots, neighbourhood
 from approx.operator import JacobianOperator
 from approx.sketch import Sketch
 from approx.spectrum import Spectrum, draw_seed, spectrum
+from approx.table import Descriptors, concatenate
 
 __all__ = [
     "DecoderError",
+    "DescribeError",
+    "Descriptors",
     "JacobianOperator",
     "Knots",
     "Sketch",
     "Spectrum",
+    "concatenate",
+    "describe",
     "draw_seed",
     "knots",
     "neighbourhood",
