@@ -52,12 +52,7 @@ def check_latents(z: Any) -> None:
 
 
 def check_output(output: Tensor, z: Tensor) -> None:
-    """Refuse outputs that are not a finite floating-point batch of as many as there are latents."""
-    if not output.is_floating_point():
-        raise DecoderError(
-            f"Expected a floating-point tensor from the decoder, got dtype {output.dtype}: pass "
-            "output= to pick what comes before rounding."
-        )
+    """Refuse outputs that are not a finite batch of as many as there are latents."""
     if output.ndim < 1 or len(output) != len(z) or output.numel() == 0:
         raise DecoderError(
             f"Expected one output for each of {len(z)} latents along the first axis, got shape "
@@ -73,6 +68,17 @@ def check_output(output: Tensor, z: Tensor) -> None:
 
 def pick(returned: Any, output: Output | None) -> Tensor:
     """Return the tensor in what a decoder returned: by `output`, itself, or its `.sample`."""
+    tensor = _picked(returned, output)
+    if not tensor.is_floating_point():
+        raise DecoderError(
+            f"Expected a floating-point tensor from the decoder, got dtype {tensor.dtype}: pass "
+            "output= to pick what comes before rounding."
+        )
+    return tensor
+
+
+def _picked(returned: Any, output: Output | None) -> Tensor:
+    """Return the tensor, of whatever dtype."""
     if output is not None:
         picked = output(returned)
         if not isinstance(picked, Tensor):

@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# of a product's pass, in largest tensors of the graph: the gradients that a layer takes and gives,
-# those that wait at a skip connection, and a convolution's workspace
+# of a column's pass, in largest tensors of the graph: the gradients that a layer takes and gives,
+# one that waits at a skip connection, and a convolution's workspace
 LIVE = 4
-# of the free memory that "auto" gives to one block of products
+# of the free memory that "auto" gives to one chunk of columns
 SHARE = 0.5
+# largest tensors together that "auto" batches on a CPU: beyond its caches, batching costs time
+CACHED = 2**21
+# columns that fill an accelerator
+MOST = 64
 
 
 class Held(NamedTuple):
@@ -89,6 +93,20 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "can't allocate memory" in text or "out of memory" in text or "not enough memory" in text
     )
+
+
+def product_bytes(held: Held, ends: int) -> int:
+    """Return about what one column takes, given the bytes of a latent and an output."""
+    return LIVE * held.largest + ends
+
+
+def columns_at_once(device: torch.device, held: Held, each: int) -> tuple[int, int]:
+    """Return how many columns to batch: (the fastest, the most that fit, both at least 1)."""
+    free = free_bytes(device)
+    most = MOST if free is None else min(MOST, int(SHARE * free / max(1, each)))
+    fastest = CACHED // max(1, held.largest) if device.type == "cpu" else MOST
+    most = max(1, most)
+    return max(1, min(most, fastest)), most
 
 
 def chunked(columns: int, chunk: int, work: Callable[[int, int], None]) -> int:

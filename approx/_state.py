@@ -7,7 +7,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from approx._checks import (
     pick,
     random_numbers,
 )
+from approx._memory import Held, held_bytes
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -58,11 +59,16 @@ class Prepared(NamedTuple):
 
     def __call__(self, z: Tensor) -> Tensor:
         """Decode z, within `session`: a tensor of `dtype`, its checks left to the caller."""
-        enabled = self.autocast is not None
-        # an autocast region around the caller does not decide what is measured here
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
+        with precision(self.device, self.autocast):
             returned = self.call(z.to(self.inner))
         return pick(returned, self.output).to(self.dtype)
+
+
+def precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Return a region of autocast to dtype, or of none: not the one around the caller."""
+    if not torch.amp.is_autocast_available(device.type):  # meta
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def prepare(
@@ -156,6 +162,30 @@ def forward(prepared: Prepared, z: Tensor) -> Tensor:
         raise random_numbers(prepared.device)
     check_output(y, z)
     return y
+
+
+def held_by_one(prepared: Prepared, z: Tensor) -> Held | None:
+    """Return what the graph of one latent would keep, without memory; None where it cannot be told.
+
+    The module is called with shapes alone (torch's `meta` device), which a function around modules,
+    or a module that looks at values, does not allow.
+    """
+    module = prepared.call
+    if not isinstance(module, nn.Module):
+        return None
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    one = torch.empty_like(z[:1], device="meta", requires_grad=True)
+
+    def call(latents: Tensor) -> Any:
+        return torch.func.functional_call(module, shapes, (latents,))
+
+    try:
+        with session(prepared), torch.enable_grad():
+            shaped = prepared._replace(call=call, device=one.device)
+            return held_bytes(shaped(one))
+    except Exception:  # whatever a caller's module does when it meets tensors without values
+        return None
 
 
 def modules_of(decoder: Any) -> tuple[nn.Module, ...]:
