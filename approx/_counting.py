@@ -48,9 +48,22 @@ def candidates(x: Tensor, windows: tuple[Tensor, ...], fill: float) -> Tensor:
     return x.permute(order).flatten(lead + count)
 
 
+def steepest(tangents: Tensor) -> Tensor:
+    """max_p |dh/db_p| over the first dimension, without a copy of all tangents."""
+    slope = tangents[0].abs()
+    for tangent in tangents[1:]:
+        torch.maximum(slope, tangent.abs(), out=slope)
+    return slope
+
+
 def _full(tensor: Tensor) -> Tensor:
     """At least float32: r times a slope underflows in half precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 class _Counting:
@@ -83,58 +96,65 @@ class ByDerivatives(_Counting):
     def __call__(self, entering: Entering) -> None:
         """Count one layer."""
         assert entering.tangents is not None
-        layer, units, curvature = entering.layer, entering.units, entering.units.curvature
+        layer, curvature = entering.layer, entering.units.curvature
         noise = self.noise(entering.values[0], layer, len(self.layers))
-        density, soft = noise.new_zeros(self.batch), noise.new_zeros(self.batch)
-        count = torch.zeros_like(density, dtype=torch.int64)
-        open_ = torch.zeros_like(count)
+        # met, undecided, density; float64 counts without rounding
+        sums = torch.zeros(self.batch, 3, dtype=_wide(noise), device=noise.device)
+        soft = noise.new_zeros(self.batch)
         size = 0
         for value, tangents in zip(entering.values, entering.tangents, strict=True):
-            if units.windows:
-                distance, slope, nearest = self._pooled(value, tangents, entering)
-            else:
-                distance = _full(by_latent(value, self.batch, layer))
-                rows = by_latent(tangents, self.batch, layer, leading=1)
-                slope = _full(torch.linalg.vector_norm(rows, ord=math.inf, dim=0))
-                nearest = None
+            if entering.units.windows:
+                size = self._pooled(value, tangents, entering, noise, sums)
+                continue
+            distance = _full(by_latent(value, self.batch, layer))
+            rows = by_latent(tangents, self.batch, layer, leading=1)
             size = distance.shape[1]
-            reach = self.radius * slope
-            met, open_here = (
-                distance.abs() < reach,
-                (distance.abs() - reach).abs() <= (noise if nearest is None else noise[..., None]),
-            )
-            # without a slope it is no neighbour of its knot, whatever the rounding
-            open_here &= slope > 0
-            if nearest is not None:
-                met, open_here = met.any(-1), open_here.any(-1)
-                distance, slope = (x.gather(-1, nearest)[..., 0] for x in (distance, slope))
-            count += met.sum(1)
-            open_ += open_here.sum(1)
-            density += torch.where(distance.abs() < self.window, slope, 0).sum(1) / self.window
+            self._near(distance.abs(), rows, noise, sums)
             if curvature is not None and value is entering.values[0]:
-                soft += 2 * (slope * curvature(distance).abs()).sum(1)
+                soft += 2 * (_full(steepest(rows)) * curvature(distance).abs()).sum(1)
         self.layers.append(layer)
         self.units.append(size)
-        self.counts.append(count)
-        self.undecided.append(open_)
-        self.density.append(density)
+        self.counts.append(sums[:, 0].to(torch.int64))
+        self.undecided.append(sums[:, 1].to(torch.int64))
+        self.density.append(sums[:, 2])
         self.soft.append(soft)
 
-    def _pooled(self, value: Tensor, tangents: Tensor, entering: Entering):
-        """Distance of every candidate to the winner, (B, windows, K), and how fast it changes."""
-        units, layer = entering.units, entering.layer
+    def _near(self, distance: Tensor, tangents: Tensor, noise: Tensor, sums: Tensor) -> None:
+        """Add the units whose knot may be within reach: few, so that only these are looked at."""
+        least, most = tangents.aminmax()
+        farthest = self.radius * _full(torch.maximum(most, -least))
+        bound = (farthest + noise.amax()).clamp(min=self.window)
+        latent, unit = (distance <= bound).nonzero(as_tuple=True)
+        near, slope = distance[latent, unit], _full(steepest(tangents[:, latent, unit]))
+        reach = self.radius * slope
+        open_ = ((near - reach).abs() <= noise[latent, 0]) & (slope > 0)
+        density = torch.where(near < self.window, slope / self.window, 0)
+        found = torch.stack([near < reach, open_, density], 1)
+        sums.index_add_(0, latent, found.to(sums.dtype))
+
+    def _pooled(
+        self, value: Tensor, tangents: Tensor, entering: Entering, noise: Tensor, sums: Tensor
+    ) -> int:
+        """Add windows whose winner may change; how many windows there are."""
+        units = entering.units
         sign = -1 if units.smallest else 1
+        by_latent(value, self.batch, entering.layer)
         entries = candidates(sign * _full(value), units.windows, -math.inf)
-        width = entries.shape[-1]
         moving = candidates(sign * _full(tangents), units.windows, 0.0)
+        shape = (self.batch, -1, entries.shape[-1])
+        entries, moving = entries.reshape(shape), moving.reshape(len(moving), *shape)
         best, winner = entries.max(-1, keepdim=True)
-        moving = moving - moving.gather(-1, winner.expand(*moving.shape[:-1], 1))
-        slope = torch.linalg.vector_norm(moving, ord=math.inf, dim=0)
+        # how far each candidate is behind the winner, and how fast that changes
         gap = best - entries
-        shape = (self.batch, -1, width)
-        by_latent(value, self.batch, layer)
+        slope = steepest(moving - moving.gather(-1, winner.expand(*moving.shape[:-1], 1)))
+        reach = self.radius * slope
+        sums[:, 0] += (gap < reach).any(-1).sum(1)
+        open_ = ((gap - reach).abs() <= noise[..., None]) & (slope > 0)
+        sums[:, 1] += open_.any(-1).sum(1)
         nearest = gap.scatter(-1, winner, math.inf).argmin(-1, keepdim=True)
-        return gap.reshape(shape), slope.reshape(shape), nearest.reshape(self.batch, -1, 1)
+        gap, slope = gap.gather(-1, nearest), slope.gather(-1, nearest)
+        sums[:, 2] += torch.where(gap < self.window, slope, 0).sum((1, 2)) / self.window
+        return entries.shape[1]
 
 
 class BySigns(_Counting):

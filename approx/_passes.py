@@ -113,11 +113,12 @@ def by_signs(prepared: Prepared, z: Tensor, basis: Tensor, options: Options) -> 
     steps = options.radius * basis.reshape(-1, *z.shape[1:])
     for step in torch.stack([steps, -steps], 1).flatten(0, 1):
         counting.next_vertex()
+        vertex = z + step
         with (
             _deterministic(prepared),
             watched(prepared.modules, counting, derivatives=False) as watch,
         ):
-            decoded = prepared(z + step)
+            decoded = prepared(vertex)
         check_output(decoded, z)
         _require_units(counting.layers, watch)
         passed_over.update(watch.passed_over)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -88,13 +85,20 @@ class Watch(TorchFunctionMode):
         name = operation_name(func)
         if name in ("get", "set", ""):
             return func(*args, **kwargs)
-        self.executed[name] = None
+        if name not in _HOUSEKEEPING:
+            self.executed[name] = None
         units = self._written_out_silu(name, args) or find_units(name, args, kwargs)
         if units is not None:
             self._observe(name, units)
         elif name in PASSED_OVER:
             self.passed_over[self.names.at(name)] = None
-        result = func(*args, **kwargs)
+        result = None
+        if self.derivatives and name in _CONVOLUTIONS:
+            result = _convolution(func, args, kwargs)
+        elif self.derivatives and name in _WRITTEN_OUT:
+            result = _write_out(name, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         self._remember(name, args, result)
         return result
 
@@ -121,7 +125,8 @@ class Watch(TorchFunctionMode):
         if not (args and isinstance(args[0], Tensor) and isinstance(result, Tensor)):
             return
         if name in ("mul", "div") and len(args) > 1 and isinstance(args[1], (int, float)):
-            self._scaled[result] = (args[0], args[1] if name == "mul" else 1 / args[1])
+            if args[1]:
+                self._scaled[result] = (args[0], args[1] if name == "mul" else 1 / args[1])
         elif name in ("sigmoid", "special_expit") and result is not args[0]:
             self._gates[result] = self._scaled.get(args[0], (args[0], 1.0))
 
@@ -137,6 +142,57 @@ class Watch(TorchFunctionMode):
         return None
 
 
+_HOUSEKEEPING = frozenset(
+    ["clone", "detach", "dim", "is_floating_point", "make_dual", "size", "to", "unpack_dual"]
+)
+
+
+def _mish(x: Tensor) -> Tensor:
+    return x * torch.tanh(nn.functional.softplus(x))
+
+
+def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
+    return nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+# what vmap has no rule for under forward mode
+_WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {"mish": _mish, "rrelu": _rrelu}
+
+
+def _write_out(name: str, args: Any, kwargs: Any) -> Tensor | None:
+    """Execute an activation by functions that vmap knows, or None where that would be another."""
+    if kwargs.get("training") or not args:
+        return None  # in training rrelu draws its slopes
+    inplace = kwargs.get("inplace")
+    rest = {k: v for k, v in kwargs.items() if k not in ("inplace", "training")}
+    result = _WRITTEN_OUT[name](*args, **rest)
+    return args[0].copy_(result) if inplace else result
+
+
+_CONVOLUTIONS = {f"conv{way}{n}d" for way in ("", "_transpose") for n in (1, 2, 3)}
+
+
+def _convolution(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
+    """Convolve value and tangents of a dual number, or None if that is not all there is to it.
+
+    torch's own rule also convolves the value with the weights' tangent, which is zero but computed:
+    a forward pass more.
+    """
+    if len(args) < 2 or "input" in kwargs or not torch.is_tensor(args[0]):
+        return None
+    primal, tangent = forward_ad.unpack_dual(args[0])
+    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+    for parameter in (args[1], bias):
+        if parameter is not None and forward_ad.unpack_dual(parameter).tangent is not None:
+            return None
+    if tangent is None:
+        return None
+    without = (*args[1:2], None, *args[3:])
+    rest = {key: value for key, value in kwargs.items() if key != "bias"}
+    along = func(tangent, *without, **rest)
+    return forward_ad.make_dual(func(primal, *args[1:], **kwargs), along)
+
+
 class _Names:
     """Names of layers: the path of the module that runs, and the operation."""
 
@@ -150,14 +206,13 @@ class _Names:
 
     def _learn(self, root: nn.Module, prefix: str) -> None:
         for path, module in root.named_modules(prefix=prefix):
+            # torch.compile's wrapper is no part of the user's module
+            path = ".".join(part for part in path.split(".") if part != "_orig_mod")
             self.paths.setdefault(id(module), path)
             if type(module).__module__.startswith("torch.nn.") and module is not root:
                 self.activations.add(id(module))
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        if id(module) not in self.paths:
-            # called by a function that is no module itself
-            self._learn(module, "" if self.running else type(module).__name__.lower())
         self.running.append(module)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -179,15 +234,27 @@ class _Names:
         return label
 
 
+def _eager() -> AbstractContextManager[object]:
+    """Compiled code does not call torch function by function; loading dynamo to say so is slow."""
+    return (
+        torch.compiler.set_stance("force_eager")
+        if "torch._dynamo" in sys.modules
+        else nullcontext()
+    )
+
+
 @contextmanager
 def watched(roots: Sequence[nn.Module], sink: Sink, *, derivatives: bool) -> Iterator[Watch]:
-    """Watch what is executed inside the block; hooks of no module of the user's are touched."""
+    """Watch what is executed inside the block; hooks that name modules are gone afterwards."""
     names = _Names(roots)
-    entering = register_module_forward_pre_hook(names.enter)
-    leaving = register_module_forward_hook(names.leave, always_call=True)
+    modules = {id(module): module for root in roots for module in root.modules()}
+    hooks = []
     try:
-        with Watch(sink, names, derivatives=derivatives) as watch:
+        for module in modules.values():
+            hooks.append(module.register_forward_pre_hook(names.enter))
+            hooks.append(module.register_forward_hook(names.leave, always_call=True))
+        with _eager(), Watch(sink, names, derivatives=derivatives) as watch:
             yield watch
     finally:
-        entering.remove()
-        leaving.remove()
+        for hook in hooks:
+            hook.remove()

@@ -37,7 +37,8 @@ class Knots:
         with two knots (relu6, hardtanh, clamp) can count twice.
     undecided : Tensor
         (B,) int64: units so near to the criterion's threshold that the rounding error of h in
-        `dtype` may have put them on the wrong side of it; `count` is off by fewer than these.
+        `dtype` may have put them on the wrong side of it: an estimate of how far off `count` can
+        be (see `roundings`).
     per_layer : Tensor
         (B, L) int64: `count` by layer, in the order of execution.
     layers : tuple of str
@@ -141,7 +142,7 @@ def knots(
     output: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
     window: float = 1e-2,
-    roundings: float = 4.0,
+    roundings: float = 8.0,
     batch: int | Literal["auto"] = "auto",
 ) -> Knots:
     """Count the knots that meet the neighbourhood {z + sum_p c_p b_p : sum_p |c_p| < r}.
@@ -181,7 +182,9 @@ def knots(
         w of the density, in units of h.
     roundings : float
         A unit is undecided within this multiple of eps sqrt(depth) times the root mean square of h
-        over its layer and latent, depth counting layers of units.
+        over its layer and latent, depth counting layers of units. 8 covered 99 % of the errors of
+        float32 in every decoder measured (TAEF2's 34 layers among them). It does not see a
+        normalisation that subtracts a mean much larger than what it leaves; float64 settles it.
     batch : int or "auto"
         Latents run at a time; by the free memory without it. Halved when memory runs out.
 
