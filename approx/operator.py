@@ -20,6 +20,7 @@ from approx._memory import (
     product_bytes,
     sized,
 )
+from approx._rules import ForwardRules
 from approx._state import forward, held_by_one, precision, prepare, session
 
 # A forward-mode pass computes the outputs as well, so that one tangent costs two passes and a block
@@ -343,7 +344,7 @@ class JacobianOperator:
             def one(tangent: Tensor) -> Tensor:
                 return torch.func.jvp(self._run, (self._latents,), (tangent,))[1]
 
-            with session(self._prepared), torch.no_grad():
+            with session(self._prepared), torch.no_grad(), ForwardRules():
                 try:
                     return torch.func.vmap(one)(x) if batched else one(x)
                 except RuntimeError as error:

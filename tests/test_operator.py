@@ -249,6 +249,8 @@ def test_bfloat16_on_a_decoder_in_float32(name: str) -> None:
     X, Y = blocks(op)
     assert op.dtype == torch.float32
     forward, backward = op.matmat(X), op.rmatmat(Y)
+    assert op._vmap == {"jvp": True, "vjp": True}
+    assert op._forward_mode
     assert 1e-4 < gap(forward, J @ X.double()) < 0.06
     assert 1e-4 < gap(backward, J.mT @ Y.double()) < 0.06
     # J and J^T belong to one map: <Y, J X> = <J^T Y, X> up to rounding of the products themselves
