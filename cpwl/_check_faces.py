@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl._arrays import Ragged, take_rows
+from cpwl import _check_kernels as kernels
+from cpwl._arrays import Ragged, prefix, take_rows
 from cpwl._check_complex import check_sides, rounding, set_bits
 from cpwl._findings import SMALLEST, Log, Tolerances
 from cpwl._measure import half_spaces, levels, measures, normals
@@ -100,102 +101,88 @@ def _runs(sizes: Ints) -> Iterator[Ints]:
 
 def _open(faces: Ragged, below: Ragged) -> Ints:
     """Return the faces that are not closed: some ridge is not on exactly two of their facets."""
-    inner = np.diff(below.offsets)
-    sizes = np.add.reduceat(inner[faces.items], faces.offsets[:-1])
-    wrong = [np.empty(0, np.int64)]
-    for run in _runs(sizes):
-        _, facets = take_rows(faces, run)
-        _, ridges = take_rows(below, facets)
-        width = int(ridges.max()) + 1
-        key = np.sort(np.repeat(run, sizes[run]) * width + ridges)
-        starts = np.flatnonzero(np.diff(key, prepend=-1))
-        times = np.diff(starts, append=len(key))
-        wrong.append(np.unique(key[starts[times != 2]] // width))
-    return np.concatenate(wrong)
+    wrong = np.empty(len(faces.offsets) - 1, np.bool_)
+    mark, times = np.empty((2, 1 + int(below.items.max(initial=0))), np.int64)
+    kernels.open_faces(*faces, *below, mark, times, wrong)
+    return np.flatnonzero(wrong)
 
 
 def _check_corners(p: Partition, log: Log) -> None:
     """Check that the corners listed of facets and cells are those of their faces, ascending."""
-    corners = Ragged(p.facet_offsets, p.facet_corners)
-    found = _unlike(p.skeleton, _vertices(p), corners)
-    log.add("facets list their corners", "facet", p.num_facets, found)
-    cells = Ragged(p.cell_facet_offsets, p.cell_facets)
-    found = _unlike((cells,), corners, Ragged(p.cell_offsets, p.cell_corners))
-    log.add("cells list their corners", "cell", p.num_cells, found)
+    mark = np.empty(len(p.points), np.int64)
+    below = _vertices(p)
+    for level in p.skeleton[:-1]:
+        size = np.empty(len(level.offsets) - 1, np.int64)
+        kernels.count_corners(*level, *below, mark, size)
+        items = np.empty(size.sum(), np.int32)
+        kernels.list_corners(*level, *below, mark, items)
+        below = Ragged(prefix(size), items)
+    facets = Ragged(p.facet_offsets, p.facet_corners)
+    wrong = np.empty(p.num_facets, np.bool_)
+    kernels.unlike(*p.skeleton[-1], *below, *facets, mark, wrong)
+    log.add("facets list their corners", "facet", p.num_facets, np.flatnonzero(wrong))
+    wrong = np.empty(p.num_cells, np.bool_)
+    cells = p.cell_facet_offsets, p.cell_facets
+    kernels.unlike(*cells, *facets, p.cell_offsets, p.cell_corners, mark, wrong)
+    log.add("cells list their corners", "cell", p.num_cells, np.flatnonzero(wrong))
 
 
-def _unlike(faces: tuple[Ragged, ...], corners: Ragged, listed: Ragged) -> Ints:
-    """Return the faces whose listed corners are not those found by going down from them."""
-    wrong = [np.empty(0, np.int64)]
-    width = 1 + max(int(level.items.max()) for level in (*faces, corners, listed))
-    for run in _runs(16 * np.diff(faces[-1].offsets)):
-        owner, face = run, run
-        key = owner
-        for level in (*faces[::-1], corners):
-            sizes, face = take_rows(level, face)
-            key = np.sort(np.repeat(owner, sizes) * width + face)
-            key = key[np.diff(key, prepend=-1) > 0]
-            owner, face = np.divmod(key, width)
-        sizes, items = take_rows(listed, run)
-        given = np.repeat(run, sizes) * width + items
-        if not np.array_equal(given, key):
-            descends = np.flatnonzero(np.diff(given) <= 0)
-            wrong += [np.setxor1d(given, key) // width, given[descends] // width]
-    return np.unique(np.concatenate(wrong))
-
-
-class Planes(NamedTuple):
-    """The hyperplanes of the facets."""
+class Facets(NamedTuple):
+    """What is measured of the facets."""
 
     base: NDArray[np.int32]  # (F,) a corner of each
-    outward: Floats  # (F, P) unit normal, away from the first cell
+    outward: Floats  # (F, P) normal, away from the first cell, as long as the facet is large
     area: Floats  # (F,)
-    lever: Floats  # (F,) how far a height at distance 1 moves when a corner moves by 1
+    perimeter: Floats  # (F,) how much the area changes when corners move by 1
 
 
 def check_geometry(
     partition: Partition, log: Log, tolerances: Tolerances
 ) -> tuple[float, float, int]:
     """Check shapes and boundary; return volume error, smallest volume, number of flat cells."""
-    off, planes = rounding(partition, tolerances), _planes(partition)
-    figures = _check_shapes(partition, log, tolerances, off, planes)
-    _check_flat(partition, log, off, planes)
-    _check_boundary(partition, log, off, planes)
+    off = rounding(partition, tolerances)
+    outward = _check_shapes(partition, log, off)
+    facets = _measure(partition, outward)
+    figures = _check_volumes(partition, log, tolerances, off, facets)
+    _check_boundary(partition, log, off, facets)
     return figures
 
 
-def _check_shapes(
-    p: Partition, log: Log, tolerances: Tolerances, off: float, planes: Planes
-) -> tuple[float, float, int]:
-    """Check that cells are convex, and on the sides of their facets that `facet_cells` says.
+def _check_shapes(p: Partition, log: Log, off: float) -> Floats:
+    """Check that facets are flat and cells convex, on the sides that `facet_cells` says.
 
-    Volumes come from the divergence theorem; those of cells that pass are not negative.
+    Returns the facets' unit normals, away from their first cells.
     """
+    outward = np.empty((p.num_facets, p.dim))
+    bent, dented = np.empty(p.num_facets, np.bool_), np.empty((p.num_facets, 2), np.bool_)
+    kernels.look_along_facets(
+        p.points, p.facet_offsets, p.facet_corners, p.facet_cells, p.cell_offsets, p.cell_corners,
+        off, outward, bent, dented,
+    )  # fmt: skip
+    log.add("facets are flat", "facet", p.num_facets, np.flatnonzero(bent))
+    log.add("cells are convex", "cell", p.num_cells, np.unique(p.facet_cells[dented]))
+    return outward
+
+
+def _check_volumes(
+    p: Partition, log: Log, tolerances: Tolerances, off: float, facets: Facets
+) -> tuple[float, float, int]:
+    """Check that volumes, by the divergence theorem, add up; return error, smallest, flat cells."""
     total, smallest, flat = 0.0, math.inf, 0
-    dented = []
-    corners = Ragged(p.cell_offsets, p.cell_corners)
-    facets = Ragged(p.cell_facet_offsets, p.cell_facets)
-    for run in _runs(np.diff(p.cell_offsets) * np.diff(p.cell_facet_offsets)):
-        count, facet = take_rows(facets, run)
+    listed = Ragged(p.cell_facet_offsets, p.cell_facets)
+    for run in _runs(np.diff(p.cell_facet_offsets)):
+        count, facet = take_rows(listed, run)
         row = np.repeat(np.arange(len(run)), count)
         turn = np.where(p.facet_cells[facet, 0] == run[row], 1.0, -1.0)
-        base, outward = p.points[planes.base[facet]], planes.outward[facet]
         # from the cell's own first corner, so that small cells far out keep their digits
         first = p.points[p.cell_corners[p.cell_offsets[run]]]
-        height = turn * np.einsum("ip,ip->i", base - first[row], outward)
-        volume = np.bincount(row, height * planes.area[facet], len(run)) / p.dim
-        slack = off * np.bincount(row, planes.area[facet], len(run))
+        arm = p.points[facets.base[facet]] - first[row]
+        cone = turn * np.einsum("ip,ip->i", arm, facets.outward[facet])
+        volume = np.bincount(row, cone, len(run)) / p.dim
+        slack = off * np.bincount(row, facets.area[facet], len(run))
         flat += int((np.abs(volume) <= slack).sum())
         total += float(volume.sum())
         smallest = min(smallest, float(volume.min()))
-        # every corner of the cell over every one of its facets
-        size, corner = take_rows(corners, run[row])
-        item = np.repeat(np.arange(len(facet)), size)
-        arm = p.points[corner] - base[item]
-        above = turn[item] * np.einsum("ip,ip->i", arm, outward[item])
-        allowed = off * (1 + np.linalg.norm(arm, axis=1) * planes.lever[facet[item]])
-        dented.append(run[np.unique(row[item[above > allowed]])])
-    log.add("cells are convex", "cell", p.num_cells, np.concatenate(dented))
     error = abs(total - p.domain.volume) / max(p.domain.volume, SMALLEST)
     allowed = max(tolerances.geometry * np.finfo(np.float64).eps * math.sqrt(p.num_cells), 1e-12)
     wrong = np.zeros(int(not error <= allowed), np.int64)
@@ -203,20 +190,7 @@ def _check_shapes(
     return error, smallest, flat
 
 
-def _check_flat(p: Partition, log: Log, off: float, planes: Planes) -> None:
-    """Check that the corners of a facet lie in one hyperplane."""
-    corners, bent = Ragged(p.facet_offsets, p.facet_corners), []
-    for run in _runs(np.diff(p.facet_offsets)):
-        size, corner = take_rows(corners, run)
-        facet = np.repeat(run, size)
-        arm = p.points[corner] - p.points[planes.base[facet]]
-        above = np.abs(np.einsum("ip,ip->i", arm, planes.outward[facet]))
-        allowed = off * (1 + np.linalg.norm(arm, axis=1) * planes.lever[facet])
-        bent.append(np.unique(facet[above > allowed]))
-    log.add("facets are flat", "facet", p.num_facets, np.concatenate(bent))
-
-
-def _check_boundary(p: Partition, log: Log, off: float, planes: Planes) -> None:
+def _check_boundary(p: Partition, log: Log, off: float, facets: Facets) -> None:
     """Check that the outer facets lie on the domain's sides and cover them once."""
     domain = p.domain
     lattice = face_lattice(domain.sides, len(domain.corners), domain.dim)
@@ -234,28 +208,20 @@ def _check_boundary(p: Partition, log: Log, off: float, planes: Planes) -> None:
         fresh = (np.bincount(row, far[corner], len(outer)) == 0) & free
         free &= ~fresh
         found = outer[fresh]
-        covered[side] = planes.area[found].sum()
-        blur = planes.lever[found] * planes.area[found]
-        allowed[side] += 4 * off * math.sqrt(float(np.square(blur).sum()))
+        covered[side] = facets.area[found].sum()
+        allowed[side] += 4 * off * math.sqrt(float(np.square(facets.perimeter[found]).sum()))
     log.add("outer facets lie on the boundary", "facet", len(outer), outer[free])
     wrong = np.flatnonzero(~(np.abs(covered - size) <= allowed))
     log.add("outer facets cover the boundary", "side", len(size), wrong)
 
 
-def _planes(p: Partition) -> Planes:
-    """Measure the facets, and turn their normals away from the first cell, towards the second."""
+def _measure(p: Partition, outward: Floats) -> Facets:
+    """Measure the facets; their unit normals say which way is outward."""
     *_, ridges, facets = measures(p.points, p.skeleton)
     vector = normals(facets.minors)
-    area = np.linalg.norm(vector, axis=1)
-    unit = vector / np.where(area > 0, area, 1.0)[:, None]
-    sizes = np.diff(p.cell_offsets)
-    middle = np.add.reduceat(p.points[p.cell_corners], p.cell_offsets[:-1]) / sizes[:, None]
-    first, second = p.facet_cells.T
-    # from middle to middle: seen from a cell thinner than rounding alone, no side would be certain
-    ahead = np.where(second[:, None] < 0, facets.centroid, middle[second]) - middle[first]
-    unit[np.einsum("fp,fp->f", ahead, unit) < 0] *= -1
-    lever = _perimeter(p.skeleton[-1], ridges.minors) / np.maximum(area, 1e-300)
-    return Planes(facets.apex, unit, area, lever)
+    vector[np.einsum("fp,fp->f", vector, outward) < 0] *= -1
+    perimeter = _perimeter(p.skeleton[-1], ridges.minors)
+    return Facets(facets.apex, vector, np.linalg.norm(vector, axis=1), perimeter)
 
 
 def _perimeter(facets: Ragged, minors: Floats) -> Floats:

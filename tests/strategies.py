@@ -269,10 +269,11 @@ def cancelling_networks(dim: int) -> st.SearchStrategy[tuple[Layer, ...]]:
 
     Knots meet at tiny angles, and what decides about them is far below what is added up.
     """
-    return st.builds(_cancelling, SEEDS, st.just(dim))
+    return st.builds(cancelling_network, SEEDS, st.just(dim))
 
 
-def _cancelling(seed: int, dim: int) -> tuple[Layer, ...]:
+def cancelling_network(seed: int, dim: int) -> tuple[Layer, ...]:
+    """Return such layers."""
     rng = np.random.default_rng(seed)
     small = 10.0 ** -rng.uniform(3, 16)
     width, behind = (4, 4) if dim < 4 else (3, 2)

@@ -12,7 +12,7 @@ import torch
 from agreement import capture
 from grids import grid, uncut
 from layers import LINEAR, layer, network
-from strategies import random_network
+from strategies import cancelling_network, random_network
 
 import cpwl
 from cpwl._arrays import Ragged, prefix
@@ -275,6 +275,33 @@ def test_damage_is_named(space, damage) -> None:
     change, names = DAMAGE[damage]
     found = failed(change(space))
     assert names <= found, found
+
+
+@pytest.mark.parametrize("dim", [3, 4])
+def test_any_vertex_moved_by_1e_12_is_found_without_the_network(dim) -> None:
+    cube = cpwl.box([-2] * dim, [2] * dim)
+    network = capture(random_network(1, (5, 3), dim=dim))
+    partition = replace(cpwl.subdivide(network, cube, progress=False), network=None)
+    assert cpwl.check(partition).ok
+    rng = np.random.default_rng(0)
+    for vertex in range(len(partition.points)):
+        step = rng.standard_normal(dim)
+        moved = partition.points[vertex] + 2e-12 * step / np.linalg.norm(step)
+        assert failed(edited(partition, "points", vertex, moved)), vertex
+
+
+@pytest.mark.parametrize("dim", [3, 4])
+def test_slivers_are_judged_by_the_rounding_of_their_corners(dim) -> None:
+    # facets 1e-10 wide, whose planes rounding turns by 1e-6: none of them is wrong
+    cube = cpwl.box([-2] * dim, [2] * dim)
+    network = capture(cancelling_network(0, dim))
+    partition = replace(cpwl.subdivide(network, cube, progress=False), network=None)
+    assert cpwl.check(partition).require().flat_cells > 0
+    rng = np.random.default_rng(0)
+    for vertex in rng.choice(len(partition.points), 50, replace=False):
+        step = rng.standard_normal(dim)
+        moved = partition.points[vertex] + 1e-6 * step / np.linalg.norm(step)
+        assert failed(edited(partition, "points", vertex, moved)), vertex
 
 
 def test_a_cell_on_the_wrong_side_of_a_facet_is_found() -> None:
