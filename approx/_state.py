@@ -210,7 +210,8 @@ def modules_of(decoder: Any) -> tuple[nn.Module, ...]:
 def _converted(decoder: Any, dtype: torch.dtype) -> Callable[[Tensor], Any]:
     """Return a copy of the decoder in a dtype; the caller's is never touched."""
     if isinstance(decoder, nn.Module):
-        return copy.deepcopy(decoder).to(dtype)
+        # not the module's own .to(): diffusers' models warn in it
+        return nn.Module.to(copy.deepcopy(decoder), dtype)
     if isinstance(decoder, functools.partial):
         inner = _converted(decoder.func, dtype)
         return functools.partial(inner, *decoder.args, **decoder.keywords)

@@ -204,6 +204,11 @@ def structured(seed: int = 0) -> Made:
     return Structured(inner).eval(), shape
 
 
+def gap(got: Tensor, expected: Tensor) -> float:
+    """Return the relative error in the Frobenius norm."""
+    return float(((got.double() - expected).norm() / expected.norm()).detach())
+
+
 def dense(module: nn.Module, z: Tensor) -> Tensor:
     """Oracle: the (B, D, d) Jacobians in float64, one latent and one output at a time."""
     module, z = double(module), z.double()
@@ -215,3 +220,10 @@ def dense(module: nn.Module, z: Tensor) -> Tensor:
 def double(module: nn.Module) -> nn.Module:
     """Return a copy in float64."""
     return copy.deepcopy(module).double()
+
+
+def blocks(op: Any, k: int = 7) -> tuple[Tensor, Tensor]:
+    """Return a block X of latents, one for each of the batch, and one of outputs, Y, for all."""
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(op.batch, op.columns, k, generator=generator, dtype=op.dtype)
+    return X, torch.randn(op.rows, k, generator=generator, dtype=op.dtype)
