@@ -6,6 +6,7 @@ evidence only because the two share no code. `import-linter` enforces it.
 
 from approx._checks import DecoderError
 from approx.describe import DescribeError, describe
+from approx.field import along, field, latents_at
 from approx.knots import Knots, knots, neighbourhood
 from approx.operator import JacobianOperator
 from approx.sketch import Sketch
@@ -20,10 +21,13 @@ __all__ = [
     "Knots",
     "Sketch",
     "Spectrum",
+    "along",
     "concatenate",
     "describe",
     "draw_seed",
+    "field",
     "knots",
+    "latents_at",
     "neighbourhood",
     "spectrum",
 ]

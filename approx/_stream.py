@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from approx._checks import check_latents
+from approx._checks import Output, check_latents
+from approx._state import prepare, session
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Batches:
@@ -74,3 +77,23 @@ def stacked(items: Iterable[Any], runs: Callable[[Tensor], bool]) -> Iterator[Te
             )
         shape = z.shape[1:]
         yield z
+
+
+def batch_test(
+    decoder: Callable[[Tensor], Any], output: Output | None, dtype: torch.dtype | None
+) -> Callable[[Tensor], bool]:
+    """Return a test of whether the decoder takes a tensor for a batch of one latent."""
+
+    def runs(z: Tensor) -> bool:
+        if not z.is_floating_point():  # refused with a better message than the decoder's
+            return True
+        wanted = torch.float32 if dtype is None and z.dtype in HALF else dtype
+        try:
+            prepared = prepare(decoder, z, output=output, dtype=wanted)
+            with session(prepared), torch.no_grad():
+                return len(prepared(z)) == 1
+        # whatever a decoder raises when it is given a latent without its batch axis
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            return False
+
+    return runs

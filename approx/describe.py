@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from approx._checks import Output, check_latents
 from approx._memory import SHARE, free_bytes, out_of_memory
-from approx._state import prepare, session
-from approx._stream import Batches, stacked
+from approx._state import prepare
+from approx._stream import HALF, Batches, batch_test, stacked
 from approx.knots import Knots, knots, neighbourhood
 from approx.operator import JacobianOperator
 from approx.spectrum import Method, Spectrum, draw_seed, spectrum
@@ -27,7 +27,6 @@ __all__ = ["DescribeError", "describe"]
 
 Neighbourhood = tuple[int | Tensor, float]
 
-_HALF = (torch.float16, torch.bfloat16)
 _MOST = 256  # latents at a time: beyond, overhead is spread thin enough
 _SECONDS = 5.0  # that a batch should take: what an interruption may lose
 
@@ -97,6 +96,7 @@ def describe(
     products: int = 16,
     knots_method: Literal["jvp", "hull"] = "jvp",
     max_bytes: float = 1e9,
+    total: int | None = None,
 ) -> Descriptors:
     """Return psi, nu and delta of every latent: a table with one row a latent.
 
@@ -135,6 +135,8 @@ def describe(
         How knots are counted, see `knots`.
     max_bytes : float
         The largest dense Jacobian for "exact".
+    total : int, optional
+        How many latents an iterable has, for the bar.
 
     Returns
     -------
@@ -161,16 +163,21 @@ def describe(
     more that carries P tangents, worth 1 + P forward passes ("hull": 2 P). Memory does not grow
     with the number of latents but for their rows.
     """
-    plan, source, total = _prepare(
-        decoder, latents, k, neighbourhood, method, generator, output, dtype, products,
+    if isinstance(latents, Tensor):
+        check_latents(latents)
+        source, total = Batches([latents.detach()]), len(latents)
+    else:
+        source = Batches(stacked(latents, batch_test(decoder, output, dtype)))
+    plan = _prepare(
+        decoder, source, k, neighbourhood, method, generator, output, dtype, products,
         knots_method, max_bytes,
     )  # fmt: skip
-    return run(plan, source, total, batch, progress)
+    return _run(plan, source, total, batch, progress)
 
 
 def _prepare(
     decoder: Callable[[Tensor], Any],
-    latents: Tensor | Iterable[Tensor],
+    source: Batches,
     k: int | None,
     around: Neighbourhood | None,
     method: Method,
@@ -180,13 +187,8 @@ def _prepare(
     products: int,
     knots_method: Literal["jvp", "hull"],
     max_bytes: float,
-) -> tuple[_Plan, Batches, int | None]:
-    """Read the first latent and settle everything that all batches share."""
-    if isinstance(latents, Tensor):
-        check_latents(latents)
-        source, total = Batches([latents.detach()]), len(latents)
-    else:
-        source, total = Batches(stacked(latents, _runs(decoder, output, dtype))), None
+) -> _Plan:
+    """Look at the first latent and settle everything that all batches share."""
     first = source.take(1)
     if first is None:
         raise ValueError("Expected at least one latent, got an empty iterable: give some.")
@@ -196,14 +198,13 @@ def _prepare(
     prepared = prepare(decoder, first, output=output, dtype=dtype)
     seed = draw_seed(generator)
     basis, radius = _directions(around, first, seed)
-    plan = _Plan(
+    return _Plan(
         prepared.call, output, dtype, method, k, products, seed, basis, radius, knots_method,
         max_bytes, prepared.autocast or prepared.inner,
     )  # fmt: skip
-    return plan, source, total
 
 
-def run(
+def _run(
     plan: _Plan, source: Batches, total: int | None, batch: int | Literal["auto"], progress: bool
 ) -> Descriptors:
     """Describe batch after batch until the source is empty, or something stops it."""
@@ -307,29 +308,9 @@ def _working_dtype(dtype: torch.dtype | None, first: Tensor, method: Method) -> 
                 f"Expected dtype=torch.float64 for method='exact', got {dtype}: leave it out."
             )
         return torch.float64
-    if dtype is None and first.dtype in _HALF:
+    if dtype is None and first.dtype in HALF:
         return torch.float32
     return dtype
-
-
-def _runs(
-    decoder: Callable[[Tensor], Any], output: Output | None, dtype: torch.dtype | None
-) -> Callable[[Tensor], bool]:
-    """Return a test of whether the decoder takes a tensor for a batch of one latent."""
-
-    def runs(z: Tensor) -> bool:
-        if not z.is_floating_point():  # refused with a better message than the decoder's
-            return True
-        wanted = torch.float32 if dtype is None and z.dtype in _HALF else dtype
-        try:
-            prepared = prepare(decoder, z, output=output, dtype=wanted)
-            with session(prepared), torch.no_grad():
-                return len(prepared(z)) == 1
-        # whatever a decoder raises when it is given a latent without its batch axis
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
-            return False
-
-    return runs
 
 
 def _directions(

@@ -166,7 +166,7 @@ class Descriptors:
         ImportError
             If pandas is not installed.
         """
-        pd = _imported("pandas")
+        pd = imported("pandas")
         frame = pd.DataFrame(self.columns(), index=pd.RangeIndex(len(self), name="latent"))
         frame.attrs = self.attributes()
         return frame
@@ -179,7 +179,7 @@ class Descriptors:
         ImportError
             If xarray is not installed.
         """
-        xr = _imported("xarray")
+        xr = imported("xarray")
         data = {
             name: ("latent", column, {"long_name": LONG_NAMES[name]})
             for name, column in self.columns().items()
@@ -220,7 +220,7 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
     return replace(first, **columns, complete=tables[-1].complete)
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
     """Import an optional package, or say how to get it."""
     import importlib
 
