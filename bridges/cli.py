@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 import numpy as np
 
+from bridges._arguments import (
+    check_output,
+    load_npy,
+    read_numbers,
+    read_shape,
+    shaped_latents,
+)
+from bridges.cli_approx import describe, field
+
 # `cpwl --help` should not wait for torch: the commands import what they need.
 if TYPE_CHECKING:
     import cpwl
@@ -52,12 +61,16 @@ def demo(output: Path, seed: int, dim: int) -> None:
 
     With --dim 3, a generator R^3 -> R^3, whose cells are drawn as solids.
     """
-    _check_output(output, _PICTURES if dim == 2 else (*_PICTURES, ".gif"))
+    check_output(output, _PICTURES if dim == 2 else (*_PICTURES, ".gif"))
     from bridges import demo, solid_demo
 
     run = demo.run_demo if dim == 2 else solid_demo.run_solid_demo
     click.echo(str(run(output, seed, progress=sys.stderr.isatty())))
     click.echo(f"wrote {output}")
+
+
+app.add_command(describe)
+app.add_command(field)
 
 
 @app.command()
@@ -72,7 +85,7 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
     import cpwl
     from cpwl.network import inspect
 
-    operations = inspect(model, _shape(input_shape))
+    operations = inspect(model, read_shape(input_shape))
     click.echo(f"{len(operations)} operations")
     width = max((len(operation.name) for operation in operations), default=0)
     for operation in operations:
@@ -84,7 +97,7 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
             f"not piecewise linear: {len(refused)} of them. --upto NAME leaves out a trailing one."
         )
         return
-    network = cpwl.Network.load(model, input_shape=_shape(input_shape), upto=upto)
+    network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
     click.echo(f"piecewise linear{f' up to {upto}' if upto else ''}")
     click.echo(f"input {network.input_shape}, output {network.output_shape}")
     click.echo(f"{network.num_units:,} units in {network.num_stages} stages")
@@ -148,11 +161,11 @@ def partition(
     if not output and not certify:
         raise click.UsageError("Missing option '-o' / '--output', or '--certify'.")
     for path in output:
-        _check_output(path, _SUFFIXES)
+        check_output(path, _SUFFIXES)
     import cpwl
     from cpwl.certificate import read_provable
 
-    network = cpwl.Network.load(model, input_shape=_shape(input_shape), upto=upto)
+    network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
     domain = _domain(network.input_shape, through, origin, basis, box)
     certify = certify or any(path.suffix == _PROOF for path in output)
     if certify:
@@ -188,7 +201,7 @@ def verify(proof: Path, model: Path | None, input_shape: str | None, upto: str |
 
     network = None
     if model is not None:
-        network = cpwl.Network.load(model, input_shape=_shape(input_shape), upto=upto)
+        network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
     certificate = _proven(lambda: cpwl.verify(proof, network, progress=sys.stderr.isatty()))
     click.echo(str(certificate))
 
@@ -226,22 +239,6 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    """Read a shape such as 4,8,8, if there is one."""
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise ValueError(
-            f"Expected --input-shape as positive whole numbers, got '{text}'. "
-            "Give the shape of one input without its batch axis, for example 2 or 4,8,8."
-        )
-    return shape
-
-
 def _domain(
     latent_shape: tuple[int, ...],
     through: Path | None,
@@ -264,7 +261,7 @@ def _domain(
         )
     size = int(np.prod(latent_shape))
     if through is not None:
-        latents = _latents(_load_npy(through, "--through"), latent_shape, "--through")
+        latents = shaped_latents(load_npy(through, "--through"), latent_shape, "--through")
         if len(latents) < 2:
             raise ValueError(
                 f"Expected two to seven latents in {through}, got {len(latents)}. "
@@ -272,8 +269,8 @@ def _domain(
             )
         plane = cpwl.Slice.through(*latents)
     elif origin is not None and basis is not None:
-        start = _latents(_numbers(origin, "--origin"), latent_shape, "--origin")
-        axes = _latents(_numbers(basis, "--basis"), latent_shape, "--basis")
+        start = shaped_latents(read_numbers(origin, "--origin"), latent_shape, "--origin")
+        axes = shaped_latents(read_numbers(basis, "--basis"), latent_shape, "--basis")
         plane = cpwl.Slice(start[0], axes)
     elif size <= MAX_DIM:
         plane = cpwl.Slice(np.zeros(latent_shape), np.eye(size).reshape(size, *latent_shape))
@@ -298,63 +295,6 @@ def _domain(
     low, high = plane.anchors.min(0), plane.anchors.max(0)
     margin = 0.25 * (high - low).max()
     return plane.box(low - margin, high + margin)
-
-
-def _latents(values: np.ndarray, shape: tuple[int, ...], option: str) -> np.ndarray:
-    """Return values as (k, *shape), whether they came flat or with their shape."""
-    if values.shape[-len(shape) :] == shape:
-        return values.reshape(-1, *shape)
-    size = int(np.prod(shape))
-    if values.ndim and values.shape[-1] == size:
-        return values.reshape(-1, *shape)
-    raise ValueError(
-        f"Expected latents of shape {shape} in {option}, got shape {values.shape}. "
-        "Give them in the model's input shape, without a batch axis, or flattened."
-    )
-
-
-def _numbers(text: str, option: str) -> np.ndarray:
-    """Read a .npy file, or numbers with commas between entries and semicolons between rows."""
-    if text.endswith(".npy"):
-        return _load_npy(Path(text), option)
-    try:
-        return np.array([[float(part) for part in row.split(",")] for row in text.split(";")])
-    except ValueError:
-        raise ValueError(
-            f"Expected {option} as a .npy file or numbers such as 1,0,0;0,1,0, got '{text}'. "
-            "Give rows of one length."
-        ) from None
-
-
-def _load_npy(path: Path, option: str) -> np.ndarray:
-    """Load an array; a pickle inside is refused."""
-    try:
-        values = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise ValueError(f"Expected a file for {option}, got no file at {path}.") from None
-    except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"Expected a .npy array of numbers for {option}, got {path} ({error}). "
-            "Write it with numpy.save(path, array)."
-        ) from None
-    if not isinstance(values, np.ndarray):
-        values.close()
-        raise ValueError(
-            f"Expected one .npy array for {option}, got an archive of several in {path}. "
-            "Write it with numpy.save(path, array)."
-        )
-    return values
-
-
-def _check_output(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse a result that could not be written, before the work and not after it."""
-    if path.suffix not in suffixes:
-        raise ValueError(
-            f"Expected an output ending in {', '.join(suffixes)}, got '{path}'. "
-            "The suffix chooses the format."
-        )
-    if not path.parent.is_dir():
-        raise ValueError(f"Expected an existing folder for '{path}', got none. Create it first.")
 
 
 def _write(partition: cpwl.Partition, path: Path, color: str) -> None:

@@ -1,0 +1,196 @@
+"""Decoders from files that run no code when they are opened: diffusers folders, ONNX models.
+
+`torch.load` and `torch.export.load` unpickle, which can run anything. Nothing here does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+
+
+class Decoder(NamedTuple):
+    """A decoder with what its file says of its latents.
+
+    Attributes
+    ----------
+    decode : callable
+        Takes latents (B, *latent_shape); a module, or its `decode` method.
+    channels : int
+        Number of latent channels; height and width are the latents' own.
+    """
+
+    decode: Callable[[Tensor], Any]
+    channels: int
+
+
+def load_diffusers(
+    source: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Decoder:
+    """Load the decoder half of an AutoencoderKL or AutoencoderTiny (extra ``cpwl[diffusers]``).
+
+    Parameters
+    ----------
+    source : str or path
+        The model's folder, a pipeline's folder with the model in `vae`, or the name of either on
+        the Hugging Face hub, such as "madebyollin/taesd", from which it is then downloaded.
+    dtype : torch.dtype
+        Of the weights, in whatever precision they were kept.
+    device : str
+        Where the weights go.
+
+    Returns
+    -------
+    Decoder
+        Its latents are what the model's `decode` takes: those of a diffusion pipeline divided by
+        `scaling_factor` (and shifted by `shift_factor`).
+
+    Raises
+    ------
+    ImportError
+        diffusers is missing or cannot be imported.
+    ValueError
+        Another kind of model, or a damaged one; weights as a pickle and not as safetensors.
+    OSError
+        There is no such folder or name.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(
+            f"Expected diffusers for reading '{source}', got {error}: "
+            "pip install 'cpwl[diffusers]'."
+        ) from error
+    folder = Path(source)
+    local = folder.is_dir()
+    inside: dict[str, str] = {}
+    if local:
+        if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+            folder = folder / "vae"
+        config = _local_config(folder)
+    else:
+        config, inside = _hub_config(str(source))
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        raise ValueError(
+            f"Expected a model of class {' or '.join(CLASSES)} in '{source}', got {name!r}: give "
+            "the autoencoder's own folder, or load it in Python and call approx.describe."
+        )
+    # diffusers imports its models when they are asked for, and wraps what goes wrong
+    try:
+        cls = getattr(diffusers, name)
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"Expected diffusers to import {name}, got {_first_line(error)}: check the versions of "
+            "diffusers, transformers and torchvision against torch's."
+        ) from error
+    try:
+        model = cls.from_pretrained(
+            str(folder) if local else str(source),
+            use_safetensors=True,  # weights as a pickle are refused
+            local_files_only=local,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=False,
+            **inside,
+        )
+    except OSError as error:
+        raise OSError(
+            f"Expected weights as .safetensors in '{source}', got {_first_line(error)} Pickled "
+            "weights (.bin) could run code and are not opened: convert them with "
+            "save_pretrained(folder, safe_serialization=True)."
+        ) from error
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise _damaged(source, error) from error
+    except Exception as error:  # safetensors raises an error of its own, below Exception
+        if type(error).__module__.startswith("safetensors"):
+            raise _damaged(source, error) from error
+        raise
+    # the encoder's weights would only take memory, and be copied with the model
+    model.encoder = None
+    if hasattr(model, "quant_conv"):
+        model.quant_conv = None
+    model.eval().requires_grad_(False).to(device)
+    return Decoder(model.decode, int(config["latent_channels"]))
+
+
+def load_onnx(path: str | PathLike[str]) -> nn.Module:
+    """Load an ONNX model with onnx2torch (extra ``cpwl[onnx2torch]``).
+
+    Raises
+    ------
+    ImportError
+        onnx2torch or the torchvision that it needs cannot be imported.
+    ValueError
+        The model has an operation that onnx2torch does not know.
+    """
+    try:
+        import onnx2torch
+    except (ImportError, RuntimeError) as error:  # torchvision for another torch raises the latter
+        raise ImportError(
+            f"Expected onnx2torch for '{Path(path).name}', got {_first_line(error)}: "
+            "pip install 'cpwl[onnx2torch]', with a torchvision that fits torch."
+        ) from error
+    try:
+        return onnx2torch.convert(str(path)).eval().requires_grad_(False)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected operations that onnx2torch knows in '{Path(path).name}', got "
+            f"{_first_line(error)}: export the module with torch.export.save as .pt2 instead."
+        ) from error
+
+
+def _local_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Expected config.json of a diffusers model in '{folder}', got none: give the folder "
+            "that save_pretrained wrote."
+        ) from None
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+    if not isinstance(config, dict):
+        raise _damaged(folder, f"a config.json with a {type(config).__name__}")
+    return config
+
+
+def _hub_config(source: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a model's configuration on the hub, and in which subfolder of the name it lies."""
+    from diffusers.configuration_utils import ConfigMixin
+
+    class Config(ConfigMixin):
+        config_name = "config.json"
+
+    try:
+        config: Any = Config.load_config(source)
+    except OSError as error:
+        try:
+            config = Config.load_config(source, subfolder="vae")
+            return dict(config), {"subfolder": "vae"}
+        except OSError:
+            raise OSError(
+                f"Expected a model folder or a name on the hub, got '{source}': "
+                f"{_first_line(error)} Check the name and the connection."
+            ) from error
+    return dict(config), {}
+
+
+def _damaged(source: object, error: object) -> ValueError:
+    return ValueError(
+        f"Expected a whole diffusers model in '{source}', got {_first_line(error)} Write it anew "
+        "with save_pretrained, or copy it again."
+    )
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") + "." if lines else f"{type(error).__name__}."

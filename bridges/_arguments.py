@@ -1,0 +1,118 @@
+"""What the commands read from their options, and the messages when it cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+AT_A_TIME = 64  # latents that are read from a file at once
+
+
+def read_shape(text: str | None) -> tuple[int, ...] | None:
+    """Read a shape such as 4,8,8, if there is one."""
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(
+            f"Expected --input-shape as positive whole numbers, got '{text}'. "
+            "Give the shape of one input without its batch axis, for example 2 or 4,8,8."
+        )
+    return shape
+
+
+def shaped_latents(values: np.ndarray, shape: tuple[int, ...], option: str) -> np.ndarray:
+    """Return values as (k, *shape), whether they came flat or with their shape."""
+    if values.shape[-len(shape) :] == shape:
+        return values.reshape(-1, *shape)
+    size = int(np.prod(shape))
+    if values.ndim and values.shape[-1] == size:
+        return values.reshape(-1, *shape)
+    raise ValueError(
+        f"Expected latents of shape {shape} in {option}, got shape {values.shape}. "
+        "Give them in the model's input shape, without a batch axis, or flattened."
+    )
+
+
+def read_numbers(text: str, option: str) -> np.ndarray:
+    """Read a .npy file, or numbers with commas between entries and semicolons between rows."""
+    if text.endswith(".npy"):
+        return load_npy(Path(text), option)
+    try:
+        return np.array([[float(part) for part in row.split(",")] for row in text.split(";")])
+    except ValueError:
+        raise ValueError(
+            f"Expected {option} as a .npy file or numbers such as 1,0,0;0,1,0, got '{text}'. "
+            "Give rows of one length."
+        ) from None
+
+
+def load_npy(path: Path, option: str, *, mapped: bool = False) -> np.ndarray:
+    """Load an array, or map a file that may be larger than memory; a pickle inside is refused."""
+    try:
+        values = np.load(path, "r" if mapped else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"Expected a file for {option}, got no file at {path}.") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"Expected a .npy array of numbers for {option}, got {path} ({error}). "
+            "Write it with numpy.save(path, array)."
+        ) from None
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise ValueError(
+            f"Expected one .npy array for {option}, got an archive of several in {path}. "
+            "Write it with numpy.save(path, array)."
+        )
+    return values
+
+
+def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a result that could not be written, before the work and not after it."""
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"Expected an output ending in {', '.join(suffixes)}, got '{path}'. "
+            "The suffix chooses the format."
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f"Expected an existing folder for '{path}', got none. Create it first.")
+
+
+def check_latents(values: np.ndarray, path: Path) -> np.ndarray:
+    """Refuse whole numbers and values that are not finite, read in parts."""
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(
+            f"Expected floating-point latents in {path}, got {values.dtype}. "
+            "Convert them with array.astype(numpy.float32)."
+        )
+    if values.ndim == 0 or values.size == 0:
+        raise ValueError(f"Expected latents (N, ...) in {path}, got shape {values.shape}.")
+    for start in range(0, len(values), AT_A_TIME):
+        bad = ~np.isfinite(values[start : start + AT_A_TIME]).reshape(-1, *values.shape[1:])
+        if bad.any():
+            first = start + int(np.argwhere(bad)[0, 0])
+            raise ValueError(
+                f"Expected finite latents in {path}, got NaN or infinity, first in entry {first}. "
+                "Remove or replace them."
+            )
+    return values
+
+
+def read_pixels(text: str) -> int | tuple[int, int]:
+    """Read --resolution."""
+    try:
+        numbers = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1 and numbers[0] > 1:
+        return numbers[0]
+    if len(numbers) == 2 and min(numbers) > 0 and max(numbers) > 1:
+        return numbers
+    raise ValueError(
+        f"Expected --resolution as one or two whole numbers above 1, got '{text}'. "
+        "Give 64, or 64,48."
+    )

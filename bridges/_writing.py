@@ -1,0 +1,122 @@
+"""Tables and fields written as files and Zarr stores, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpwl.storage import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure, SubFigure
+
+PICTURES = (".png", ".pdf", ".svg")
+TABLES = (".parquet", ".nc", ".zarr")
+
+
+def write_dataset(dataset: xr.Dataset, path: Path) -> None:
+    """Write a Dataset as .nc, .zarr or, one row for each of its points, .parquet.
+
+    Raises
+    ------
+    ImportError
+        The format's package is missing (extra ``cpwl[table]``).
+    """
+    try:
+        if path.suffix == ".zarr":
+            with _atomic_folder(path) as part:
+                # consolidated metadata is no part of the format's specification, and warns so
+                dataset.to_zarr(part, mode="w", consolidated=False)
+            return
+        with atomic_path(path) as part:
+            if path.suffix == ".nc":
+                dataset.to_netcdf(part, engine="h5netcdf")
+            else:
+                _rows(dataset).to_parquet(part)
+    except ImportError as error:
+        raise ImportError(
+            f"Expected the packages that write {path.suffix}, got {error}: "
+            "pip install 'cpwl[table]'."
+        ) from error
+
+
+def write_figure(figure: Figure | SubFigure, path: Path) -> None:
+    """Write a figure as .png, .pdf or .svg, and close it."""
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
+    assert isinstance(figure, Figure)
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def check_packages(paths: tuple[Path, ...]) -> None:
+    """Refuse formats whose package is missing, before the work and not after it."""
+    from importlib.util import find_spec
+
+    needed = {".parquet": ("pandas", "pyarrow"), ".nc": ("h5netcdf",), ".zarr": ("zarr",)}
+    for path in paths:
+        for name in needed.get(path.suffix, ()):
+            if find_spec(name) is None:
+                raise ImportError(
+                    f"Expected {name} to be installed for '{path}', got none: "
+                    "pip install 'cpwl[table]'."
+                )
+
+
+def check_store(path: Path) -> None:
+    """Refuse to replace what is not a Zarr store by one."""
+    if path.suffix != ".zarr" or not path.exists():
+        return
+    if not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
+        raise ValueError(
+            f"Expected no file at '{path}', or a Zarr store to replace, got something else. "
+            "Give another name, or remove it."
+        )
+
+
+def partial_path(path: Path) -> Path:
+    """Name of a result that was interrupted: never the one of a whole one."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def _rows(dataset: xr.Dataset) -> pd.DataFrame:
+    """Return one row for each point; what does not vary over them stays out."""
+    dims = dataset["psi"].dims
+    names = [name for name in dataset.data_vars if dataset[name].dims == dims]
+    frame = dataset[names].to_dataframe()
+    if len(dims) > 1:
+        frame = frame.reset_index()
+    frame.attrs = {str(name): value for name, value in dataset.attrs.items()}
+    return frame
+
+
+@contextmanager
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder's name; move it to `path` on success, delete it on any failure.
+
+    A store that was there before goes out of the way first: the name may be missing for an instant,
+    but never belongs to a part of a store.
+    """
+    part, old = (
+        path.with_name(f".{path.stem}.{secrets.token_hex(4)}.{word}{path.suffix}")
+        for word in ("part", "old")
+    )
+    try:
+        yield part
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(old, ignore_errors=True)
