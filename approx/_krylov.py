@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from approx.sketch import Operator, Sketch, check_count, gram, haar, orthonormal, widened
+from approx.sketch import (
+    Operator,
+    Sketch,
+    check_count,
+    gaussian,
+    haar,
+    orthonormal,
+    rest,
+    widened,
+)
 
 
 def block_krylov(
     op: Operator,
     k: int,
     *,
-    block: int = 40,
-    depth: int = 6,
+    block: int = 16,
+    depth: int = 14,
+    held_out: int = 8,
     generator: torch.Generator,
 ) -> Sketch:
     """Return the k largest singular values of J from a block Krylov space.
@@ -27,6 +39,8 @@ def block_krylov(
         Columns of the Haar start V_1 (d, block).
     depth : int
         Blocks of the space span{V_1, (J^T J) V_1, ..., (J^T J)^(depth-1) V_1}.
+    held_out : int
+        Probes that did not build the space, for `error` and `effective_rank`; at least 2.
     generator : torch.Generator
 
     Returns
@@ -40,14 +54,17 @@ def block_krylov(
     Raises
     ------
     ValueError
-        If k is not between 1 and min(D, d), or block * depth is less than k.
+        If k is not between 1 and min(D, d), block * depth is less than k, or held_out < 2.
 
     Notes
     -----
     Golub-Kahan block bidiagonalisation with full reorthogonalisation on both sides (Musco and Musco
     2015, Golub, Luk and Overton 1981); blocks whose directions are exhausted continue with others
-    orthogonal to the rest. Cost: block * (2 depth - 1) products, 440 at the defaults; memory
-    block * depth * (D + d) numbers per latent.
+    orthogonal to the rest. A deep space of small blocks finds more than a shallow one of large
+    blocks: for sigma_i = i^-0.5 of a 1000 x 1500 matrix and k = 120, blocks of 40, 20 and 12 miss
+    1.9, 1.1 and 0.6 of psi at about as many products; 16 is what an operator does at once. Cost:
+    block * (2 depth - 1) + held_out products, 440 at the defaults; memory block * depth * (D + d)
+    numbers per latent.
     """
     smaller = min(op.rows, op.columns)
     check_count(k, smaller, "min(outputs, latent size)")
@@ -56,16 +73,16 @@ def block_krylov(
             f"Expected block * depth >= k = {k}, got {block} * {depth}: the Krylov space has to "
             "hold as many directions; increase depth."
         )
+    if held_out < 2:
+        raise ValueError(f"Expected held_out >= 2, got {held_out}.")
     width = min(block, smaller)
     dtype = torch.float64 if op.dtype == torch.float64 else torch.float32
     v = haar(op.columns, width, generator=generator, dtype=dtype, device=op.device)
     v = v.expand(op.batch, -1, -1)
     right, left, coefficients, products = v, None, [], 0
-    start = None
     while True:
         w = op.matmat(v).to(dtype)
         products += v.shape[2]
-        start = gram(widened(w)) if start is None else start
         before = 0 if left is None else left.shape[2]
         u = orthonormal(w, left)[:, :, : op.rows - before]
         left = u if left is None else torch.cat([left, u], dim=2)
@@ -85,12 +102,15 @@ def block_krylov(
         rows, columns = block_column.shape[1:]
         small[:, :rows, column : column + columns] = block_column
         column += columns
-    values = torch.linalg.svdvals(small)[:, :k].cpu()
+    every = torch.linalg.svdvals(small).cpu()
+    values = every[:, :k]
     zeros = torch.zeros_like(values)
     residuals = zeros if complete else _residuals(small, before, values).cpu()
-    return Sketch(
-        values, residuals.amax(dim=1), torch.zeros(op.batch).double(), residuals, start, products
-    )
+    x = gaussian(op.columns, held_out, generator=generator, dtype=dtype, device=op.device)
+    x = x * math.sqrt(op.columns)
+    missed = op.matmat(x - right @ (right.mT @ x))
+    error, spread, r_eff = rest(widened(missed), every)
+    return Sketch(values, error, spread, residuals, r_eff, products + held_out)
 
 
 def _residuals(small: Tensor, before: int, values: Tensor) -> Tensor:

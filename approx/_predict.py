@@ -20,6 +20,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from approx.sketch import Operator, orthonormal, projected, widened
@@ -90,8 +91,30 @@ def measure(
 
 
 def effective_rank(m: Measure) -> Tensor:
-    """Return (tr M)^2 / tr M^2, (B,); 0 for a zero Jacobian."""
-    return ratio(m.masses.sum(dim=1).square(), (m.masses * m.nodes).sum(dim=1))
+    """Return (tr M)^2 / tr M^2, (B,); 0 for a zero Jacobian.
+
+    Corrected for what the reciprocal of a second moment from few probes is high by.
+    """
+    trace = m.masses.sum(dim=1)
+    square = (m.masses * m.nodes).sum(dim=1)
+    mixed = _probes_covariance(m, m.nodes, torch.ones_like(m.masses)) / m.continued
+    return ratio(trace.square(), square) * (1 - _uncertainty(m) + ratio(mixed, square * trace))
+
+
+def factor(m: Measure) -> Tensor:
+    """Return half the width of a 95 % interval in stated standard errors, (B,).
+
+    Student's t; the variances are nearly proportional to tr M^2, so that their relative variance,
+    2 / degrees of freedom, is that of its estimate (Satterthwaite 1946).
+    """
+    freedom = (2 / _uncertainty(m).clamp_min(1e-6)).clamp_min(3)
+    return torch.from_numpy(student.ppf(0.975, freedom.numpy()))
+
+
+def _uncertainty(m: Measure) -> Tensor:
+    """Relative variance of the estimate of tr M^2."""
+    square = (m.masses * m.nodes).sum(dim=1)
+    return ratio(_probes_variance(m, m.nodes, m.continued), square.square())
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -121,12 +144,11 @@ def scaling(m: Measure, k: int) -> Prediction:
     q = q[:, 0]
     gaussian = (w * log_over).sum(dim=1) - k * (q / k).log() - k
     value = gaussian / 2 + torch.log1p(-v) / 4 - _wishart(m.outputs, k) / 2
-    # log tr M from `rows` probes is low by its variance / 2
-    relative = _probes_variance(m, torch.ones_like(w), m.rows) / w.sum(dim=1).square()
+    # a minimum over q is a concave functional of the measure: low by half the variance of its
+    # derivative by log q over its curvature there
+    low = _variance(m, q[:, None] / (1 + x)) / (k * (1 - v))
     spread = (math.log1p(-k / m.outputs) if k < m.outputs else -math.inf) - torch.log1p(-v)
-    return Prediction(
-        value + k * relative / 4, _variance(m, log_over / 2), (spread / 2).clamp_min(0)
-    )
+    return Prediction(value + low / 4, _variance(m, log_over / 2), (spread / 2).clamp_min(0))
 
 
 def rank(m: Measure, k: int) -> Prediction:
@@ -139,15 +161,13 @@ def rank(m: Measure, k: int) -> Prediction:
     (k - 1)(k + 2) / k^2 of its leading term, the variance of the eigenvalues about their own mean.
     """
     value, excess = _rank(m, k)
-    steps = 1e-4 * m.masses.sum(dim=1)
-    gradient = torch.empty_like(m.masses)
-    for i in range(m.masses.shape[1]):
-        moved = []
-        for sign in (1, -1):
-            masses = m.masses.clone()
-            masses[:, i] += sign * steps
-            moved.append(_rank(m._replace(masses=masses), k)[0])
-        gradient[:, i] = (moved[0] - moved[1]) / (2 * steps)
+    batch, n = m.masses.shape
+    step = 1e-4 * m.masses.sum(dim=1)[:, None, None]
+    steps = step * torch.eye(n, dtype=step.dtype)  # one node's mass at a time
+    moved = torch.cat([m.masses[:, None] + steps, m.masses[:, None] - steps], dim=1)
+    nodes = m.nodes.repeat_interleave(2 * n, dim=0)
+    at = _rank(m._replace(nodes=nodes, masses=moved.flatten(0, 1)), k)[0].view(batch, 2, n)
+    gradient = (at[:, 0] - at[:, 1]) / (2 * step[:, 0])
     # rows of W are k probes of the measure, and their mutual products add the (degenerate) rest
     spread = _probes_variance(m, gradient, k) + (2 * excess * value / k).square()
     return Prediction(value, _variance(m, gradient), spread)

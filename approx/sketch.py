@@ -62,14 +62,14 @@ class Sketch:
     singular_values : (B, k) float64 tensor
         Descending; each is a lower bound of the true one, to rounding.
     error : (B,) float64 tensor
-        Range finder: estimate of ||J - Q Q^T J||_F from held-out probes. Block Krylov: largest
-        residual norm among the k triplets.
+        Estimate of ||J - P||_F from held-out probes, P the projection of J that was found.
     error_stderr : (B,) float64 tensor
-        Standard error of `error` over held-out probes; 0 where `error` is not an estimate.
+        Its standard error over those probes.
     residuals : (B, k) float64 tensor or None
         Block Krylov: how far above singular_values[i] the residual bound lets the value be.
-    gram : (B, m, m) float64 tensor
-        X^T J^T J X for the Haar start X (d, m): the second moment of the spectrum, for r_eff.
+    effective_rank : (B,) float64 tensor
+        (tr M)^2 / tr M^2, M = J J^T: the part found, and an estimate of the rest by held-out probes
+        (without the products of the two parts in tr M^2, which vanish as the space converges).
     products : int
         Jacobian products (either way) per latent.
     """
@@ -78,7 +78,7 @@ class Sketch:
     error: Tensor
     error_stderr: Tensor
     residuals: Tensor | None
-    gram: Tensor
+    effective_rank: Tensor
     products: int
 
 
@@ -235,32 +235,41 @@ def range_finder(
             raise ValueError(f"Expected {name} >= {least}, got {value}.")
     width = min(k + oversample, smaller)
     start = haar(op.columns, width, generator=generator, dtype=_probe_dtype(op), device=op.device)
-    first = op.matmat(start)
-    q = orthonormal(first)
+    q = orthonormal(op.matmat(start))
     back = op.rmatmat(q)
     for _ in range(power):
         q = orthonormal(op.matmat(orthonormal(back)))
         back = op.rmatmat(q)
     # only now: the probes of the sketch are the same whatever held_out is
     w = gaussian(op.columns, held_out, generator=generator, dtype=op.dtype, device=op.device)
-    missed = op.matmat(w * math.sqrt(op.columns))
-    missed = missed - q @ (q.mT @ missed)
-    squares = widened(missed).square().sum(dim=1)  # (B, held_out)
-    error = squares.mean(dim=1).sqrt()
-    spread = squares.std(dim=1) / math.sqrt(held_out)
-    return Sketch(
-        singular_values(widened(back))[:, :k],
+    missed = op.matmat(w)
+    missed = widened(missed - q @ (q.mT @ missed)) * math.sqrt(op.columns)
+    values = singular_values(widened(back)).cpu()
+    error, spread, r_eff = rest(missed, values)
+    return Sketch(values[:, :k], error, spread, None, r_eff, 2 * width * (1 + power) + held_out)
+
+
+def rest(missed: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return error, its standard error and r_eff from (J - P) X, X (d, p) held-out N(0, 1).
+
+    ||J - P||_F^2 is the mean of the squared columns, tr ((J - P)^T (J - P))^2 that of the squares
+    of the products of two columns.
+    """
+    K = (missed.mT @ missed).cpu()
+    p = K.shape[-1]
+    diagonal = K.diagonal(dim1=1, dim2=2)
+    square = diagonal.mean(dim=1)
+    error = square.sqrt()
+    spread = diagonal.std(dim=1) / math.sqrt(p)
+    fourth = (K.square().sum(dim=(1, 2)) - diagonal.square().sum(dim=1)) / (p * (p - 1))
+    trace = found.square().sum(dim=1) + square
+    second = found.pow(4).sum(dim=1) + fourth
+    some = second > 0
+    return (
         error,
-        torch.where(error > 0, spread / (2 * error), torch.zeros_like(error)),
-        None,
-        gram(widened(first)),
-        2 * width * (1 + power) + held_out,
+        torch.where(error > 0, spread / (2 * torch.where(error > 0, error, 1)), 0),
+        torch.where(some, trace.square() / torch.where(some, second, 1), 0),
     )
-
-
-def gram(Y: Tensor) -> Tensor:
-    """Return Y^T Y (B, k, k)."""
-    return Y.mT @ Y
 
 
 def singular_values(Y: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ def spectrum(
     k: int | None = None,
     generator: torch.Generator | int | None = None,
     products: int = 16,
-    block: int = 40,
-    depth: int = 6,
+    block: int = 16,
+    depth: int = 14,
     tolerance: float | None = None,
     max_bytes: float = 1e9,
 ) -> Spectrum:
@@ -257,11 +257,10 @@ def _topk(
     psi_high = torch.where(kept, high, 1).log().sum(dim=1)
     nu_high = psi_nu(torch.where(high.isinf(), values[:, :1], high), tolerance)[1]
     unknown = torch.full_like(psi, math.nan)
-    r_eff = _draw.effective_rank(sketch.gram.cpu(), op.columns)
     return Spectrum(
         psi, nu, unknown, unknown, _pair(psi, psi_high), _pair(nu, torch.maximum(nu, nu_high)),
-        r_eff, rank, torch.zeros_like(rank).bool(), sketch.products, "topk", "topk", k, seed,
-        _DEFINITIONS["topk"].format(k=k), tolerance, values,
+        sketch.effective_rank, rank, torch.zeros_like(rank).bool(), sketch.products, "topk",
+        "topk", k, seed, _DEFINITIONS["topk"].format(k=k), tolerance, values,
     )  # fmt: skip
 
 
@@ -312,7 +311,7 @@ def _predicted(
         torch.where(fell_back[:, None], 1 / m.nodes.shape[1], m.masses),
         *m[2:],
     )
-    factor = float(student.ppf(0.975, m.rows - 1))
+    factor = _predict.factor(safe)
     psi, psi_stderr, psi_interval = _estimate(_predict.scaling(safe, k), factor)
     nu, nu_stderr, nu_interval = _estimate(_predict.rank(safe, k), factor)
     result = Spectrum(
@@ -327,7 +326,7 @@ def _predicted(
     return _merged(result, paper, fell_back, k + products - m.rows)
 
 
-def _estimate(p: _predict.Prediction, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+def _estimate(p: _predict.Prediction, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     stderr = (p.variance + p.spread).sqrt()
     return p.value, stderr, _around(p.value, factor * stderr)
 
