@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,9 +65,10 @@ def _unclaimed() -> int | None:
         return None
 
 
-def held_bytes(output: Tensor) -> Held:
-    """Add up what the graph behind a tensor saved for the backward pass."""
+def held_bytes(output: Tensor, besides: Iterable[Tensor] = ()) -> Held:
+    """Add up what the graph behind a tensor saved for the backward pass, besides parameters."""
     sizes: dict[int, int] = {}
+    known = {tensor.untyped_storage()._cdata for tensor in besides}
     stack: list[Any] = [output.grad_fn]
     seen = set()
     while stack:
@@ -81,7 +82,8 @@ def held_bytes(output: Tensor) -> Held:
             for tensor in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(tensor, Tensor):
                     storage = tensor.untyped_storage()
-                    sizes[storage._cdata] = storage.nbytes()
+                    if storage._cdata not in known:
+                        sizes[storage._cdata] = storage.nbytes()
     return Held(sum(sizes.values()), max(sizes.values(), default=0))
 
 

@@ -183,7 +183,7 @@ def held_by_one(prepared: Prepared, z: Tensor) -> Held | None:
     try:
         with session(prepared), torch.enable_grad():
             shaped = prepared._replace(call=call, device=one.device)
-            return held_bytes(shaped(one))
+            return held_bytes(shaped(one), shapes.values())
     except Exception:  # whatever a caller's module does when it meets tensors without values
         return None
 

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from approx._rules import CONVOLUTIONS, convolve
 from approx._units import PASSED_OVER, Units, find_units, operation_name, written_out_silu
 
 __all__ = ["Entering", "Sink", "Watch", "watched"]
@@ -93,8 +94,8 @@ class Watch(TorchFunctionMode):
         elif name in PASSED_OVER:
             self.passed_over[self.names.at(name)] = None
         result = None
-        if self.derivatives and name in _CONVOLUTIONS:
-            result = _convolution(func, args, kwargs)
+        if self.derivatives and name in CONVOLUTIONS:
+            result = convolve(func, args, kwargs)
         elif self.derivatives and name in _WRITTEN_OUT:
             result = _write_out(name, args, kwargs)
         if result is None:
@@ -167,30 +168,6 @@ def _write_out(name: str, args: Any, kwargs: Any) -> Tensor | None:
     rest = {k: v for k, v in kwargs.items() if k not in ("inplace", "training")}
     result = _WRITTEN_OUT[name](*args, **rest)
     return args[0].copy_(result) if inplace else result
-
-
-_CONVOLUTIONS = {f"conv{way}{n}d" for way in ("", "_transpose") for n in (1, 2, 3)}
-
-
-def _convolution(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
-    """Convolve value and tangents of a dual number, or None if that is not all there is to it.
-
-    torch's own rule also convolves the value with the weights' tangent, which is zero but computed:
-    a forward pass more.
-    """
-    if len(args) < 2 or "input" in kwargs or not torch.is_tensor(args[0]):
-        return None
-    primal, tangent = forward_ad.unpack_dual(args[0])
-    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    for parameter in (args[1], bias):
-        if parameter is not None and forward_ad.unpack_dual(parameter).tangent is not None:
-            return None
-    if tangent is None:
-        return None
-    without = (*args[1:2], None, *args[3:])
-    rest = {key: value for key, value in kwargs.items() if key != "bias"}
-    along = func(tangent, *without, **rest)
-    return forward_ad.make_dual(func(primal, *args[1:], **kwargs), along)
 
 
 class _Names:

@@ -151,7 +151,8 @@ class JacobianOperator:
         self.device = z.device
         self.dtype = self._prepared.dtype
         self.products = 0
-        self._held = held_bytes(y)
+        parameters = [p for m in self._prepared.modules for p in (*m.parameters(), *m.buffers())]
+        self._held = held_bytes(y, parameters)
         self.graph_bytes = self._held.total
         self.product_bytes = product_bytes(
             self._held, self.batch * (self.rows + self.columns) * self.dtype.itemsize

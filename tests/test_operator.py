@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from approx import DecoderError, JacobianOperator
 from tests import decoders
@@ -85,6 +86,24 @@ def test_attributes_and_work() -> None:
     op.matmat(torch.randn(24, 9))
     assert op.products == 19
     assert len(ran) == 1 + 3  # and one for each chunk of 4 forward ones
+
+
+def test_work_of_a_column() -> None:
+    """In floating-point operations: a forward pass, and for J one more for each chunk."""
+    module, shape = decoders.relu_conv()
+    z = decoders.latents(shape)
+
+    def flops(work: Callable[[], Any]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    once = flops(lambda: module(z))
+    for chunk in (1, 2, 4):
+        op = JacobianOperator(module, z, chunk=chunk)
+        assert flops(lambda: op.rmatmat(torch.ones(op.rows, 4))) == 4 * once  # noqa: B023
+        passes = 4 + 4 // chunk
+        assert flops(lambda: op.matmat(torch.ones(op.columns, 4))) == passes * once  # noqa: B023
 
 
 def test_blocks_of_no_columns_and_of_other_dtypes() -> None:
