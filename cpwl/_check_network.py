@@ -229,14 +229,15 @@ def _evaluate_maps(partition: Partition, cells: Ints, at: Floats) -> tuple[Float
 def _relative(partition: Partition, errors: Floats, scales: Floats) -> Floats:
     """Errors relative to the scales, of which none counts as less than 1/1000 of the largest.
 
-    Where a map is small because what it adds up cancels, its rounding error is not: errors within
-    1e-12 of what the last layer adds up (and within the output's rounding bound) do not count.
+    Where a map is small because what some layer adds up cancels, its rounding error is not: errors
+    within 1e-12 of the largest number on the way (and within the output's rounding bound) do not
+    count.
     """
     network = _network(partition)
     z = _latents(partition, partition.domain.corners)
     bound = float(output_bound(network.program, z).max())
-    last = network.preactivations(z, network.num_stages - 1) if network.num_stages else z
-    rounding = min(2 * bound, 1e-12 * float(last.abs().max()))
+    on_the_way = [z, *(network.preactivations(z, stage) for stage in range(network.num_stages))]
+    rounding = min(2 * bound, 1e-12 * max(float(values.abs().max()) for values in on_the_way))
     floor = max(1e-3 * float(scales.max(initial=0.0)), SMALLEST)
     return np.maximum(errors - rounding, 0.0) / np.maximum(scales, floor)
 

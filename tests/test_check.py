@@ -9,7 +9,7 @@ import pytest
 import torch
 from agreement import capture, domain_of
 from layers import ABS, RELU, Pool, hardtanh, layer, network
-from strategies import BOX, random_network
+from strategies import BOX, cancelling_network, random_network
 
 import cpwl
 from cpwl import PartitionError
@@ -64,6 +64,15 @@ def test_right_partitions_pass(plane, line) -> None:
 
 def test_pools_pass() -> None:
     assert cpwl.check(subdivide(random_network(0, (3, 3), (Pool(3), Pool(4))))).require()
+
+
+def test_maps_that_are_small_by_cancellation_pass() -> None:
+    # outputs of 1e-10, as differences of numbers of about 1: their rounding is that of the latter
+    partition = subdivide(cancelling_network(717, 1), ((0.0,), (1.0,)))
+    assert cpwl.check(partition).require().continuity_error == 0.0
+    base = partition.unit_base.copy()
+    base[partition.bit_unit[0]] -= 1
+    assert "maps are the network's at the centres" in failed(replace(partition, unit_base=base))
 
 
 def test_a_sample_is_reproducible_and_bounded(plane) -> None:
