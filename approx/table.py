@@ -85,6 +85,8 @@ class Descriptors:
         r; NaN without a neighbourhood.
     knots_method : str
         "jvp" or "hull"; empty without a neighbourhood.
+    knots_dtype : str
+        What delta was counted in; empty without a neighbourhood.
     passes : int
         Forward passes' worth of work for delta, per latent.
     units : int
@@ -92,7 +94,7 @@ class Descriptors:
     passed_over : tuple of str
         Bends and jumps that ran and are no units (softmax, tanh, ...).
     dtype : str
-        What the decoder ran in: "float32", or "bfloat16" for autocast to it, and so on.
+        What the decoder ran in for psi and nu: "float32", "bfloat16" if under autocast to it, ...
     latent_shape, output_shape : tuple of int
     complete : bool
         False if it was interrupted: the rows are then those of the first latents.
@@ -122,6 +124,7 @@ class Descriptors:
     directions: int
     radius: float
     knots_method: str
+    knots_dtype: str
     passes: int
     units: int
     passed_over: tuple[str, ...]
