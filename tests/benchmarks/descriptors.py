@@ -1,0 +1,211 @@
+"""Time descriptors of one decoder in a process of its own; print one line of JSON.
+
+    python -m tests.benchmarks.descriptors times taef2 [--threads 2] [--k 120] [--rounds 3]
+    python -m tests.benchmarks.descriptors memory sd --engine loop
+    python -m tests.benchmarks.descriptors flops sd
+    python -m tests.benchmarks.descriptors stream silu --latents 1000
+
+``loop`` is what a user writes today: one forward pass and a loop of k `torch.autograd.grad` calls
+with `retain_graph=True` on orthonormal cotangents, their singular values; and ``passes``, 8 forward
+passes for delta.
+``times`` has every engine take its turn in each round, and reports each one's best. Decoders:
+``taef2`` (weights in CPWL_DATA) on 32 x 16 x 16 latents, ``sd`` (diffusers' AutoencoderKL in the
+configuration of Stable Diffusion 1.4, random weights) on 4 x 16 x 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does
+
+from approx import JacobianOperator, describe, knots, spectrum
+from tests import decoders
+
+Decoder = Callable[[Tensor], Any]
+
+
+def make(name: str, side: int = 16, device: str = "cpu") -> tuple[Decoder, Tensor]:
+    """Make a decoder and one latent."""
+    torch.manual_seed(0)
+    if name == "taef2":
+        from tests.real_decoders import taef2_decoder
+
+        return taef2_decoder(Path(os.environ["CPWL_DATA"])).to(device), torch.randn(
+            1, 32, side, side, device=device
+        )
+    with torch.device(device):
+        return stable_diffusion().decode, torch.randn(1, 4, side, side)
+
+
+def stable_diffusion() -> Any:
+    """Make diffusers' AutoencoderKL with the configuration of Stable Diffusion 1.4."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=32,
+        sample_size=512,
+    ).eval()
+
+
+def decoded(decoder: Decoder, z: Tensor) -> Tensor:
+    """Return the tensor that a decoder makes."""
+    y = decoder(z)
+    return y if isinstance(y, Tensor) else y.sample
+
+
+def loop(decoder: Decoder, z: Tensor, k: int) -> Tensor:
+    """Return the singular values of W J as a user computes them today."""
+    leaf = z.clone().requires_grad_()
+    y = decoded(decoder, leaf)
+    W, _ = torch.linalg.qr(torch.randn(y.numel(), k))
+    rows = []
+    for j in range(k):
+        cotangent = W[:, j].reshape(y.shape)
+        (row,) = torch.autograd.grad(y, leaf, cotangent, retain_graph=True)
+        rows.append(row.flatten())
+    return torch.linalg.svdvals(torch.stack(rows))
+
+
+@torch.no_grad()
+def passes(decoder: Decoder, z: Tensor, n: int) -> None:
+    """Run n forward passes."""
+    for _ in range(n):
+        decoder(z)
+
+
+def ours(decoder: Decoder, z: Tensor, method: Any, k: int, dtype: Any = None) -> Any:
+    """Return psi and nu by one of our methods."""
+    with JacobianOperator(decoder, z, dtype=dtype) as op:
+        return spectrum(op, method=method, k=k, generator=0)
+
+
+def times(args: argparse.Namespace) -> dict[str, Any]:
+    """Time every engine in turns; seconds a latent."""
+    decoder, z = make(args.decoder)
+    all_k, half = args.k, torch.bfloat16
+    engines: dict[str, Callable[[], Any]] = {
+        "passes": lambda: passes(decoder, z, 8),
+        "loop": lambda: loop(decoder, z, all_k),
+        "paper": lambda: ours(decoder, z, "paper", all_k),
+        "predict": lambda: ours(decoder, z, "predict", all_k),
+        "predict bf16": lambda: ours(decoder, z, "predict", all_k, half),
+        "knots": lambda: knots(decoder, z),
+        "describe": lambda: describe(decoder, z, k=all_k, progress=False, generator=0),
+    }
+    if all_k != 120:  # the loop and the paper's way are linear in k, the others need 120
+        engines |= {
+            "predict": lambda: ours(decoder, z, "predict", 120),
+            "predict bf16": lambda: ours(decoder, z, "predict", 120, half),
+            "describe": lambda: describe(decoder, z, k=120, progress=False, generator=0),
+        }
+    passes(decoder, z, 1)
+    best = dict.fromkeys(engines, float("inf"))
+    made: dict[str, Any] = {}
+    for _ in range(args.rounds):
+        for name, run in engines.items():
+            start = time.perf_counter()
+            made[name] = run()
+            best[name] = min(best[name], time.perf_counter() - start)
+    found, in_half = made["predict"], made["predict bf16"]
+    return best | {
+        "products": found.products,
+        "fell_back": bool(found.fell_back.any()),
+        "fell_back_bf16": bool(in_half.fell_back.any()),
+        "r_eff": float(found.effective_rank[0]),
+        "psi": float(found.psi[0]),
+        "psi_bf16": float(in_half.psi[0]),
+        "nu": float(found.nu[0]),
+        "nu_bf16": float(in_half.nu[0]),
+    }
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the peak of the process above what it held with the decoder loaded."""
+    decoder, z = make(args.decoder, args.side)
+    # libraries load their kernels on first use
+    small = torch.nn.Conv2d(4, 4, 3)
+    small(torch.randn(1, 4, 8, 8)).sum().backward()
+    with JacobianOperator(small, torch.randn(1, 4, 9, 9)) as op:
+        op.rmatmat(torch.randn(op.rows, 2))
+    before = resident()
+    extra = 0
+    if args.engine == "loop":
+        leaf = z.clone().requires_grad_()
+        torch.autograd.grad(decoded(decoder, leaf).sum(), leaf)
+    else:
+        with JacobianOperator(decoder, z, chunk=args.chunk or "auto") as op:
+            op.rmatmat(torch.randn(op.rows, 4))
+            extra = op.product_bytes * max(1, args.chunk)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"peak": peak, "chunk_bytes": extra}
+
+
+def resident() -> int:
+    """Return the bytes that the process holds, having reset nothing."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def flops(args: argparse.Namespace) -> dict[str, Any]:
+    """Count the floating-point operations of a forward pass and of one product, on shapes alone."""
+    decoder, z = make(args.decoder, args.side, "meta")
+    with FlopCounterMode(display=False) as forward:
+        op = JacobianOperator(decoder, z)
+    with FlopCounterMode(display=False) as product:
+        op.rmatmat(torch.empty(op.rows, 1, device="meta"))
+    return {
+        "forward": forward.get_total_flops(),
+        "product": product.get_total_flops(),
+        "graph_bytes": op.graph_bytes,
+    }
+
+
+def stream(args: argparse.Namespace) -> dict[str, Any]:
+    """Time describe() on a small decoder; seconds a latent."""
+    module, shape = decoders.silu_conv()
+    z = decoders.latents(shape, args.latents)
+    assert isinstance(module, nn.Module)
+    describe(module, z[:10], k=16, progress=False, generator=0)
+    start = time.perf_counter()
+    describe(module, z, k=16, progress=False, generator=0)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"each": (time.perf_counter() - start) / args.latents, "peak": peak}
+
+
+def main() -> None:
+    """Run one measurement."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["times", "memory", "flops", "stream"])
+    parser.add_argument("decoder")
+    parser.add_argument("--engine", default="operator")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--k", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=16)
+    parser.add_argument("--chunk", type=int, default=0)
+    parser.add_argument("--latents", type=int, default=10)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(json.dumps(globals()[args.what](args)))
+
+
+if __name__ == "__main__":
+    main()
