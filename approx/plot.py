@@ -180,7 +180,7 @@ def gallery(
         Least distance in latent space between two images of a row: neighbouring pixels of a map
         look alike. 0 takes the k extreme values themselves.
     image : callable, optional
-        Turns one output into (H, W) or (H, W, 3) for matplotlib. By default (H, W), (1, H, W) and
+        Turns one output into (H, W) or (H, W, 3) in [0, 1]. By default (H, W), (1, H, W) and
         (3, H, W) are shown, and a vector as a square; the range of all outputs is black to white.
     output : callable, optional
         As for `describe`.
