@@ -288,8 +288,8 @@ def _table(plan: Plan, parts: list[_Done], shape: tuple[int, ...], complete: boo
         knotted = {
             "delta": _joined(c.count for c in counted),
             "delta_error": _joined(c.undecided for c in counted),
-            "density": _joined(c.density.double() for c in counted),
-            "soft": _joined(c.soft.double() for c in counted),
+            "density": _joined(c.density for c in counted),
+            "soft": _joined(c.soft for c in counted),
             "zaslavsky": _joined(c.zaslavsky for c in counted),
         }
     for column in (*values.values(), *knotted.values()):
@@ -317,4 +317,6 @@ def _table(plan: Plan, parts: list[_Done], shape: tuple[int, ...], complete: boo
 
 
 def _joined(columns: Iterable[Tensor]) -> Any:
-    return torch.cat([column.cpu() for column in columns]).numpy()
+    """Join columns on the CPU: real ones in float64, which not every device has."""
+    joined = torch.cat([column.cpu() for column in columns])
+    return (joined.double() if joined.is_floating_point() else joined).numpy()

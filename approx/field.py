@@ -80,7 +80,7 @@ def field(
         for start in range(0, uu.size, _AT_A_TIME):
             part = slice(start, start + _AT_A_TIME)
             z = _on_plane(origin, basis, uu[part], vv[part])
-            yield z.reshape(-1, *shape).to(device=given.device, dtype=given.dtype)
+            yield z.reshape(-1, *shape).to(given.dtype).to(given.device)
 
     table = describe(decoder, rows(), total=u.size * v.size, **options)
     data: dict[str, Any] = {
@@ -204,7 +204,7 @@ def latents_at(
         )
     shape = np.atleast_1d(dataset.attrs["latent_shape"]).tolist()
     dtype = getattr(torch, dataset.attrs["latent_dtype"])
-    return z.reshape(-1, *shape).to(device=device, dtype=dtype)
+    return z.reshape(-1, *shape).to(dtype).to(device)
 
 
 def _plane(anchors: Tensor) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
