@@ -210,7 +210,7 @@ def test_batches_by_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(module).eval()
     z = decoders.latents(shape, 40)
     sizes = {}
-    for free in (10**5, 2 * 10**5, 10**9):
+    for free in (3 * 10**5, 6 * 10**5, 10**9):
         calls.sizes.clear()
         monkeypatch.setattr(
             sys.modules["approx.describe"], "free_bytes", lambda device, free=free: free
@@ -218,8 +218,17 @@ def test_batches_by_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         quiet(calls, z, method="paper", k=5, neighbourhood=None)
         assert calls.sizes[0] == 1
         sizes[free] = calls.sizes[1]
-    assert 1 <= sizes[10**5] < sizes[2 * 10**5] < 39
+    assert 1 <= sizes[3 * 10**5] < sizes[6 * 10**5] < 39
     assert sizes[10**9] == 39
+
+
+def test_dense_jacobians_of_a_batch_stay_within_max_bytes() -> None:
+    module, shape = decoders.relu_mlp()
+    z = decoders.latents(shape, 7)
+    whole = quiet(module, z, method="exact")
+    assert_same(whole, quiet(module, z, method="exact", max_bytes=2 * 8 * 60 * 12))
+    with pytest.raises(ValueError, match="Expected dense Jacobians of at most"):
+        quiet(module, z, method="exact", max_bytes=100)
 
 
 @pytest.mark.parametrize("batch", ["auto", 8])
