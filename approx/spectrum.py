@@ -48,13 +48,13 @@ class Spectrum:
         alpha_i = sigma_i / sum sigma + 1e-30, over the k singular values of `definition` that are
         not zero. Both are 0 for a zero Jacobian.
     psi_stderr, nu_stderr : (B,) tensor
-        Standard deviation of the difference between the value and its target. For "predict" the
-        target is psi_W of a draw of W, so that the spread over W is in it; for "paper" it is the
-        mean of psi_W over W, so that it is that spread; 0 for "exact"; NaN for "topk", whose error
-        is a bound and not random.
+        For "predict" and "paper": standard deviation of the difference between the value and psi_W
+        of another, independent draw of W, so that the spread over W is in it (for "paper", twice).
+        0 for "exact"; NaN for "topk", whose error is a bound and not random.
     psi_interval, nu_interval : (B, 2) tensor
-        95 % interval for the same target. For "topk": from the value (each singular value found is
-        a lower bound) to the value at found + residual bound.
+        95 % interval for psi_W of another draw (for its mean over W too, with room to spare). For
+        "topk": from the value (each singular value found is a lower bound) to the value at found +
+        residual bound.
     effective_rank : (B,) tensor
         (sum sigma^2)^2 / sum sigma^4 over all of J, estimated from the products made; 0 for a zero
         Jacobian, NaN where k = 1 cannot tell.
@@ -155,7 +155,10 @@ def spectrum(
     Cost: products as said, about one forward pass each; the rest is O(D k^2) once per call and
     O(d k^2) per latent. The error of a prediction falls as 1 / sqrt(products): at 16 it is about
     k / sqrt(20 r_eff) in psi. DESIGN's leading order, psi_W ~ k log(||J||_F / sqrt D) -
-    k^2 / (4 r_eff) and nu_W ~ k exp(-k / (8 r_eff)), is what `approx._predict` refines.
+    k^2 / (4 r_eff) and nu_W ~ k exp(-k / (8 r_eff)), is what `approx._predict` refines. That is
+    unbiased up to k / r_eff = 0.5; where k / r_eff is so near 0.5 that its own error decides
+    whether to fall back, that choice selects, and means over seeds are then high by up to a few
+    tenths of a standard error.
     """
     smaller = min(op.rows, op.columns)
     if method not in get_args(Method):
@@ -279,9 +282,9 @@ def _paper(
     psi, nu, rank = psi_nu(values, tolerance)
     gram = (y.mT @ y).cpu()
     r_eff = _draw.effective_rank(gram, op.rows)
-    psi_stderr = _draw.spread_of_scaling(values, rank, op.rows)
-    nu_stderr = _draw.spread_of_rank(gram, nu)
-    # the prediction of another draw's mean from one draw of k rows
+    # this draw and another differ by the spread of both
+    psi_stderr = math.sqrt(2) * _draw.spread_of_scaling(values, rank, op.rows)
+    nu_stderr = math.sqrt(2) * _draw.spread_of_rank(gram, nu)
     factor = float(student.ppf(0.975, max(k - 1, 1)))
     return Spectrum(
         psi, nu, psi_stderr, nu_stderr, _around(psi, factor * psi_stderr),
