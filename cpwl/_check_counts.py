@@ -159,8 +159,12 @@ def _meets(
         chosen = sets[start : start + (1 << 14)]
         chosen = chosen[np.linalg.det(rows[chosen]) != 0]  # opposite sides, above all
         inverse = np.linalg.inv(rows[chosen])
-        # a small singular value of one is a large entry of the other, at a fraction of the cost
-        clear = dim * np.abs(inverse).max(axis=(1, 2)) < 1 / _CLEAR
+        # singular values cost more than the inverse, whose norm is that of the smallest, but for a
+        # factor of `dim` at most its largest entry
+        norm = np.abs(inverse).max(axis=(1, 2))
+        close = (norm < 1 / _CLEAR) & (dim * norm >= 1 / _CLEAR)
+        norm[close] = np.linalg.norm(inverse[close], 2, axis=(1, 2))
+        clear = norm < 1 / _CLEAR
         chosen, inverse = chosen[clear], inverse[clear]
         own = chosen < n
         # lowest where the direction is a combination of the sides' outward normals, negated
