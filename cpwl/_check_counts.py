@@ -157,8 +157,10 @@ def _meets(
     counts = np.zeros((2, dim + 1), np.int64)
     for start in range(0, len(sets), 1 << 14):
         chosen = sets[start : start + (1 << 14)]
-        chosen = chosen[np.linalg.det(rows[chosen]) != 0]  # opposite sides, above all
-        inverse = np.linalg.inv(rows[chosen])
+        with np.errstate(all="ignore"):  # pivots whose inverse is not representable
+            determinant = np.linalg.det(rows[chosen])
+            chosen = chosen[np.isfinite(determinant) & (determinant != 0)]
+            inverse = np.linalg.inv(rows[chosen])
         # singular values cost more than the inverse, whose norm is that of the smallest, but for a
         # factor of `dim` at most its largest entry
         norm = np.abs(inverse).max(axis=(1, 2))
