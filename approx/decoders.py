@@ -89,7 +89,7 @@ def load_diffusers(
         cls = getattr(diffusers, name)
     except (ImportError, RuntimeError) as error:
         raise ImportError(
-            f"Expected diffusers to import {name}, got {_first_line(error)}: check the versions of "
+            f"Expected diffusers to import {name}, got {_first_line(error)} Check the versions of "
             "diffusers, transformers and torchvision against torch's."
         ) from error
     try:
@@ -135,15 +135,15 @@ def load_onnx(path: str | PathLike[str]) -> nn.Module:
         import onnx2torch
     except (ImportError, RuntimeError) as error:  # torchvision for another torch raises the latter
         raise ImportError(
-            f"Expected onnx2torch for '{Path(path).name}', got {_first_line(error)}: "
-            "pip install 'cpwl[onnx2torch]', with a torchvision that fits torch."
+            f"Expected onnx2torch for '{Path(path).name}', got {_first_line(error)} "
+            "Install it: pip install 'cpwl[onnx2torch]', with a torchvision that fits torch."
         ) from error
     try:
         return onnx2torch.convert(str(path)).eval().requires_grad_(False)
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f"Expected operations that onnx2torch knows in '{Path(path).name}', got "
-            f"{_first_line(error)}: export the module with torch.export.save as .pt2 instead."
+            f"{_first_line(error)} Export the module with torch.export.save as .pt2 instead."
         ) from error
 
 

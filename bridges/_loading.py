@@ -70,6 +70,17 @@ def load_decoder(
     )
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that cannot hold a tensor."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"Expected --device as one that torch has here, got '{name}': {reason} Try cpu."
+        ) from None
+
+
 def _read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, Any]:
     """Read with our reader, whose operations are few, or else with onnx2torch."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,12 +32,12 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
     try:
         if path.suffix == ".zarr":
             with _atomic_folder(path) as part:
-                # consolidated metadata is no part of the format's specification, and warns so
-                dataset.to_zarr(part, mode="w", consolidated=False)
+                # format 3 has no specification for text (labels) and for consolidated metadata yet
+                dataset.to_zarr(part, mode="w", zarr_format=2, consolidated=True)
             return
         with atomic_path(path) as part:
             if path.suffix == ".nc":
-                dataset.to_netcdf(part, engine="h5netcdf")
+                dataset.to_netcdf(part, engine="netcdf4")
             else:
                 _rows(dataset).to_parquet(part)
     except ImportError as error:
@@ -58,11 +58,31 @@ def write_figure(figure: Figure | SubFigure, path: Path) -> None:
     plt.close(figure)
 
 
+def write_all(
+    paths: tuple[Path, ...], save: Callable[[Path], None]
+) -> Iterator[tuple[Path, Exception | None]]:
+    """Write every file before an error of one of them is raised: the work is not to be repeated."""
+    failures = []
+    for path in paths:
+        try:
+            save(path)
+            yield path, None
+        except Exception as error:
+            failures.append(error)
+            yield path, error
+    if failures:
+        raise failures[0]
+
+
 def check_packages(paths: tuple[Path, ...]) -> None:
     """Refuse formats whose package is missing, before the work and not after it."""
     from importlib.util import find_spec
 
-    needed = {".parquet": ("pandas", "pyarrow"), ".nc": ("h5netcdf",), ".zarr": ("zarr",)}
+    needed = {
+        ".parquet": ("pandas", "pyarrow"),
+        ".nc": ("xarray", "netCDF4"),
+        ".zarr": ("xarray", "zarr"),
+    }
     for path in paths:
         for name in needed.get(path.suffix, ()):
             if find_spec(name) is None:

@@ -209,14 +209,14 @@ def field(
             f"Expected three latents in {anchors}, got {len(work.latents)}. "
             "Stack them along a new first axis and save them with numpy.save."
         )
+    import approx
     from approx import plot
-    from approx.field import field as describe_plane
     from bridges._writing import write_figure
 
     points = work.tensor(work.latents)
 
     def run() -> xr.Dataset:
-        return describe_plane(work.decode, points, pixels, margin=margin, **work.options)
+        return approx.field(work.decode, points, pixels, margin=margin, **work.options)
 
     start = time.perf_counter()
     dataset = _run(run, outputs, lambda table, path: _write_table(table, path, None))
@@ -234,13 +234,17 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     """Read model and latents, and check what can be checked before the work."""
     import torch
 
-    from bridges._loading import load_decoder
+    from bridges._loading import check_device, load_decoder
 
     method, name = options["method"], options["dtype"]
+    if method == "exact" and name not in (None, "float64"):
+        raise ValueError(
+            f"Expected --dtype float64 for --method exact, got {name}. Leave --dtype out."
+        )
     double = name == "float64" or (name is None and method == "exact")
     dtype = torch.float64 if double else torch.float32
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device)
+    check_device(device)
     shape = read_shape(options["input_shape"])
     values = check_latents(load_npy(path, "the latents", mapped=True), path)
     loaded = load_decoder(model, shape, dtype, device)
@@ -283,18 +287,6 @@ def _check_outputs(paths: tuple[Path, ...]) -> None:
     check_packages(paths)
 
 
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"Expected --device as one that torch has here, got '{name}': {reason} Try cpu."
-        ) from None
-
-
 def _stream(work: _Work) -> Iterator[torch.Tensor]:
     for start in range(0, len(work.latents), AT_A_TIME):
         yield work.tensor(work.latents[start : start + AT_A_TIME])
@@ -316,8 +308,13 @@ def _run(
     except DescribeError as error:
         table, rows = error.partial, len(error.partial)
         names = _write_partial(outputs, lambda path: save(table, path))
-        reason = " ".join(str(error.__cause__).split())
-        raise Stopped(f"{reason} Stopped after {rows:,} latents; {names}.", 2) from error
+        reason = " ".join(str(error.__cause__).split()).rstrip(".")
+        raise Stopped(f"{reason}. Stopped after {rows:,} latents; {names}.", 2) from error
+    except ValueError as error:
+        # what the library calls max_bytes is an option here
+        if "max_bytes" not in str(error):
+            raise
+        raise ValueError(str(error).replace("max_bytes", "--memory")) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         if reason.startswith("Expected"):
@@ -334,18 +331,20 @@ def _keep(
     """Write a whole result under its names, or a part of one under partial names."""
     if not complete:
         raise Stopped(f"interrupted after {done}; {_write_partial(outputs, save)}.", 130)
-    for path in outputs:
-        save(path)
-        click.echo(f"wrote {path}")
+    from bridges._writing import write_all
+
+    for path, failure in write_all(outputs, save):
+        if failure is None:
+            click.echo(f"wrote {path}")
 
 
 def _write_partial(outputs: tuple[Path, ...], save: Callable[[Path], None]) -> str:
-    from bridges._writing import check_store, partial_path
+    from bridges._writing import check_store, partial_path, write_all
 
     names = [partial_path(path) for path in outputs]
     for name in names:
         check_store(name)
-        save(name)
+    list(write_all(tuple(names), save))
     return f"wrote {' and '.join(map(str, names))}"
 
 
