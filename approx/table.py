@@ -49,7 +49,7 @@ LONG_NAMES = {
 KNOTS = ("delta", "delta_error", "density", "soft", "zaslavsky")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Descriptors:
     """psi, nu and delta of N latents, in the order in which these came.
 
@@ -135,6 +135,14 @@ class Descriptors:
 
     def __len__(self) -> int:
         return len(self.psi)
+
+    def __repr__(self) -> str:
+        delta = f", P={self.directions}, r={self.radius:g}" if self.directions else ""
+        state = "complete" if self.complete else "interrupted"
+        return (
+            f"Descriptors({len(self):,} latents, {self.method}, k={self.k}{delta}, "
+            f"{self.dtype}, seed={self.seed}, {state})"
+        )
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns by name: those of delta only where it was asked for."""

@@ -244,6 +244,14 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4/4" in capsys.readouterr().err
 
 
+def test_a_table_says_in_a_line_what_it_is() -> None:
+    module, shape = decoders.DECODERS["relu_mlp"]()
+    table = quiet(module, decoders.latents(shape, 2), k=4, neighbourhood=(3, 0.05))
+    assert repr(table) == (
+        "Descriptors(2 latents, predict, k=4, P=3, r=0.05, float32, seed=5, complete)"
+    )
+
+
 def test_tables(tmp_path: Any) -> None:
     pd, xr = pytest.importorskip("pandas"), pytest.importorskip("xarray")
     module, shape = decoders.silu_conv()
