@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl import _check_kernels as kernels
+from cpwl import _face_kernels as kernels
 from cpwl._arrays import Ragged, prefix, take_rows
 from cpwl._check_complex import check_sides, rounding, set_bits
 from cpwl._findings import SMALLEST, Log, Tolerances
@@ -156,8 +156,8 @@ def _check_shapes(p: Partition, log: Log, off: float) -> Floats:
     outward = np.empty((p.num_facets, p.dim))
     bent, dented = np.empty(p.num_facets, np.bool_), np.empty((p.num_facets, 2), np.bool_)
     kernels.look_along_facets(
-        p.points, p.facet_offsets, p.facet_corners, p.facet_cells, p.cell_offsets, p.cell_corners,
-        off, outward, bent, dented,
+        p.points, np.arange(p.num_facets), p.facet_offsets, p.facet_corners, p.facet_cells,
+        p.cell_offsets, p.cell_corners, off, outward, bent, dented,
     )  # fmt: skip
     log.add("facets are flat", "facet", p.num_facets, np.flatnonzero(bent))
     log.add("cells are convex", "cell", p.num_cells, np.unique(p.facet_cells[dented]))

@@ -19,6 +19,7 @@ from cpwl._lattice import corners as lattice_corners
 from cpwl._lattice_refine import RefinedLattice, refine_lattice
 from cpwl._parallel import available_cores
 from cpwl._refine import Work, coarse, refine
+from cpwl._straighten import straightened
 from cpwl._tiles import Refined
 from cpwl.domain import Domain
 from cpwl.network import Network
@@ -272,7 +273,8 @@ def subdivide(
     From three dimensions on, the faces of all dimensions are kept by their incidences, and cut unit
     after unit: edges where the signs at their ends differ, and a face of dimension k along the new
     face of dimension k - 1 that the cuts of its boundary enclose. A cell comes with about 2**P
-    faces, which take a fraction of a microsecond and about 70 bytes of work each.
+    faces, which take a fraction of a microsecond and about 70 bytes of work each. At the end the
+    vertices of facets that are not flat up to rounding are computed exactly.
     """
     latent_shape = domain.slice.latent_shape
     if latent_shape != network.input_shape:
@@ -338,7 +340,10 @@ def _finish(network: Network, domain: Domain, made: Refined, arbiter: Arbiter) -
 def _finish_lattice(work: Work, domain: Domain, made: RefinedLattice) -> Partition:
     """Name a lattice's arrays as a partition does."""
     network, lattice = work.network, made.lattice
-    cells, cell_facets, facets, sides = lattice_corners(lattice, work.pool)
+    found = lattice_corners(lattice, work.pool)
+    cells, cell_facets, facets, sides = found
+    merged = len(network.contests) > 0
+    points = straightened(lattice, found, work.arbiter, merged=merged)
     made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
     complete = made.stages == network.num_stages and made.broken == 0
     status = Status(
@@ -349,6 +354,6 @@ def _finish_lattice(work: Work, domain: Domain, made: RefinedLattice) -> Partiti
     inner = lattice.facet_bit >= 0
     unit[inner] = made.bit_unit[lattice.facet_bit[inner]]
     return Partition(
-        network, domain, lattice.points, *cells, *cell_facets, *facets, sides, unit,
+        network, domain, points, *cells, *cell_facets, *facets, sides, unit,
         lattice.faces[:-1], lattice.patterns, made.bit_unit, made.base, status,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from layers import ABS, LINEAR, RELU, Layer, layer, leaky, network
 from strategies import (
     BOX,
     INTERVALS,
+    cancelling_network,
     cancelling_networks,
     degenerate_networks,
     generic_networks,
@@ -54,13 +55,13 @@ def test_many_nearly_degenerate_networks_agree_with_the_oracle(dim: int, example
     sweep(nearly_degenerate_networks, dim, nightly(examples), thin=True)
 
 
-@pytest.mark.parametrize(("dim", "examples"), [(1, 20), (2, 20)])
+@pytest.mark.parametrize(("dim", "examples"), [(1, 20), (2, 20), (3, 8), (4, 3)])
 def test_networks_of_small_differences_agree_with_the_oracle(dim: int, examples: int) -> None:
     differ(dim, ordinary(examples))
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("dim", "examples"), [(1, 200), (2, 200)])
+@pytest.mark.parametrize(("dim", "examples"), [(1, 200), (2, 200), (3, 60), (4, 20)])
 def test_many_networks_of_small_differences_agree(dim: int, examples: int) -> None:
     differ(dim, nightly(examples))
 
@@ -72,6 +73,17 @@ def differ(dim: int, profile: settings) -> None:
         subdivide_and_compare(layers, domain, thin=True)
 
     agree()
+
+
+@pytest.mark.parametrize("dim", [3, 4])
+def test_vertices_that_cancellation_moves_are_put_back(dim: int, monkeypatch) -> None:
+    # float64 puts them 1e-12 off the planes that they are on
+    layers, domain = cancelling_network(3, dim), cube(dim)
+    subdivide_and_compare(layers, domain, thin=True)
+    monkeypatch.setattr("cpwl.partition.straightened", lambda lattice, *_, **__: lattice.points)
+    moved = cpwl.subdivide(capture(layers), domain.domain(), progress=False)
+    wrong = {one.name for one in cpwl.check(moved).findings if one.failures}
+    assert wrong == {"facets are flat", "cells are convex"}
 
 
 @pytest.mark.parametrize("dim", [1, 2])

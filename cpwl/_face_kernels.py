@@ -1,4 +1,4 @@
-"""The compiled loops of `check` over the faces of a partition.
+"""Compiled loops over the faces of a partition, for what looks at a finished one.
 
 In a file of their own, as numba's on-disk cache does not notice a change in a callee that lives in
 another one. Indices are known to be in range when these run.
@@ -79,10 +79,10 @@ def open_faces(offsets, items, below_offsets, below_items, mark, times, wrong):
 
 @njit(cache=True, nogil=True)
 def look_along_facets(
-    points, facet_offsets, facet_corners, facet_cells, cell_offsets, cell_corners, off,
+    points, facets, facet_offsets, facet_corners, facet_cells, cell_offsets, cell_corners, off,
     outward, bent, dented,
 ):  # fmt: skip
-    """Compare the corners of every facet, and of the cells beside it, with the facet's hyperplane.
+    """Compare the corners of facets, and of the cells beside them, with the facets' hyperplanes.
 
     The plane is the one through P of the facet's corners, each the farthest from those before it.
     Let x_0..x_{P-1} be these as stored, and y another stored point at the height h over their
@@ -107,87 +107,110 @@ def look_along_facets(
     the first cell's is taken from the cells' corners, as what contradicts them less.
     """
     dim = points.shape[1]
-    most = 0
-    for facet in range(len(facet_offsets) - 1):
-        most = max(most, facet_offsets[facet + 1] - facet_offsets[facet])
-    arms = np.empty((most, dim))
-    along = np.empty((dim, dim))  # orthonormal
-    chosen = np.empty(dim, np.int64)
-    low = np.empty((dim, dim))
-    dual = np.empty((dim, dim))
-    normal = np.empty(dim)
+    arms = np.empty((np.diff(facet_offsets).max(), dim))
+    work = np.empty((3, dim, dim))
+    dual, normal = np.empty((dim, dim)), np.empty(dim)
     side = np.empty((2, 2))
-    for facet in range(len(facet_offsets) - 1):
-        first, last = facet_offsets[facet], facet_offsets[facet + 1]
-        base = facet_corners[first]
-        for i in range(last - first):
-            for axis in range(dim):
-                arms[i, axis] = points[facet_corners[first + i], axis] - points[base, axis]
-        rank = 0
-        for k in range(dim - 1):
-            longest, best = off * off, -1  # what is nearer than that determines nothing
-            for i in range(last - first):
-                squares = 0.0
-                for axis in range(dim):
-                    squares += arms[i, axis] ** 2
-                if squares > longest:
-                    longest, best = squares, i
-            if best < 0:
-                break
-            chosen[k] = facet_corners[first + best]
-            for axis in range(dim):
-                along[k, axis] = arms[best, axis]
-            _orthonormalize(along, k)
-            for i in range(last - first):
-                part = 0.0
-                for axis in range(dim):
-                    part += arms[i, axis] * along[k, axis]
-                for axis in range(dim):
-                    arms[i, axis] -= part * along[k, axis]
-            rank = k + 1
-        # the edges x_i - x_0 are low @ along, with a triangular matrix, the dual basis its inverse
-        total = 0.0
-        for j in range(rank):
-            for k in range(j + 1):
-                low[j, k] = 0.0
-                for axis in range(dim):
-                    edge = points[chosen[j], axis] - points[base, axis]
-                    low[j, k] += edge * along[k, axis]
-        for i in range(rank):
-            squares = 0.0
-            for axis in range(dim):
-                dual[i, axis] = 0.0
-            for k in range(i, rank):
-                part = 1.0 if k == i else 0.0
-                for j in range(i, k):
-                    part -= normal[j] * low[k, j]
-                normal[k] = part / low[k, k]  # workspace
-                squares += normal[k] ** 2
-                for axis in range(dim):
-                    dual[i, axis] += normal[k] * along[k, axis]
-            total += np.sqrt(squares)
-        _complement(along, rank, normal)
-        sine = 2 * off * total if rank == dim - 1 else 1.0
-        cosine = np.sqrt(1 - sine * sine) if sine < 1 else 0.0
-
-        bent[facet] = False
-        for i in range(first, last):
-            share = _height(points, facet_corners[i], base, normal, dual, rank) / off
-            bent[facet] |= abs(share) * cosine > 1
+    for place in range(len(facets)):
+        facet = facets[place]
+        mine = facet_corners[facet_offsets[facet] : facet_offsets[facet + 1]]
+        rank, cosine = _plane(points, mine, off, arms, work, dual, normal)
+        bent[place] = _bent(points, mine, off, cosine, normal, dual, rank)
         # how far the cells reach to either side, in units of what is allowed
         side[:] = 0.0
         for which in range(2):
             cell = facet_cells[facet, which]
             if cell >= 0:
                 for i in range(cell_offsets[cell], cell_offsets[cell + 1]):
-                    share = _height(points, cell_corners[i], base, normal, dual, rank) / off
+                    share = _height(points, cell_corners[i], mine[0], normal, dual, rank) / off
                     side[which, 0] = max(side[which, 0], -share)
                     side[which, 1] = max(side[which, 1], share)
         turned = max(side[0, 1], side[1, 0]) > max(side[0, 0], side[1, 1])
         for axis in range(dim):
-            outward[facet, axis] = -normal[axis] if turned else normal[axis]
-        dented[facet, 0] = side[0, 0 if turned else 1] * cosine > 1
-        dented[facet, 1] = side[1, 1 if turned else 0] * cosine > 1
+            outward[place, axis] = -normal[axis] if turned else normal[axis]
+        dented[place, 0] = side[0, 0 if turned else 1] * cosine > 1
+        dented[place, 1] = side[1, 1 if turned else 0] * cosine > 1
+
+
+@njit(cache=True, nogil=True)
+def bent_facets(points, facets, offsets, corners, off, bent):
+    """Mark which of some facets have a corner off their plane, as `look_along_facets` does."""
+    dim = points.shape[1]
+    arms = np.empty((np.diff(offsets).max(), dim))
+    work = np.empty((3, dim, dim))
+    dual, normal = np.empty((dim, dim)), np.empty(dim)
+    for place in range(len(facets)):
+        mine = corners[offsets[facets[place]] : offsets[facets[place] + 1]]
+        rank, cosine = _plane(points, mine, off, arms, work, dual, normal)
+        bent[place] = _bent(points, mine, off, cosine, normal, dual, rank)
+
+
+@njit(cache=True, nogil=True)
+def _bent(points, corners, off, cosine, normal, dual, rank):
+    """Whether some corner of a facet is off its plane."""
+    for i in range(len(corners)):
+        height = _height(points, corners[i], corners[0], normal, dual, rank)
+        if abs(height) * cosine > off:
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _plane(points, corners, off, arms, work, dual, normal):
+    """Choose P corners; write the dual basis and the normal; return how many of them span, cos a.
+
+    The cosine is 0 where the corners do not determine a plane.
+    """
+    dim = points.shape[1]
+    along, low, chosen = work  # an orthonormal basis; x_i - x_0 in it; x_i - x_0
+    base = corners[0]
+    for i in range(len(corners)):
+        for axis in range(dim):
+            arms[i, axis] = points[corners[i], axis] - points[base, axis]
+    rank = 0
+    while rank < dim - 1:
+        longest, best = off * off, -1  # what is nearer than that determines nothing
+        for i in range(len(corners)):
+            squares = 0.0
+            for axis in range(dim):
+                squares += arms[i, axis] ** 2
+            if squares > longest:
+                longest, best = squares, i
+        if best < 0:
+            break
+        for axis in range(dim):
+            along[rank, axis] = arms[best, axis]
+            chosen[rank, axis] = points[corners[best], axis] - points[base, axis]
+        _orthonormalize(along, rank)
+        for i in range(len(corners)):
+            part = 0.0
+            for axis in range(dim):
+                part += arms[i, axis] * along[rank, axis]
+            for axis in range(dim):
+                arms[i, axis] -= part * along[rank, axis]
+        for k in range(rank + 1):
+            low[rank, k] = 0.0
+            for axis in range(dim):
+                low[rank, k] += chosen[rank, axis] * along[k, axis]
+        rank += 1
+    # low is triangular, and the dual basis its inverse
+    total = 0.0
+    for i in range(rank):
+        squares = 0.0
+        for axis in range(dim):
+            dual[i, axis] = 0.0
+        for k in range(i, rank):
+            part = 1.0 if k == i else 0.0
+            for j in range(i, k):
+                part -= normal[j] * low[k, j]
+            normal[k] = part / low[k, k]  # a workspace for now
+            squares += normal[k] ** 2
+            for axis in range(dim):
+                dual[i, axis] += normal[k] * along[k, axis]
+        total += np.sqrt(squares)
+    _complement(along, rank, normal)
+    sine = 2 * off * total if rank == dim - 1 else 1.0
+    return rank, np.sqrt(1 - sine * sine) if sine < 1 else 0.0
 
 
 @njit(cache=True, nogil=True)
