@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 _HALF = (torch.bfloat16, torch.float16)
 _NORMALISATIONS = frozenset(["group_norm", "batch_norm", "instance_norm"])
-CONVOLUTIONS = frozenset(f"conv{way}{n}d" for way in ("", "_transpose") for n in (1, 2, 3))
+_CONVOLUTIONS = frozenset(f"conv{way}{n}d" for way in ("", "_transpose") for n in (1, 2, 3))
 
 
 class ForwardRules(TorchFunctionMode):
@@ -31,12 +31,17 @@ class ForwardRules(TorchFunctionMode):
         kwargs = kwargs or {}
         # an exported program calls overloads of operations: "conv2d.default"
         name = getattr(func, "__name__", "").partition(".")[0]
-        result = None
-        if name in CONVOLUTIONS:
-            result = convolve(func, args, kwargs)
-        elif name in _NORMALISATIONS:
-            result = _normalise(func, args, kwargs)
+        result = by_rule(name, func, args, kwargs)
         return func(*args, **kwargs) if result is None else result
+
+
+def by_rule(name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
+    """Call a function by its rule here, if it has one that applies; else None."""
+    if name in _CONVOLUTIONS:
+        return _convolve(func, args, kwargs)
+    if name in _NORMALISATIONS:
+        return _normalise(func, args, kwargs)
+    return None
 
 
 def _normalise(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
@@ -49,7 +54,7 @@ def _normalise(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | Non
     return func(x, *args[1:], **kwargs)
 
 
-def convolve(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
+def _convolve(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
     """Convolve value and tangents of a dual number, or None if that is not all there is to it."""
     if len(args) < 2 or "input" in kwargs or not torch.is_tensor(args[0]):
         return None

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from approx._rules import CONVOLUTIONS, convolve
+from approx._rules import by_rule
 from approx._units import PASSED_OVER, Units, find_units, operation_name, written_out_silu
 
 __all__ = ["Entering", "Sink", "Watch", "watched"]
@@ -94,10 +94,10 @@ class Watch(TorchFunctionMode):
         elif name in PASSED_OVER:
             self.passed_over[self.names.at(name)] = None
         result = None
-        if self.derivatives and name in CONVOLUTIONS:
-            result = convolve(func, args, kwargs)
-        elif self.derivatives and name in _WRITTEN_OUT:
+        if self.derivatives and name in _WRITTEN_OUT:
             result = _write_out(name, args, kwargs)
+        elif self.derivatives:
+            result = by_rule(name, func, args, kwargs)
         if result is None:
             result = func(*args, **kwargs)
         self._remember(name, args, result)

@@ -184,20 +184,7 @@ def test_full_size_latents(data, name, shape):
     assert table.psi_error[0] < 3
 
 
-@pytest.mark.parametrize(
-    "batch",
-    [
-        1,
-        pytest.param(
-            3,
-            marks=pytest.mark.xfail(
-                reason="knots: forward mode of GroupNorm on the layout that attention leaves",
-                raises=RuntimeError,
-                strict=False,
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("batch", [1, 3])
 def test_the_stable_diffusion_decoder_runs(batch):
     """diffusers' architecture at its smallest latent, with random weights."""
     diffusers = pytest.importorskip("diffusers", reason="needs the extra cpwl[diffusers]")
