@@ -63,7 +63,7 @@ def load_diffusers(
         There is no such folder or name.
     """
     try:
-        import diffusers
+        import diffusers  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             f"Expected diffusers for reading '{source}', got {error}: "
@@ -132,7 +132,7 @@ def load_onnx(path: str | PathLike[str]) -> nn.Module:
         The model has an operation that onnx2torch does not know.
     """
     try:
-        import onnx2torch
+        import onnx2torch  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:  # torchvision for another torch raises the latter
         raise ImportError(
             f"Expected onnx2torch for '{Path(path).name}', got {_first_line(error)} "
@@ -165,7 +165,7 @@ def _local_config(folder: Path) -> dict[str, Any]:
 
 def _hub_config(source: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return a model's configuration on the hub, and in which subfolder of the name it lies."""
-    from diffusers.configuration_utils import ConfigMixin
+    from diffusers.configuration_utils import ConfigMixin  # pyright: ignore[reportMissingImports]
 
     class Config(ConfigMixin):
         config_name = "config.json"
