@@ -4,8 +4,10 @@
 
 Ratios within one process whose engines take turns (see `descriptors`), in float32 unless it says
 bf16, on one thread and two. The Stable Diffusion decoder needs `pip install ".[diffusers]"`; its
-loop and its `paper` are measured at 12 columns instead of 120, in which both are linear beside one
-forward pass.
+loop and its `paper` are measured at 12 columns, in which both are linear beside one forward pass.
+Its k is 80: with random weights and 4 x 16 x 16 latents r_eff is about 200, so that 120 values are
+more than `predict` may predict (k / r_eff > 0.5) and it would compute them all, as it says. Targets
+of `predict` are scaled to k, as the cost of the loop is.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 PATIENCE = 1500  # seconds
 H100 = 989e12  # dense bfloat16 floating-point operations a second, from its data sheet
 COLUMNS = {"taef2": 120, "sd": 12}
+VALUES = {"taef2": 120, "sd": 80}
 
 
 def measure(*arguments: Any) -> dict[str, Any]:
@@ -41,16 +44,18 @@ def decoder(request: pytest.FixtureRequest, data: Path) -> str:
 
 
 def test_times(decoder: str) -> None:
-    k = COLUMNS[decoder]
-    print(f"\n| {decoder}, threads | 8 passes s | loop s, {k} columns | paper s | times faster "
-          "| predict s | times faster than 120 | predict bf16 s | times faster | psi and its bf16 "
-          "| knots s | all three s | psi alone + 10 passes s |\n" + "|---" * 13 + "|")  # fmt: skip
+    columns, k = COLUMNS[decoder], VALUES[decoder]
+    print(f"\n| {decoder}, threads | 8 passes s | loop s, {columns} columns | paper s | times "
+          f"faster | predict s | times faster than the loop's {k} | predict bf16 s | times faster "
+          "| psi and its bf16 | knots s | all three s | psi alone + 10 passes s |\n"
+          + "|---" * 13 + "|")  # fmt: skip
     short = []
     for threads in (1, 2):
-        rounds = 3 if decoder == "taef2" else 2
-        t = measure("times", decoder, "--threads", threads, "--k", k, "--rounds", rounds)
+        rounds = 3 if decoder == "taef2" else 1
+        t = measure("times", decoder, "--threads", threads, "--k", k, "--columns", columns,
+                    "--rounds", rounds)  # fmt: skip
         one = t["passes"] / 8
-        loop = one + (t["loop"] - one) * 120 / k
+        loop = one + (t["loop"] - one) * k / columns
         paper, predict, half = t["loop"] / t["paper"], loop / t["predict"], loop / t["predict bf16"]
         allowed = t["predict"] + 10 * one
         print(f"| {threads} | {t['passes']:.2f} | {t['loop']:.2f} | {t['paper']:.2f} | {paper:.2f} "
@@ -58,12 +63,12 @@ def test_times(decoder: str) -> None:
               f"| {t['psi']:.2f}, {t['psi_bf16']:.2f} | {t['knots']:.2f} | {t['describe']:.2f} "
               f"| {allowed:.2f} |", flush=True)  # fmt: skip
         if t["fell_back"]:
-            print(f"r_eff = {t['r_eff']:.0f}: predict fell back to all 120 products", flush=True)
-        for name, ratio, target in (("paper", paper, 1.0), ("predict", predict, 6.0)):
+            print(f"r_eff = {t['r_eff']:.0f}: predict fell back to all {k} products", flush=True)
+        for name, ratio, target in (("paper", paper, 1.0), ("predict", predict, k / 20)):
             if ratio < target:
                 short.append(f"{name}, {threads} threads: {ratio:.2f} instead of {target}")
-        if torch.backends.cpu.get_cpu_capability() != "DEFAULT" and half < 12 and has_bf16():
-            short.append(f"predict bf16, {threads} threads: {half:.1f} instead of 12")
+        if torch.backends.cpu.get_cpu_capability() != "DEFAULT" and half < k / 10 and has_bf16():
+            short.append(f"predict bf16, {threads} threads: {half:.1f} instead of {k / 10}")
         if t["describe"] > allowed:
             short.append(f"all three, {threads} threads: {t['describe']:.2f} s, not {allowed:.2f}")
     assert not short, f"Expected the targets to be met, got {'; '.join(short)}"
