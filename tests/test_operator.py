@@ -6,15 +6,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import decoders
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
+from decoders import blocks, gap
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from approx import DecoderError, JacobianOperator
-from tests import decoders
-from tests.decoders import blocks, gap
 
 CHUNKS = (1, 3, "auto")
 

@@ -6,13 +6,13 @@ import doctest
 import re
 from typing import Any
 
+import decoders
 import pytest
 import torch
 from torch import nn
 
 import approx.operator
 from approx import DecoderError, JacobianOperator
-from tests import decoders
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import decoders
 import pytest
 import torch
+from decoders import blocks, gap
 from torch import Tensor, nn
 
 from approx import JacobianOperator
 from approx._memory import chunked, held_bytes, out_of_memory, sized
-from tests import decoders
-from tests.decoders import blocks, gap
 
 
 class StoppedError(Exception):
