@@ -18,7 +18,7 @@ from cpwl._signs import StageSigns
 
 # Vertices whose place on their edge rounding leaves open by more than this share of the domain's
 # extent are computed exactly, so that their coordinates are good ones.
-_BLURRED = 1e-10
+_BLURRED = 1e-12
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from numba import njit, uint64
 
 EPS = 2.0**-52
 # Chords that cross at a smaller angle are left to rational arithmetic.
-_PARALLEL = 1e-5
+_PARALLEL = 3e-5
 # Shorter chords lose too much of their length to underflow for a bound on the angle.
 _TINY = 1e-130
 

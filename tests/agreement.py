@@ -53,17 +53,19 @@ def subdivide_and_compare(
     *,
     thin: bool = False,
     magnitude: float = 1.0,
+    share: float = 1e-13,
     **options: int,
 ) -> cpwl.Partition:
     """Subdivide, check, compare with the oracle, and return the partition.
 
     `thin` allows cells so thin that float64 cannot tell that they are there; `magnitude` is the
-    size of what the network adds up, next to which the entries of its maps are rounded.
+    size of what the network adds up, next to which the entries of its maps are rounded; `share` of
+    the domain's volume is what a cell's may be off by.
     """
     partition = cpwl.subdivide(capture(layers), domain_of(domain), progress=False, **options)
     assert partition.status.complete
     assert partition.status.exact
-    assert_agrees(partition, layers, oracles.subdivide(layers, exact_of(domain)), magnitude)
+    assert_agrees(partition, layers, oracles.subdivide(layers, exact_of(domain)), magnitude, share)
     assert_checked(partition, thin=thin)
     return partition
 
@@ -80,6 +82,7 @@ def assert_agrees(
     layers: Sequence[Layer],
     cells: Sequence[oracles.Cell],
     magnitude: float = 1.0,
+    share: float = 1e-13,
 ) -> None:
     """Compare cells, patterns, vertices, faces and adjacency exactly, then points and maps.
 
@@ -100,7 +103,7 @@ def assert_agrees(
         _assert_facets_hold_all_that_is_common(partition)
     else:
         _assert_same_faces(partition, match, names, alias, cells)
-    _assert_same_volumes(partition, match, cells)
+    _assert_same_volumes(partition, match, cells, share)
     _assert_same_maps(partition, match, cells, magnitude)
 
 
@@ -261,10 +264,10 @@ def _assert_facets_hold_all_that_is_common(partition: cpwl.Partition) -> None:
 
 
 def _assert_same_volumes(
-    partition: cpwl.Partition, match: list[int], cells: Sequence[oracles.Cell]
+    partition: cpwl.Partition, match: list[int], cells: Sequence[oracles.Cell], share: float
 ) -> None:
     exact = np.array([_volume(cells[theirs].shape) for theirs in match])
-    slack = CLOSE * exact + 1e-13 * exact.sum()
+    slack = CLOSE * exact + share * exact.sum()
     assert (np.abs(cpwl.volumes(partition) - exact) <= slack).all()
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import oracles
 import pytest
-from agreement import capture, subdivide_and_compare
+from agreement import CLOSE, capture, subdivide_and_compare
 from bodies import Body, bodies, cube, domain_of, exact_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -70,7 +70,8 @@ def differ(dim: int, profile: settings) -> None:
     @settings(profile, phases=[Phase.explicit, Phase.generate])
     @given(cancelling_networks(dim), st.sampled_from(INTERVALS if dim == 1 else bodies(dim)))
     def agree(layers, domain) -> None:
-        subdivide_and_compare(layers, domain, thin=True)
+        # where knots are all but parallel, vertices and with them volumes are good to CLOSE only
+        subdivide_and_compare(layers, domain, thin=True, share=CLOSE)
 
     agree()
 
