@@ -133,9 +133,9 @@ def stage_signs(
         tolerance = np.full(len(slack), np.inf)
     else:
         tolerance = _CARRIED_OVER * bound.fresh[knots.unit] + rounding
-    # The rounding error of a sum of n terms is some sqrt(n) times smaller than its bound (Higham and
-    # Mary, A new approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 2019), and
-    # the partial sums as much smaller than the sum of magnitudes in the bound.
+    # The rounding error of a sum of n terms is some sqrt(n) times smaller than its bound (Higham
+    # and Mary, A new approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 2019),
+    # and the partial sums as much smaller than the sum of magnitudes in the bound.
     noise = np.maximum(bound.fresh[knots.unit], slack / _PESSIMISM) / bound.terms
     lipschitz = bound.lipschitz[knots.unit]
     every = Columns(knots.unit, knots.value, slack, lipschitz, tolerance, noise)
