@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Output = Callable[[Any], Tensor]
+HALF = (torch.bfloat16, torch.float16)
 
 # layers whose result in training mode is random, or depends on the other latents of the batch
 _NOISY = (

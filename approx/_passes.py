@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from approx._checks import check_output, random_numbers
+from approx._checks import check_output
 from approx._counting import ByDerivatives, BySigns
 from approx._memory import LIVE, SHARE, free_bytes, sized
-from approx._state import Prepared, generator_states
+from approx._state import Prepared, deterministic
 from approx._watch import Watch, watched
 
 __all__ = [
@@ -90,7 +88,7 @@ def by_derivatives(prepared: Prepared, z: Tensor, basis: Tensor, options: Option
         # z has no axis of directions, so only tangents are computed P times
         return torch.func.jvp(lambda x: prepared(x.clone()), (z,), (tangent,))[0]
 
-    with _deterministic(prepared), watched(prepared.modules, counting, derivatives=True) as watch:
+    with deterministic(prepared), watched(prepared.modules, counting, derivatives=True) as watch:
         # draws are refused below; "same" leaves it to us to say so
         decoded = torch.func.vmap(along, out_dims=None, randomness="same")(tangents)
     check_output(decoded, z)
@@ -115,7 +113,7 @@ def by_signs(prepared: Prepared, z: Tensor, basis: Tensor, options: Options) -> 
         counting.next_vertex()
         vertex = z + step
         with (
-            _deterministic(prepared),
+            deterministic(prepared),
             watched(prepared.modules, counting, derivatives=False) as watch,
         ):
             decoded = prepared(vertex)
@@ -132,14 +130,6 @@ def by_signs(prepared: Prepared, z: Tensor, basis: Tensor, options: Options) -> 
         unknown,
         tuple(passed_over),
     )
-
-
-@contextmanager
-def _deterministic(prepared: Prepared) -> Iterator[None]:
-    before = generator_states(prepared.device)
-    yield
-    if not all(map(torch.equal, before, generator_states(prepared.device))):
-        raise random_numbers(prepared.device)
 
 
 def _require_units(layers: list[str], watch: Watch) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from approx._checks import Output
+from approx._checks import HALF, Output
 from approx._state import prepare
-from approx._stream import HALF, Batches
+from approx._stream import Batches
 from approx.knots import neighbourhood
 from approx.spectrum import Method, draw_seed
 

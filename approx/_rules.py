@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-_HALF = (torch.bfloat16, torch.float16)
+from approx._checks import HALF
+
 _NORMALISATIONS = frozenset(["group_norm", "batch_norm", "instance_norm"])
 _CONVOLUTIONS = frozenset(f"conv{way}{n}d" for way in ("", "_transpose") for n in (1, 2, 3))
 
@@ -49,7 +50,7 @@ def _normalise(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | Non
     if not args or not torch.is_tensor(args[0]):
         return None
     x = args[0].contiguous()
-    if x.dtype in _HALF and torch.is_autocast_enabled(x.device.type):
+    if x.dtype in HALF and torch.is_autocast_enabled(x.device.type):
         return func(x.float(), *args[1:], **kwargs).to(x.dtype)
     return func(x, *args[1:], **kwargs)
 

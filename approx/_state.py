@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from approx._attention import plain_attention
 from approx._checks import (
+    HALF,
     DecoderError,
     Output,
     check_deterministic,
@@ -24,8 +25,6 @@ from approx._checks import (
     random_numbers,
 )
 from approx._memory import Held, held_bytes
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class Prepared(NamedTuple):
@@ -95,7 +94,7 @@ def prepare(
             f"Expected a decoder that can be called on latents, got {type(decoder).__name__}: "
             "give a module, its decode method or a function."
         )
-    if dtype not in (None, *_HALF, torch.float32, torch.float64):
+    if dtype not in (None, *HALF, torch.float32, torch.float64):
         raise ValueError(
             f"Expected dtype as float32, float64, bfloat16 or float16, got {dtype}: leave it out "
             "for the latents' own."
@@ -110,8 +109,8 @@ def prepare(
             "them with latents.to(device)."
         )
     inner, autocast = z.dtype, None
-    if dtype in _HALF and held != {dtype}:
-        autocast, inner = dtype, torch.float32 if z.dtype in _HALF else z.dtype
+    if dtype in HALF and held != {dtype}:
+        autocast, inner = dtype, torch.float32 if z.dtype in HALF else z.dtype
     elif dtype is not None:
         inner = dtype
         if held - {dtype}:
@@ -155,13 +154,19 @@ def session(prepared: Prepared) -> Iterator[None]:
 
 def forward(prepared: Prepared, z: Tensor) -> Tensor:
     """Decode z within `session` and check: deterministic, one finite output for each latent."""
-    before = generator_states(prepared.device)
-    y = prepared(z)
-    after = generator_states(prepared.device)
-    if not all(map(torch.equal, before, after)):
-        raise random_numbers(prepared.device)
+    with deterministic(prepared):
+        y = prepared(z)
     check_output(y, z)
     return y
+
+
+@contextmanager
+def deterministic(prepared: Prepared) -> Iterator[None]:
+    """Refuse a decoder that draws random numbers in the block."""
+    before = generator_states(prepared.device)
+    yield
+    if not all(map(torch.equal, before, generator_states(prepared.device))):
+        raise random_numbers(prepared.device)
 
 
 def held_by_one(prepared: Prepared, z: Tensor) -> Held | None:

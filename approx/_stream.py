@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from approx._checks import Output, check_latents
+from approx._checks import HALF, Output, check_latents
 from approx._state import prepare, session
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Batches:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure, SubFigure
 
-PICTURES = (".png", ".pdf", ".svg")
-TABLES = (".parquet", ".nc", ".zarr")
-
 
 def write_dataset(dataset: xr.Dataset, path: Path) -> None:
     """Write a Dataset as .nc, .zarr or, one row for each of its points, .parquet.

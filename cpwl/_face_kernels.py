@@ -10,18 +10,24 @@ import numpy as np
 from numba import njit
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _mark_corners(face, offsets, items, below_offsets, below_items, mark):
+    """Mark a face's corners with its number, and count them."""
+    count = 0
+    for i in range(offsets[face], offsets[face + 1]):
+        for j in range(below_offsets[items[i]], below_offsets[items[i] + 1]):
+            if mark[below_items[j]] != face:
+                mark[below_items[j]] = face
+                count += 1
+    return count
+
+
 @njit(cache=True, nogil=True)
 def count_corners(offsets, items, below_offsets, below_items, mark, size):
     """Count the different corners of faces, given those of the faces below."""
     mark[:] = -1
     for face in range(len(offsets) - 1):
-        count = 0
-        for i in range(offsets[face], offsets[face + 1]):
-            for j in range(below_offsets[items[i]], below_offsets[items[i] + 1]):
-                if mark[below_items[j]] != face:
-                    mark[below_items[j]] = face
-                    count += 1
-        size[face] = count
+        size[face] = _mark_corners(face, offsets, items, below_offsets, below_items, mark)
 
 
 @njit(cache=True, nogil=True)
@@ -43,12 +49,7 @@ def unlike(offsets, items, below_offsets, below_items, listed_offsets, listed, m
     """Mark the faces whose corners are not those listed, ascending."""
     mark[:] = -1
     for face in range(len(offsets) - 1):
-        count = 0
-        for i in range(offsets[face], offsets[face + 1]):
-            for j in range(below_offsets[items[i]], below_offsets[items[i] + 1]):
-                if mark[below_items[j]] != face:
-                    mark[below_items[j]] = face
-                    count += 1
+        count = _mark_corners(face, offsets, items, below_offsets, below_items, mark)
         # as many, all different, all of them corners
         first, last = listed_offsets[face], listed_offsets[face + 1]
         wrong[face] = last - first != count

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bridges import cli
+
 
 @pytest.fixture(scope="session")
 def data() -> Path:
@@ -15,3 +17,21 @@ def data() -> Path:
     if not folder:
         pytest.skip("set the environment variable CPWL_DATA to the folder with the real networks")
     return Path(folder)
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command in a fresh folder: status, stdout, stderr.
+
+    An @ in its line stands for the test module's own fixture `folder`.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def command(line):
+        words = line.replace("@", f"{folder}/").split()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(words)
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return command

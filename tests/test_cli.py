@@ -12,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 import cpwl
-from bridges import cli
 from bridges.toys import random_mlp
 from cpwl import plot
 
@@ -46,21 +45,6 @@ def folder(tmp_path_factory):
     (folder / "empty.npy").write_bytes(b"")
     (folder / "broken.pt2").write_bytes(b"PK\x03\x04")
     return folder
-
-
-@pytest.fixture
-def run(folder, monkeypatch, capsys, tmp_path):
-    """Return a function that runs the command in a fresh folder: status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(line):
-        words = line.replace("@", f"{folder}/").split()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(words)
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return command
 
 
 def test_help_lists_the_commands_without_waiting_for_torch(run):

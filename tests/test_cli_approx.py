@@ -17,7 +17,6 @@ from torch import nn
 
 import approx
 from approx import decoders as loading
-from bridges import cli
 
 # the package has a function of that name
 describing = importlib.import_module("approx.describe")
@@ -55,21 +54,6 @@ def folder(tmp_path_factory):
     (folder / "other" / "config.json").write_text('{"_class_name": "UNet"}', encoding="utf-8")
     (folder / "empty").mkdir()
     return folder
-
-
-@pytest.fixture
-def run(folder, monkeypatch, capsys, tmp_path):
-    """Return a function that runs the command in a fresh folder: status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(line):
-        words = line.replace("@", f"{folder}/").split()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(words)
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return command
 
 
 def test_describe_writes_every_format(run, tmp_path, folder):

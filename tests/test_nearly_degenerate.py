@@ -188,24 +188,24 @@ def scaled(layers: tuple[Layer, ...], exponents: list[int], undo: bool) -> tuple
     )
 
 
-@ordinary(15)
-@given(degenerate_networks(HOMOGENEOUS), places(2), st.data())
-def test_exponents_that_the_next_layer_undoes(layers, domain, data) -> None:
+def undo_exponents(layers, domain, data) -> None:
     exponents = data.draw(
         st.lists(st.sampled_from((-1000, -400, 0, 300, 900)), min_size=9, max_size=9)
     )
     changed = subdivide_and_compare(scaled(layers, exponents, undo=True), domain)
     assert changed.num_cells == subdivide_and_compare(layers, domain).num_cells
+
+
+@ordinary(15)
+@given(degenerate_networks(HOMOGENEOUS), places(2), st.data())
+def test_exponents_that_the_next_layer_undoes(layers, domain, data) -> None:
+    undo_exponents(layers, domain, data)
 
 
 @ordinary(15)
 @given(degenerate_networks(SOLID), places(3), st.data())
 def test_exponents_that_the_next_layer_undoes_in_space(layers, domain, data) -> None:
-    exponents = data.draw(
-        st.lists(st.sampled_from((-1000, -400, 0, 300, 900)), min_size=9, max_size=9)
-    )
-    changed = subdivide_and_compare(scaled(layers, exponents, undo=True), domain)
-    assert changed.num_cells == subdivide_and_compare(layers, domain).num_cells
+    undo_exponents(layers, domain, data)
 
 
 @ordinary(15)
