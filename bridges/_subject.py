@@ -60,8 +60,7 @@ class Latents(NamedTuple):
     s : (n, P) float64 ndarray
         Slice coordinates.
     z : (n, *latent) float64 tensor
-        The latents there, rounded to float32 so that both precisions run on the same points (and
-        therefore a rounding beside `s`).
+        The latents there.
     cells : (n,) int64 ndarray
         Cell of each s; -1 without a partition.
     """
@@ -74,7 +73,7 @@ class Latents(NamedTuple):
 def uniform(subject: Subject, n: int, rng: np.random.Generator) -> Latents:
     """Draw latents uniformly over the domain."""
     s = uniform_in(subject.domain, n, rng)
-    z = rounded(subject, s)
+    z = torch.from_numpy(subject.domain.slice.embed(s))
     if subject.partition is None:
         return Latents(s, z, np.full(n, -1))
     return Latents(s, z, cpwl.locate(subject.partition, s))
@@ -88,7 +87,7 @@ def one_in_each(subject: Subject, most: int, rng: np.random.Generator) -> Latent
     if len(cells) > most:
         cells = np.sort(rng.choice(cells, most, replace=False))
     s = uniform_in_cells(partition, cells, rng)
-    return Latents(s, rounded(subject, s), cells)
+    return Latents(s, torch.from_numpy(subject.domain.slice.embed(s)), cells)
 
 
 def uniform_in(domain: cpwl.Domain, n: int, rng: np.random.Generator) -> Array:
@@ -101,9 +100,3 @@ def uniform_in(domain: cpwl.Domain, n: int, rng: np.random.Generator) -> Array:
     share = np.abs(np.linalg.det(simplices[:, 1:] - simplices[:, :1]))
     chosen = rng.choice(len(simplices), n, p=share / share.sum())
     return np.einsum("nk,nkp->np", rng.dirichlet(np.ones(domain.dim + 1), n), simplices[chosen])
-
-
-def rounded(subject: Subject, s: Array) -> Tensor:
-    """Return the latents at slice coordinates, in float64 with float32's values."""
-    z = subject.domain.slice.embed(s)
-    return torch.from_numpy(z.astype(np.float32).astype(np.float64))
