@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from types import MappingProxyType
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+import cpwl
+from bridges import _toy_decoders, pretrained
 
 RADIUS = 10.0
 """The toy generator is trained on, and shown over, [-RADIUS, RADIUS]^2."""
@@ -145,3 +151,107 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class Toy(NamedTuple):
+    """A small generator and the part of its latent space that it is looked at on.
+
+    Attributes
+    ----------
+    name : str
+        Its key in `TOYS`.
+    module : nn.Module
+        In evaluation mode, float32; takes (B, *domain.slice.latent_shape).
+    domain : Domain
+        A square, on a plane through the latent space.
+    note : str
+        What it is, in one line.
+    """
+
+    name: str
+    module: nn.Module
+    domain: cpwl.Domain
+    note: str
+
+
+def toy(name: str) -> Toy:
+    """Make one of `TOYS`.
+
+    Parameters
+    ----------
+    name : str
+        "generator" (trained, which takes some six seconds), "mnist-vae" (pretrained: a file that
+        is found or downloaded by `bridges.data.path`), or with random weights "conv", "residual",
+        "max-pooling", or "smooth", which is not piecewise linear.
+
+    Raises
+    ------
+    ValueError
+        Another name.
+    """
+    if name not in TOYS:
+        raise ValueError(f"Expected one of the toys {', '.join(TOYS)}, got '{name}'. Choose one.")
+    return TOYS[name]()
+
+
+def _generator() -> Toy:
+    domain = cpwl.box([-RADIUS, -RADIUS], [RADIUS, RADIUS])
+    return Toy("generator", toy_generator(), domain, "trained on five bumps, 2-20-20-20-3, ReLU")
+
+
+def _mnist_vae() -> Toy:
+    decoder = pretrained.mnist_vae_decoder()[:-1]
+    images = pretrained.read_images("mnist", 100)
+    chosen = [int(np.flatnonzero(images.labels == digit)[0]) for digit in (0, 1, 7)]
+    plane = cpwl.Slice.through(*pretrained.codes(images)[chosen])
+    note = "decoder of an MNIST VAE before its sigmoid, 20-400-784, among the codes of a 0, 1 and 7"
+    return Toy("mnist-vae", decoder, _around(plane, 0.4), note)
+
+
+def _conv() -> Toy:
+    note = "convolutional, ReLU, 8x4x4 to 3x16x16, orthogonal kernels: an effective rank near 70"
+    return _random("conv", _toy_decoders.conv, (8, 4, 4), 0.2, note)
+
+
+def _residual() -> Toy:
+    note = "residual convolutions, ReLU and leaky ReLU, 4x3x3 to 3x6x6"
+    return _random("residual", _toy_decoders.residual, (4, 3, 3), 0.2, note)
+
+
+def _max_pooling() -> Toy:
+    note = "max-pooling, then convolutions and ReLU, 12 to 3x8x8"
+    return _random("max-pooling", _toy_decoders.max_pooling, (12,), 0.4, note)
+
+
+def _smooth() -> Toy:
+    note = "SiLU, GroupNorm, attention, 4x4x4 to 3x8x8: not piecewise linear"
+    return _random("smooth", _toy_decoders.smooth, (4, 4, 4), 2.0, note)
+
+
+TOYS: Mapping[str, Callable[[], Toy]] = MappingProxyType(
+    {
+        "generator": _generator,
+        "mnist-vae": _mnist_vae,
+        "conv": _conv,
+        "residual": _residual,
+        "max-pooling": _max_pooling,
+        "smooth": _smooth,
+    }
+)
+"""Every toy by its name, with the function that makes it, always the same."""
+
+
+def _random(
+    name: str, make: Callable[[], nn.Module], shape: tuple[int, ...], half: float, note: str
+) -> Toy:
+    """Return a seeded decoder on the square about the middle of three normal latents."""
+    latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    plane = cpwl.Slice.through(*latents)
+    return Toy(name, _toy_decoders.seeded(make), _around(plane, half), note)
+
+
+def _around(plane: cpwl.Slice, half: float) -> cpwl.Domain:
+    """Return the square of this half width about the middle of a slice's anchors."""
+    assert plane.anchors is not None
+    middle = plane.anchors.mean(axis=0)
+    return plane.box(middle - half, middle + half)
