@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-import numpy as np
 
-from bridges._arguments import (
-    check_output,
-    load_npy,
-    read_numbers,
-    read_shape,
-    shaped_latents,
-)
+from bridges._arguments import check_output, read_shape
+from bridges._slicing import Place, domain_of, slice_options
 from bridges.cli_approx import describe, field
 
 # `cpwl --help` should not wait for torch: the commands import what they need.
@@ -117,16 +111,7 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
 @click.option(
     "--certify", is_flag=True, help="Prove the result in exact arithmetic before it is written."
 )
-@click.option("--through", type=_PATH, help="A .npy file with two to seven latents (k, ...).")
-@click.option("--origin", help="The slice's origin: a .npy file, or numbers: 0,0,0.5")
-@click.option("--basis", help="The slice's axes: a .npy file, or rows of numbers: 1,0,0;0,1,0")
-@click.option(
-    "--box",
-    type=(float, float),
-    multiple=True,
-    metavar="LO HI",
-    help="Bounds in slice coordinates: once for all axes, or once for each.",
-)
+@slice_options
 @click.option("--color", default="psi", show_default=True, type=click.Choice(_COLORS))
 @_input_shape
 @_upto
@@ -166,7 +151,7 @@ def partition(
     from cpwl.certificate import read_provable
 
     network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
-    domain = _domain(network.input_shape, through, origin, basis, box)
+    domain = domain_of(network.input_shape, Place(through, origin, basis, box))
     certify = certify or any(path.suffix == _PROOF for path in output)
     if certify:
         read_provable(network, domain)  # what cannot be proven is refused before the work
@@ -237,64 +222,6 @@ def _fail(message: str, status: int) -> NoReturn:
     """Print one line on stderr and leave."""
     print("cpwl:", " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
-
-
-def _domain(
-    latent_shape: tuple[int, ...],
-    through: Path | None,
-    origin: str | None,
-    basis: str | None,
-    box: tuple[tuple[float, float], ...],
-) -> cpwl.Domain:
-    """Return the domain that the options describe."""
-    import cpwl
-    from cpwl.domain import MAX_DIM
-
-    if through is not None and (origin is not None or basis is not None):
-        raise ValueError(
-            "Expected --through, or --origin and --basis, got both. "
-            "Choose one way to give the slice."
-        )
-    if (origin is None) != (basis is None):
-        raise ValueError(
-            "Expected --origin and --basis together, got one of them. Give both, or --through."
-        )
-    size = int(np.prod(latent_shape))
-    if through is not None:
-        latents = shaped_latents(load_npy(through, "--through"), latent_shape, "--through")
-        if len(latents) < 2:
-            raise ValueError(
-                f"Expected two to seven latents in {through}, got {len(latents)}. "
-                "Stack them along a new first axis and save them with numpy.save."
-            )
-        plane = cpwl.Slice.through(*latents)
-    elif origin is not None and basis is not None:
-        start = shaped_latents(read_numbers(origin, "--origin"), latent_shape, "--origin")
-        axes = shaped_latents(read_numbers(basis, "--basis"), latent_shape, "--basis")
-        plane = cpwl.Slice(start[0], axes)
-    elif size <= MAX_DIM:
-        plane = cpwl.Slice(np.zeros(latent_shape), np.eye(size).reshape(size, *latent_shape))
-    else:
-        raise ValueError(
-            f"Expected a slice through the model's {size} inputs, got none. "
-            "Give --through latents.npy, or --origin and --basis."
-        )
-    if box:
-        if len(box) not in (1, plane.dim):
-            raise ValueError(
-                f"Expected --box once or for each of {plane.dim} axes, got it {len(box)} times. "
-                "Give LO HI in slice coordinates."
-            )
-        bounds = np.array(box if len(box) == plane.dim else box * plane.dim)
-        return plane.box(bounds[:, 0], bounds[:, 1])
-    if plane.anchors is None:
-        raise ValueError(
-            "Expected --box LO HI for this slice, got none. "
-            "Give it once for all axes, or once for each."
-        )
-    low, high = plane.anchors.min(0), plane.anchors.max(0)
-    margin = 0.25 * (high - low).max()
-    return plane.box(low - margin, high + margin)
 
 
 def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
