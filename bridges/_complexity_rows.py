@@ -1,0 +1,239 @@
+"""The table of `bridges.complexity`: claims at the declared radius, and what is reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridges._neighbourhoods import zaslavsky
+from bridges.agreement import Row
+
+if TYPE_CHECKING:
+    from bridges.complexity import Complexity
+
+Array = NDArray[np.float64]
+
+_COVERED = 0.99  # of float32's errors, by what `approx.knots` says of its undecided units
+
+
+def rows_of(result: Complexity, left_out: Sequence[int], size: int) -> tuple[Row, ...]:
+    """Return all rows, those of each P together."""
+    rows = [row for q in range(len(result.directions)) for row in _at_radius(result, q)]
+    return (*rows, *_everywhere(result), *left_out_rows(left_out, size))
+
+
+def left_out_rows(left_out: Sequence[int], size: int) -> tuple[Row, ...]:
+    """Say which P were left out."""
+    if not left_out:
+        return ()
+    case = "P = " + ", ".join(map(str, left_out))
+    note = f"left out: a latent has no more than {size} orthogonal directions"
+    return (_row("directions", case, "coordinates of a latent", float(size), note=note),)
+
+
+def radius_text(radius: float) -> str:
+    """Write a radius in few characters: 1e-5, 0.03, 14."""
+    if radius < 1e-2:
+        digits, exponent = f"{radius:.0e}".split("e")
+        return f"{digits}e{int(exponent)}"
+    return f"{radius:.2g}"
+
+
+def _row(
+    quantity: str,
+    case: str,
+    statistic: str,
+    value: float,
+    low: float = math.nan,
+    high: float = math.nan,
+    note: str = "",
+) -> Row:
+    return Row("complexity", quantity, case, statistic, float(value), low, high, note)
+
+
+def _at_radius(result: Complexity, q: int) -> list[Row]:
+    """Return the rows of one P at the declared radius, and its radii of validity."""
+    P, r = result.directions[q], int(np.flatnonzero(result.radii == result.radius)[0])
+    place = f"P = {P}, r = {radius_text(result.radius)}"
+    rows = []
+    for name, claimed in (
+        ("jvp float64", True),
+        ("hull float64", True),
+        ("jvp float32", False),
+        ("hull float32", False),
+    ):
+        share = _shares(result, q, name)
+        notes = [_sweep(result, share)]
+        if claimed:
+            notes.insert(0, _differing(result, q, r, name))
+        rows.append(
+            _row(
+                "knots",
+                f"{name}, {place}",
+                "share of latents with the exact number",
+                share[r],
+                low=1.0 if claimed else math.nan,
+                note="; ".join(filter(None, notes)),
+            )
+        )
+    rows += [_covered(result, q, r, place), _bound(result, q, r, place)]
+    return rows + _valid(result, q)
+
+
+def _shares(result: Complexity, q: int, name: str) -> Array:
+    """Return the share of the enumerated latents with the exact number of knots, by radius."""
+    known = result.knots[q] >= 0
+    return _ratio((known & (result.counts[name][q] == result.knots[q])).sum(1), known.sum(1))
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> Array:
+    """Divide; NaN where there is nothing."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), math.nan)
+
+
+def _sweep(result: Complexity, share: Array) -> str:
+    """Write the shares at whole decades and at the largest radius."""
+    lowest = result.radii[0]
+    decade = np.isclose(np.log10(result.radii / lowest) % 1, 0, atol=1e-6)
+    decade[-1] = True
+    return "by radius: " + ", ".join(
+        f"{radius_text(r)} {'-' if math.isnan(s) else format(s, '.2f')}"
+        for r, s in zip(result.radii[decade], share[decade], strict=True)
+    )
+
+
+def _differing(result: Complexity, q: int, r: int, name: str) -> str:
+    """Say at how many latents equality is proven, and where it fails by most."""
+    known = result.knots[q, r] >= 0
+    text = f"proven at {int(result.proven[q, r].sum())} of {int(known.sum())}"
+    off = np.where(known, np.abs(result.counts[name][q, r] - result.knots[q, r]), 0)
+    if off.any():
+        worst = int(off.argmax())
+        text += (
+            f"; worst at latent {worst}: {result.counts[name][q, r, worst]} for "
+            f"{result.knots[q, r, worst]}"
+        )
+    return text
+
+
+def _covered(result: Complexity, q: int, r: int, place: str) -> Row:
+    off = np.abs(result.counts["jvp float32"][q, r] - result.counts["jvp float64"][q, r])
+    covered = off <= result.undecided[q, r]
+    spread = 3 * math.sqrt(_COVERED * (1 - _COVERED) / len(covered))
+    return _row(
+        "knots", f"jvp float32 against float64, {place}", "share within its undecided units",
+        covered.mean(), low=_COVERED - spread,
+        note=f"0.99 is claimed, limit 3 standard errors below; {int((off > 0).sum())} latents "
+        f"miscounted, {result.undecided[q, r].mean():.2g} units undecided on average",
+    )  # fmt: skip
+
+
+def _bound(result: Complexity, q: int, r: int, place: str) -> Row:
+    known = result.cells[q, r] >= 0
+    ratio = _above(result.cells[q, r], result.counts["jvp float64"][q, r], result.directions[q])
+    return _row(
+        "cells", f"Zaslavsky of jvp float64, {place}", "largest ratio of cells to the bound",
+        ratio[known].max(initial=-math.inf) if known.any() else math.nan, high=1.0,
+        note=f"mean {ratio[known].mean():.2f}, of {result.cells[q, r][known].max()} cells at most"
+        if known.any() else "not enumerated",
+    )  # fmt: skip
+
+
+def _above(cells: NDArray[np.int64], knots: NDArray[np.int64], P: int) -> Array:
+    """Return cells divided by Zaslavsky's bound."""
+    bound = [zaslavsky(max(n, 0), P) for n in knots.ravel().tolist()]
+    return cells / np.array(bound, dtype=np.float64).reshape(cells.shape)
+
+
+def _valid(result: Complexity, q: int) -> list[Row]:
+    """Return from which radii on knots fold, and the count differs, at the uniform latents."""
+    P, uniform = result.directions[q], ~result.planted
+    known = result.knots[q][:, uniform] >= 0
+    differs = known & (result.counts["jvp float64"][q] != result.knots[q])[:, uniform]
+    first = np.where(differs, result.radii[:, None], math.inf).min(axis=0)
+    swept = "" if P <= 2 else " (of those swept)"
+    rows = []
+    for quantity, case, values in (
+        ("folds", f"exact, P = {P}", result.fold_radius[q]),
+        ("knots", f"jvp float64 differs from exact, P = {P}", first),
+    ):
+        some = np.isfinite(values)
+        largest = radius_text(float(np.max(result.radii[known.any(axis=1)], initial=0.0)))
+        median = float(np.median(np.where(some, values, np.finfo(float).max)))
+        middle = f"above {largest}" if median > result.radii[-1] else radius_text(median)
+        note = f"median {middle}, {int((~some).sum())} of {len(some)} latents without, up to "
+        rows.append(
+            _row(
+                quantity,
+                case,
+                "smallest radius",
+                values.min(),
+                note=note + largest + (swept if quantity == "folds" else " (of those swept)"),
+            )
+        )
+    return rows
+
+
+def _everywhere(result: Complexity) -> list[Row]:
+    """Return what the two theorems say, over all P and radii, and what was left out."""
+    known = result.knots >= 0
+    rows = []
+    for name in ("jvp float64", "hull float64"):
+        equal = result.counts[name] == result.knots
+        rows.append(
+            _row(
+                "knots",
+                f"{name}, all P and radii",
+                "share exact where the theorem holds",
+                equal[result.proven].mean() if result.proven.any() else math.nan,
+                low=1.0,
+                note=f"it holds in {int(result.proven.sum())} of {int(known.sum())} "
+                f"neighbourhoods; of the others {_percent(equal[known & ~result.proven])} agree",
+            )
+        )
+    ratio = np.stack(
+        [_above(result.cells[q], result.knots[q], P) for q, P in enumerate(result.directions)]
+    )
+    straight, folded = known & (result.folds == 0), known & (result.folds > 0)
+    rows.append(
+        _row(
+            "cells",
+            "Zaslavsky of the exact knots, all P and radii",
+            "largest ratio of cells to the bound where nothing folds",
+            ratio[straight].max() if straight.any() else math.nan,
+            high=1.0,
+            note=f"{int(straight.sum())} neighbourhoods; with folds ({int(folded.sum())}) "
+            f"{_percent(ratio[folded] > 1)} have more cells than the bound",
+        )
+    )
+    if not known.all():
+        gaps = [
+            f"P = {P}: {_gaps(result.radii, known[q])}"
+            for q, P in enumerate(result.directions)
+            if not known[q].all()
+        ]
+        rows.append(
+            _row(
+                "cells",
+                "exact, all P and radii",
+                "share of neighbourhoods enumerated",
+                known.mean(),
+                note="too many cells: " + "; ".join(gaps),
+            )
+        )
+    return rows
+
+
+def _percent(flags: NDArray[np.bool_]) -> str:
+    return f"{flags.mean():.0%}" if flags.size else "none"
+
+
+def _gaps(radii: Array, known: NDArray[np.bool_]) -> str:
+    """Say from which radii on neighbourhoods were not enumerated."""
+    some, none = ~known.all(axis=1), ~known.any(axis=1)
+    text = f"some from r = {radius_text(radii[some].min())} on"
+    return text + (f", all from {radius_text(radii[none].min())}" if none.any() else "")
