@@ -1,0 +1,560 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Scaling to large decoders
+#
+# The decoder of a latent diffusion model has more cells than anyone could enumerate, or is smooth
+# and has none. `approx` estimates local scaling ψ, local rank ν and local complexity δ from a few
+# products with the Jacobian, each with its error. This notebook
+#
+# 1. maps ψ, ν and δ over the plane through three photographs in the latent space of TAEF2, a
+#    pretrained autoencoder, and shows the images at both ends of each;
+# 2. counts what that costs for the decoder of Stable Diffusion 1.4;
+# 3. holds estimates against the truth where there is one: on a pretrained decoder of Stable
+#    Diffusion latents that is exactly piecewise linear, `cpwl` enumerates slices, and `approx`
+#    describes the same latents.
+#
+# Every claim is asserted by the cell that follows its figure. `CPWL_SMALL=1` runs fewer and smaller
+# latents.
+
+# %%
+import os
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.ticker import MaxNLocator
+from scipy.sparse import coo_array
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+import approx
+import cpwl
+from approx import plot
+from bridges import pretrained
+
+SMALL = os.environ.get("CPWL_SMALL", "0") != "0"
+HERE = Path(__file__).parent if "__file__" in globals() else Path()
+FIGURES = Path(os.environ.get("CPWL_FIGURES", HERE / "figures"))
+FIGURES.mkdir(parents=True, exist_ok=True)
+# where cores are shared, two threads spend most of their time waiting for each other
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+WIDTH = 7.2  # inches, the width of a page's text
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.6"  # Okabe and Ito's
+plt.rcParams.update({
+    "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 7, "legend.fontsize": 6.5,
+    "xtick.labelsize": 6, "ytick.labelsize": 6, "axes.linewidth": 0.6, "legend.frameon": False,
+})  # fmt: skip
+
+
+def save(figure, name, dpi=200):
+    """Write a figure, and show it where there is somewhere to show it."""
+    figure.savefig(FIGURES / f"{name}.png", dpi=dpi)
+    if plt.get_backend().lower() != "agg":
+        plt.show()
+    plt.close(figure)
+
+
+def title(ax, letter, text):
+    """Put the panel's letter and title over it."""
+    ax.set_title(text)
+    ax.set_title(letter, loc="left", fontweight="bold")
+
+
+def correlation(a, b):
+    """Return Spearman's rank correlation."""
+    return float(spearmanr(a, b).statistic)
+
+
+# %% [markdown]
+# ## 1. The plane through three photographs
+#
+# TAEF2 decodes latents of 32 x h x w to pictures of 3 x 8h x 8w. It is not piecewise linear: its
+# input is clamped by a tanh, and three of its blocks have a group normalisation. Three photographs
+# that scikit-image carries, encoded, span a plane; every point of it decodes to an image.
+
+# %%
+SIDE, PIXELS, K, PRODUCTS, IMAGES = (4, 5, 12, 8, 3) if SMALL else (8, 16, 32, 16, 5)
+RADIUS = 1e-2  # at 1e-5 most of these latents have no knot near
+NAMES = pretrained.PHOTOGRAPHS[:3]
+
+decoder = pretrained.taef2_decoder()
+photographs = torch.stack([pretrained.photograph(name, 8 * SIDE) for name in NAMES])
+with torch.no_grad():
+    anchors = pretrained.taef2_encoder()(photographs)
+    loss = (decoder(anchors) - photographs).square().mean(dim=(1, 2, 3))
+decibels = -10 * loss.log10()
+print("encoded and decoded again, the photographs have a PSNR of",
+      ", ".join(f"{x:.1f} dB ({n})" for x, n in zip(decibels, NAMES, strict=True)))  # fmt: skip
+assert decibels.min() > 18, "Expected latents that decode to the photographs"
+
+options = {"k": K, "products": PRODUCTS, "neighbourhood": (4, RADIUS), "generator": 0}
+plane = approx.field(decoder, anchors, PIXELS, progress=False, **options)
+print(f"{plane.psi.size} latents, {int(plane.products.max())} Jacobian products each at most; "
+      f"predicted rather than measured at {1 - float(plane.fell_back.mean()):.0%}; "
+      f"ψ is of {plane.attrs['definition']}")  # fmt: skip
+
+# %%
+figure = plt.figure(figsize=(WIDTH, 6.3), layout="constrained")
+rows = np.ravel(figure.subfigures(3, 1))
+apart = 0.12 * float(np.ptp(plane.u.values))  # neighbouring pixels look alike
+for letter, name, row in zip("abc", ("psi", "nu", "delta"), rows, strict=True):
+    plot.gallery(decoder, plane, name, IMAGES, apart=apart, figure=row)
+    row.subfigs[0].axes[0].set_title(letter, loc="left", fontweight="bold")
+save(figure, "photographs", dpi=170)
+
+# %% [markdown]
+# Are the images at both ends really at the ends? The maps are estimates that share their probes. So
+# every latent of the galleries is measured again in ways that share nothing with the map but the
+# decoder: ψ and ν by the published projection with another seed, on all k rows; δ by the published
+# method, signs at the vertices of the neighbourhood, in float64; and what ψ mostly is, the
+# Jacobian's Frobenius norm, without any derivative: how far the image moves when the latent moves a
+# small step in random directions.
+
+
+# %%
+def ends(name):
+    """Return latents with the highest and with the lowest values on the plane, (n, ...) each."""
+    order = np.argsort(plane[name].values.ravel(), kind="stable")
+    return (approx.latents_at(plane, part) for part in (order[-IMAGES:], order[:IMAGES]))
+
+
+def again(name, z):
+    """Measure a descriptor of latents once more, by other means."""
+    if name == "delta":
+        around = approx.neighbourhood(z.shape[1:], 4, torch.Generator().manual_seed(0))
+        table = approx.knots(decoder, z, radius=RADIUS, directions=around, method="hull",
+                             dtype=torch.float64)  # fmt: skip
+        return table.count.numpy()
+    table = approx.describe(decoder, z, k=K, method="paper", neighbourhood=None, generator=1,
+                            progress=False)  # fmt: skip
+    return getattr(table, name)
+
+
+@torch.no_grad()
+def moves(z, step=1e-3, times=16):
+    """Return how far images move, root mean square over random directions, per unit of latent."""
+    n = torch.randn(times, *z.shape[1:], generator=torch.Generator().manual_seed(2))
+    y = [decoder(one[None] + step * n) - decoder(one[None]) for one in z]
+    return np.array([float(d.double().square().sum((1, 2, 3)).mean().sqrt()) / step for d in y])
+
+
+for name in ("psi", "nu", "delta"):
+    high, low = ends(name)
+    above, below = again(name, high), again(name, low)
+    print(f"{name:5}: measured again, highest {above.min():.2f} to {above.max():.2f}, "
+          f"lowest {below.min():.2f} to {below.max():.2f}")  # fmt: skip
+    assert above.min() > below.max(), f"Expected the ends of the map of {name} to be its ends"
+    if name == "psi":
+        far, near = moves(high), moves(low)
+        print(f"a small step moves the image {far.min():.2f} to {far.max():.2f} times as far "
+              f"where psi is highest, {near.min():.2f} to {near.max():.2f} where it is lowest"
+        )  # fmt: skip
+        assert far.min() > near.max(), "Expected images to move most where psi is highest"
+
+# %% [markdown]
+# ## 2. What it costs: the decoder of Stable Diffusion 1.4
+#
+# Its configuration is enough to count operations: torch's `FlopCounterMode` follows a forward pass
+# and the products on the `meta` device, where tensors have shapes and no entries. The decoder is
+# written down here in plain torch, so that counting needs no other package; where diffusers is
+# installed, its `AutoencoderKL` has to agree.
+
+
+# %%
+class Residual(nn.Module):
+    """Two normalised convolutions and a skip connection."""
+
+    def __init__(self, fan_in, fan_out):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(32, fan_in, 1e-6), nn.SiLU(), nn.Conv2d(fan_in, fan_out, 3, padding=1),
+            nn.GroupNorm(32, fan_out, 1e-6), nn.SiLU(), nn.Conv2d(fan_out, fan_out, 3, padding=1),
+        )  # fmt: skip
+        self.skip = nn.Identity() if fan_in == fan_out else nn.Conv2d(fan_in, fan_out, 1)
+
+    def forward(self, x):
+        """Add what the convolutions make of x."""
+        return self.skip(x) + self.body(x)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, with one head."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, width, 1e-6)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x):
+        """Mix the pixels of x."""
+        pixels = self.norm(x).flatten(2).mT[:, None]
+        mixed = functional.scaled_dot_product_attention(
+            self.q(pixels), self.k(pixels), self.v(pixels)
+        )
+        return x + self.out(mixed)[:, 0].mT.unflatten(2, x.shape[2:])
+
+
+def stable_diffusion():
+    """Return the decoder of Stable Diffusion 1.4, 4 x h x w -> 3 x 8h x 8w, random weights."""
+    layers = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 512, 3, padding=1)]
+    layers += [Residual(512, 512), Attention(512), Residual(512, 512)]
+    last = 512
+    for stage, width in enumerate((512, 512, 256, 128)):
+        if stage:
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(last, last, 3, padding=1)]
+        layers += [Residual(last, width), Residual(width, width), Residual(width, width)]
+        last = width
+    layers += [nn.GroupNorm(32, 128, 1e-6), nn.SiLU(), nn.Conv2d(128, 3, 3, padding=1)]
+    return nn.Sequential(*layers).eval()
+
+
+def counted(module, side):
+    """Count operations of a forward pass and of products, in TFLOP; and the graph's GiB."""
+    z = torch.empty(1, 4, side, side, device="meta")
+    with FlopCounterMode(display=False) as forward:
+        operator = approx.JacobianOperator(module, z)
+    found = [forward.get_total_flops() / 1e12]
+    # tangents of one pass share its forward part: `predict` has blocks of 2 columns, `topk` of 16
+    for product, size, columns in (
+        (operator.rmatmat, operator.rows, 1),
+        (operator.matmat, operator.columns, 2),
+        (operator.matmat, operator.columns, 16),
+    ):
+        with FlopCounterMode(display=False) as flops:
+            product(torch.empty(size, columns, device="meta"))
+        found.append(flops.get_total_flops() / 1e12 / columns)
+    return *found, operator.graph_bytes / 2**30
+
+
+with torch.device("meta"):
+    large = stable_diffusion()
+weights = sum(weight.numel() for weight in large.parameters())
+SIDES = (16, 32, 64) if SMALL else (8, 16, 32, 64)
+cost = pd.DataFrame(
+    [counted(large, side) for side in SIDES],
+    index=pd.Index(SIDES, name="latent's side"),
+    columns=["forward TFLOP", "Jᵀy TFLOP", "Jx by 2 TFLOP", "Jx by 16 TFLOP", "graph GiB, float32"],
+)
+print(f"{weights:,} weights\n{cost.round(4).to_string()}")
+assert weights == 49_490_199, "Expected the published decoder's number of weights"
+assert (cost["Jᵀy TFLOP"] <= 1.05 * cost["forward TFLOP"]).all(), "Expected Jᵀy for one pass"
+assert abs(cost.loc[64, "forward TFLOP"] - 2.515) < 1e-3, "Expected a pass of 2.515 TFLOP"
+assert abs(cost.loc[64, "Jᵀy TFLOP"] - 2.549) < 1e-3, "Expected a product of 2.549 TFLOP"
+
+try:
+    from diffusers import AutoencoderKL
+except ImportError:
+    print("diffusers is not installed: its decoder is not counted beside ours")
+else:
+    with torch.device("meta"):
+        theirs = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            norm_num_groups=32,
+            sample_size=512,
+        ).eval()
+    row = counted(theirs.decode, 64)
+    print("diffusers' decoder, 64 x 64:", np.round(row, 4))
+    # the graph may keep a few small tensors more
+    np.testing.assert_allclose(row, cost.loc[64], rtol=1e-6, err_msg="diffusers' decoder differs")
+
+# %% [markdown]
+# A method makes one forward pass and so many products; δ by derivatives costs 1 + P forward passes.
+# How many products there are of each kind is counted on a small linear decoder. What they would take
+# at the peak of an H100 in bfloat16, 989 TFLOP/s by its data sheet, is **arithmetic, not measured**:
+# no decoder reaches the peak, and no such machine was used here.
+
+# %%
+PEAK = 989.0  # TFLOP/s, dense
+EXACT = 4 * 64 * 64  # columns of the Jacobian
+
+
+class Counting:
+    """An operator that counts its products."""
+
+    def __init__(self, operator):
+        self.operator, self.back, self.ahead = operator, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.operator, name)
+
+    def matmat(self, x):
+        """Return J x."""
+        self.ahead += x.shape[-1]
+        return self.operator.matmat(x)
+
+    def rmatmat(self, y):
+        """Return Jᵀy."""
+        self.back += y.shape[-1]
+        return self.operator.rmatmat(y)
+
+
+def products(method):
+    """Count the products Jᵀy and Jx of a method at k = 120."""
+    with approx.JacobianOperator(nn.Linear(800, 1000), torch.randn(1, 800)) as operator:
+        counting = Counting(operator)
+        found = approx.spectrum(counting, method=method, k=120, generator=0)
+    assert counting.back + counting.ahead == found.products, "Expected as many as it says"
+    return counting.back, counting.ahead
+
+
+forward, back, by2, by16, graph = cost.loc[64]
+lines = {}
+for method, each in (("predict", by2), ("paper", 0), ("topk", by16)):
+    y, x = products(method)
+    lines[f"psi, nu: {method}, k = 120"] = (y + x, forward + y * back + x * each)
+lines["psi, nu: exact"] = (EXACT, forward + EXACT * by16)
+lines["delta: jvp, P = 4"] = (4, 5 * forward)
+lines["delta: hull, P = 4"] = (0, 8 * forward)
+ways = pd.DataFrame(lines, index=["products", "TFLOP"]).T.rename_axis("64 x 64 latent")
+ways["H100 s (arithmetic)"] = ways["TFLOP"] / PEAK
+print(ways.to_string(float_format=lambda x: f"{x:,.3f}", formatters={"products": "{:,.0f}".format}))
+
+# %%
+figure = plt.figure(figsize=(WIDTH, 2.2), layout="constrained")
+axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.3])
+axes[0].loglog(SIDES, cost["forward TFLOP"], "o-", color=BLUE, ms=4, lw=1, label="forward pass")
+axes[0].loglog(SIDES, cost["Jᵀy TFLOP"], "x", color=ORANGE, ms=6, label="product $J^T y$")
+axes[0].loglog(SIDES, cost["Jx by 16 TFLOP"], "+", color=GREEN, ms=6, label="product $J x$")
+axes[0].set_ylabel("TFLOP")
+axes[0].legend()
+title(axes[0], "a", "operations")
+axes[1].loglog(SIDES, cost["graph GiB, float32"], "o-", color=BLUE, ms=4, lw=1)
+axes[1].set_ylabel("GiB in float32")
+title(axes[1], "b", "memory of the graph")
+for ax in axes[:2]:
+    limits = ax.get_ylim()
+    ax.set_xticks(SIDES, [str(side) for side in SIDES])
+    ax.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
+    ax.minorticks_off()
+    ax.set(ylim=limits, xlabel="side of the latent")
+    ax.grid(lw=0.3, color="0.85")
+colours = [BLUE if line.startswith("psi") else GREEN for line in ways.index]
+places = np.arange(len(ways))[::-1]
+axes[2].barh(places, ways["H100 s (arithmetic)"], color=colours, height=0.6)
+LATEX = {"psi": r"$\psi$", "nu": r"$\nu$", "delta": r"$\delta$"}
+labels = ways.index.to_series()
+for name, symbol in LATEX.items():
+    labels = labels.str.replace(name, symbol)
+axes[2].set_yticks(places, labels)
+for place, seconds in zip(places, ways["H100 s (arithmetic)"], strict=True):
+    axes[2].annotate(f"{seconds:.3g}", (seconds, place), xytext=(3, 0), va="center",
+                     textcoords="offset points", fontsize=6)  # fmt: skip
+axes[2].set(xscale="log", xlim=(5e-3, 400), xlabel="s at an H100's bf16 peak: arithmetic")
+title(axes[2], "c", "one latent, 64 x 64")
+for ax in axes:
+    ax.spines[["top", "right"]].set_visible(False)
+save(figure, "03_cost")
+
+# %%
+default = ways.loc["psi, nu: predict, k = 120"]
+assert default["products"] == 16, "Expected 16 products from predict"
+saved = ways.loc["psi, nu: paper, k = 120", "TFLOP"] / default["TFLOP"]
+print(f"predict takes {saved:.1f} times fewer operations than the k = 120 products it predicts, "
+      f"and psi, nu and delta together take {(default['TFLOP'] + 5 * forward) / forward:.0f} "
+      "forward passes")  # fmt: skip
+assert saved > 6, "Expected predict to save a factor of 6"
+quadrupled = cost["forward TFLOP"].to_numpy()[-1] / cost["forward TFLOP"].to_numpy()[0]
+area = (SIDES[-1] / SIDES[0]) ** 2
+assert 1 <= quadrupled / area < 1.02, "Expected operations to grow as the latent's area"
+
+# %% [markdown]
+# Measured, not computed: the same decoder with random weights, on a latent that this machine can
+# afford, in float32 on `torch.get_num_threads()` threads.
+
+# %%
+SIDE_MEASURED, K_MEASURED, PRODUCTS_MEASURED = (4, 12, 8) if SMALL else (8, 32, 16)
+torch.manual_seed(0)
+large = stable_diffusion()
+z = torch.randn(1, 4, SIDE_MEASURED, SIDE_MEASURED)
+with torch.no_grad():
+    large(z)
+    clock = time.perf_counter()
+    large(z)
+seconds = {"forward pass": time.perf_counter() - clock}
+found = {}
+for method in ("predict", "paper"):
+    clock = time.perf_counter()
+    found[method] = approx.describe(
+        large, z, k=K_MEASURED, products=PRODUCTS_MEASURED, method=method, neighbourhood=None,
+        generator={"predict": 0, "paper": 1}[method], progress=False,
+    )  # fmt: skip
+    made = int(found[method].products[0])
+    seconds[f"{method}, k = {K_MEASURED}, {made} products"] = time.perf_counter() - clock
+print(f"4x{SIDE_MEASURED}x{SIDE_MEASURED}, {torch.get_num_threads()} thread(s): "
+      + "; ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))  # fmt: skip
+one, other = found["predict"], found["paper"]
+print(f"predicted psi {one.psi[0]:.2f} ± {one.psi_error[0]:.2f}, measured {other.psi[0]:.2f}; "
+      f"nu {one.nu[0]:.2f} ± {one.nu_error[0]:.2f}, measured {other.nu[0]:.2f}")  # fmt: skip
+assert one.products[0] == PRODUCTS_MEASURED, "Expected a prediction from so many products"
+assert not one.fell_back[0], "Expected psi to be predicted, not measured"
+assert abs(one.psi[0] - other.psi[0]) < 4 * one.psi_error[0], "Expected psi within four errors"
+assert abs(one.nu[0] - other.nu[0]) < 4 * one.nu_error[0], "Expected nu within four errors"
+
+# %% [markdown]
+# ## 3. Where the truth is known: exact slices of a pretrained decoder
+#
+# `vae_approx_sd15`, with which an image generator previews Stable Diffusion latents of 4 x h x w as
+# pictures of 3 x 2h x 2w, has eight convolutions with leaky ReLUs and nothing else. So it is exactly
+# piecewise linear, and slices of its latent space can be enumerated. It comes without an encoder:
+# latents of the three photographs are found by least squares.
+
+# %%
+preview = pretrained.sd_latent_decoder()
+network = cpwl.Network.from_torch(preview, (4, 8, 8))
+targets = 2 * torch.stack([pretrained.photograph(name, 16) for name in NAMES]) - 1
+found = torch.zeros(3, 4, 8, 8, requires_grad=True)
+optimizer = torch.optim.LBFGS([found], max_iter=40, line_search_fn="strong_wolfe")
+
+
+def misfit():
+    """Return the squared error of the decoded photographs, and its gradient in `found`."""
+    optimizer.zero_grad()
+    error = (preview(found) - targets).square().sum()
+    error.backward()
+    return error.detach()
+
+
+optimizer.step(misfit)
+pictures = found.detach().double()
+with torch.no_grad():
+    loss = (preview(pictures.float()) - targets).square().mean(dim=(1, 2, 3)) / 4
+print(f"{network.num_units:,} units; the photographs have a PSNR of",
+      ", ".join(f"{-10 * float(x.log10()):.1f} dB" for x in loss))  # fmt: skip
+assert network.num_units == 104_480, "Expected every leaky ReLU of a 4 x 8 x 8 latent as a unit"
+assert loss.max() < 10**-2, "Expected latents that decode to the photographs, 20 dB or better"
+
+# %% [markdown]
+# The cells are small: a square about the middle of the three latents, whose width is a few
+# thousandths where the photographs lie some twenty apart, already has a map's worth of them. An
+# estimate reaches over the whole plane; the square is where it is held against the truth.
+#
+# **ψ of the slice and ψ of the latent space are different things.** On a cell, G(z) = A z + b with A
+# of 768 x 256. In the slice z = z₀ + Bᵀ s, with two orthonormal rows B, so that G = A Bᵀ s + ...: its
+# ψ (`wrt="slice"`) has the two singular values of A Bᵀ and says how areas of this plane grow, which
+# is what the density and entropy of samples on it need. The ψ of the latent space (`wrt="latent"`)
+# has the 256 singular values of A itself: how volumes of the latent space grow. `approx` describes
+# the latter, or what it says it estimates of it: here ψ_W of k random output directions.
+
+# %%
+WIDTHS, GRID, WIDE, EACH = (0.003, 12, 8, 2) if SMALL else (0.006, 24, 24, 8)
+K3, PRODUCTS3 = 12, 8
+slice_ = cpwl.Slice.through(*pictures)
+middle = slice_.anchors.mean(axis=0)
+RADIUS3 = WIDTHS / 16  # of the neighbourhoods whose knots are counted
+half = WIDTHS / 2 + RADIUS3  # so that those at the square's edge are inside
+partition = cpwl.subdivide(network, slice_.box(middle - half, middle + half), progress=False)
+psi_slice = cpwl.local_scaling(partition)
+print(partition, partition.status, sep="\n")
+assert partition.status.complete, "Expected all cells"
+assert partition.status.broken == 0, "Expected no cell left uncut"
+
+rng = np.random.default_rng(0)
+# ψ of the latent space costs 256 columns a cell: all cells at full size, a few at the small one
+sampled = np.sort(rng.choice(partition.num_cells, EACH, replace=False))
+cells = sampled if SMALL else np.arange(partition.num_cells)
+spectrum = cpwl.spectrum(partition, cells, wrt="latent")
+psi_latent = np.full(partition.num_cells, np.nan)
+psi_latent[cells] = cpwl.local_scaling(spectrum)
+
+options = {"k": K3, "products": PRODUCTS3, "generator": 0, "dtype": torch.float32,
+           "knots_dtype": torch.float64, "progress": False}  # fmt: skip
+wide = approx.field(preview, pictures, WIDE, neighbourhood=None, **options)
+corner = middle - WIDTHS / 2
+ends3 = torch.from_numpy(slice_.embed(corner + WIDTHS * np.array([[0, 0], [1, 0], [0, 1]])))
+basis = torch.from_numpy(slice_.basis.reshape(2, -1).copy())
+square = approx.field(preview, ends3, (GRID, GRID), margin=0, neighbourhood=(basis, RADIUS3),
+                      **options)  # fmt: skip
+
+# %% [markdown]
+# With all cells at hand, the exact knots in a neighbourhood |s - s₀|₁ < r are those whose facets meet
+# it, and its exact δ is the number of cells that do.
+
+
+# %%
+def meets(segments, centres, radius):
+    """Tell which open diamonds about `centres` (n, 2) meet which segments (F, 2, 2): (n, F)."""
+    first = segments[:, 0] - centres[:, None]
+    along = segments[:, 1] - segments[:, 0]
+    # |first + t along|₁ is convex and linear in between: least at an end or where one term is 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.nan_to_num(-first / along).clip(0, 1)
+    t = np.concatenate([t, np.zeros_like(t[..., :1]), np.ones_like(t[..., :1])], axis=-1)
+    distance = np.abs(first[:, :, None] + t[..., None] * along[:, None]).sum(axis=-1)
+    return distance.min(axis=-1) < radius
+
+
+def exact_counts(centres, radius):
+    """Count knots by stage (n, stages) and cells (n,) in diamonds that lie in the domain."""
+    inner = np.flatnonzero(partition.facet_unit >= 0)
+    facets = np.arange(len(inner))
+    units, unit = np.unique(partition.facet_unit[inner], return_inverse=True)
+    stage = np.searchsorted(network.stage_offsets, units, side="right") - 1
+    of_unit = coo_array((np.ones(len(inner)), (facets, unit))).tocsr()
+    sides = partition.facet_cells[inner]
+    pairs = (np.repeat(facets, 2), sides.ravel())
+    of_cell = coo_array((np.ones(2 * len(inner)), pairs), (len(inner), partition.num_cells))
+    knots, cells = [], []
+    for part in np.array_split(centres, 1 + len(centres) // 500):
+        hit = meets(partition.points[partition.facet_points[inner]], part, radius).astype(float)
+        met = hit @ of_unit > 0
+        knots.append(np.stack([met[:, stage == k].sum(1) for k in range(network.num_stages)], 1))
+        inside = hit @ of_cell.tocsr() > 0
+        inside[np.arange(len(part)), cpwl.locate(partition, part)] = True
+        cells.append(inside.sum(axis=1))
+    return np.concatenate(knots), np.concatenate(cells)
+
+
+u, v = np.meshgrid(square.u, square.v)
+centres = corner + np.stack([u.ravel(), v.ravel()], axis=1)
+stages_exact, cells_exact = exact_counts(centres, RADIUS3)
+knots_exact = stages_exact.sum(axis=1)
+line = corner[0] + WIDTHS * (np.arange(160) + 0.5) / 160, corner[1] + WIDTHS * (np.arange(160) + 0.5) / 160
+fine = exact_counts(np.stack([x.ravel() for x in np.meshgrid(*line)], axis=1), RADIUS3)[0].sum(1)
+
+# %%
+figure = plt.figure(figsize=(WIDTH, 4.6), layout="constrained")
+axes = figure.subplots(2, 3)
+
+
+def picture(ax, values, extent, label, **scale):
+    """Draw a map with its colour bar."""
+    shown = ax.imshow(values, origin="lower", extent=extent, interpolation="nearest", **scale)
+    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.85, pad=0.02)
+
+
+step = float(wide.u[1] - wide.u[0]) / 2, float(wide.v[1] - wide.v[0]) / 2
+ends_wide = (float(wide.u[0]) - step[0], float(wide.u[-1]) + step[0],
+             float(wide.v[0]) - step[1], float(wide.v[-1]) + step[1])  # fmt: skip
+picture(axes[0, 0], wide.psi, ends_wide, rf"$\psi_W$, k = {K3} ($\pm$ {float(wide.psi_error.median()):.2g})")
+cpwl.plot.mark(axes[0, 0], slice_.anchors, "ABC", color="white", edgecolors="black", s=18)
+axes[0, 0].plot(*middle, "s", ms=6, mfc="none", mec=ORANGE, mew=1.4)
+axes[0, 0].annotate("b to f", middle, xytext=(6, -3), textcoords="offset points", color=ORANGE,
+                    fontweight="bold", path_effects=HALO)  # fmt: skip
+title(axes[0, 0], "a", "estimated, through photographs")
+axes[0, 0].set(xlabel="$s_0$", ylabel="$s_1$")
+
+zoom = 1e3  # the square's coordinates are shown about its middle, in thousandths
+lo, hi = -zoom * WIDTHS / 2, zoom * WIDTHS / 2
+box = (lo, hi, lo, hi)
+shown = replace(partition, points=zoom * (partition.points - middle))
