@@ -57,9 +57,10 @@ def dcgan_faces(folder: Path | None = None) -> nn.Sequential:
         if k < 4:
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
     module = nn.Sequential(*layers, nn.Tanh())
-    # the file's keys differ from ours in their prefix only; the order is that of the layers
-    state = _state("dcgan_faces.pth", folder).values()
-    return _loaded(module, dict(zip(module.state_dict(), state, strict=True)))
+    state = _state("dcgan_faces.pth", folder)
+    state = state.get("netG_state_dict", state)  # as published, or bare
+    # its keys differ from ours in their prefix only; the order is that of the layers
+    return _loaded(module, dict(zip(module.state_dict(), state.values(), strict=True)))
 
 
 class LatentDecoder(nn.Module):
@@ -169,6 +170,12 @@ def read_images(
     with gzip.open(data.path(f"{kind}/t10k-labels-idx1-ubyte.gz", folder)) as file:
         labels = np.frombuffer(file.read(8 + count)[8:], np.uint8)
     return Images(np.divide(pixels, 255, dtype=np.float32), labels)
+
+
+def first_of(images: Images, labels: Sequence[int]) -> Images:
+    """Return the first picture with each of these labels."""
+    chosen = [int(np.flatnonzero(images.labels == label)[0]) for label in labels]
+    return Images(images.pixels[chosen], images.labels[chosen])
 
 
 def codes(images: Images, folder: Path | None = None) -> Tensor:

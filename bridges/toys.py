@@ -8,7 +8,6 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -201,9 +200,8 @@ def _generator() -> Toy:
 
 def _mnist_vae() -> Toy:
     decoder = pretrained.mnist_vae_decoder()[:-1]
-    images = pretrained.read_images("mnist", 100)
-    chosen = [int(np.flatnonzero(images.labels == digit)[0]) for digit in (0, 1, 7)]
-    plane = cpwl.Slice.through(*pretrained.codes(images)[chosen])
+    digits = pretrained.first_of(pretrained.read_images("mnist", 100), (0, 1, 7))
+    plane = cpwl.Slice.through(*pretrained.codes(digits))
     note = "decoder of an MNIST VAE before its sigmoid, 20-400-784, among the codes of a 0, 1 and 7"
     return Toy("mnist-vae", decoder, _around(plane, 0.4), note)
 

@@ -15,15 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
-import real_decoders
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
 import approx
 from approx import Descriptors, plot
+from bridges import pretrained
 from cpwl.storage import atomic_path
 
 COLUMNS = ("psi", "nu", "delta")
@@ -33,8 +32,7 @@ NEIGHBOURHOOD = (4, 0.5)
 
 def decoders(data: Path) -> dict[str, nn.Module]:
     """Return the decoder with and without its sigmoid."""
-    decoder = models.mnist_vae_decoder(data)
-    assert isinstance(decoder, nn.Sequential)
+    decoder = pretrained.mnist_vae_decoder(data)
     return {"pixels": decoder, "logits": decoder[:-1]}
 
 
@@ -73,9 +71,9 @@ def draw(
 def main() -> None:
     """Print the table and write the figure."""
     data = Path(os.environ["CPWL_DATA"])
-    digits = real_decoders.read_images(data, "mnist", 10_000)
-    letters = real_decoders.read_images(data, "notmnist", 10_000)
-    codes = [real_decoders.codes(data, images) for images in (digits, letters)]
+    digits = pretrained.read_images("mnist", folder=data)
+    letters = pretrained.read_images("notmnist", folder=data)
+    codes = [pretrained.codes(images, data) for images in (digits, letters)]
     lengths = [z.norm(dim=1).numpy() for z in codes]
     print(
         "AUROC: chance that a letter's value is above a digit's (below 0.5: letters are lower).\n"

@@ -15,13 +15,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import real_decoders
 import torch
 import xarray as xr
 from torch import nn
 
 import approx
 from approx import plot
+from bridges import pretrained
 from cpwl.storage import atomic_path
 
 # at 1e-5 no knot is near most latents of this size, and the map would be empty
@@ -45,11 +45,11 @@ def main() -> None:
     pixels = int(sys.argv[2]) if len(sys.argv) > 2 else 24
     side = int(sys.argv[3]) if len(sys.argv) > 3 else 8
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    decoder = real_decoders.taef2_decoder(data)
-    latents = real_decoders.photograph_latents(data, side)
+    decoder = pretrained.taef2_decoder(data)
+    latents = pretrained.photograph_latents(side, folder=data)
     options: dict[str, Any] = {"neighbourhood": NEIGHBOURHOOD, "k": K, "generator": 0}
     table = approx.describe(decoder, latents, **options).to_pandas()
-    table.index = list(real_decoders.PHOTOGRAPHS)
+    table.index = list(pretrained.PHOTOGRAPHS)
     print(table[["psi", "psi_error", "nu", "nu_error", "effective_rank", "delta", "products"]])
     plane = approx.field(decoder, latents[:3], pixels, **options)
     with atomic_path(sys.argv[1]) as part:

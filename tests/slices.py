@@ -8,7 +8,6 @@ its own with the kernels' cache warm.
 
 from __future__ import annotations
 
-import gzip
 import os
 import resource
 import subprocess
@@ -17,24 +16,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import models
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import cpwl
+from bridges import pretrained
 
 ACAS_ADVISORIES = ("clear of conflict", "weak left", "weak right", "strong left", "strong right")
 
 
-def test_digits(data: Path, count: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Read the first MNIST test digits, (count, 784) in [0, 1], and their labels."""
-    folder = data / "mnist"
-    with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
-        images = np.frombuffer(file.read(16 + 784 * count)[16:], np.uint8).reshape(count, 784)
-    with gzip.open(folder / "t10k-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(8 + count)[8:], np.uint8)
-    return images.astype(np.float32) / 255, labels
+def _digits(data: Path) -> pretrained.Images:
+    """Read the first 0, 1 and 7 of the MNIST test digits."""
+    return pretrained.first_of(pretrained.read_images("mnist", 100, data), (0, 1, 7))
 
 
 def _latents(*shape: int) -> torch.Tensor:
@@ -52,29 +45,26 @@ def _around(slice_: cpwl.Slice, zoom: float) -> cpwl.Domain:
 
 def mnist_gan(data: Path, zoom: float = 1.5) -> tuple[cpwl.Network, cpwl.Domain]:
     """MNIST GAN before its tanh, through three latents."""
-    network = cpwl.Network.from_torch(models.mnist_gan(data), (64,), upto="tanh")
+    network = cpwl.Network.from_torch(pretrained.mnist_gan(data), (64,), upto="tanh")
     return network, _around(cpwl.Slice.through(*_latents(64)), zoom)
 
 
 def mnist_vae(data: Path, zoom: float = 2.0) -> tuple[cpwl.Network, cpwl.Domain]:
     """MNIST VAE decoder before its sigmoid, through the codes of the first 0, 1 and 7."""
-    network = cpwl.Network.from_torch(models.mnist_vae_decoder(data), (20,), upto="sigmoid")
-    images, labels = test_digits(data, 100)
-    chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in (0, 1, 7)]
-    with torch.no_grad():
-        codes = models.mnist_vae_encoder(data)(torch.from_numpy(images[chosen]))
+    network = cpwl.Network.from_torch(pretrained.mnist_vae_decoder(data), (20,), upto="sigmoid")
+    codes = pretrained.codes(_digits(data), data)
     return network, _around(cpwl.Slice.through(*codes), zoom)
 
 
 def dcgan_faces(data: Path, zoom: float = 0.002) -> tuple[cpwl.Network, cpwl.Domain]:
     """DCGAN faces before their tanh, about the middle of three latents."""
-    network = cpwl.Network.from_torch(models.dcgan_faces(data), (100, 1, 1), upto="tanh")
+    network = cpwl.Network.from_torch(pretrained.dcgan_faces(data), (100, 1, 1), upto="tanh")
     return network, _around(cpwl.Slice.through(*_latents(100, 1, 1)), zoom)
 
 
 def sd_latents(data: Path, zoom: float = 0.0007) -> tuple[cpwl.Network, cpwl.Domain]:
     """The SD-latent decoder on 4 x 8 x 8 latents, about the middle of three of them."""
-    network = cpwl.Network.from_torch(models.sd_latent_decoder(data), (4, 8, 8))
+    network = cpwl.Network.from_torch(pretrained.sd_latent_decoder(data), (4, 8, 8))
     return network, _around(cpwl.Slice.through(*_latents(4, 8, 8)), zoom)
 
 
@@ -101,9 +91,7 @@ def cifar_resnet(data: Path, zoom: float = 0.05) -> tuple[cpwl.Network, cpwl.Dom
 def mnist_convnet(data: Path, zoom: float = 0.05) -> tuple[cpwl.Network, cpwl.Domain]:
     """The max-pooling ConvNet, about the middle of three test digits."""
     network = cpwl.Network.from_onnx(data / "onnx" / "mnist_convnet_maxpool.onnx")
-    images, labels = test_digits(data, 100)
-    chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in (0, 1, 7)]
-    digits = images[chosen].reshape(3, *network.input_shape)
+    digits = _digits(data).pixels.reshape(3, *network.input_shape)
     return network, _around(cpwl.Slice.through(*digits), zoom)
 
 

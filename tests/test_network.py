@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
-import models
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bridges import pretrained
 from cpwl.network import Network, inspect
 
 # torch.func.jvp itself uses torch.jit when it is first called.
@@ -334,11 +334,11 @@ def test_bytes_per_sample_counts_live_tensors():
 
 
 REAL = [
-    (models.mnist_gan, (64,), "tanh", 512),
-    (models.mnist_vae_decoder, (20,), "sigmoid", 400),
-    (models.mnist_vae_encoder, (784,), None, 400),
-    (models.sd_latent_decoder, (4, 4, 4), None, 47328),
-    (models.dcgan_faces, (100, 1, 1), "tanh", 122880),
+    (pretrained.mnist_gan, (64,), "tanh", 512),
+    (pretrained.mnist_vae_decoder, (20,), "sigmoid", 400),
+    (pretrained.mnist_vae_encoder, (784,), None, 400),
+    (pretrained.sd_latent_decoder, (4, 4, 4), None, 47328),
+    (pretrained.dcgan_faces, (100, 1, 1), "tanh", 122880),
 ]
 
 

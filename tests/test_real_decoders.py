@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 
 import mnist_study
-import models
 import numpy as np
 import pytest
-import real_decoders
 import torch
 from decoders import dense, double
 from scipy.stats import mannwhitneyu
 
 import approx
+from bridges import pretrained
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,8 @@ def study(data):
     decoder = mnist_study.decoders(data)["logits"]
     found = {}
     for kind, count in (("mnist", 10_000), ("notmnist", 2_500)):
-        images = real_decoders.read_images(data, kind, count)
-        codes = real_decoders.codes(data, images)
+        images = pretrained.read_images(kind, count, data)
+        codes = pretrained.codes(images, data)
         found[kind] = images, codes, mnist_study.described(decoder, codes)
     return found
 
@@ -78,8 +77,8 @@ def test_the_study_draws_every_class(study):
 
 def test_what_the_state_dict_leaves_open_is_as_it_was_trained(data):
     """Photographs survive encoding and decoding, and less so with other groups or no clamp."""
-    pictures = torch.stack([real_decoders.photograph(n, 128) for n in real_decoders.PHOTOGRAPHS])
-    encoder, decoder = real_decoders.taef2_encoder(data), real_decoders.taef2_decoder(data)
+    pictures = torch.stack([pretrained.photograph(n, 128) for n in pretrained.PHOTOGRAPHS])
+    encoder, decoder = pretrained.taef2_encoder(data), pretrained.taef2_decoder(data)
     with torch.no_grad():
         z = encoder(pictures)
         right = _decibels(decoder(z), pictures)
@@ -100,8 +99,8 @@ def _decibels(y, pictures):
 
 def test_photographs_exactly(data):
     """At 32 x 2 x 2: 128 inputs, 768 outputs."""
-    decoder = real_decoders.taef2_decoder(data)
-    z = real_decoders.photograph_latents(data, 2, ("chelsea", "coffee"))
+    decoder = pretrained.taef2_decoder(data)
+    z = pretrained.photograph_latents(2, ("chelsea", "coffee"), folder=data)
     options = {"k": 4, "neighbourhood": (4, 1e-3), "generator": 0, "progress": False}
     table = approx.describe(decoder, z, **options)
     exact = approx.describe(decoder, z, method="exact", **options)
@@ -118,8 +117,8 @@ def test_photographs_exactly(data):
 @pytest.mark.nightly
 def test_photographs_predicted_as_the_dense_jacobian_has_it(data):
     """At 32 x 4 x 4: 512 inputs, 3,072 outputs."""
-    decoder = real_decoders.taef2_decoder(data)
-    z = real_decoders.photograph_latents(data, 4, ("astronaut",))
+    decoder = pretrained.taef2_decoder(data)
+    z = pretrained.photograph_latents(4, ("astronaut",), folder=data)
     table = approx.describe(decoder, z, k=10, products=8, generator=0, progress=False)
     assert table.products.tolist() == [8]
     assert not table.fell_back.any()
@@ -134,8 +133,8 @@ def test_photographs_predicted_as_the_dense_jacobian_has_it(data):
 
 
 def test_photographs_at_16x16(data):
-    decoder = real_decoders.taef2_decoder(data)
-    z = real_decoders.photograph_latents(data, 16, ("coffee",))
+    decoder = pretrained.taef2_decoder(data)
+    z = pretrained.photograph_latents(16, ("coffee",), folder=data)
     table = approx.describe(decoder, z, neighbourhood=(2, 1e-5), generator=0, progress=False)
     assert (table.latent_shape, table.output_shape) == ((32, 16, 16), (3, 128, 128))
     assert (table.k, table.products.tolist(), table.fell_back.tolist()) == (120, [16], [False])
@@ -149,7 +148,7 @@ def test_photographs_at_16x16(data):
     [("dcgan_faces", (100, 1, 1)), ("sd_latent_decoder", (4, 4, 4)), ("mnist_vae_decoder", (20,))],
 )
 def test_generators_against_the_dense_jacobian(data, name, shape):
-    decoder = getattr(models, name)(data)
+    decoder = getattr(pretrained, name)(data)
     z = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     table = approx.describe(decoder, z, method="exact", generator=0, progress=False)
     sigma = torch.linalg.svdvals(_jacobians(decoder, z))
@@ -172,10 +171,10 @@ def _jacobians(decoder, z):
 )
 def test_full_size_latents(data, name, shape):
     if name == "taef2":
-        decoder = real_decoders.taef2_decoder(data)
-        z = real_decoders.photograph_latents(data, 64, ("astronaut",))
+        decoder = pretrained.taef2_decoder(data)
+        z = pretrained.photograph_latents(64, ("astronaut",), folder=data)
     else:
-        decoder = models.sd_latent_decoder(data)
+        decoder = pretrained.sd_latent_decoder(data)
         z = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     assert z.shape[1:] == shape
     table = approx.describe(decoder, z, generator=0, progress=False)

@@ -41,11 +41,9 @@ def make(name: str, side: int = 16, device: str = "cpu") -> tuple[Decoder, Tenso
     """Make a decoder and one latent."""
     torch.manual_seed(0)
     if name == "taef2":
-        from tests.real_decoders import taef2_decoder
+        from bridges.pretrained import taef2_decoder
 
-        return taef2_decoder(Path(os.environ["CPWL_DATA"])).to(device), torch.randn(
-            1, 32, side, side, device=device
-        )
+        return taef2_decoder().to(device), torch.randn(1, 32, side, side, device=device)
     with torch.device(device):
         return stable_diffusion().decode, torch.randn(1, 4, side, side)
 
