@@ -1,65 +1,36 @@
-"""Speed in three dimensions and more, against affinitree and relucent, and what proofs cost.
+"""Speed in three dimensions and more, and what proofs cost.
 
     pytest tests/benchmarks/bench_dimensions.py -s
 
-Every measurement is a process of its own; the engines take turns, and the best of the rounds
-counts. Each test prints its table and asserts the project's targets. Peers that are not installed
-or fail are named in the table (`pip install ".[peers]"`; relucent needs Gurobi, whose restricted
-licence, part of its package, suffices here).
+Every measurement is a process of its own, and the best of the rounds counts. Each test prints its
+table and asserts the project's targets. `bench_peers` holds the same networks against peers.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from tests.benchmarks.measuring import best, measure
 
 # cells, and the most seconds that the issue allows for cells, facets, adjacency and maps
 NETWORKS = {"3-16-16-3": (4287, None), "4-10-10-3": (5672, 0.06), "3-32-32-3": (39175, 0.4)}
-SEARCH_SECONDS = 60
 
 # some thousand cells in every dimension
 DIMENSIONS = {"2-64-64-3": 7556, "3-19-19-3": 6126, "4-10-10-3": 5672, "5-8-8-3": 5701,
               "6-8-8-3": 9431}  # fmt: skip
 
 
-def test_against_affinitree_and_relucent() -> None:
-    print("\n| network | cells | cpwl wall s | CPU s | MB | affinitree wall s | its cells "
-          "| times faster | relucent wall s | its cells | times more cells a second |\n"
-          + "|---" * 11 + "|")  # fmt: skip
+def test_cells_and_maps() -> None:
+    """Cells, faces of every dimension, adjacency, proofs and all affine maps."""
+    print("\n| network | cells | wall s | CPU s | peak MB |\n" + "|---" * 5 + "|")
     slow = []
     for widths, (cells, target) in NETWORKS.items():
-        ours = [measure("maps", widths, repeat=10) for _ in range(2)]
-        tree = peer("affinitree", widths, repeat=1 if widths == "3-32-32-3" else 3)
-        search = peer("relucent", widths, repeat=1, limit=SEARCH_SECONDS)
-        ours = best([*ours, measure("maps", widths, repeat=10)])
-        row = f"| {widths} | {ours['cells']:,} | {ours['wall']:.3f} | {ours['cpu']:.3f} "
-        row += f"| {ours['rss'] / 1e6:.0f} "
-        if "failed" in tree:
-            row += f"| {tree['failed']} | - | - "
-        else:
-            row += f"| {tree['wall']:.2f} | {tree['cells']:,} | {tree['wall'] / ours['wall']:.0f} "
-        if "failed" in search:
-            row += f"| {search['failed']} | - | - |"
-        else:
-            stopped = "" if search["complete"] else ", stopped"
-            rate = ours["cells"] / ours["wall"] / (search["cells"] / search["wall"])
-            row += f"| {search['wall']:.0f}{stopped} | {search['cells']:,} | {rate:,.0f} |"
-        print(row, flush=True)
-        assert ours["cells"] == cells
-        assert ours["complete"]
-        if target is not None and ours["wall"] > target:
-            slow.append(f"{widths}: {ours['wall']:.3f} s instead of {target} s")
+        made = best([measure("maps", widths, repeat=10) for _ in range(3)])
+        print(f"| {widths} | {made['cells']:,} | {made['wall']:.3f} | {made['cpu']:.3f} "
+              f"| {made['rss'] / 1e6:.0f} |", flush=True)  # fmt: skip
+        assert made["cells"] == cells
+        assert made["complete"]
+        if target is not None and made["wall"] > target:
+            slow.append(f"{widths}: {made['wall']:.3f} s instead of {target} s")
     assert not slow, f"Expected the targets to be met, got {', '.join(slow)}"
-
-
-def peer(engine: str, widths: str, **options: float) -> dict[str, Any]:
-    """Measure a peer, or say why not."""
-    try:
-        return measure(engine, widths, **options)
-    except RuntimeError as error:
-        missing = "ModuleNotFoundError" in str(error)
-        return {"failed": "not installed" if missing else str(error).partition(": ")[2]}
 
 
 def test_cost_per_cell_by_dimension() -> None:

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
 
-PATIENCE = 900  # seconds; nothing here takes a sixth of it on a quiet machine
+PATIENCE = 900  # seconds
 
 
-def measure(engine: str, widths: str, **options: float) -> dict[str, Any]:
-    """Run the worker once; a failure is a RuntimeError with its last line."""
-    command = [sys.executable, "-m", "tests.benchmarks.worker", engine, widths]
+class NotFinishedError(RuntimeError):
+    """An engine gave no result in the time that it had."""
+
+
+def measure(
+    engine: str, widths: str, *, patience: float = PATIENCE, **options: float
+) -> dict[str, Any]:
+    """Run the worker once; a failure is a RuntimeError with its last line.
+
+    SplineCam runs in the interpreter that SPLINECAM_PYTHON names, if there is one: it needs
+    graph-tool, which no package index has for this one.
+    """
+    python = sys.executable
+    if engine == "splinecam":
+        if not os.environ.get("SPLINECAM"):
+            raise RuntimeError(f"{engine} on {widths}: set SPLINECAM to the folder of a checkout")
+        python = os.environ.get("SPLINECAM_PYTHON", python)
+    command = [python, "-m", "tests.benchmarks.worker", engine, widths]
     command += [f"--{name}={value}" for name, value in options.items()]
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=PATIENCE
+            command, check=False, capture_output=True, text=True, timeout=patience
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{engine} on {widths}: no result in {PATIENCE} s") from None
+        raise NotFinishedError(f"{engine} on {widths}: not finished in {patience:g} s") from None
     if done.returncode:
-        raise RuntimeError(f"{engine} on {widths}: {done.stderr.strip().splitlines()[-1]}")
+        last = [f"exit status {done.returncode}", *done.stderr.strip().splitlines()][-1]
+        raise RuntimeError(f"{engine} on {widths}: {last}")
     return json.loads(done.stdout.splitlines()[-1])  # a peer may have printed as well
 
 
