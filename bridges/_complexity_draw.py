@@ -51,7 +51,7 @@ def draw(result: Complexity, figure: Figure | SubFigure) -> None:
         _counts(above, result, q)
         _shares(below, result, q)
         for ax in (above, below):
-            _radii(ax, result, q, name=ax is below)
+            _radii(ax, result, q, name=ax is above)
         above.set_title(f"$P = {P}$", fontsize="medium")
         below.set_xlabel("radius $r$ of $V_z$")
         below.set_xlim(result.radii[0] / 1.6, result.radii[-1] * 1.6)
@@ -109,6 +109,6 @@ def _radii(ax: Axes, result: Complexity, q: int, *, name: bool) -> None:
         ax.axvline(float(np.median(folds)), color=_BAND, lw=1, zorder=0)
     if name and len(folds):
         ax.annotate(
-            "knots\nfold", (folds.min(), 0.03), xytext=(-3, 0), textcoords="offset points",
-            ha="right", va="bottom", fontsize="small", color=_BAND,
+            "knots\nfold", (folds.min(), 0.02), xycoords=("data", "axes fraction"), xytext=(-3, 0),
+            textcoords="offset points", ha="right", va="bottom", fontsize="small", color=_BAND,
         )  # fmt: skip

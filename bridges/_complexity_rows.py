@@ -95,14 +95,13 @@ def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> Array:
     return np.where(whole > 0, part / np.maximum(whole, 1), math.nan)
 
 
-def _sweep(result: Complexity, share: Array) -> str:
-    """Write the shares at whole decades and at the largest radius."""
-    lowest = result.radii[0]
-    decade = np.isclose(np.log10(result.radii / lowest) % 1, 0, atol=1e-6)
+def _sweep(result: Complexity, values: Array) -> str:
+    """Write one number for every decade of the radius, and for the largest."""
+    decade = np.abs(np.log10(result.radii) - np.round(np.log10(result.radii))) < 1e-6
     decade[-1] = True
     return "by radius: " + ", ".join(
-        f"{radius_text(r)} {'-' if math.isnan(s) else format(s, '.2f')}"
-        for r, s in zip(result.radii[decade], share[decade], strict=True)
+        f"{radius_text(r)} {'-' if math.isnan(value) else format(value, '.2f')}"
+        for r, value in zip(result.radii[decade], values[decade], strict=True)
     )
 
 
@@ -110,6 +109,8 @@ def _differing(result: Complexity, q: int, r: int, name: str) -> str:
     """Say at how many latents equality is proven, and where it fails by most."""
     known = result.knots[q, r] >= 0
     text = f"proven at {int(result.proven[q, r].sum())} of {int(known.sum())}"
+    if not known.all():
+        text += f", {int((~known).sum())} not enumerated"
     off = np.where(known, np.abs(result.counts[name][q, r] - result.knots[q, r]), 0)
     if off.any():
         worst = int(off.argmax())
@@ -133,13 +134,13 @@ def _covered(result: Complexity, q: int, r: int, place: str) -> Row:
 
 
 def _bound(result: Complexity, q: int, r: int, place: str) -> Row:
-    known = result.cells[q, r] >= 0
-    ratio = _above(result.cells[q, r], result.counts["jvp float64"][q, r], result.directions[q])
+    known = result.cells[q] >= 0
+    ratio = _above(result.cells[q], result.counts["jvp float64"][q], result.directions[q])
+    largest = np.where(known, ratio, -math.inf).max(axis=1)
+    largest[~known.any(axis=1)] = math.nan
     return _row(
         "cells", f"Zaslavsky of jvp float64, {place}", "largest ratio of cells to the bound",
-        ratio[known].max(initial=-math.inf) if known.any() else math.nan, high=1.0,
-        note=f"mean {ratio[known].mean():.2f}, of {result.cells[q, r][known].max()} cells at most"
-        if known.any() else "not enumerated",
+        largest[r], high=1.0, note=_sweep(result, largest),
     )  # fmt: skip
 
 
@@ -163,8 +164,8 @@ def _valid(result: Complexity, q: int) -> list[Row]:
     ):
         some = np.isfinite(values)
         largest = radius_text(float(np.max(result.radii[known.any(axis=1)], initial=0.0)))
-        median = float(np.median(np.where(some, values, np.finfo(float).max)))
-        middle = f"above {largest}" if median > result.radii[-1] else radius_text(median)
+        median = float(np.median(values))
+        middle = f"above {largest}" if math.isinf(median) else radius_text(median)
         note = f"median {middle}, {int((~some).sum())} of {len(some)} latents without, up to "
         rows.append(
             _row(
@@ -192,7 +193,7 @@ def _everywhere(result: Complexity) -> list[Row]:
                 equal[result.proven].mean() if result.proven.any() else math.nan,
                 low=1.0,
                 note=f"it holds in {int(result.proven.sum())} of {int(known.sum())} "
-                f"neighbourhoods; of the others {_percent(equal[known & ~result.proven])} agree",
+                f"neighbourhoods{_among(equal[known & ~result.proven], 'others', 'are exact too')}",
             )
         )
     ratio = np.stack(
@@ -206,8 +207,8 @@ def _everywhere(result: Complexity) -> list[Row]:
             "largest ratio of cells to the bound where nothing folds",
             ratio[straight].max() if straight.any() else math.nan,
             high=1.0,
-            note=f"{int(straight.sum())} neighbourhoods; with folds ({int(folded.sum())}) "
-            f"{_percent(ratio[folded] > 1)} have more cells than the bound",
+            note=f"{int(straight.sum())} neighbourhoods"
+            f"{_among(ratio[folded] > 1, 'with folds', 'have more cells')}",
         )
     )
     if not known.all():
@@ -228,8 +229,9 @@ def _everywhere(result: Complexity) -> list[Row]:
     return rows
 
 
-def _percent(flags: NDArray[np.bool_]) -> str:
-    return f"{flags.mean():.0%}" if flags.size else "none"
+def _among(flags: NDArray[np.bool_], whose: str, what: str) -> str:
+    """Say how many of some neighbourhoods have a property, or nothing if there are none."""
+    return f"; of {flags.size} {whose} {flags.mean():.0%} {what}" if flags.size else ""
 
 
 def _gaps(radii: Array, known: NDArray[np.bool_]) -> str:

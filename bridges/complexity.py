@@ -8,14 +8,14 @@ the 2 P vertices of V_z.
 **Theorem.** Let m_j be the largest of max_p |dh_j/db_p| over all cells in V_z. If for every unit j
 
 1. no knot of an earlier stage meets V_z, or
-2. \|h_j(z) - t\| >= r m_j,
+2. \|h_j(z) - t\| > r m_j, or h_j is constant on V_z,
 
 then jvp and hull count exactly the knots that meet V_z.
 
 *Proof.* 1. h_j is affine on V_z. An affine function's range on V_z is the open interval of half
 length r max_p |dh_j/db_p| around h_j(z), and the ends are its values at two vertices: both criteria
-are true if and only if t is in it. 2. |h_j(x) - h_j(z)| <= m_j |c|_1 < r m_j on V_z, so t is not
-met; jvp says so since its derivative is one of those in m_j, and hull since no vertex is beyond t.
+are true if and only if t is in it. 2. |h_j(x) - h_j(z)| <= r m_j on V_z, so t is not met; jvp
+says so since its derivatives are among those in m_j, and hull since no vertex is beyond t.
 For a window of a max-pooling the same holds of the differences of its candidates (only 1 is looked
 at). In particular units of the first stage are counted exactly at any radius, and a network with
 one layer of units has no other.
@@ -63,7 +63,7 @@ METHODS: Mapping[str, tuple[Literal["jvp", "hull"], torch.dtype]] = {
 
 _MEMORY = 2**30  # bytes that the enumeration of one neighbourhood may take
 _SMALLEST = 1e-6  # radius
-_UNITS = 5_000  # of a network that `most_cells` is affordable with
+_UNITS = 500  # of a network that `most_cells` is affordable with
 _FEWEST = 100  # cells that always are
 
 Counts = NDArray[np.int64]
@@ -136,13 +136,14 @@ def measure(
         P, up to 6; those larger than the latent are left out, and a row says so. The directions are
         drawn once for each P, uniformly (Haar), and shared by all latents.
     radii : sequence of float, optional
-        Radii swept besides `radius`; by default two in a decade from 1e-6 to half the diameter of
-        the domain.
+        Radii swept besides `radius`; by default from 1e-6 to half the diameter of the domain, one
+        in a decade, and two in the last three.
     latents : int
         At each radius: half of them uniform over the domain, half near a knot.
     most_cells : int
         Neighbourhoods with more cells are not enumerated, judged beforehand by Zaslavsky's bound
-        for the knots that jvp or hull counts; large networks are given fewer cells.
+        for the knots that jvp or hull counts. As work grows with the units, networks of u > 500 are
+        given 500 / u of it; so is, in P > 2, where it takes rational arithmetic, a tenth.
     seed : int
         Of latents and directions.
 
@@ -194,7 +195,7 @@ def measure(
         most = np.maximum(counts["jvp float64"][q, r], counts["hull float64"][q, r])
         for one, knots in zip(z[q, r], most.tolist(), strict=True):
             expected = zaslavsky(knots, used[q])
-            if expected > _affordable(most_cells, network.num_units):
+            if expected > _affordable(most_cells, network.num_units, used[q]):
                 found.append(NOT_ENUMERATED)
                 continue
             found.append(neighbourhood(network, units, one, swept[r], bases[q], _MEMORY))
@@ -248,7 +249,7 @@ def _check(
             "Expected a subject with a network and its partition, got one without: the exact knots "
             "of a network that is not piecewise linear are not known. Leave this section out."
         )
-    for value in (radius, *(radii or ())):
+    for value in (radius, *(() if radii is None else radii)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(
                 f"Expected positive radii, got {value}: give lengths in units of the latents."
@@ -271,11 +272,11 @@ def _radii(subject: Subject, radius: float, radii: Sequence[float] | None) -> li
             len(subject.domain.corners), -1
         )
         size = float(np.linalg.norm(corners[:, None] - corners, axis=-1).max()) / 2
-        low = min(_SMALLEST, radius)
-        steps = np.arange(math.ceil(2 * math.log10(size / low)))
-        radii = [*(low * 10.0 ** (steps / 2)).tolist(), size]
+        steps = np.arange(math.ceil(2 * math.log10(size / _SMALLEST)) - 1)
+        swept = _SMALLEST * 10.0 ** (steps / 2)
+        radii = [*swept[(steps % 2 == 0) | (swept > 1e-3 * size)].tolist(), size]
     # a radius that is the declared one up to rounding is that one
-    return sorted([radius, *(r for r in radii if not math.isclose(r, radius))])
+    return sorted([radius, *(float(r) for r in radii if not math.isclose(r, radius))])
 
 
 def _basis(subject: Subject, P: int, rng: np.random.Generator) -> Array:
@@ -306,6 +307,7 @@ def _estimate(subject: Subject, z: Array, basis: Array, radius: float, name: str
     )  # fmt: skip
 
 
-def _affordable(most_cells: int, units: int) -> int:
-    """Return how many cells may be enumerated: evaluating a network takes time by its units."""
-    return max(_FEWEST, int(most_cells * min(1.0, _UNITS / units)))
+def _affordable(most_cells: int, units: int, P: int) -> int:
+    """Return how many cells may be enumerated in one neighbourhood."""
+    share = min(1.0, _UNITS / units) * (1.0 if P <= 2 else 0.1)
+    return max(_FEWEST, int(most_cells * share))
