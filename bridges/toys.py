@@ -199,7 +199,7 @@ def _generator() -> Toy:
 
 
 def _mnist_vae() -> Toy:
-    decoder = pretrained.mnist_vae_decoder()[:-1]
+    decoder = pretrained.mnist_vae_decoder()[:-1].eval()  # a part is a new module, in training
     digits = pretrained.first_of(pretrained.read_images("mnist", 100), (0, 1, 7))
     plane = cpwl.Slice.through(*pretrained.codes(digits))
     note = "decoder of an MNIST VAE before its sigmoid, 20-400-784, among the codes of a 0, 1 and 7"
