@@ -30,6 +30,7 @@
 # %%
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -90,8 +91,8 @@ def correlation(a, b):
 # that scikit-image carries, encoded, span a plane; every point of it decodes to an image.
 
 # %%
-SIDE, PIXELS, K, PRODUCTS, IMAGES = (4, 5, 12, 8, 3) if SMALL else (8, 16, 32, 16, 5)
-RADIUS = 1e-2  # at 1e-5 most of these latents have no knot near
+SIDE, PIXELS, K, PRODUCTS, IMAGES = (4, 4, 12, 8, 2) if SMALL else (8, 16, 32, 16, 5)
+RADIUS = 1e-2  # of the neighbourhood in which knots are counted
 NAMES = pretrained.PHOTOGRAPHS[:3]
 
 decoder = pretrained.taef2_decoder()
@@ -148,7 +149,7 @@ def again(name, z):
 
 
 @torch.no_grad()
-def moves(z, step=1e-3, times=16):
+def moves(z, step=1e-3, times=8):
     """Return how far images move, root mean square over random directions, per unit of latent."""
     n = torch.randn(times, *z.shape[1:], generator=torch.Generator().manual_seed(2))
     y = [decoder(one[None] + step * n) - decoder(one[None]) for one in z]
@@ -246,7 +247,7 @@ def counted(module, side):
 with torch.device("meta"):
     large = stable_diffusion()
 weights = sum(weight.numel() for weight in large.parameters())
-SIDES = (16, 32, 64) if SMALL else (8, 16, 32, 64)
+SIDES = (16, 64) if SMALL else (8, 16, 32, 64)
 cost = pd.DataFrame(
     [counted(large, side) for side in SIDES],
     index=pd.Index(SIDES, name="latent's side"),
@@ -280,9 +281,9 @@ else:
 
 # %% [markdown]
 # A method makes one forward pass and so many products; δ by derivatives costs 1 + P forward passes.
-# How many products there are of each kind is counted on a small linear decoder. What they would take
-# at the peak of an H100 in bfloat16, 989 TFLOP/s by its data sheet, is **arithmetic, not measured**:
-# no decoder reaches the peak, and no such machine was used here.
+# How many products there are of each kind is counted on a small linear decoder. What they would
+# take at the peak of an H100 in bfloat16, 989 TFLOP/s by its data sheet, is **arithmetic, not
+# measured**: no decoder reaches the peak, and no such machine was used here.
 
 # %%
 PEAK = 989.0  # TFLOP/s, dense
@@ -383,7 +384,7 @@ assert 1 <= quadrupled / area < 1.02, "Expected operations to grow as the latent
 # afford, in float32 on `torch.get_num_threads()` threads.
 
 # %%
-SIDE_MEASURED, K_MEASURED, PRODUCTS_MEASURED = (4, 12, 8) if SMALL else (8, 32, 16)
+SIDE_MEASURED, K_MEASURED, PRODUCTS_MEASURED = (4, 9, 8) if SMALL else (8, 32, 16)
 torch.manual_seed(0)
 large = stable_diffusion()
 z = torch.randn(1, 4, SIDE_MEASURED, SIDE_MEASURED)
@@ -415,9 +416,9 @@ assert abs(one.nu[0] - other.nu[0]) < 4 * one.nu_error[0], "Expected nu within f
 # ## 3. Where the truth is known: exact slices of a pretrained decoder
 #
 # `vae_approx_sd15`, with which an image generator previews Stable Diffusion latents of 4 x h x w as
-# pictures of 3 x 2h x 2w, has eight convolutions with leaky ReLUs and nothing else. So it is exactly
-# piecewise linear, and slices of its latent space can be enumerated. It comes without an encoder:
-# latents of the three photographs are found by least squares.
+# pictures of 3 x 2h x 2w, has eight convolutions with leaky ReLUs and nothing else. So it is
+# exactly piecewise linear, and slices of its latent space can be enumerated. It comes without an
+# encoder: latents of the three photographs are found by least squares.
 
 # %%
 preview = pretrained.sd_latent_decoder()
@@ -445,25 +446,30 @@ assert network.num_units == 104_480, "Expected every leaky ReLU of a 4 x 8 x 8 l
 assert loss.max() < 10**-2, "Expected latents that decode to the photographs, 20 dB or better"
 
 # %% [markdown]
-# The cells are small: a square about the middle of the three latents, whose width is a few
-# thousandths where the photographs lie some twenty apart, already has a map's worth of them. An
-# estimate reaches over the whole plane; the square is where it is held against the truth.
+# The cells are small: a square in the middle between the three latents, with sides of thousandths,
+# has a map's worth of them. An estimate reaches over the whole plane of the photographs; the square
+# is where it is held against the truth.
 #
-# **ψ of the slice and ψ of the latent space are different things.** On a cell, G(z) = A z + b with A
-# of 768 x 256. In the slice z = z₀ + Bᵀ s, with two orthonormal rows B, so that G = A Bᵀ s + ...: its
-# ψ (`wrt="slice"`) has the two singular values of A Bᵀ and says how areas of this plane grow, which
-# is what the density and entropy of samples on it need. The ψ of the latent space (`wrt="latent"`)
-# has the 256 singular values of A itself: how volumes of the latent space grow. `approx` describes
-# the latter, or what it says it estimates of it: here ψ_W of k random output directions.
+# **ψ of the slice and ψ of the latent space are different things.** On a cell, G(z) = A z + b with
+# A of 768 x 256. On the slice z = z₀ + Bᵀs, with two orthonormal rows in B, it is A Bᵀ s + const.
+# The ψ of the slice (`wrt="slice"`) has the two singular values of A Bᵀ: it says how areas of this
+# plane grow, and is what density and entropy of samples from the plane need. The ψ of the latent
+# space (`wrt="latent"`) has the 256 singular values of A: how volumes of the latent space grow.
+# `approx` describes the latent space: with `method="exact"` this very ψ, by default ψ_W, that of W A
+# for k random orthonormal output directions W.
 
 # %%
-WIDTHS, GRID, WIDE, EACH = (0.003, 12, 8, 2) if SMALL else (0.006, 24, 24, 8)
+WIDTHS, GRID, WIDE, SAMPLED = (0.003, 10, 6, 1) if SMALL else (0.006, 24, 24, 6)
 K3, PRODUCTS3 = 12, 8
-slice_ = cpwl.Slice.through(*pictures)
-middle = slice_.anchors.mean(axis=0)
+through = cpwl.Slice.through(*pictures)
+middle = through.anchors.mean(axis=0)
+slice_ = cpwl.Slice(
+    through.embed(middle[None])[0], through.basis
+)  # the same plane, from its middle
 RADIUS3 = WIDTHS / 16  # of the neighbourhoods whose knots are counted
 half = WIDTHS / 2 + RADIUS3  # so that those at the square's edge are inside
-partition = cpwl.subdivide(network, slice_.box(middle - half, middle + half), progress=False)
+domain = slice_.box([-half, -half], [half, half])
+partition = cpwl.subdivide(network, domain, progress=False)
 psi_slice = cpwl.local_scaling(partition)
 print(partition, partition.status, sep="\n")
 assert partition.status.complete, "Expected all cells"
@@ -471,7 +477,7 @@ assert partition.status.broken == 0, "Expected no cell left uncut"
 
 rng = np.random.default_rng(0)
 # ψ of the latent space costs 256 columns a cell: all cells at full size, a few at the small one
-sampled = np.sort(rng.choice(partition.num_cells, EACH, replace=False))
+sampled = np.sort(rng.choice(partition.num_cells, SAMPLED, replace=False))
 cells = sampled if SMALL else np.arange(partition.num_cells)
 spectrum = cpwl.spectrum(partition, cells, wrt="latent")
 psi_latent = np.full(partition.num_cells, np.nan)
@@ -480,15 +486,15 @@ psi_latent[cells] = cpwl.local_scaling(spectrum)
 options = {"k": K3, "products": PRODUCTS3, "generator": 0, "dtype": torch.float32,
            "knots_dtype": torch.float64, "progress": False}  # fmt: skip
 wide = approx.field(preview, pictures, WIDE, neighbourhood=None, **options)
-corner = middle - WIDTHS / 2
-ends3 = torch.from_numpy(slice_.embed(corner + WIDTHS * np.array([[0, 0], [1, 0], [0, 1]])))
+corners = WIDTHS * (np.array([[0, 0], [1, 0], [0, 1]]) - 0.5)
+ends3 = torch.from_numpy(slice_.embed(corners))
 basis = torch.from_numpy(slice_.basis.reshape(2, -1).copy())
 square = approx.field(preview, ends3, (GRID, GRID), margin=0, neighbourhood=(basis, RADIUS3),
                       **options)  # fmt: skip
 
 # %% [markdown]
-# With all cells at hand, the exact knots in a neighbourhood |s - s₀|₁ < r are those whose facets meet
-# it, and its exact δ is the number of cells that do.
+# With all cells at hand, the exact knots in a neighbourhood |s - s₀|₁ < r are those whose facets
+# meet it, and its exact δ is the number of cells that do.
 
 
 # %%
@@ -504,57 +510,263 @@ def meets(segments, centres, radius):
     return distance.min(axis=-1) < radius
 
 
-def exact_counts(centres, radius):
-    """Count knots by stage (n, stages) and cells (n,) in diamonds that lie in the domain."""
-    inner = np.flatnonzero(partition.facet_unit >= 0)
-    facets = np.arange(len(inner))
-    units, unit = np.unique(partition.facet_unit[inner], return_inverse=True)
-    stage = np.searchsorted(network.stage_offsets, units, side="right") - 1
-    of_unit = coo_array((np.ones(len(inner)), (facets, unit))).tocsr()
-    sides = partition.facet_cells[inner]
-    pairs = (np.repeat(facets, 2), sides.ravel())
-    of_cell = coo_array((np.ones(2 * len(inner)), pairs), (len(inner), partition.num_cells))
-    knots, cells = [], []
-    for part in np.array_split(centres, 1 + len(centres) // 500):
-        hit = meets(partition.points[partition.facet_points[inner]], part, radius).astype(float)
-        met = hit @ of_unit > 0
-        knots.append(np.stack([met[:, stage == k].sum(1) for k in range(network.num_stages)], 1))
-        inside = hit @ of_cell.tocsr() > 0
-        inside[np.arange(len(part)), cpwl.locate(partition, part)] = True
-        cells.append(inside.sum(axis=1))
-    return np.concatenate(knots), np.concatenate(cells)
+inner = np.flatnonzero(partition.facet_unit >= 0)
+segments = partition.points[partition.facet_points[inner]]
+units, unit = np.unique(partition.facet_unit[inner], return_inverse=True)
+stage = np.searchsorted(network.stage_offsets, units, side="right") - 1
+of_unit = coo_array((np.ones(len(inner)), (np.arange(len(inner)), unit))).tocsr()
+ends_of = np.repeat(np.arange(len(inner)), 2), partition.facet_cells[inner].ravel()
+of_cell = coo_array((np.ones(2 * len(inner)), ends_of), (len(inner), partition.num_cells)).tocsr()
+geometry = replace(partition, network=None)  # cells are then searched for without forward passes
 
 
-u, v = np.meshgrid(square.u, square.v)
-centres = corner + np.stack([u.ravel(), v.ravel()], axis=1)
-stages_exact, cells_exact = exact_counts(centres, RADIUS3)
-knots_exact = stages_exact.sum(axis=1)
-line = corner[0] + WIDTHS * (np.arange(160) + 0.5) / 160, corner[1] + WIDTHS * (np.arange(160) + 0.5) / 160
-fine = exact_counts(np.stack([x.ravel() for x in np.meshgrid(*line)], axis=1), RADIUS3)[0].sum(1)
+def exact_knots(centres, radius):
+    """Return which units have their knot in the diamonds about `centres` (n, 2), (n, units)."""
+    parts = np.array_split(centres, 1 + len(centres) // 500)
+    return np.concatenate([meets(segments, x, radius) @ of_unit > 0 for x in parts])
+
+
+def exact_cells(centres, radius):
+    """Return how many cells meet diamonds inside the domain, (n,)."""
+    met = meets(segments, centres, radius) @ of_cell > 0
+    met[np.arange(len(centres)), cpwl.locate(geometry, centres)] = True
+    return met.sum(axis=1)
+
+
+def grid(n):
+    """Return the centres of n x n pixels of the square, (n n, 2), in the order of `field`."""
+    at = WIDTHS * ((np.arange(n) + 0.5) / n - 0.5)
+    return np.stack([x.ravel() for x in np.meshgrid(at, at)], axis=1)
+
+
+centres = grid(GRID)
+met = exact_knots(centres, RADIUS3)
+stages_exact = np.stack([met[:, stage == k].sum(axis=1) for k in range(network.num_stages)], axis=1)
+knots_exact, cells_exact = met.sum(axis=1), exact_cells(centres, RADIUS3)
 
 # %%
-figure = plt.figure(figsize=(WIDTH, 4.6), layout="constrained")
+figure = plt.figure(figsize=(WIDTH, 4.7), layout="constrained")
 axes = figure.subplots(2, 3)
+edge = WIDTHS / 2
+zoomed = (-edge, edge, -edge, edge)
 
 
-def picture(ax, values, extent, label, **scale):
-    """Draw a map with its colour bar."""
-    shown = ax.imshow(values, origin="lower", extent=extent, interpolation="nearest", **scale)
-    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.85, pad=0.02)
+def finish(ax, shown, letter, text, ticks=None):
+    """Give a map its colour bar, as high as the map, and its title."""
+    bar = ax.figure.colorbar(shown, cax=ax.inset_axes((1.04, 0, 0.05, 1)), ticks=ticks)
+    bar.ax.ticklabel_format(useOffset=False) if ticks is None else None
+    ax.set_title(rf"$\bf{{{letter}}}$  {text}", loc="left")
+    ax.set(xlabel="$s_0$", ylabel="$s_1$")
 
 
-step = float(wide.u[1] - wide.u[0]) / 2, float(wide.v[1] - wide.v[0]) / 2
-ends_wide = (float(wide.u[0]) - step[0], float(wide.u[-1]) + step[0],
-             float(wide.v[0]) - step[1], float(wide.v[-1]) + step[1])  # fmt: skip
-picture(axes[0, 0], wide.psi, ends_wide, rf"$\psi_W$, k = {K3} ($\pm$ {float(wide.psi_error.median()):.2g})")
-cpwl.plot.mark(axes[0, 0], slice_.anchors, "ABC", color="white", edgecolors="black", s=18)
-axes[0, 0].plot(*middle, "s", ms=6, mfc="none", mec=ORANGE, mew=1.4)
-axes[0, 0].annotate("b to f", middle, xytext=(6, -3), textcoords="offset points", color=ORANGE,
-                    fontweight="bold", path_effects=HALO)  # fmt: skip
-title(axes[0, 0], "a", "estimated, through photographs")
-axes[0, 0].set(xlabel="$s_0$", ylabel="$s_1$")
+def frame(ax):
+    """Give a map of the square its axes."""
+    ax.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=(-edge, 0, edge), yticks=(-edge, 0, edge))
+    ax.ticklabel_format(scilimits=(0, 0))
 
-zoom = 1e3  # the square's coordinates are shown about its middle, in thousandths
-lo, hi = -zoom * WIDTHS / 2, zoom * WIDTHS / 2
-box = (lo, hi, lo, hi)
-shown = replace(partition, points=zoom * (partition.points - middle))
+
+def pixels(ax, values, extent, **style):
+    """Draw a map of pixels."""
+    return ax.imshow(values, origin="lower", extent=extent, interpolation="nearest", **style)
+
+
+u, v = wide.u.values - middle[0], wide.v.values - middle[1]
+pixel = u[1] - u[0]
+everything = (u[0] - pixel / 2, u[-1] + pixel / 2, v[0] - pixel / 2, v[-1] + pixel / 2)
+shown = pixels(axes[0, 0], wide.psi, everything)
+cpwl.plot.mark(axes[0, 0], through.anchors - middle, color="white", s=16, edgecolors="black")
+for name, at in zip("ABC", through.anchors - middle, strict=True):
+    axes[0, 0].annotate(name, at, xytext=(-4, 5), textcoords="offset points", color="white")
+axes[0, 0].plot(0, 0, "s", ms=5, mfc="none", mec=ORANGE, mew=1.3)
+finish(axes[0, 0], shown, "a", rf"$\psi_W$, estimated (k = {K3})")
+for ax, values, letter, name in (
+    (axes[0, 1], psi_slice, "b", "slice"), (axes[0, 2], psi_latent, "c", "latent space"),
+):  # fmt: skip
+    cpwl.plot.partition(partition, values, ax=ax, colorbar=False)
+    frame(ax)
+    finish(ax, ax.collections[0], letter, rf"$\psi$ of the {name}, exact")
+shown = pixels(axes[1, 0], square.psi, zoomed)
+frame(axes[1, 0])
+finish(axes[1, 0], shown, "d", r"$\psi_W$, estimated")
+most = int(max(knots_exact.max(), square.delta.max()))
+counts = {"cmap": plt.get_cmap("viridis", most + 1), "vmin": -0.5, "vmax": most + 0.5}
+FINE = 120
+finer = exact_knots(grid(FINE), RADIUS3).sum(axis=1).reshape(FINE, FINE)
+for ax, values, letter, text in (
+    (axes[1, 1], finer, "e", "exact"), (axes[1, 2], square.delta, "f", "estimated"),
+):  # fmt: skip
+    shown = pixels(ax, values, zoomed, **counts)
+    frame(ax)
+    finish(ax, shown, letter, f"knots within r, {text}", range(0, most + 1, 1 + most // 6))
+save(figure, "03_exact_slices")
+
+# %% [markdown]
+# a: ψ_W over the plane through the photographs A, B and C; b to f: the small square in its middle.
+# The map d is an estimate as well, and shows the cells all the same: G is affine on a cell, so that
+# the estimate is one number there, and common probes make differences between cells much more
+# certain than the values. Which of the two exact maps it resembles is another question.
+
+# %%
+cell = cpwl.locate(geometry, centres)
+clear = exact_knots(centres, RADIUS3 / 4).sum(axis=1) == 0  # float32 is on the same side of a knot
+estimate, error = square.psi.values.ravel(), float(square.psi_error.median())
+flat = pd.Series(estimate[clear]).groupby(cell[clear]).agg(["max", "min", "mean"])
+inside, between = (flat["max"] - flat["min"]).max(), float(np.ptp(flat["mean"]))
+print(f"d: standard error {error:.2f}; within a cell the estimate varies by {inside:.1e}, "
+      f"between cells by {between:.1e}")  # fmt: skip
+assert inside < 0.05 * between, "Expected one estimate on each cell"
+assert between < error, "Expected differences that only common probes can show"
+print(
+    f"a: {1 - float(wide.fell_back.mean()):.0%} of the plane's latents are predicted from "
+    f"{PRODUCTS3} products, the others have k / r_eff > 0.5 and are measured with {K3}"
+)
+assert wide.fell_back.mean() < 0.5, "Expected predictions on most of the plane"
+assert not square.fell_back.any(), "Expected predictions on the square"
+
+A = np.concatenate([a for a, _ in cpwl.affine_maps(partition, sampled, wrt="latent")])
+B = slice_.basis.reshape(2, -1)
+for one, row in zip(sampled, A, strict=True):
+    sigma = np.log(np.linalg.svd(row, compute_uv=False))
+    in_slice = np.log(np.linalg.svd(row @ B.T, compute_uv=False)).sum()
+    np.testing.assert_allclose(psi_latent[one], sigma.sum(), atol=1e-8, err_msg="psi, latent space")
+    np.testing.assert_allclose(psi_slice[one], in_slice, atol=1e-8, err_msg="psi, slice")
+    print(f"cell {one}: psi of the slice {in_slice:.3f}, of the latent space {sigma.sum():.2f}")
+    corners = partition.points[
+        partition.cell_corners[slice(*partition.cell_offsets[one : one + 2])]
+    ]
+    ends = np.stack([corners.mean(axis=0), (corners.mean(axis=0) + corners[0]) / 2])
+    y = network(torch.from_numpy(slice_.embed(ends))).numpy().reshape(2, -1)
+    moved = row @ B.T @ (ends[1] - ends[0])
+    np.testing.assert_allclose(y[1] - y[0], moved, atol=1e-12, err_msg="A against the decoder")
+    assert sigma[-2:].sum() <= in_slice <= sigma[:2].sum(), "Expected what interlacing allows"
+if not SMALL:
+    print(f"rank correlation over the square's cells: psi of the slice and of the latent space "
+          f"{correlation(psi_slice, psi_latent):.2f}")  # fmt: skip
+
+# %% [markdown]
+# Now latent by latent.
+#
+# - **ψ**: `approx` with `method="exact"` against `cpwl`, at latents of the square and at photographs
+#   themselves, each in the cell that `cpwl` finds about it.
+# - **ψ_W**: a prediction has a 95 % interval for ψ_W of another draw of W. Such a draw is made here
+#   in numpy, from the exact A of the latent's cell.
+# - **δ**: knots counted from pre-activations and their derivatives, in float64, against the exact
+#   ones in the same neighbourhood. The count takes every unit as affine there. That holds up to the
+#   first stage that has a knot in it; behind a knot the others bend, and the count may miss one or
+#   see one too many.
+
+# %%
+FAR, TRIALS = (1, 30) if SMALL else (3, 120)
+
+
+def exact_psi(z):
+    """Return ψ of the latent space on the cell about a latent, by enumeration."""
+    near = cpwl.cross_polytope(z, RADIUS3 / 10, slice_.basis)
+    part = cpwl.subdivide(network, near, progress=False)
+    spectrum = cpwl.spectrum(part, cpwl.locate(part, np.zeros((1, 2))), wrt="latent")
+    return cpwl.local_scaling(spectrum)[0]
+
+
+points = cpwl.centroids(partition)[sampled]
+latents3 = torch.from_numpy(slice_.embed(points))
+table = approx.describe(preview, torch.cat([pictures[:FAR], latents3]), method="exact",
+                        neighbourhood=None, progress=False)  # fmt: skip
+truth = np.concatenate([[exact_psi(z) for z in pictures[:FAR]], psi_latent[sampled]])
+difference = np.abs(table.psi - truth)
+
+trials = []
+for trial in range(TRIALS):
+    which = trial % SAMPLED
+    with approx.JacobianOperator(preview, latents3[which][None].float()) as operator:
+        found = approx.spectrum(operator, k=K3, products=PRODUCTS3, generator=trial)
+    assert not found.fell_back.any(), "Expected a prediction"
+    W = np.linalg.qr(rng.standard_normal((A.shape[1], K3)))[0].T
+    drawn = np.log(np.linalg.svd(W @ A[which], compute_uv=False)).sum()
+    trials.append(
+        (*found.psi_interval[0].tolist(), float(found.psi), float(found.psi_stderr), drawn)
+    )
+low, high, predicted, stderr, drawn = np.array(trials).T
+inside = (low < drawn) & (drawn < high)
+
+counted64 = approx.knots(preview, approx.latents_at(square, np.arange(square.psi.size)),
+                         radius=RADIUS3, directions=basis, dtype=torch.float64)  # fmt: skip
+stages_counted = counted64.per_layer.numpy()
+knots_counted = stages_counted.sum(axis=1)
+
+# %%
+figure = plt.figure(figsize=(WIDTH, 2.1), layout="constrained")
+axes = figure.subplots(1, 4, width_ratios=[1, 1.35, 1, 1])
+ax = axes[0]
+ends_of_psi = (truth.min() - 10, truth.max() + 10)
+ax.plot(ends_of_psi, ends_of_psi, color=GREY, lw=0.6)
+ax.plot(truth[:FAR], table.psi[:FAR], "o", color=ORANGE, ms=5, mfc="none", label="photographs")
+ax.plot(truth[FAR:], table.psi[FAR:], "x", color=BLUE, ms=5, label="in the square")
+ax.set(xlabel=r"$\psi$, cpwl", ylabel=r"$\psi$, approx")
+ax.legend(loc="upper left")
+order = np.argsort(predicted - drawn)
+place = np.arange(TRIALS)
+ax = axes[1]
+ax.vlines(place, (low - drawn)[order], (high - drawn)[order], lw=0.8,
+          color=np.where(inside[order], BLUE, ORANGE))  # fmt: skip
+ax.plot(place, (predicted - drawn)[order], ".", color="black", ms=2)
+ax.axhline(0, color=GREY, lw=0.6)
+ax.set(xlabel="trial", ylabel=r"predicted $-$ drawn $\psi_W$")
+for ax, y, name in ((axes[2], knots_counted, "estimated knots"), (axes[3], cells_exact, "cells")):
+    pairs, many = np.unique(np.stack([knots_exact, y]), axis=1, return_counts=True)
+    ax.scatter(*pairs, s=120 * many / many.max(), color=BLUE, lw=0, zorder=3)
+    ax.set(xlabel="exact knots", ylabel=name)
+    ax.margins(0.12)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+n = np.arange(knots_exact.max() + 1)
+axes[2].plot(n, n, color=ORANGE, lw=0.8, label="equal")
+axes[3].plot(n, 1 + n + n * (n - 1) // 2, color=ORANGE, lw=0.8, label="Zaslavsky")
+for ax in axes[2:]:
+    ax.legend(loc="upper left")
+for letter, ax in zip("abcd", axes, strict=True):
+    ax.set_title(letter, loc="left", fontweight="bold")
+    ax.spines[["top", "right"]].set_visible(False)
+save(figure, "03_agreement")
+
+# %%
+print(f"a: psi of {len(truth)} latents from {truth.min():.1f} to {truth.max():.1f}, "
+      f"the two differ by at most {difference.max():.1e}")  # fmt: skip
+assert difference.max() < 1e-8, "Expected approx's exact psi to be cpwl's"
+assert truth[:FAR].min() > truth[FAR:].max(), "Expected blends to be contracted most"
+
+scores = (predicted - drawn) / stderr
+least = 0.95 - 3 * np.sqrt(0.95 * 0.05 / TRIALS)
+print(f"b: {inside.mean():.0%} of {TRIALS} intervals hold another draw (at least {least:.0%} "
+      f"expected); differences over their standard errors: mean {scores.mean():+.2f}, standard "
+      f"deviation {scores.std():.2f}")  # fmt: skip
+assert inside.mean() >= least, "Expected intervals that hold at their stated rate"
+assert abs(scores.mean()) < 4 / np.sqrt(TRIALS), "Expected predictions without bias"
+assert 0.6 < scores.std() < 1.5, "Expected standard errors that are neither too small nor too large"
+
+equal = knots_counted == knots_exact
+first = np.where(knots_exact > 0, (stages_exact > 0).argmax(axis=1), network.num_stages)
+known = np.arange(network.num_stages) <= first[:, None]
+print(
+    f"c: {equal.mean():.1%} of {len(equal)} counts are the exact ones, of 0 to "
+    f"{knots_exact.max()} knots; {(~equal & (knots_exact < 2)).sum()} others have fewer than two"
+)
+assert (knots_counted == square.delta.values.ravel()).all(), "Expected the map's own counts"
+assert (stages_counted == stages_exact)[known].all(), "Expected exact counts up to the first stage"
+assert equal.mean() > 0.95, "Expected nearly all counts to be exact at this radius"
+
+bound = 1 + knots_exact + knots_exact * (knots_exact - 1) // 2
+straight = ((stages_exact > 0).sum(axis=1) <= 1) | (knots_exact <= 1)
+print(
+    f"d: {cells_exact.max()} cells at most; Zaslavsky's bound is reached at "
+    f"{(cells_exact == bound).mean():.0%} and exceeded at {(cells_exact > bound).sum()} latents"
+)
+assert (cells_exact <= bound)[straight].all(), "Expected no more cells than straight knots can make"
+for i in rng.choice(len(centres), 2 if SMALL else 8, replace=False):
+    z = slice_.embed(centres[i][None])[0]
+    delta = cpwl.local_complexity(network, z, RADIUS3, slice_.basis)
+    assert delta == cells_exact[i], "Expected as many cells as an enumeration of V_z finds"
+
+# %% [markdown]
+# The two engines share no code and agree wherever both can go: `method="exact"` has the ψ of the
+# cell, predictions keep their intervals, and knots counted in float64 are those of the partition up
+# to where they bend. That is the case for believing the estimates where nothing else can go.
