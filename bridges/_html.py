@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _DOTS = 96  # CSS pixels in an inch; pictures have twice as many, for dense screens
 # Nothing is loaded and nothing runs, whatever a note or a title contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_LONG = 16  # letters of a setting that takes a line of its own
 _PACKAGES = ("cpwl", "torch", "numpy", "scipy", "numba")
 
 
@@ -148,7 +149,8 @@ def _foot(report: Report) -> Iterator[str]:
     yield "<footer><h2>To repeat it</h2>"
     yield '<dl class="settings">'
     for name, value in {**report.settings, **_versions()}.items():
-        yield f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+        long = ' class="long"' if len(str(value)) > _LONG else ""
+        yield f"<div{long}><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
     yield "</dl>"
     yield f"<p>{report.seconds:.1f} s in all.</p></footer>"
 
@@ -167,7 +169,7 @@ def _number(value: float) -> str:
     """Write 1.2e-15 as people do."""
     text = number(value).replace("-", "\N{MINUS SIGN}")
     if not math.isfinite(value):
-        return text.replace("inf", "∞").replace("nan", "–")
+        return text.replace("inf", "∞").replace("nan", "\N{EN DASH}")
     digits, e, power = text.partition("e")
     if not e:
         return text

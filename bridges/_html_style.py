@@ -47,7 +47,7 @@ nav .good span { color: var(--good); }
 nav .bad span { color: var(--bad); font-weight: 600; }
 section { margin: 2.25rem 0 0; background: var(--card); border: 1px solid var(--line);
   border-radius: .8rem; padding: 1.5rem 1.5rem 1rem; }
-.claim, .absent p { margin: 0 0 1.1rem; color: var(--soft); max-width: 46rem; }
+.claim, .absent p { margin: 0 0 1.1rem; color: var(--soft); max-width: 58rem; }
 figure { margin: 0 auto 1.25rem; max-width: 100%; width: fit-content; padding: .5rem;
   background: #fff; border-radius: .5rem; overflow-x: auto; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -62,7 +62,8 @@ tbody tr:first-child > * { border-top: 0; }
 tbody tr:not(.first) th { color: transparent; user-select: none; }
 .value { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.value { font-weight: 600; }
-.limits { padding-left: .8rem; white-space: nowrap; color: var(--soft); font-variant-numeric: tabular-nums; }
+.limits { padding-left: .8rem; white-space: nowrap; }
+td.limits { color: var(--soft); font-variant-numeric: tabular-nums; }
 .verdict-cell { padding-right: 0; text-align: right; }
 td small { display: block; color: var(--soft); font-size: .8rem; max-width: 34rem;
   overflow-wrap: anywhere; }
@@ -75,8 +76,9 @@ tr.bad td.value { color: var(--bad); }
 .seconds { margin: .6rem 0 0; text-align: right; color: var(--soft); font-size: .8rem; }
 footer { padding-top: 2.25rem; padding-bottom: 3rem; font-size: .9rem; }
 footer p { color: var(--soft); }
-.settings { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr));
+.settings { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
   gap: .6rem 1.5rem; }
+.settings .long { grid-column: 1 / -1; }
 .settings dd { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 @media (max-width: 44rem) {
   header, main, footer { padding-left: .9rem; padding-right: .9rem; }

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from approx.decoders import load_diffusers, load_onnx
 from cpwl._errors import CaptureError, UnsupportedOperationError
+from cpwl._graph import FileModule
 from cpwl._onnx import read_onnx
 from cpwl._pt2 import read_pt2
 
+_FILES = (".pt2", ".onnx")
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 
@@ -51,9 +53,9 @@ def load_decoder(
     """
     path = Path(source)
     suffix = path.suffix.lower()
-    if suffix in (".pt2", ".onnx"):
-        module, shape = (_read_onnx if suffix == ".onnx" else read_pt2)(path, input_shape)
-        return Loaded(module.eval().to(device=device, dtype=dtype), tuple(shape), None)
+    if suffix in _FILES:
+        module, shape = load_module(path, input_shape)
+        return Loaded(module.to(device=device, dtype=dtype), shape, None)
     if suffix in _PICKLES:
         raise CaptureError(
             f"Expected a .onnx or .pt2 file or a diffusers folder, got '{path.name}', a pickle, "
@@ -68,6 +70,33 @@ def load_decoder(
         f"Expected a .onnx or .pt2 file, a diffusers folder or a name on the hub, got '{source}'. "
         "Check the path, or export the model with torch.export.save."
     )
+
+
+def load_module(
+    path: Path, input_shape: tuple[int, ...] | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Load a .pt2 or .onnx file in its own dtype, in evaluation mode, with one latent's shape.
+
+    Its weights are parameters, by which `approx` sees in which dtype a module runs.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As for `load_decoder`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _FILES:
+        raise CaptureError(
+            f"Expected a .onnx or .pt2 file, got '{path.name}'. Export the model with "
+            "torch.onnx.export or torch.export.save."
+        )
+    module, shape = (_read_onnx if suffix == ".onnx" else read_pt2)(path, input_shape)
+    if isinstance(module, FileModule):
+        for name, value in list(module.named_buffers(recurse=False)):
+            if value.is_floating_point():
+                delattr(module, name)
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return module.eval(), tuple(shape)
 
 
 def check_device(name: str) -> None:

@@ -12,6 +12,7 @@ import click
 from bridges._arguments import check_output, read_shape
 from bridges._slicing import Place, domain_of, slice_options
 from bridges.cli_approx import describe, field
+from bridges.cli_validate import validate
 
 # `cpwl --help` should not wait for torch: the commands import what they need.
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def demo(output: Path, seed: int, dim: int) -> None:
 
 app.add_command(describe)
 app.add_command(field)
+app.add_command(validate)
 
 
 @app.command()
