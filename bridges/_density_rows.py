@@ -23,6 +23,8 @@ Array = NDArray[np.float64]
 _SECTION = "density"
 # Standard errors that a limit leaves room for: one agreement in 16,000 is missed.
 _SIGMAS = 4.0
+# Probability of what is taken for disagreement.
+_RARE = 1e-4
 # Of sums of logarithms and of exponentials, where nothing is random (a linear generator).
 _ROUNDING = 1e-9
 
@@ -38,8 +40,9 @@ def density_rows(balls: Balls) -> list[Row]:
     rest = (counted.sum() - expected.sum()) ** 2 / (balls.samples * (1 - share))
     square = float(((counted - expected) ** 2 / expected).sum() + rest)
     error = math.sqrt((1 - share) / (balls.samples * share))
-    deviations = balls.deviations
-    worst = int(np.abs(deviations).argmax())
+    tails = _tails(balls)
+    worst = int(tails.argmin())
+    sigmas = math.copysign(stats.norm.isf(tails[worst]), counted[worst] - expected[worst])
     place = ", ".join(f"{x:.4g}" for x in balls.centres[worst])
     change = counted[worst] / expected[worst] - 1
     found = (
@@ -51,16 +54,16 @@ def density_rows(balls: Balls) -> list[Row]:
     return [
         Row(
             _SECTION, "density", case, "chi-square p-value",
-            float(stats.chi2.sf(square, len(expected))), low=1e-4,
+            float(stats.chi2.sf(square, len(expected))), low=_RARE,
             note=f"chi-square {square:.1f}, {len(expected)} degrees of freedom",
         ),
         _within(
             "density", case, "relative difference of all counts",
             float(counted.sum() / expected.sum() - 1), _SIGMAS * error, held,
         ),
-        Row(
-            _SECTION, "density", case, "worst deviation in sigmas",
-            float(deviations[worst]), note=found,
+        _within(
+            "density", case, "worst deviation in sigmas", sigmas,
+            float(stats.norm.isf(_RARE / 2 / len(expected))), found,
         ),
         Row(_SECTION, "density", case, "largest over smallest density compared", spread),
     ]  # fmt: skip
@@ -81,9 +84,9 @@ def moment_rows(
     psi, mass = cpwl.local_scaling(source), cpwl.volumes(partition)
     mass = mass / mass.sum()
     stretch = np.where(full, np.exp(psi), 0.0)
-    volume = cpwl.total_image_volume(partition, source=source).value
+    volume = float(cpwl.image_volumes(partition, source).sum())
     limit = _SIGMAS * _spread(stretch, mass) / (float(mass @ stretch) * math.sqrt(n))
-    note = f"volume {volume:.6g}; the limit is {_SIGMAS:g} standard errors"
+    note = f"volume {volume:.6g}, once per preimage; the limit is {_SIGMAS:g} standard errors"
     rows = [
         _within(
             "image volume", case, "relative difference",
@@ -168,6 +171,13 @@ def squeezed_rows() -> list[Row]:
     """Return the row for a generator that has no output density anywhere."""
     note = "every cell is squeezed to fewer dimensions: the output has no density to compare"
     return [Row(_SECTION, "squeezed cells", "all", "probability", 1.0, note=note)]
+
+
+def _tails(balls: Balls) -> Array:
+    """Return the probability of counts as far from what is expected, on the same side, (Q,)."""
+    law = stats.binom(balls.samples, balls.expected / balls.samples)
+    least = np.minimum(law.cdf(balls.counted), law.sf(balls.counted - 1))
+    return np.maximum(least, 1e-300)  # a probability of 0 is that of no number of sigmas
 
 
 def _within(quantity: str, case: str, statistic: str, value: float, limit: float, note: str) -> Row:

@@ -82,12 +82,13 @@ def compare(
     kept = np.flatnonzero(rng.random(len(weight)) * weight.max() < weight)
     acceptance = len(kept) / len(weight)
     kept = kept[: min(most, len(uniform.s))]
-    accepted, outputs = proposed.s[kept], taken.outputs[kept]
+    accepted = proposed.s[kept]
     drawn = cpwl.sample_image(subject.partition, len(kept), rng, source=source).points
     other = uniform.s[: len(kept)]
     tests: list[TwoSamples | None] = [None] * 3
     if len(kept) >= _FEWEST:
-        # decoded, not taken from the exact side
+        # by the decoder, not by the exact side
+        outputs = decode(subject, accepted)
         tests = [
             energy_test(decode(subject, drawn), outputs, permutations, rng),
             energy_test(drawn, accepted, permutations, rng),

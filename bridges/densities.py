@@ -64,7 +64,7 @@ def measure(
     balls: int = 300,
     nearest: int = 100_000,
     neighbours: int = 3,
-    proposals: int = 20_000,
+    proposals: int = 100_000,
     pairs: int = 2000,
     permutations: int = 1999,
     seed: int = 0,
@@ -105,12 +105,12 @@ def measure(
     Notes
     -----
     *Density.* In a ball of the image inside one cell's image, of radius eps, the number of N
-    samples is binomial with mean N p omega_P eps^P. The chi-square over balls is small where one
-    cell is wrong, their sum tells a common factor to 1 or 2 %.
+    samples is binomial with mean N p omega_P eps^P. The sum over the balls tells a common factor of
+    1 or 2 %, the worst of them a single wrong cell, the chi-square what lies between.
 
     *Entropy and volume.* They are the means of psi and exp(psi) over the domain, which autograd's
     Jacobian at random latents estimates, with standard errors known exactly; a common factor of
-    the density of 2 % is noticed. Nearest neighbours in output space know of no Jacobian; see
+    the density of 1 % is noticed. Nearest neighbours in output space know of no Jacobian; see
     `bridges._nearest.estimate` for their bias. Where images of cells overlap, the exact entropy is
     an upper bound, and only that is claimed.
 
@@ -136,7 +136,7 @@ def measure(
     streams = np.random.default_rng(seed).spawn(3)
     passes = max(1, _BUDGET // cost(subject))
     latents = uniform(subject, min(samples, passes), streams[0])
-    proposed = uniform(subject, min(proposals, max(1, passes // 8)), streams[1])
+    proposed = uniform(subject, min(proposals, max(1, passes // 16)), streams[1])
     taken = stretches(subject, proposed.s)
     found = _balls.count(subject, source, latents, balls)
     near = None
