@@ -54,9 +54,12 @@ def _against_generator(ax: Axes, result: Spectra, descriptor: str, truth: Array)
     """Draw what the first seed says of the latents' order."""
     symbol = _SYMBOLS[descriptor]
     x = truth - truth.mean()
-    for name, one in result.runs.items():
-        if one.method == "exact" or _repeats_paper(result, one):
-            continue
+    estimates = {
+        name: one
+        for name, one in result.runs.items()
+        if one.method != "exact" and not _repeats_paper(result, one)
+    }
+    for name, one in estimates.items():
         value = one.of(descriptor)[0][0]
         found = {
             row.statistic: row.value
@@ -75,10 +78,11 @@ def _against_generator(ax: Axes, result: Spectra, descriptor: str, truth: Array)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel(rf"exact ${symbol}$ of all of $J$, less its mean")
     ax.set_ylabel(rf"estimate of ${symbol}$, less its mean")
-    ax.legend(
-        fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0),
-        borderaxespad=0.2, handletextpad=0.3,
-    )  # fmt: skip
+    if estimates:
+        ax.legend(
+            fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0),
+            borderaxespad=0.2, handletextpad=0.3,
+        )  # fmt: skip
 
 
 def _calibration(ax: Axes, result: Spectra, descriptor: str) -> None:

@@ -217,17 +217,20 @@ def _against_all(name: str, one: Runs, found: Truth) -> list[Row]:
 
 def _theory(k: int, law: Law, found: Truth) -> list[Row]:
     """Report how far psi_W and nu_W are from a Frobenius norm and an effective rank."""
-    psi, nu = leading_order(found, k)
     share = k / found.effective_rank
+    if np.isnan(share).all():  # nothing but zero Jacobians
+        return []
+    psi, nu = leading_order(found, k)
     note = f"k / r_eff = {np.nanmedian(share):.2f}; the formula is for small ones"
+    added = f"; orthonormal rows of W add about k^2 / (4 D) = {k**2 / (4 * found.outputs):.2g}"
     return [
         _row(
             name, f"W J, k = {k}", f"mean less {formula}",
-            float(np.nanmean(drawn.mean(axis=0) - expected)), note=note,
+            float(np.nanmean(drawn.mean(axis=0) - expected)), note=note + more,
         )
-        for name, formula, drawn, expected in (
-            ("psi", "k log(|J|_F / sqrt D) - k^2 / (4 r_eff)", law.psi, psi),
-            ("nu", "k exp(-k / (8 r_eff))", law.nu, nu),
+        for name, formula, drawn, expected, more in (
+            ("psi", "k log(|J|_F / sqrt D) - k^2 / (4 r_eff)", law.psi, psi, added),
+            ("nu", "k exp(-k / (8 r_eff))", law.nu, nu, ""),
         )
     ]  # fmt: skip
 
