@@ -72,9 +72,12 @@ def _counts(ax: Axes, balls: Balls) -> None:
         markersize=3.5, elinewidth=1.2, capsize=2, color=_BLUE,
         label=rf"{len(groups)} sums of balls, $\pm 2\sigma$",
     )  # fmt: skip
-    ax.set(xscale="log", yscale="log")
-    _few_ticks(ax.xaxis)
-    _few_ticks(ax.yaxis)
+    if exact.max() > 3 * exact.min():
+        ax.set(xscale="log", yscale="log")
+        _few_ticks(ax.xaxis)
+        _few_ticks(ax.yaxis)
+    else:
+        ax.locator_params(nbins=5)
     ax.legend(**_ABOVE, ncols=2)
 
 
@@ -100,8 +103,9 @@ def _entropies(ax: Axes, entropy: Entropy, near: Nearest | None) -> None:
     if near is None:
         _say(ax, "nearest neighbours are left out\nbeyond three dimensions")
         return
-    upper = "" if entropy.overlap.between_cells == "none" else " (an upper bound)"
-    ax.axhline(entropy.regular, color=_ORANGE, linewidth=1.4, label=f"exact{upper}")
+    overlaps = entropy.overlap.between_cells != "none"
+    exact = "exact, an upper bound" if overlaps else "exact"
+    ax.axhline(entropy.regular, color=_ORANGE, linewidth=1.4, label=exact)
     error = 2 * near.error if np.isfinite(near.error) else 0.0
     ax.errorbar(
         near.sizes, near.entropy, error, fmt="o-", markersize=4, linewidth=1, capsize=2,
@@ -109,13 +113,14 @@ def _entropies(ax: Axes, entropy: Entropy, near: Nearest | None) -> None:
     )  # fmt: skip
     ax.set_xscale("log")
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.legend(**_ABOVE, ncols=2)
+    ax.legend(**_ABOVE, ncols=1 if overlaps else 2)
 
 
 def _points(left: Axes, right: Axes, samples: Samples, corners: Array) -> None:
     """Draw the two samples side by side in slice coordinates."""
     right.sharex(left)
     right.sharey(left)
+    among = "" if corners.shape[1] <= 2 else f", the first two of {corners.shape[1]} coordinates"
     panels = (
         (left, samples.drawn, _BLUE, "exact samples, uniform on the image"),
         (right, samples.accepted, _ORANGE, "the same by rejection sampling"),
@@ -130,8 +135,8 @@ def _points(left: Axes, right: Axes, samples: Samples, corners: Array) -> None:
                 s[:, 0], s[:, 1], s=4, color=colour, linewidths=0, rasterized=True, label=name
             )
             ax.set(xlim=np.sort(corners[:, 0])[[0, -1]], ylim=np.sort(corners[:, 1])[[0, -1]])
-            ax.set(xlabel="$s_1$", ylabel="$s_2$")
-        ax.legend(**_ABOVE, handletextpad=0.2)
+            ax.set(xlabel=f"$s_1${among}", ylabel="$s_2$")
+        ax.legend(**_ABOVE, handletextpad=0.2, markerscale=2)
 
 
 def _test(ax: Axes, samples: Samples) -> None:
@@ -140,19 +145,24 @@ def _test(ax: Axes, samples: Samples) -> None:
     if samples.outputs is None or samples.control is None:
         _say(ax, f"only {len(samples.accepted)} of {samples.proposals:,}\nproposals were accepted")
         return
-    null = samples.outputs.null / np.median(samples.outputs.null)
+    unit = float(np.median(samples.outputs.null))
+    null = samples.outputs.null / unit
     shown = (
         (samples.outputs, _BLUE, "exact samples"),
         (samples.control, _ORANGE, "control: uniform latents"),
     )
     for test, colour, name in shown:
         ax.axvline(
-            test.distance / np.median(samples.outputs.null), color=colour, linewidth=1.6,
+            test.distance / unit, color=colour, linewidth=1.6,
             label=f"{name}, $p$ = {test.p_value:.2g}",
         )  # fmt: skip
-    ax.hist(null, np.geomspace(null.min(), null.max(), 25).tolist(), color="0.75")
-    ax.set_xscale("log")
-    _few_ticks(ax.xaxis)
+    space = np.linspace
+    if max(samples.outputs.distance, samples.control.distance) > 5 * unit:
+        space = np.geomspace
+        ax.set_xscale("log")
+    ax.hist(null, space(null.min(), null.max(), 25).tolist(), color="0.75")
+    if space is np.geomspace:
+        _few_ticks(ax.xaxis)
     ax.legend(**_ABOVE)
 
 
