@@ -25,17 +25,17 @@ _STYLES = {
     "jvp float64": {"color": "#0072B2", "ls": "-", "marker": "o", "ms": 2.5},
 }
 _BAND = "#CC79A7"
-_DECLARED = "declared radius"
+_DECLARED, _FOLDS = "declared radius", "knots begin to fold"
 
 
 def draw(result: Complexity, figure: Figure | SubFigure) -> None:
     """Draw counts, and the share of exact ones, against the radius; a column for each P.
 
-    Above: means over the latents of cells, knots and Zaslavsky's bound for jvp in float64; exact
-    numbers end where some neighbourhood was not enumerated. Below: the share of the enumerated
-    latents at which each method counts the exact number of knots, and the share at which the
-    theorem proves that. Shaded: radii from which on a knot folds, from the first of the uniform
-    latents to the last; dotted: the declared radius.
+    Above: means over the latents of cells, knots and Zaslavsky's bound for jvp in float64. Below:
+    the share of latents at which each method counts the exact number of knots, and the share at
+    which the theorem proves that. What is exact ends where some neighbourhood was not enumerated.
+    Shaded: radii from which on a knot folds, from the first of the uniform latents to the last,
+    with their median; dotted: the declared radius.
     """
     columns = max(1, len(result.directions))
     axes = figure.subplots(2, columns, sharex=True, sharey="row", squeeze=False)
@@ -51,18 +51,21 @@ def draw(result: Complexity, figure: Figure | SubFigure) -> None:
         _counts(above, result, q)
         _shares(below, result, q)
         for ax in (above, below):
-            _radii(ax, result, q, name=ax is above)
+            _radii(ax, result, q)
         above.set_title(f"$P = {P}$", fontsize="medium")
         below.set_xlabel("radius $r$ of $V_z$")
         below.set_xlim(result.radii[0] / 1.6, result.radii[-1] * 1.6)
     axes[0, 0].set_ylabel("mean number in $V_z$")
     axes[1, 0].set_ylabel("share of latents\nwith the exact knots")
-    for ax, place in ((axes[0, 0], "upper left"), (axes[1, 0], "lower left")):
+    for ax, place, left_out in (
+        (axes[0, 0], "upper left", _DECLARED),
+        (axes[1, 0], "lower left", _FOLDS),
+    ):
         handles, labels = ax.get_legend_handles_labels()
-        keep = [i for i, text in enumerate(labels) if ax is axes[1, 0] or text != _DECLARED]
+        kept = [(h, text) for h, text in zip(handles, labels, strict=True) if text != left_out]
         ax.legend(
-            [handles[i] for i in keep], [labels[i] for i in keep], loc=place, fontsize="small",
-            handlelength=2.2, borderpad=0.2, framealpha=0.85, edgecolor="none",
+            *zip(*kept, strict=True), loc=place, fontsize="small", handlelength=2.2,
+            borderpad=0.2, framealpha=0.85, edgecolor="none",
         )  # fmt: skip
     figure.align_ylabels(axes[:, 0])
 
@@ -89,26 +92,20 @@ def _counts(ax: Axes, result: Complexity, q: int) -> None:
 
 def _shares(ax: Axes, result: Complexity, q: int) -> None:
     """Draw the share of latents at which a method is exact."""
-    known = result.knots[q] >= 0
-    some = np.maximum(known.sum(axis=1), 1)
-    shown = known.any(axis=1)
-    proven = np.where(shown, result.proven[q].sum(axis=1) / some, np.nan)
+    # those with few cells, where there are more than can be enumerated, would look too good
+    whole = (result.knots[q] >= 0).all(axis=1)
+    proven = np.where(whole, result.proven[q].mean(axis=1), np.nan)
     ax.plot(result.radii, proven, color="0.6", lw=1.2, ls="--", label="float64 proven exact")
     for name, style in _STYLES.items():
-        equal = (known & (result.counts[name][q] == result.knots[q])).sum(axis=1) / some
-        ax.plot(result.radii, np.where(shown, equal, np.nan), lw=1.2, label=name, **style)
+        equal = (result.counts[name][q] == result.knots[q]).mean(axis=1)
+        ax.plot(result.radii, np.where(whole, equal, np.nan), lw=1.2, label=name, **style)
     ax.set_ylim(-0.03, 1.05)
 
 
-def _radii(ax: Axes, result: Complexity, q: int, *, name: bool) -> None:
+def _radii(ax: Axes, result: Complexity, q: int) -> None:
     """Mark the declared radius and the radii from which on knots fold."""
     ax.axvline(result.radius, color="0.3", lw=0.9, ls=":", zorder=0, label=_DECLARED)
     folds = result.fold_radius[q][np.isfinite(result.fold_radius[q])]
     if len(folds):
-        ax.axvspan(folds.min(), folds.max(), color=_BAND, alpha=0.18, lw=0, zorder=0)
+        ax.axvspan(folds.min(), folds.max(), color=_BAND, alpha=0.18, lw=0, zorder=0, label=_FOLDS)
         ax.axvline(float(np.median(folds)), color=_BAND, lw=1, zorder=0)
-    if name and len(folds):
-        ax.annotate(
-            "knots\nfold", (folds.min(), 0.02), xycoords=("data", "axes fraction"), xytext=(-3, 0),
-            textcoords="offset points", ha="right", va="bottom", fontsize="small", color=_BAND,
-        )  # fmt: skip

@@ -67,7 +67,7 @@ def _at_radius(result: Complexity, q: int) -> list[Row]:
         ("hull float32", False),
     ):
         share = _shares(result, q, name)
-        notes = [_sweep(result, share)]
+        notes = [_sweep(result, q, share)]
         if claimed:
             notes.insert(0, _differing(result, q, r, name))
         rows.append(
@@ -95,14 +95,17 @@ def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> Array:
     return np.where(whole > 0, part / np.maximum(whole, 1), math.nan)
 
 
-def _sweep(result: Complexity, values: Array) -> str:
+def _sweep(result: Complexity, q: int, values: Array) -> str:
     """Write one number for every decade of the radius, and for the largest."""
     decade = np.abs(np.log10(result.radii) - np.round(np.log10(result.radii))) < 1e-6
     decade[-1] = True
-    return "by radius: " + ", ".join(
-        f"{radius_text(r)} {'-' if math.isnan(value) else format(value, '.2f')}"
-        for r, value in zip(result.radii[decade], values[decade], strict=True)
-    )
+    texts = []
+    for r in np.flatnonzero(decade).tolist():
+        known, all_ = int((result.knots[q, r] >= 0).sum()), len(result.planted)
+        text = f"{values[r]:.2f}" if known else "-"
+        partly = f" ({known} of {all_})" if 0 < known < all_ else ""
+        texts.append(f"{radius_text(result.radii[r])} {text}{partly}")
+    return "by radius: " + ", ".join(texts)
 
 
 def _differing(result: Complexity, q: int, r: int, name: str) -> str:
@@ -140,7 +143,7 @@ def _bound(result: Complexity, q: int, r: int, place: str) -> Row:
     largest[~known.any(axis=1)] = math.nan
     return _row(
         "cells", f"Zaslavsky of jvp float64, {place}", "largest ratio of cells to the bound",
-        largest[r], high=1.0, note=_sweep(result, largest),
+        largest[r], high=1.0, note=_sweep(result, q, largest),
     )  # fmt: skip
 
 

@@ -122,25 +122,19 @@ def test_units_with_two_knots_and_units_that_coincide_all_count():
     module = nn.Sequential(
         linear(twice, shift), nn.Hardtanh(-0.5, 0.7), linear(rng.random((3, 10)), np.zeros(3))
     )
-    result = measure(subject_of(module, cube(2, 2)), radii=[0.03, 1.0], latents=12)
+    subject = subject_of(module, cube(2, 2))
+    result = measure(subject, radii=[0.03, 1.0], latents=12)
     assert not failures(result)
     assert result.proven.all()
-    assert (result.cells.ravel() - 1 < result.knots.ravel()).any()  # some coincide
-    known = result.knots[1, -1]
-    h = result.z[1, -1] @ twice.T + shift
-    steepest = np.abs(twice @ _basis(result, 1).T).max(axis=1)
-    expected = sum((np.abs(h - t) < 1.0 * steepest).sum(axis=1) for t in (-0.5, 0.7))
-    assert np.array_equal(known, expected)
-
-
-def _basis(result: Complexity, q: int) -> np.ndarray:
-    """Return P = 2 orthonormal directions of the plane: steepest slopes depend on them."""
-    rng = np.random.default_rng(0)
-    for P in result.directions[: q + 1]:
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        drawn = torch.randn(2, P, generator=generator, dtype=torch.float64)
-    basis, triangle = torch.linalg.qr(drawn)
-    return (basis * triangle.diagonal().sign()).T.numpy()
+    units, seen = structure(subject.network), set()
+    for z in rng.uniform(-1, 1, (10, 2)):
+        basis = np.linalg.qr(rng.standard_normal((2, 2)))[0].T
+        found = neighbourhood(subject.network, units, z, 0.5, basis, MEMORY)
+        reach = 0.5 * np.abs(twice @ basis.T).max(axis=1)
+        met = [np.abs(twice @ z + shift - t) < reach for t in (-0.5, 0.7)]
+        assert found.knots == np.sum(met)
+        seen.add(int(np.sum(met)))
+    assert len(seen) > 3
 
 
 # ------------------------------------------------------------------- depth: folds in closed form
@@ -264,6 +258,21 @@ def test_windows_count_once_and_where_their_winner_changes(stride):
     assert len(counted) > 2
 
 
+def test_a_window_of_zeros_has_the_knot_of_the_relu_before_it():
+    # relu(x), relu(y): of the two, x alone comes to be positive; one knot, not two
+    module = nn.Sequential(
+        nn.ReLU(), nn.Unflatten(1, (1, 2)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(1, 2)
+    )
+    subject = subject_of(module.double(), cube(2, 1))
+    units = structure(subject.network)
+    for z in ([-0.02, -0.5], [0.02, -0.5], [-0.5, 0.02], [-0.5, -0.02]):
+        found = neighbourhood(subject.network, units, np.array(z), 0.1, np.eye(2), MEMORY)
+        assert (found.cells, found.knots, found.proven) == (2, 1, False)
+    # both positive: where they cross is the window's own
+    found = neighbourhood(subject.network, units, np.array([0.5, 0.52]), 0.1, np.eye(2), MEMORY)
+    assert (found.cells, found.knots, found.proven) == (2, 1, True)
+
+
 def test_behind_pooling_first_order_is_proven_only_before_the_first_window():
     torch.manual_seed(0)
     module = nn.Sequential(
@@ -311,16 +320,21 @@ def test_same_seed_same_result(deep):
 
 
 def test_what_is_too_large_is_not_enumerated(deep):
-    whole = measure(deep, radii=[1e-3, 4.0], directions=(2,), latents=8)
-    part = measure(deep, radii=[1e-3, 4.0], directions=(2,), latents=8, most_cells=1)
-    assert (whole.knots >= 0).all()
-    gone = part.knots < 0
-    assert gone[0, -1].all()
-    assert not gone[0, :-1].any()
-    assert np.array_equal(part.knots[~gone], whole.knots[~gone])
+    whole = measure(deep, radii=[1.5, 4.0], directions=(2,), latents=8)
+    part = measure(deep, radii=[1.5, 4.0], directions=(2,), latents=8, most_cells=1)
+    gone = part.knots[0] < 0
+    # up to a hundred cells always are: 13 knots have at most 92, 14 at most 106
+    most = np.maximum(part.counts["jvp float64"], part.counts["hull float64"])[0]
+    assert np.array_equal(gone, most > 13)
+    assert 0 < gone[1].sum() < 8 == gone[2].sum()
+    assert np.array_equal(part.knots[0, ~gone], whole.knots[0, ~gone])
     (row,) = rows_of(part, "cells", "exact, all P")
     assert row.value == pytest.approx((~gone).mean())
-    assert row.note == "too many cells: P = 2: some from r = 4 on, all from 4"
+    assert row.note == "too many cells: P = 2: some from r = 1.5 on, all from 4"
+    few = measure(deep, radii=[1.5], directions=(2,), latents=8, most_cells=1)
+    row = next(row for row in few.rows if row.case.startswith("jvp float64, P = 2"))
+    assert row.note.endswith(f" ({(few.knots[0, 1] >= 0).sum()} of 8)")
+    assert 0 < (few.knots[0, 1] >= 0).sum() < 8
     nothing = measure(deep, radius=4.0, radii=[4.0], directions=(2,), latents=8, most_cells=1)
     row = next(row for row in nothing.rows if row.case.startswith("jvp float64, P = 2"))
     assert math.isnan(row.value)
