@@ -178,6 +178,9 @@ def _random(name: str, one: Runs, law: Law, found: Truth) -> list[Row]:
         if actual > slack and seeds > 1:
             low, high = _spread_limits(seeds)
             note = f"limits: chi-square of {seeds - 1} seeds"
+            if descriptor == "nu" and (one.method == "paper" or one.fell_back.any()):
+                high *= math.sqrt(2)
+                note += ", high one x sqrt 2: a jackknife may count all of the variance twice"
             if not _GROUPS <= one.k <= smaller / 2:
                 low, high = math.nan, math.nan
                 note = f"no claim outside {_GROUPS} <= k <= min(D, E) / 2 = {smaller / 2:g}"
