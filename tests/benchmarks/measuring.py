@@ -23,7 +23,7 @@ def measure(
     SplineCam runs in the interpreter that SPLINECAM_PYTHON names, if there is one: it needs
     graph-tool, which no package index has for this one.
     """
-    python = sys.executable
+    python, quiet = sys.executable, os.environ | {"TQDM_DISABLE": "1"}  # SplineCam's: a bar a cell
     if engine == "splinecam":
         if not os.environ.get("SPLINECAM"):
             raise RuntimeError(f"{engine} on {widths}: set SPLINECAM to the folder of a checkout")
@@ -32,7 +32,7 @@ def measure(
     command += [f"--{name}={value}" for name, value in options.items()]
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=patience
+            command, check=False, capture_output=True, text=True, timeout=patience, env=quiet
         )
     except subprocess.TimeoutExpired:
         raise NotFinishedError(f"{engine} on {widths}: not finished in {patience:g} s") from None
