@@ -46,6 +46,19 @@ def spread_of_scaling(values: Tensor, rank: Tensor, rows: int) -> Tensor:
     return ((sharp * (1 - share) + share).log() / 2).clamp_min(0).sqrt()
 
 
+def spread_where_all_is_seen(rank: Tensor, k: int, rows: int) -> Tensor:
+    """Return the standard deviation of psi_W over W where W J has the rank of J, (B,).
+
+    psi_W is then psi of J and half the log determinant of Q^T W^T W Q, Q (rows, rank) a frame of
+    J's range: whatever J's singular values, a product of independent Beta((k - i) / 2,
+    (rows - k) / 2), i < rank (Muirhead 1982, theorem 3.3.2).
+    """
+    i = torch.arange(k, dtype=torch.float64)
+    variances = torch.polygamma(1, (k - i) / 2) - torch.polygamma(1, (rows - i) / 2)
+    upto = torch.cat([torch.zeros(1, dtype=torch.float64), variances.cumsum(0)])
+    return upto[rank].clamp_min(0).sqrt() / 2
+
+
 def spread_of_rank(gram: Tensor, nu: Tensor) -> Tensor:
     """Return the standard deviation of nu_W over W from the Gram matrix of one draw.
 

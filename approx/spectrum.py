@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import torch
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -283,11 +284,15 @@ def _paper(
     gram = (y.mT @ y).cpu()
     r_eff = _draw.effective_rank(gram, op.rows)
     # this draw and another differ by the spread of both
-    psi_stderr = math.sqrt(2) * _draw.spread_of_scaling(values, rank, op.rows)
-    nu_stderr = math.sqrt(2) * _draw.spread_of_rank(gram, nu)
+    spread = _draw.spread_of_scaling(values, rank, op.rows)
     factor = float(student.ppf(0.975, max(k - 1, 1)))
+    # W sees all directions of J: its law is known, not estimated
+    known = (rank < k) | (k == op.columns)
+    spread = torch.where(known, _draw.spread_where_all_is_seen(rank, k, op.rows), spread)
+    psi_factor = torch.where(known, float(normal.ppf(0.975)), factor)
+    psi_stderr, nu_stderr = math.sqrt(2) * spread, math.sqrt(2) * _draw.spread_of_rank(gram, nu)
     return Spectrum(
-        psi, nu, psi_stderr, nu_stderr, _around(psi, factor * psi_stderr),
+        psi, nu, psi_stderr, nu_stderr, _around(psi, psi_factor * psi_stderr),
         _around(nu, factor * nu_stderr), r_eff, rank, torch.zeros_like(rank).bool(), k, "paper",
         "paper", k, seed, _DEFINITIONS["paper"].format(k=k), tolerance, values,
     )  # fmt: skip

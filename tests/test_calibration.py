@@ -131,3 +131,17 @@ def test_the_leading_order_would_be_biased():
     error, stderr = errors(predicted, drawn, "psi")
     assert abs(error) < 2 * stderr
     assert abs(leading - collect(drawn, "psi").mean()) > 5 * stderr
+
+
+@pytest.mark.parametrize(
+    ("k", "columns", "rows"), [(1, 1, 3), (6, 6, 12), (36, 36, 108), (9, 5, 30)]
+)
+def test_one_draw_that_sees_all_of_the_jacobian_knows_its_spread(k: int, columns: int, rows: int):
+    """k = d, or a rank below k: psi_W is psi of J and a term whose law is known."""
+    J = with_values(torch.linspace(1, 3, columns).double(), rows, columns)
+    J = torch.cat([J, J.new_zeros(rows, 4)], dim=1) if k > columns else J
+    op = Matrices(J[None])
+    given, drawn = (draws(op, k, range(s, s + 400), "paper") for s in (0, 1000))
+    assert all(int(run.rank) == columns for run in given)
+    assert 0.92 <= coverage(given, drawn, "psi") <= 0.98
+    assert 0.9 < float(given[0].psi_stderr) / float(collect(drawn, "psi").std() * 2**0.5) < 1.1
