@@ -88,8 +88,8 @@ def correlation(a, b):
 #
 # TAEF2 decodes latents of 32 x h x w to pictures of 3 x 8h x 8w. It is not piecewise linear: its
 # input is clamped by a tanh, and three of its blocks have a group normalisation. Three photographs
-# that scikit-image carries (A an astronaut, B a cat, C a cup of coffee), encoded, span a plane; every
-# point of it decodes to an image.
+# that scikit-image carries (A an astronaut, B a cat, C a cup of coffee), encoded, span a plane;
+# every point of it decodes to an image.
 
 # %%
 SIDE, PIXELS, K, PRODUCTS, IMAGES = (4, 4, 12, 8, 2) if SMALL else (8, 16, 32, 16, 5)
