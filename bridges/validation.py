@@ -121,7 +121,7 @@ def validate(
     cells : int, optional
         At most so many cells for the Jacobians.
     latents : int, optional
-        Latents at which psi, nu and delta are compared.
+        Latents at which psi, nu and delta are compared, and Jacobians where there are no cells.
     methods : mapping of str to Estimator, optional
         What estimates psi and nu; by default `bridges.spectra.default_methods`.
     k : int, optional
@@ -163,7 +163,7 @@ def validate(
     """
     began = time.perf_counter()
     options = {
-        "jacobian": {"cells": cells},
+        "jacobian": {"cells": cells, "latents": latents},
         "spectrum": {"latents": latents, "seeds": seeds, "k": k, "methods": methods},
         "complexity": {
             "latents": latents, "radius": radius, "directions": tuple(directions), "radii": radii,
