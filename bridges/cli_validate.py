@@ -48,6 +48,11 @@ _PATH = click.Path(path_type=Path)
     type=click.IntRange(min=2),
     help="Latents at which psi, nu and delta are compared.  [default: 48 and 24]",
 )
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1000),
+    help="Latents decoded for the densities, at most.  [default: 400,000]",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of latents, probes and samples.")
 @click.option("--html", type=_PATH, help="Page with the tables and figures.")
 @click.option(
@@ -64,6 +69,7 @@ def validate(
     decoder: Path | None,
     radius: float,
     latents: int | None,
+    samples: int | None,
     seed: int,
     html: Path | None,
     output: tuple[Path, ...],
@@ -94,7 +100,7 @@ def validate(
         other = load_module(decoder, domain.slice.latent_shape)[0]
     report = validate(
         module, domain, upto=upto, decoder=other, name=Path(model).name, radius=radius,
-        latents=latents, seed=seed, progress=sys.stderr.isatty(),
+        latents=latents, samples=samples, seed=seed, progress=sys.stderr.isatty(),
     )  # fmt: skip
     text = str(report)
     # colours are for terminals only: echo leaves them out elsewhere

@@ -79,7 +79,7 @@ def asked(monkeypatch):
 
 def test_every_option_reaches_validate(run, asked, folder):
     line = "validate @wide.pt2 --through @three.npy --box -1 2 --upto tanh --radius 1e-4 "
-    status, out, err = run(f"{line} --latents 7 --seed 3 --decoder @wide.pt2")
+    status, out, err = run(f"{line} --latents 7 --samples 2000 --seed 3 --decoder @wide.pt2")
     assert (status, err) == (0, "")
     assert out == f"{reports.report()}\n"
     (module, domain, options), = asked  # fmt: skip
@@ -91,8 +91,8 @@ def test_every_option_reaches_validate(run, asked, folder):
     assert other is not module
     assert torch.equal(other(torch.ones(2, 9)), module(torch.ones(2, 9)))
     assert options == {
-        "upto": "tanh", "name": "wide.pt2", "radius": 1e-4, "latents": 7, "seed": 3,
-        "progress": sys.stderr.isatty(),
+        "upto": "tanh", "name": "wide.pt2", "radius": 1e-4, "latents": 7, "samples": 2000,
+        "seed": 3, "progress": sys.stderr.isatty(),
     }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_what_is_not_asked_for_is_left_to_validate(run, asked):
     assert run("validate @plane.pt2 --box 0 1")[0] == 0
     assert asked[0][2] == {
         "upto": None, "decoder": None, "name": "plane.pt2", "radius": 1e-5, "latents": None,
-        "seed": 0, "progress": False,
+        "samples": None, "seed": 0, "progress": False,
     }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_files_have_weights_in_any_precision(run, asked):
 
 
 def test_a_file_is_validated_for_real(run, tmp_path):
-    line = "validate @plane.onnx --box -3 3 --latents 4"
+    line = "validate @plane.onnx --box -3 3 --latents 4 --samples 2000"
     status, out, err = run(f"{line} --html a.html -o a.csv")
     assert (status, err) == (0, "")
     assert "Validation of plane.onnx" in out
@@ -184,7 +184,7 @@ def test_a_file_is_validated_for_real(run, tmp_path):
 
 
 def test_another_version_of_a_file_that_differs_is_found(run, tmp_path):
-    line = "validate @plane.pt2 --decoder @other.pt2 --box -3 3 --latents 4"
+    line = "validate @plane.pt2 --decoder @other.pt2 --box -3 3 --latents 4 --samples 2000"
     status, out, err = run(f"{line} -o a.csv")
     assert (status, err) == (1, "")
     assert "DISAGREE" in out.splitlines()[-2]
@@ -211,6 +211,7 @@ BAD = {
     "validate @wide.pt2 --box 0 1": "slice through the model's 9 inputs, got none. Give",
     "validate @plane.pt2 --box 0 1 --radius 0": "0 is not in the range x>0",
     "validate @plane.pt2 --box 0 1 --latents 1": "1 is not in the range x>=2",
+    "validate @plane.pt2 --box 0 1 --samples 9": "9 is not in the range x>=1000",
     "validate @plane.pt2 --box 0 1 -o a.txt": "ending in .csv, .parquet, got 'a.txt'. The suffix",
     "validate @plane.pt2 --box 0 1 --html a.pdf": "an output ending in .html, got 'a.pdf'",
     "validate @plane.pt2 --box 0 1 --html no/a.html": "existing folder for 'no/a.html', got none",
