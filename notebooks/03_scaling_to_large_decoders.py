@@ -624,7 +624,7 @@ save(figure, "03_exact_slices")
 # a: ψ_W over the plane through the photographs A, B and C; b to f: the small square in its middle.
 # The map d is an estimate as well, and shows the cells all the same: G is affine on a cell, so that
 # the estimate is one number there, and common probes make differences between cells much more
-# certain than the values. Which of the two exact maps it resembles is another question.
+# certain than the values. It resembles c, the ψ of the latent space that it samples, and not b.
 
 # %%
 cell = cpwl.locate(geometry, centres)
@@ -660,8 +660,12 @@ for one, row in zip(sampled, A, strict=True):
     np.testing.assert_allclose(y[1] - y[0], moved, atol=1e-12, err_msg="A against the decoder")
     assert sigma[-2:].sum() <= in_slice <= sigma[:2].sum(), "Expected what interlacing allows"
 if not SMALL:
+    seen = flat.index.to_numpy()
+    like_b, like_c = (correlation(flat["mean"], x[seen]) for x in (psi_slice, psi_latent))
     print(f"rank correlation over the square's cells: psi of the slice and of the latent space "
-          f"{correlation(psi_slice, psi_latent):.2f}")  # fmt: skip
+          f"{correlation(psi_slice, psi_latent):+.2f}, the estimate and psi of the slice "
+          f"{like_b:+.2f}, the estimate and psi of the latent space {like_c:+.2f}")  # fmt: skip
+    assert like_c > max(like_b, 0.5), "Expected the estimate to follow psi of the latent space"
 
 # %% [markdown]
 # Now latent by latent.
@@ -669,7 +673,8 @@ if not SMALL:
 # - **ψ**: `approx` with `method="exact"` against `cpwl`, at latents of the square and at those of
 #   photographs, each in the cell that `cpwl` finds about it.
 # - **ψ_W**: a prediction has a 95 % interval for ψ_W of another draw of W. Such a draw is made here
-#   in numpy, from the exact A of the latent's cell.
+#   in numpy, from the exact A of the latent's cell. (Where the products suggest k / r_eff > 0.5, all
+#   k are made.)
 # - **δ**: knots counted from pre-activations and their derivatives, in float64, against the exact
 #   ones in the same neighbourhood. The count takes every unit as affine there. That holds up to the
 #   first stage that has a knot in it; behind a knot the others bend, and the count may miss one or
@@ -694,12 +699,12 @@ table = approx.describe(preview, torch.cat([pictures[:FAR], inside_cells]), meth
 truth = np.concatenate([[exact_psi(z) for z in pictures[:FAR]], psi_latent[sampled]])
 difference = np.abs(table.psi - truth)
 
-trials = []
+trials, measured = [], 0
 for trial in range(TRIALS):
     which = trial % SAMPLED
     with approx.JacobianOperator(preview, inside_cells[which][None].float()) as operator:
         found = approx.spectrum(operator, k=K3, products=PRODUCTS3, generator=trial)
-    assert not found.fell_back.any(), "Expected a prediction"
+    measured += int(found.fell_back.any())
     W = np.linalg.qr(rng.standard_normal((A.shape[1], K3)))[0].T
     drawn = np.log(np.linalg.svd(W @ A[which], compute_uv=False)).sum()
     trials.append(
@@ -757,8 +762,9 @@ assert truth[:FAR].min() > truth[FAR:].max(), "Expected blends to be contracted 
 scores = (predicted - drawn) / stderr
 least = 0.95 - 3 * np.sqrt(0.95 * 0.05 / TRIALS)
 print(f"b: {inside.mean():.0%} of {TRIALS} intervals hold another draw (at least {least:.0%} "
-      f"expected); differences over their standard errors: mean {scores.mean():+.2f}, standard "
-      f"deviation {scores.std():.2f}")  # fmt: skip
+      f"expected), {measured} with all {K3} products; differences over their standard errors: mean "
+      f"{scores.mean():+.2f}, standard deviation {scores.std():.2f}")  # fmt: skip
+assert measured <= 0.1 * TRIALS, "Expected predictions from few products"
 assert inside.mean() >= least, "Expected intervals that hold at their stated rate"
 assert abs(scores.mean()) < 4 / np.sqrt(TRIALS), "Expected predictions without bias"
 assert 0.6 < scores.std() < 1.5, "Expected standard errors that are neither too small nor too large"
