@@ -97,7 +97,7 @@ footer p { color: var(--soft); }
   tbody tr th { grid-column: 1 / 3; color: var(--ink) !important; font-size: .95rem; }
   tbody tr:not(.first) th { display: none; }
   .case { grid-column: 1 / 3; }
-  .limits, .verdict-cell:empty, .limits:empty { color: var(--soft); }
+  .limits { padding-left: 0 !important; }
   .verdict-cell { text-align: right; }
 }
 @media print {
@@ -106,15 +106,16 @@ footer p { color: var(--soft); }
     --good: #0b6b46; --good-bg: #fff; --bad: #a92e06; --bad-bg: #fff;
   }
   @page { margin: 16mm; }
-  body { font-size: 10pt; }
+  html { font-size: 11px; } /* everything else is measured by it */
+  body { font-size: 1rem; }
   header, main, footer { max-width: none; padding: 0; }
   nav { display: none; }
   section { border: 0; padding: 0; }
   .verdict { border: 1px solid currentColor; }
   .badge { padding: 0; }
-  figure { padding: 0; break-inside: avoid; }
-  figure img { max-height: 190mm; width: auto; }
-  tr, .verdict, h2 { break-inside: avoid; }
+  figure { width: auto; padding: 0; overflow: visible; break-inside: avoid; }
+  figure img { width: 100%; }
+  tr, .verdict, h2, .claim { break-inside: avoid; }
   h2, .claim { break-after: avoid; }
   thead { display: table-header-group; }
 }
