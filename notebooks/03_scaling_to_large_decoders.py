@@ -673,8 +673,8 @@ if not SMALL:
 # - **ψ**: `approx` with `method="exact"` against `cpwl`, at latents of the square and at those of
 #   photographs, each in the cell that `cpwl` finds about it.
 # - **ψ_W**: a prediction has a 95 % interval for ψ_W of another draw of W. Such a draw is made here
-#   in numpy, from the exact A of the latent's cell. (Where the products suggest k / r_eff > 0.5, all
-#   k are made.)
+#   in numpy, from the exact A of the latent's cell. (Where the products suggest k / r_eff > 0.5,
+#   all k are made.)
 # - **δ**: knots counted from pre-activations and their derivatives, in float64, against the exact
 #   ones in the same neighbourhood. The count takes every unit as affine there. That holds up to the
 #   first stage that has a knot in it; behind a knot the others bend, and the count may miss one or
