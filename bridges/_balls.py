@@ -83,8 +83,10 @@ def count(subject: Subject, source: Spectrum, latents: Latents, most: int) -> Ba
     partition = subject.partition
     assert partition is not None
     regular = np.flatnonzero(source.rank == partition.dim)
-    size = cpwl.volumes(partition)[regular]
-    cells = regular[np.argsort(-size, kind="stable")[: 4 * most]]
+    share = cpwl.volumes(partition) / partition.domain.volume
+    # a ball holds no more than its cell
+    cells = regular[len(latents.s) * share[regular] >= _FEWEST]
+    cells = cells[np.argsort(-share[cells], kind="stable")[: 4 * most]]
     centres = cpwl.centroids(partition)[cells]
     triangles = stretches(subject, centres).triangles
     radii = _INSIDE * np.array(

@@ -46,9 +46,9 @@ class Stretches(NamedTuple):
 def decode(subject: Subject, s: Array) -> Array:
     """Return the decoder's outputs (n, D) at slice coordinates (n, P), computed in float64."""
     outputs = np.empty((len(s), subject.outputs))
-    z = torch.from_numpy(subject.domain.slice.embed(s))
     if not len(s):
         return outputs
+    z = torch.from_numpy(subject.domain.slice.embed(s))
     prepared = prepare(subject.decoder, z[:1], dtype=torch.float64)
     with session(prepared), torch.no_grad():
         for part in _batches(subject, len(s), 1):
@@ -62,6 +62,8 @@ def stretches(subject: Subject, s: Array) -> Stretches:
     z = torch.from_numpy(place.embed(s))
     directions = torch.from_numpy(place.basis.reshape(place.dim, -1).T.copy())
     triangles = np.empty((len(s), place.dim, place.dim))
+    if not len(s):
+        return Stretches(triangles)
     # converted once, not by every operator
     decoder = prepare(subject.decoder, z[:1], dtype=torch.float64).call
     for part in _batches(subject, len(s), 2 + place.dim):
