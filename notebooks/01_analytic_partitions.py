@@ -44,7 +44,7 @@ import numpy as np
 import shapely
 import torch
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -73,7 +73,7 @@ plt.rcParams.update({
 
 def save(figure, name):
     """Write a figure, and show it where there is somewhere to show it."""
-    figure.savefig(FIGURES / f"01_{name}.png", dpi=150)
+    figure.savefig(FIGURES / f"01_{name}.png", dpi=100 if SMALL else 150)
     if plt.get_backend().lower() != "agg":
         plt.show()
     plt.close(figure)
@@ -87,8 +87,8 @@ def title(ax, letter, text):
 
 def below(figure, ax, label):
     """Put a colour bar for the first thing drawn under the axes."""
-    bar = figure.colorbar(ax.collections[0], ax=ax, location="bottom", pad=0.02, shrink=0.8)
-    bar.set_label(label)
+    look = {"location": "bottom", "pad": 0.02, "shrink": 0.8, "ticks": MaxNLocator(4)}
+    figure.colorbar(ax.collections[0], ax=ax, **look).set_label(label)
 
 
 def pictures(panels, names, images):
@@ -246,7 +246,8 @@ gan_nu = cpwl.local_rank(gan_spectrum)
 print(gan_partition)
 
 uniform = cpwl.sample_image(gan_partition, 2000, rng, rho=0, source=gan_spectrum)
-axes = np.linalg.svd(uniform.outputs - uniform.outputs.mean(axis=0), full_matrices=False)[2][:3]
+outputs = uniform.outputs[:500]
+axes = np.linalg.svd(outputs - outputs.mean(axis=0), full_matrices=False)[2][:3]
 projection = nn.Linear(784, 3, bias=False)
 projection.weight = nn.Parameter(torch.tensor(axes, dtype=torch.float32))
 projected = cpwl.subdivide(
@@ -262,7 +263,11 @@ figure, panels = plt.subplot_mosaic(
 plot.partition(gan_partition, gan_psi, ax=panels["a"], knots=False, colorbar=False)
 plot.partition(gan_partition, gan_nu, ax=panels["b"], knots=False, colorbar=False, cmap="cividis")
 plot.image(projected, gan_psi, ax=panels["c"], colorbar=False, edges=False)
-for letter, text in (("a", f"{gan_partition.num_cells:,} cells"), ("b", ""), ("c", "image of a")):
+for letter, text in (
+    ("a", f"{gan_partition.num_cells:,} cells"),
+    ("b", "the same cells"),
+    ("c", "image of a"),
+):
     title(panels[letter], letter, text)
     below(figure, panels[letter], plot.LABELS["nu" if letter == "b" else "psi"])
 for letter in "ab":
@@ -404,7 +409,8 @@ print(acas_partition, acas_partition.status.arbitrated, "signs decided in ration
 figure, (left, center, right) = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
 style = {"labels": ADVISORIES, "colors": COLORS, "legend": False}
 plot.decision_regions(acas_partition, "argmin", ax=left, **style)
-figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=5)
+handles = left.get_legend_handles_labels()[0][::-1]
+figure.legend(handles=handles, loc="outside lower left", ncols=5)
 plot.partition(
     acas_partition, np.where(acas_spectrum.rank == 2, acas_psi, np.nan),
     ax=center, knots=False, label=plot.LABELS["psi"],
@@ -416,7 +422,8 @@ title(left, "a", "advisory")
 title(center, "b", f"{acas_partition.num_cells:,} cells")
 title(right, "c", f"part of a: {acas_window.num_cells:,} cells")
 for ax in (left, center, right):
-    ax.locator_params(nbins=5)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MultipleLocator((30 if np.ptp(ax.get_xlim()) > 0.25 else 10) / 360))
     ax.xaxis.set_major_formatter(lambda value, _: f"{360 * value:.0f}°")
     ax.yaxis.set_major_formatter(lambda value, _: f"{(19.791 + 60.261 * value):.0f}")
     ax.set(xlabel="bearing", ylabel="distance / 1000 ft" if ax is left else "")
@@ -499,8 +506,8 @@ for ax, letter, (name, part) in zip(rows[0], "abcd", shown.items(), strict=True)
         lines = LineCollection(ends[layer == s], colors=LAYERS[s], linewidths=0.5)
         lines.set(label=f"layer {s + 1}", zorder=3 - s / 10)
         ax.add_collection(lines)
-    ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
-    title(ax, letter, f"{name}, {part.num_cells:,} cells")
+    ax.set(xticks=[], yticks=[], xlabel=f"{part.num_cells:,} cells", ylabel="")
+    title(ax, letter, name)
 figure.legend(*rows[0, 3].get_legend_handles_labels(), loc="outside lower center", ncols=6)
 for ax, letter, part in zip(rows[1], "efgh", shown.values(), strict=True):
     ends, unit, layer = knots(part)
@@ -551,7 +558,7 @@ def at_uniform_latents(network, domain):
     """Return ψ, ν and the cell's area at uniform latents, but for cells that are flattened."""
     part = cpwl.subdivide(network, domain, progress=False)
     area = cpwl.volumes(part)
-    cells = rng.choice(part.num_cells, 500 if SMALL else 3000, p=area / area.sum())
+    cells = rng.choice(part.num_cells, 800 if SMALL else 3000, p=area / area.sum())
     found = cpwl.spectrum(part, cells)
     full = found.rank == 2
     return cpwl.local_scaling(found)[full], cpwl.local_rank(found)[full], area[cells[full]]
@@ -560,7 +567,7 @@ def at_uniform_latents(network, domain):
 vae = pretrained.mnist_vae_decoder()
 vae_network = cpwl.Network.from_torch(vae, (20,), upto="sigmoid")
 kinds = {"toy": [(network, square)], "random MLP": [], "MNIST GAN": [], "MNIST VAE": []}
-for seed in range(2 if SMALL else 5):
+for seed in range(1 if SMALL else 5):
     mlp = cpwl.Network.from_torch(random_mlp((2, 64, 64, 64, 3), seed), (2,))
     kinds["random MLP"].append((mlp, square))
     kinds["MNIST GAN"].append((gan_network, through(normal(64, seed=seed), 0.6 if SMALL else 1.0)))
@@ -568,7 +575,7 @@ for seed in range(2 if SMALL else 5):
 for seed in () if SMALL else (1, 2):
     kinds["toy"].append((cpwl.Network.from_torch(toy_generator(seed), (2,)), square))
 kinds["ACAS Xu"] = [(acas_network, encounter(acas_network, low, high))]
-for file in ("2_7",) if SMALL else ("2_7", "4_3"):
+for file in () if SMALL else ("2_7", "4_3"):
     other = cpwl.Network.from_onnx(data.path(f"onnx/acasxu_{file}.onnx"))
     kinds["ACAS Xu"].append((other, encounter(other, low, high)))
 table = {kind: [at_uniform_latents(*one) for one in many] for kind, many in kinds.items()}
