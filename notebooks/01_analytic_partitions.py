@@ -364,6 +364,8 @@ gan_step, gan_width = step_and_width(gan_partition, gan_psi, np.sqrt(2 * 64))
 dcgan_step, dcgan_width = step_and_width(dcgan_partition, dcgan_psi, np.sqrt(2 * 100))
 print(f"median change of ψ across a knot: GAN {gan_step:.1e}, DCGAN {dcgan_step:.1e}")
 print(f"width of a cell / distance of latents: GAN {gan_width:.1e}, DCGAN {dcgan_width:.1e}")
+print(f"cells in a square as wide as latents are apart, at this density: {dcgan_width**-2:.0e}")
+assert dcgan_width**-2 > 1e8, "a plane through three faces could be enumerated"
 assert gan_width > 50 * dcgan_width, "the DCGAN's cells are not far smaller"
 assert gan_step > 10 * dcgan_step, "the DCGAN's knots do not change ψ far less"
 
