@@ -119,7 +119,7 @@ apart = 0.12 * float(np.ptp(plane.u.values))  # neighbouring pixels look alike
 for letter, name, row in zip("abc", ("psi", "nu", "delta"), rows, strict=True):
     plot.gallery(decoder, plane, name, IMAGES, apart=apart, figure=row)
     row.subfigs[0].axes[0].set_title(letter, loc="left", fontweight="bold")
-save(figure, "photographs", dpi=130)
+save(figure, "photographs", dpi=115)
 
 # %% [markdown]
 # Are the images at both ends really at the ends? The maps are estimates that share their probes. So
