@@ -114,8 +114,10 @@ def validate(
         Operation ("tanh", "sigmoid") or submodule path at which both sides are cut: the exact one
         as by `cpwl.Network.from_torch`, the estimated one in the graph that torch exports.
     decoder : callable, optional
-        What is estimated in place of the module itself: a compiled, quantised or rewritten version,
-        which takes latents (B, \*latent) on the CPU. With `upto` a module, which is cut as well.
+        What is estimated in place of the module itself: a compiled or rewritten version, or one
+        with rounded weights. A module or a module's method that takes latents (B, \*latent) on the
+        CPU, and of which a copy runs in float64, which packed integer weights do not. With `upto` a
+        module, which is cut as well.
     name : str, optional
         What the report calls the network; by default the module's class.
     cells : int, optional
@@ -259,8 +261,16 @@ def _estimated(
 def _output_size(decoder: Decoder, domain: cpwl.Domain, network: cpwl.Network | None) -> int:
     """Decode one latent, and refuse a decoder whose outputs are not of the module's shape."""
     z = torch.from_numpy(domain.slice.embed(domain.corners[:1]))
-    with JacobianOperator(decoder, z, dtype=torch.float64) as operator:
-        shape = tuple(operator.output.shape[1:])
+    try:
+        with JacobianOperator(decoder, z, dtype=torch.float64) as operator:
+            shape = tuple(operator.output.shape[1:])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected a decoder that takes latents of shape {tuple(z.shape)} in float64, as the "
+            f"exact engine computes, got {type(error).__name__}: {reason} Give one whose weights "
+            "are parameters, not packed integers or constants of another dtype."
+        ) from error
     if network is not None and shape != network.output_shape:
         raise ValueError(
             f"Expected a decoder with outputs of shape {network.output_shape}, as the module has, "
