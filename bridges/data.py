@@ -104,6 +104,11 @@ def _download(name: str, source: Source) -> Path:
         raise ValueError(
             f"{error} Try again, or set {FOLDER} to a folder that has {name}."
         ) from error
+    except OSError as error:
+        raise OSError(
+            f"Expected to download {name} from {source.url}, got {type(error).__name__}. Connect to "
+            f"the network, or set {FOLDER} to a folder that has the file."
+        ) from error
     return Path(found)
 
 
