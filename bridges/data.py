@@ -106,8 +106,8 @@ def _download(name: str, source: Source) -> Path:
         ) from error
     except OSError as error:
         raise OSError(
-            f"Expected to download {name} from {source.url}, got {type(error).__name__}. Connect to "
-            f"the network, or set {FOLDER} to a folder that has the file."
+            f"Expected to download {name} from {source.url}, got {type(error).__name__}. Connect "
+            f"to the network, or set {FOLDER} to a folder that has the file."
         ) from error
     return Path(found)
 
