@@ -479,7 +479,7 @@ assert loss.max() < 10**-2, "Expected latents that decode to the photographs, 20
 # what they add up to.
 
 # %%
-EXTENT, GRID, WIDE, SAMPLED = (0.003, 10, 6, 1) if SMALL else (0.006, 24, 24, 6)
+EXTENT, GRID, WIDE, SAMPLED = (0.002, 8, 4, 1) if SMALL else (0.006, 24, 24, 6)
 K3, PRODUCTS3 = 12, 8
 through = cpwl.Slice.through(*pictures)
 middle = through.anchors.mean(axis=0)
