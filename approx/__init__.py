@@ -4,14 +4,14 @@ This package imports neither `cpwl` nor `bridges`: an estimate that agrees with 
 evidence only because the two share no code. `import-linter` enforces it.
 """
 
-from approx._checks import DecoderError
-from approx.describe import DescribeError, describe
-from approx.field import along, field, latents_at
-from approx.knots import Knots, knots, neighbourhood
+from approx.complexity.knot_counts import Knots, knots, neighbourhood
+from approx.decoder.checks import DecoderError
+from approx.fields import along, field, latents_at
 from approx.operator import JacobianOperator
-from approx.sketch import Sketch
-from approx.spectrum import Spectrum, draw_seed, spectrum
-from approx.table import Descriptors, concatenate
+from approx.sketches.projections import Sketch
+from approx.spectra.methods import Spectrum, draw_seed, spectrum
+from approx.tables.description import DescribeError, describe
+from approx.tables.table import Descriptors, concatenate
 
 __all__ = [
     "DecoderError",

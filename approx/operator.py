@@ -10,8 +10,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from approx._checks import DecoderError, Output
-from approx._memory import (
+from approx.decoder.checks import DecoderError, Output
+from approx.decoder.forward_rules import ForwardRules
+from approx.decoder.memory import (
     chunked,
     columns_at_once,
     free_bytes,
@@ -20,8 +21,7 @@ from approx._memory import (
     product_bytes,
     sized,
 )
-from approx._rules import ForwardRules
-from approx._state import forward, held_by_one, precision, prepare, session
+from approx.decoder.session import forward, held_by_one, precision, prepare, session
 
 # A forward-mode pass computes the outputs as well, so that one tangent costs two passes and a block
 # of c costs 1 + c: as many share one as this even where a CPU's caches would rather have fewer.

@@ -6,25 +6,21 @@ The only package that may import both `cpwl` and `approx`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bridges import toys
-    from bridges.report import AgreementError, Report
-    from bridges.validation import validate
+    from bridges import networks
+    from bridges.validation import AgreementError, Report, validate
 
-__all__ = ["AgreementError", "Report", "toys", "validate"]
-
-_HOMES = {"AgreementError": "report", "Report": "report", "toys": "", "validate": "validation"}
+__all__ = ["AgreementError", "Report", "networks", "validate"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for: `cpwl --help` should not wait for torch."""
     from importlib import import_module
 
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bridges' has no attribute {name!r}")
-    home = _HOMES[name]
-    return (
-        getattr(import_module(f"bridges.{home}"), name) if home else import_module("bridges.toys")
-    )
+    if name == "networks":
+        return import_module("bridges.networks")
+    if name in __all__:
+        return getattr(import_module("bridges.validation"), name)
+    raise AttributeError(f"module 'bridges' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -7,18 +7,18 @@ dimensions; free functions compute maps, descriptors, densities and pictures fro
 
 from typing import TYPE_CHECKING
 
-from cpwl._errors import CaptureError, PartitionError, UnsupportedOperationError
 from cpwl.affine import affine_maps
-from cpwl.certificate import Certificate, CertificateError, certify, verify
-from cpwl.check import check
-from cpwl.density import (
+from cpwl.checks.report import check
+from cpwl.density.density import (
     entropy,
     entropy_difference,
     log_density,
     sample_image,
     total_image_volume,
 )
-from cpwl.descriptors import (
+from cpwl.density.latents import Gaussian, Uniform, cell_masses
+from cpwl.density.overlaps import overlap
+from cpwl.descriptors.spectra import (
     centroids,
     condition_number,
     image_volumes,
@@ -28,14 +28,14 @@ from cpwl.descriptors import (
     spectrum,
     volumes,
 )
-from cpwl.domain import Domain, Slice
-from cpwl.dual import adjacency, locate, regions
+from cpwl.domain.domain import Domain, Slice
+from cpwl.domain.shapes import box, cross_polytope, polygon, polytope, segment, simplex
+from cpwl.dual.location import adjacency, locate, regions
+from cpwl.errors import CaptureError, PartitionError, UnsupportedOperationError
 from cpwl.export import describe, polygons, surface, to_geodataframe, write_geoparquet, write_mesh
-from cpwl.latent import Gaussian, Uniform, cell_masses
-from cpwl.network import Network
-from cpwl.overlap import overlap
+from cpwl.network.network import Network
 from cpwl.partition import Partition, subdivide
-from cpwl.shapes import box, cross_polytope, polygon, polytope, segment, simplex
+from cpwl.proof.certificate import Certificate, CertificateError, certify, verify
 from cpwl.storage import load_partition
 
 if TYPE_CHECKING:

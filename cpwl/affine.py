@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cpwl._errors import PartitionError
-from cpwl._execution import output_bound
+from cpwl.errors import PartitionError
+from cpwl.network.program.passes import output_bound
 from cpwl.storage import require_network
 
 if TYPE_CHECKING:
-    from cpwl.network import Network
+    from cpwl.network.network import Network
     from cpwl.partition import Partition
 
 Array = NDArray[np.float64]

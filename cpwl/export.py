@@ -12,9 +12,8 @@ import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
-from cpwl import _solid
 from cpwl.affine import evaluate, num_outputs
-from cpwl.descriptors import (
+from cpwl.descriptors.spectra import (
     Spectrum,
     condition_number,
     image_volumes,
@@ -23,6 +22,7 @@ from cpwl.descriptors import (
     spectrum,
     volumes,
 )
+from cpwl.geometry import solid_loops
 from cpwl.storage import atomic_path, require_network
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def surface(
     per_cell = describe(partition, (values,))[values] if isinstance(values, str) else values
     per_cell = _per_cell(partition, per_cell).astype(np.float64)
     if partition.dim == 3:
-        solid = _solid.cells(partition)
+        solid = solid_loops.cells(partition)
         vertices, (faces, loops) = solid.corners, _triangles(solid.offsets)
         # corners of a cell's facets are one where they are the same point
         corner = np.repeat(solid.cell, np.diff(solid.offsets))

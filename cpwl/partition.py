@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cpwl import _kernels
-from cpwl._arrays import Ragged
-from cpwl._complex import TooLargeError
-from cpwl._exact import Arbiter
-from cpwl._lattice import corners as lattice_corners
-from cpwl._lattice_refine import RefinedLattice, refine_lattice
-from cpwl._parallel import available_cores
-from cpwl._refine import Work, coarse, refine
-from cpwl._straighten import straightened
-from cpwl._tiles import Refined
-from cpwl.domain import Domain
-from cpwl.network import Network
+from cpwl.arrays.parallel import available_cores
+from cpwl.arrays.ragged import Ragged
+from cpwl.domain.domain import Domain
+from cpwl.engine.plane import cutting_kernels
+from cpwl.engine.plane.cutting import TooLargeError
+from cpwl.engine.plane.refinement import Work, coarse, refine
+from cpwl.engine.plane.strips import Refined
+from cpwl.engine.rational.arbiter import Arbiter
+from cpwl.engine.space.flattening import straightened
+from cpwl.engine.space.lattice import corners as lattice_corners
+from cpwl.engine.space.refinement import RefinedLattice, refine_lattice
+from cpwl.network.network import Network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,7 +192,7 @@ class Partition:
         """
         rows = self.patterns if cells is None else self.patterns[cells]
         out = np.empty((len(rows), len(self.unit_base)), np.int32)
-        _kernels.unpack_pieces(rows, self.bit_unit, self.unit_base, out)
+        cutting_kernels.unpack_pieces(rows, self.bit_unit, self.unit_base, out)
         return out
 
     def save(self, path: str | Path) -> None:

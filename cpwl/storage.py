@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpwl._arrays import Ragged, prefix
-from cpwl.domain import Domain, Slice
+from cpwl.arrays.ragged import Ragged, prefix
+from cpwl.domain.domain import Domain, Slice
 
 if TYPE_CHECKING:
-    from cpwl.network import Network
+    from cpwl.network.network import Network
     from cpwl.partition import Partition
 
 FORMAT = "cpwl partition 2"

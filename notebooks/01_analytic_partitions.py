@@ -52,8 +52,8 @@ from scipy.stats import chi2, gamma, kstest, norm, spearmanr
 from torch import nn
 
 import cpwl
-from bridges import data, pretrained
-from bridges.toys import RADIUS, bumps, random_mlp, toy_generator
+from bridges.networks import data, pretrained
+from bridges.networks.toys import RADIUS, bumps, random_mlp, toy_generator
 from cpwl import plot
 from cpwl.decision import decision_regions
 

@@ -38,7 +38,7 @@ from scipy.stats import spearmanr
 
 import approx
 import bridges
-from bridges import pretrained, toys
+from bridges.networks import pretrained, toys
 
 SMALL = bool(os.environ.get("CPWL_SMALL"))
 HERE = Path(__file__).parent if "__file__" in globals() else Path()

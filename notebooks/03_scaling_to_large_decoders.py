@@ -47,7 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import approx
 import cpwl
 from approx import plot
-from bridges import pretrained
+from bridges.networks import pretrained
 
 SMALL = os.environ.get("CPWL_SMALL", "0") != "0"
 HERE = Path(__file__).parent if "__file__" in globals() else Path()

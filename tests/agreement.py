@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 import cpwl
-from cpwl._capture import export as export_module
-from cpwl.check import CheckReport
-from cpwl.network import UnitGroup
+from cpwl.checks.report import CheckReport
+from cpwl.network.capture.tracing import export as export_module
+from cpwl.network.network import UnitGroup
 
 CLOSE = 1e-11
 
@@ -43,7 +43,7 @@ def capture(layers: Sequence[Layer]) -> cpwl.Network:
         return _EXPORTED[shape]
 
     inputs = len(layers[0].weight[0])
-    with mock.patch("cpwl.network.export", export):
+    with mock.patch("cpwl.network.network.export", export):
         return cpwl.Network.from_torch(to_torch(tuple(layers)), (inputs,))
 
 

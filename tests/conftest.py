@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridges import cli
+from bridges.cli import group
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def run(folder, monkeypatch, capsys, tmp_path):
     def command(line):
         words = line.replace("@", f"{folder}/").split()
         with pytest.raises(SystemExit) as stopped:
-            cli.main(words)
+            group.main(words)
         captured = capsys.readouterr()
         return stopped.value.code or 0, captured.out, captured.err
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import cpwl
-from bridges.toys import random_mlp
+from bridges.networks.toys import random_mlp
 from cpwl import CertificateError
 
 BOX = cpwl.box([-10, -10], [10, 10])

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import cpwl
-from cpwl._arrays import Ragged, pack_row, prefix
-from cpwl._polytope import face_lattice
+from cpwl.arrays.ragged import Ragged, pack_row, prefix
+from cpwl.domain.corners import face_lattice
 from cpwl.partition import Partition, Status
 
 

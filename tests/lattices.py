@@ -12,11 +12,11 @@ from layers import LINEAR, Layer, layer, network
 from numpy.typing import NDArray
 
 import cpwl
-from cpwl._arrays import Ragged
-from cpwl._exact import Arbiter
-from cpwl._lattice import Corners, Lattice, corners
-from cpwl._lattice_refine import RefinedLattice, refine_lattice
-from cpwl._refine import Work
+from cpwl.arrays.ragged import Ragged
+from cpwl.engine.plane.refinement import Work
+from cpwl.engine.rational.arbiter import Arbiter
+from cpwl.engine.space.lattice import Corners, Lattice, corners
+from cpwl.engine.space.refinement import RefinedLattice, refine_lattice
 
 
 def refined(net: cpwl.Network, domain: cpwl.Domain, memory: int = 2**30) -> RefinedLattice:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import approx
 from approx import Descriptors, plot
-from bridges import pretrained
+from bridges.networks import pretrained
 from cpwl.storage import atomic_path
 
 COLUMNS = ("psi", "nu", "delta")

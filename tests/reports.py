@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bridges.agreement import Row
-from bridges.report import Absent, Report, Section
+from bridges.validation.findings import Row
+from bridges.validation.report import Absent, Report, Section
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import cpwl
-from bridges import pretrained
+from bridges.networks import pretrained
 
 ACAS_ADVISORIES = ("clear of conflict", "weak left", "weak right", "strong left", "strong right")
 

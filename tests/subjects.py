@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import cpwl
-from bridges._subject import Subject
-from bridges.agreement import Row
+from bridges.validation.findings import Row
+from bridges.validation.subject import Subject
 
 
 def exact(module: nn.Module, domain: cpwl.Domain, decoder: nn.Module | None = None) -> Subject:

@@ -132,7 +132,7 @@ def test_gallery_shows_the_decoded_latents(decoder: nn.Module, table: Descriptor
 
 
 def test_gallery_apart(decoder: nn.Module, plane: Any) -> None:
-    from approx._gallery import extremes
+    from approx.plot.pictures import extremes
 
     values = plane.psi.values.ravel()
     high, low, z = extremes(plane, values, 4, 1.0, None)

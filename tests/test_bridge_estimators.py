@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bridges import _nearest
-from bridges._two_samples import energy_test
+from bridges.validation.densities import nearest
+from bridges.validation.densities.two_samples import energy_test
 
 
 @pytest.mark.parametrize("coordinates", [1, 5, 60])
@@ -18,7 +18,7 @@ def test_distances_to_neighbours_are_those_of_all_pairs(coordinates):
     points[7] = points[5]
     pairs = np.linalg.norm(points[:, None] - points, axis=2)
     np.testing.assert_allclose(
-        _nearest.kth_distances(points, 3), np.sort(pairs, axis=1)[:, 3], rtol=1e-12
+        nearest.kth_distances(points, 3), np.sort(pairs, axis=1)[:, 3], rtol=1e-12
     )
 
 
@@ -30,7 +30,7 @@ def test_a_projection_that_hides_the_neighbours_does_not_matter():
     points[:, 16:] = rng.standard_normal((600, 24))
     pairs = np.linalg.norm(points[:, None] - points, axis=2)
     np.testing.assert_allclose(
-        _nearest.kth_distances(points, 1), np.sort(pairs, axis=1)[:, 1], rtol=1e-12
+        nearest.kth_distances(points, 1), np.sort(pairs, axis=1)[:, 1], rtol=1e-12
     )
 
 
@@ -38,7 +38,7 @@ def test_a_projection_that_hides_the_neighbours_does_not_matter():
 def test_entropy_of_a_cube_in_space_is_within_what_the_estimate_says(dim, outputs):
     rng = np.random.default_rng(dim)
     frame = np.linalg.qr(rng.standard_normal((outputs, dim)))[0]
-    found = [_nearest.estimate(rng.uniform(-1, 1, (4_000, dim)) @ frame.T, dim) for _ in range(12)]
+    found = [nearest.estimate(rng.uniform(-1, 1, (4_000, dim)) @ frame.T, dim) for _ in range(12)]
     off = np.array([f.entropy[0] for f in found]) - dim * math.log(2)
     limits = np.array([2 * f.bias + 4 * f.error for f in found])
     assert (np.abs(off) < limits).all()
@@ -51,7 +51,7 @@ def test_entropy_of_a_cube_in_space_is_within_what_the_estimate_says(dim, output
 
 def test_entropy_of_a_gaussian_needs_no_border():
     points = np.random.default_rng(0).standard_normal((30_000, 2))
-    found = _nearest.estimate(points, 2)
+    found = nearest.estimate(points, 2)
     assert found.entropy[0] == pytest.approx(math.log(2 * math.pi * math.e), abs=4 * found.error)
     assert found.error < 0.01
 

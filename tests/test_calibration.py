@@ -10,7 +10,8 @@ import torch
 from matrices import WIDE, Matrices, jacobians, wide, with_values
 from torch import Tensor
 
-from approx import Spectrum, _predict, spectrum
+from approx import Spectrum, spectrum
+from approx.spectra import prediction
 
 DESCRIPTORS = "psi", "nu"
 
@@ -86,8 +87,8 @@ def test_predictions_on_prescribed_spectra(name: str, share: float):
     drawn = draws(op, k, range(10_000, 10_300), "paper")
     results = []
     for seed in range(600):
-        m, _ = _predict.measure(op, 16, torch.Generator().manual_seed(seed))
-        results.append((_predict.scaling(m, k), _predict.rank(m, k), _predict.factor(m)))
+        m, _ = prediction.measure(op, 16, torch.Generator().manual_seed(seed))
+        results.append((prediction.scaling(m, k), prediction.rank(m, k), prediction.factor(m)))
     for i, descriptor in enumerate(DESCRIPTORS):
         value = torch.cat([r[i].value for r in results])
         half = torch.cat([r[2] * (r[i].variance + r[i].spread).sqrt() for r in results])

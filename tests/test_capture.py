@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cpwl.network import CaptureError, Network, UnsupportedOperationError, inspect
+from cpwl.network.network import CaptureError, Network, UnsupportedOperationError, inspect
 
 
 class Call(nn.Module):

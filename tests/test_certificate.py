@@ -29,9 +29,9 @@ from strategies import (
 from torch import nn
 
 import cpwl
-from bridges.toys import random_mlp
-from cpwl._proof_cells import ExactDomain, Patterns
-from cpwl._proof_reading import read_exactly
+from bridges.networks.toys import random_mlp
+from cpwl.proof.cells import ExactDomain, Patterns
+from cpwl.proof.reading import read_exactly
 
 
 @pytest.fixture(scope="module", autouse=True)

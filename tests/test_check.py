@@ -266,9 +266,9 @@ def test_a_wrong_order_on_a_line_is_found(line) -> None:
 
 def test_chunks_do_not_change_the_report(plane, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = cpwl.check(plane)
-    monkeypatch.setattr("cpwl._check_complex._CELLS_AT_ONCE", 7)
-    monkeypatch.setattr("cpwl._check_complex._FACETS_AT_ONCE", 5)
-    monkeypatch.setattr("cpwl._check_network._BYTES_AT_ONCE", 4096)
+    monkeypatch.setattr("cpwl.checks.plane._CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("cpwl.checks.plane._FACETS_AT_ONCE", 5)
+    monkeypatch.setattr("cpwl.checks.network._BYTES_AT_ONCE", 4096)
     chunked = cpwl.check(plane)
     assert [one.failures for one in whole.findings] == [one.failures for one in chunked.findings]
     assert chunked.volume_error < 1e-13

@@ -15,7 +15,7 @@ from layers import LINEAR, layer, network
 from strategies import cancelling_network, random_network
 
 import cpwl
-from cpwl._arrays import Ragged, prefix
+from cpwl.arrays.ragged import Ragged, prefix
 
 Change = Callable[[cpwl.Partition], cpwl.Partition]
 
@@ -387,7 +387,7 @@ def test_domains_of_any_size_are_checked(dim, size) -> None:
 
 
 def test_too_many_knots_to_intersect_are_not_counted(space, monkeypatch) -> None:
-    monkeypatch.setattr("cpwl._check_counts._MOST", 10)
+    monkeypatch.setattr("cpwl.checks.counts._MOST", 10)
     reason = cpwl.check(space).arrangement.reason
     assert reason == "5 knots and 6 sides are too many to intersect"
 
@@ -395,8 +395,8 @@ def test_too_many_knots_to_intersect_are_not_counted(space, monkeypatch) -> None
 def test_chunks_do_not_change_the_report(space, monkeypatch: pytest.MonkeyPatch) -> None:
     partitions = [space, *(change(space) for change, _ in DAMAGE.values())]
     whole = [cpwl.check(partition) for partition in partitions]
-    monkeypatch.setattr("cpwl._check_faces._ITEMS_AT_ONCE", 50)
-    monkeypatch.setattr("cpwl._check_faces._FACETS_AT_ONCE", 5)
+    monkeypatch.setattr("cpwl.checks.space._ITEMS_AT_ONCE", 50)
+    monkeypatch.setattr("cpwl.checks.space._FACETS_AT_ONCE", 5)
     for partition, before in zip(partitions, whole, strict=True):
         after = cpwl.check(partition)
         assert [one.failures for one in after.findings] == [x.failures for x in before.findings]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import cpwl
-from bridges.toys import random_mlp
+from bridges.networks.toys import random_mlp
 from cpwl import plot
 
 
@@ -134,10 +134,10 @@ def test_the_default_domain_holds_the_latents(run, tmp_path):
 
 
 def test_demo_writes_its_figure(run, tmp_path, monkeypatch):
-    import bridges.demo
-    from bridges.toys import toy_generator
+    from bridges.demo import plane
+    from bridges.networks.toys import toy_generator
 
-    monkeypatch.setattr(bridges.demo, "toy_generator", lambda seed: toy_generator(seed, steps=20))
+    monkeypatch.setattr(plane, "toy_generator", lambda seed: toy_generator(seed, steps=20))
     status, out, err = run("demo -o here.png --seed 3")
     assert (status, err) == (0, "")
     assert out.endswith("s in all\nwrote here.png\n")
@@ -145,10 +145,10 @@ def test_demo_writes_its_figure(run, tmp_path, monkeypatch):
 
 
 def test_demo_in_three_dimensions_writes_its_figure(run, tmp_path, monkeypatch):
-    from bridges import solid_demo
-    from bridges.toys import toy_solid
+    from bridges.demo import solid
+    from bridges.networks.toys import toy_solid
 
-    monkeypatch.setattr(solid_demo, "toy_solid", lambda seed: toy_solid(seed, steps=20))
+    monkeypatch.setattr(solid, "toy_solid", lambda seed: toy_solid(seed, steps=20))
     status, out, err = run("demo --dim 3 -o solid.png")
     assert (status, err) == (0, "")
     assert "cells and" in out

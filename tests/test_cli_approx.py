@@ -16,7 +16,7 @@ from decoders import dense, relu_conv, relu_mlp, silu_conv
 from torch import nn
 
 import approx
-from approx import decoders as loading
+from approx.decoder import loading
 
 # the package has a function of that name
 describing = importlib.import_module("approx.describe")

@@ -15,8 +15,9 @@ from onnx import helper
 from torch import nn
 
 import cpwl
-from bridges import cli, validation
-from bridges.toys import RADIUS, TOYS, Toy, random_mlp
+from bridges.cli import group
+from bridges.networks.toys import RADIUS, TOYS, Toy, random_mlp
+from bridges.validation import run as run_module
 
 
 def _save(module, shape, path):
@@ -73,7 +74,7 @@ def asked(monkeypatch):
         calls.append((module, domain, options))
         return reports.report(failing=options["seed"] == 13)
 
-    monkeypatch.setattr(validation, "validate", validate)
+    monkeypatch.setattr(run_module, "validate", validate)
     return calls
 
 
@@ -107,7 +108,7 @@ def test_what_is_not_asked_for_is_left_to_validate(run, asked):
 def test_a_toy_has_a_domain_of_its_own(run, asked, monkeypatch):
     # training it would take seconds
     made = Toy("generator", random_mlp((2, 4, 3)), cpwl.box([-RADIUS] * 2, [RADIUS] * 2), "")
-    monkeypatch.setattr("bridges.toys.TOYS", {**TOYS, "generator": lambda: made})
+    monkeypatch.setattr("bridges.networks.toys.TOYS", {**TOYS, "generator": lambda: made})
     for line in ("", "--box -1 3", "--origin 0,1 --basis 1,0 --box -1 3"):
         assert run(f"validate generator {line}")[0] == 0
     own, part, line = (domain for _, domain, _ in asked)
@@ -142,7 +143,7 @@ def test_interrupted_work_leaves_nothing(run, monkeypatch, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(validation, "validate", interrupted)
+    monkeypatch.setattr(run_module, "validate", interrupted)
     status, _, err = run("validate @plane.pt2 --box 0 1 --html a.html -o a.csv")
     assert (status, err.strip()) == (130, "cpwl: interrupted; nothing was left half-written.")
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +153,7 @@ def test_a_page_that_fails_does_not_cost_the_table(run, asked, monkeypatch, tmp_
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("bridges._html.page", broken)
+    monkeypatch.setattr("bridges.validation.html.page", broken)
     status, out, err = run("validate @plane.pt2 --box 0 1 --html a.html -o a.csv")
     assert (status, err) == (2, "cpwl: disk full\n")
     assert out.endswith("wrote a.csv\n")
@@ -198,7 +199,7 @@ def test_help_lists_the_toys_without_waiting_for_torch(run):
     status, out, _ = run("validate --help")
     assert status == 0
     assert all(name in " ".join(out.split()) for name in TOYS)
-    assert callable(cli.validate)
+    assert callable(group.validate)
 
 
 BAD = {

@@ -22,7 +22,7 @@ from damage import (
 )
 
 import cpwl
-from bridges.toys import random_mlp
+from bridges.networks.toys import random_mlp
 
 
 @pytest.fixture(scope="module", autouse=True)

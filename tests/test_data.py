@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from bridges import data as files
-from bridges import pretrained
-from bridges.data import FILES, Source
+from bridges.networks import data as files
+from bridges.networks import pretrained
+from bridges.networks.data import FILES, Source
 
 VAE = "weights/mnist_vae.pth"
 # of what is inside of the gzip files, as their authors' page had it: they have been compressed anew

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import nn
 
-import bridges.demo
-from bridges.demo import draw, run_demo
-from bridges.toys import RADIUS, bumps, random_mlp, toy_generator
+from bridges.demo import plane
+from bridges.demo.plane import draw, run_demo
+from bridges.networks.toys import RADIUS, bumps, random_mlp, toy_generator
 
 CENTRES = torch.tensor([[-5.0, -4.5], [-4, 5], [0.5, 0], [5.5, 4.5], [4.5, -5.5]])
 
@@ -55,10 +55,8 @@ def test_demo_says_what_it_found(demo):
 
 def test_the_figure_has_its_four_panels(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(bridges.demo, "toy_generator", lambda seed: toy_generator(seed, steps=30))
-    monkeypatch.setattr(
-        bridges.demo, "draw", lambda *parts: drawn.append(draw(*parts)) or drawn[-1]
-    )
+    monkeypatch.setattr(plane, "toy_generator", lambda seed: toy_generator(seed, steps=30))
+    monkeypatch.setattr(plane, "draw", lambda *parts: drawn.append(draw(*parts)) or drawn[-1])
     run_demo(tmp_path / "demo.png", progress=False)
     axes = [a for a in drawn[0].axes if a.get_label() != "<colorbar>"]
     titles = [a.get_title() for a in axes]
@@ -77,7 +75,7 @@ def test_interrupted_while_writing_leaves_no_figure(monkeypatch, tmp_path):
         path.write_bytes(b"half a picture")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bridges.demo, "toy_generator", lambda seed: toy_generator(seed, steps=3))
+    monkeypatch.setattr(plane, "toy_generator", lambda seed: toy_generator(seed, steps=3))
     monkeypatch.setattr(Figure, "savefig", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_demo(tmp_path / "demo.png", progress=False)

@@ -13,9 +13,9 @@ from scipy import stats
 from torch import nn
 
 import cpwl
-from cpwl.density import ImageSample
-from cpwl.descriptors import spectrum
-from cpwl.latent import Gaussian, Uniform, cell_masses
+from cpwl.density.density import ImageSample
+from cpwl.density.latents import Gaussian, Uniform, cell_masses
+from cpwl.descriptors.spectra import spectrum
 
 
 def _squeezing() -> cpwl.Partition:

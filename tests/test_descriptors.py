@@ -14,7 +14,7 @@ from grids import grid
 from samples import KINDS, generator, linear, mlp, partition_of, sample
 
 import cpwl
-from cpwl.descriptors import _singular_values, orthonormal_columns, rank, spectrum
+from cpwl.descriptors.spectra import _singular_values, orthonormal_columns, rank, spectrum
 
 
 def _matrices(partition, wrt="slice"):

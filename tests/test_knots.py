@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from approx import knots, neighbourhood
-from approx._watch import watched
+from approx.complexity.watching import watched
 
 aten = torch.ops.aten
 

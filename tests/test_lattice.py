@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from strategies import random_network
 
 import cpwl
-from bridges.toys import random_mlp
-from cpwl import _lattice_kernels as kernels
-from cpwl._exact import Vertices
-from cpwl._lattice import Lattice, nbytes, whole
-from cpwl._lattice_work import Columns
-from cpwl._sweep import split
+from bridges.networks.toys import random_mlp
+from cpwl.engine.rational.arbiter import Vertices
+from cpwl.engine.space import cutting_kernels as kernels
+from cpwl.engine.space.cutting import split
+from cpwl.engine.space.lattice import Lattice, nbytes, whole
+from cpwl.engine.space.workspace import Columns
 
 RNG = np.random.default_rng(0)
 
@@ -377,7 +377,7 @@ def test_networks_out_of_reach_of_rational_arithmetic_are_cut_all_the_same(
 ) -> None:
     layers = random_network(2, (9, 8, 7, 6), dim=3)
     proven = cpwl.subdivide(capture(layers), box(3, 1.0), progress=False)
-    monkeypatch.setattr("cpwl._matrices._MOST_ENTRIES", 10)
+    monkeypatch.setattr("cpwl.network.program.matrices._MOST_ENTRIES", 10)
     net = capture(layers)
     assert not net.matrices.complete
     partition = cpwl.subdivide(net, box(3, 1.0), progress=False)

@@ -12,9 +12,10 @@ from numpy.testing import assert_allclose
 from scipy.spatial import Delaunay
 
 import cpwl
-from cpwl import _measure, _walk
-from cpwl._measure import half_spaces, levels, measures, normals, triangulate
-from cpwl._walk import walk
+from cpwl.dual import walking
+from cpwl.dual.walking import walk
+from cpwl.geometry import measure
+from cpwl.geometry.measure import half_spaces, levels, measures, normals, triangulate
 
 GRIDS = {
     3: ((0.1, 0.4), (-0.3,), (0.7,)),
@@ -156,8 +157,8 @@ def test_compiled_kernels_agree_with_their_source(dim, monkeypatch):
     partition = grid(*GRIDS[dim])
     points = np.random.default_rng(0).uniform(-1, 1, (20, dim))
     compiled = cpwl.volumes(partition), cpwl.centroids(partition), walk(partition, points)
-    monkeypatch.setattr("cpwl._measure._cones", _measure._cones.py_func)
-    monkeypatch.setattr("cpwl._walk._walk", _walk._walk.py_func)
+    monkeypatch.setattr("cpwl.geometry.measure._cones", measure._cones.py_func)
+    monkeypatch.setattr("cpwl.dual.walking._walk", walking._walk.py_func)
     plain = cpwl.volumes(partition), cpwl.centroids(partition), walk(partition, points)
     for ours, theirs in zip(plain, compiled, strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bridges import pretrained
-from cpwl.network import Network, inspect
+from bridges.networks import pretrained
+from cpwl.network.network import Network, inspect
 
 # torch.func.jvp itself uses torch.jit when it is first called.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -15,7 +15,7 @@ from decoders import blocks, gap
 from torch import Tensor, nn
 
 from approx import JacobianOperator
-from approx._memory import chunked, held_bytes, out_of_memory, sized
+from approx.decoder.memory import chunked, held_bytes, out_of_memory, sized
 
 
 class StoppedError(Exception):

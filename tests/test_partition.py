@@ -49,8 +49,8 @@ from strategies import (
 from torch import nn
 
 import cpwl
-from bridges.toys import random_mlp
-from cpwl import _kernels
+from bridges.networks.toys import random_mlp
+from cpwl.engine.plane import cutting_kernels
 
 COUNTS = {20: 1839, 64: 18863, 128: 65799, 256: 269845}
 SQUARE = ((-10.0, -10.0), (10.0, -10.0), (10.0, 10.0), (-10.0, 10.0))
@@ -287,9 +287,9 @@ def test_compiled_kernels_agree_bitwise_with_python(monkeypatch: pytest.MonkeyPa
         for units in ((RELU, ABS), (Pool(3), hardtanh()))
     ]
     swapped = 0
-    for name, kernel in inspect.getmembers(_kernels):
+    for name, kernel in inspect.getmembers(cutting_kernels):
         if hasattr(kernel, "py_func"):
-            monkeypatch.setattr(_kernels, name, kernel.py_func)
+            monkeypatch.setattr(cutting_kernels, name, kernel.py_func)
             swapped += 1
     assert swapped > 0
     for units, expected in zip(((RELU, ABS), (Pool(3), hardtanh())), compiled, strict=True):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import cpwl
-from bridges.toys import random_mlp
+from bridges.networks.toys import random_mlp
 from cpwl import decision, plot
 from cpwl.partition import Partition, Status
 

@@ -20,10 +20,12 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 import cpwl
-from bridges.toys import random_mlp
-from cpwl import _animation, _solid, plot
-from cpwl._painting import Painting, back_to_front
-from cpwl._solid import Plane
+from bridges.networks.toys import random_mlp
+from cpwl import plot
+from cpwl.geometry import solid_loops
+from cpwl.geometry.solid_loops import Plane
+from cpwl.plot import animation
+from cpwl.plot.painting import Painting, back_to_front
 
 CUTS = ((-0.5, 0.2), (-0.3, 0.1, 0.6), (0.1, 0.5))  # 3 x 4 x 3 boxes
 
@@ -47,18 +49,18 @@ def painting_of(ax) -> Painting:
     return painting
 
 
-def volumes_of(polygons: _solid.Polygons, count: int) -> np.ndarray:
+def volumes_of(polygons: solid_loops.Polygons, count: int) -> np.ndarray:
     """Volumes of the cells that closed surfaces bound, by the divergence theorem."""
     flux = np.einsum(
         "ki,ki->k",
-        _solid.normals(polygons.offsets, polygons.corners),
+        solid_loops.normals(polygons.offsets, polygons.corners),
         polygons.corners[polygons.offsets[:-1]],
     )
     return np.bincount(polygons.cell, flux / 3, minlength=count)
 
 
 def test_cells_are_closed_surfaces_seen_from_outside(boxes):
-    faces = _solid.cells(boxes)
+    faces = solid_loops.cells(boxes)
     assert len(faces.cell) == 6 * boxes.num_cells
     assert np.all(np.diff(faces.offsets) == 4)
     low, high = np.moveaxis(intervals(boxes), 1, 0)
@@ -78,9 +80,9 @@ PLANES = {
 @pytest.mark.parametrize("case", PLANES)
 def test_cut_cells_stay_closed_and_lose_what_lies_beyond(boxes, case):
     planes = PLANES[case]
-    left = _solid.cut_open(_solid.cells(boxes), planes)
+    left = solid_loops.cut_open(solid_loops.cells(boxes), planes)
     # every cell that is left is closed: its vector areas add up to nothing
-    area = _solid.normals(left.offsets, left.corners)
+    area = solid_loops.normals(left.offsets, left.corners)
     total = np.stack([np.bincount(left.cell, part, minlength=1) for part in area.T])
     np.testing.assert_allclose(total, 0, atol=1e-13)
     kept = volumes_of(left, boxes.num_cells).sum()
@@ -88,7 +90,7 @@ def test_cut_cells_stay_closed_and_lose_what_lies_beyond(boxes, case):
     beyond = np.all([s @ plane.normal >= plane.offset for plane in planes], axis=0)
     assert kept == pytest.approx(8 * (1 - beyond.mean()), abs=0.03)
     # nothing of it is beyond all planes, and the walls are seen from what was taken away
-    middles = _solid.middles(left.offsets, left.corners)
+    middles = solid_loops.middles(left.offsets, left.corners)
     height = np.array([middles @ plane.normal - plane.offset for plane in planes])
     assert height.min(axis=0).max() < 1e-12
     for k in np.flatnonzero(left.facet < 0):
@@ -98,7 +100,7 @@ def test_cut_cells_stay_closed_and_lose_what_lies_beyond(boxes, case):
 
 def test_a_cut_along_facets_shows_the_cells_behind_them(boxes):
     (plane,) = PLANES["along facets"]
-    left = _solid.cut_open(_solid.cells(boxes), [plane])
+    left = solid_loops.cut_open(solid_loops.cells(boxes), [plane])
     wall = left.cell[left.facet < 0]
     high = intervals(boxes)[:, 1, 1]
     assert len(wall) == 9
@@ -107,19 +109,19 @@ def test_a_cut_along_facets_shows_the_cells_behind_them(boxes):
 
 
 def test_seams_of_a_cut_are_not_stroked(boxes):
-    left = _solid.cut_open(_solid.cells(boxes), PLANES["corner"])
+    left = solid_loops.cut_open(solid_loops.cells(boxes), PLANES["corner"])
     outside = left.facet >= 0
     # each piece is closed along a seam where the cut split it, the walls are stroked all around
     seams = np.bincount(np.repeat(np.arange(len(left.cell)), np.diff(left.offsets)), ~left.stroked)
     assert np.all(seams[~outside] == 0)
     assert seams[outside].max() > 0
-    whole = _solid.cells(boxes)
+    whole = solid_loops.cells(boxes)
     lengths = [perimeter(polygons) for polygons in (left, whole)]
     assert lengths[0] < lengths[1]
 
 
-def perimeter(polygons: _solid.Polygons) -> float:
-    sides = polygons.corners[_solid.successors(polygons.offsets)] - polygons.corners
+def perimeter(polygons: solid_loops.Polygons) -> float:
+    sides = polygons.corners[solid_loops.successors(polygons.offsets)] - polygons.corners
     return float(
         np.linalg.norm(sides, axis=1)[
             polygons.stroked
@@ -139,7 +141,7 @@ def test_a_whole_solid_shows_its_three_near_sides(boxes):
     assert len(filled) == 3 * 4 + 4 * 3 + 3 * 3
     assert len(painted) - len(filled) == 3  # the outlines of the sides
     # from the default view one sees the sides s0 = 1, s1 = -1 and s2 = 1
-    middles = _solid.middles(polygons.offsets, polygons.corners)[filled]
+    middles = solid_loops.middles(polygons.offsets, polygons.corners)[filled]
     assert np.all(np.any(np.isclose(middles, [1, -1, 1]), axis=1))
 
 
@@ -188,7 +190,7 @@ def painted_by_hand(ax, painting, shape):
         p = np.column_stack([flat, np.full(len(flat), depth), np.ones(len(flat))]) @ inverse.T
         ends.append(p[:, :3] / p[:, 3:])
     best, owner = np.full(len(flat), np.inf), np.full(len(flat), -1)
-    normals = _solid.normals(polygons.offsets, polygons.corners)
+    normals = solid_loops.normals(polygons.offsets, polygons.corners)
     for k in filled:
         loop = polygons.corners[polygons.offsets[k] : polygons.offsets[k + 1]]
         way = ends[1] - ends[0]
@@ -252,14 +254,14 @@ def test_order_of_painting():
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_sweep_shows_every_slice_in_the_colours_of_the_solid(boxes, tmp_path, monkeypatch, axis):
     drawn = []
-    make = _animation._flat_cells
+    make = animation._flat_cells
 
     def record(partition, made, axis, place, colours):
         cells = make(partition, made, axis, place, colours)
         drawn.append((made, place, cells.get_facecolor().copy()))
         return cells
 
-    monkeypatch.setattr(_animation, "_flat_cells", record)
+    monkeypatch.setattr(animation, "_flat_cells", record)
     values = np.arange(boxes.num_cells, dtype=float)
     path = tmp_path / "sweep.gif"
     plot.sweep(boxes, path, axis, values=values, limits=(0, 35), frames=7, fps=10, progress=False)
@@ -293,11 +295,11 @@ def test_walls_of_a_cut_are_the_cells_of_the_slice(axis):
     network = cpwl.Network.from_torch(random_mlp((3, 8, 8, 3), seed=4), (3,))
     solid = cpwl.subdivide(network, cpwl.box([-3, -3, -3], [3, 2, 3]), progress=False)
     for place in (-1.3, 0.4):
-        wall = _solid.section(_solid.cells(solid), Plane(np.eye(3)[axis], place))
-        area = np.linalg.norm(_solid.normals(wall.offsets, wall.corners), axis=1)
-        domain = _animation.cross_section(solid.domain, axis, place)
+        wall = solid_loops.section(solid_loops.cells(solid), Plane(np.eye(3)[axis], place))
+        area = np.linalg.norm(solid_loops.normals(wall.offsets, wall.corners), axis=1)
+        domain = animation.cross_section(solid.domain, axis, place)
         made = cpwl.subdivide(network, domain, progress=False)
-        middles = _solid.middles(made.cell_offsets, made.points[made.cell_corners])
+        middles = solid_loops.middles(made.cell_offsets, made.points[made.cell_corners])
         cell = cpwl.locate(solid, np.insert(middles, axis, place, axis=1))
         assert made.num_cells > 50
         np.testing.assert_array_equal(np.sort(cell), wall.cell)
@@ -311,7 +313,7 @@ def test_cross_sections_of_other_domains_are_convex():
         [0.1, 0.2, 0.3], 1.0, np.linalg.qr(np.arange(9).reshape(3, 3) ** 2 + np.eye(3))[0]
     )
     for place in (-0.7, 1e-9, 0.123456789):
-        part = _animation.cross_section(domain, 1, place)
+        part = animation.cross_section(domain, 1, place)
         assert part.volume == pytest.approx(2 * (1 - abs(place)) ** 2)
         z = part.slice.embed(part.corners)
         assert np.abs(domain.slice.project(z)).sum(axis=1) == pytest.approx(1)
@@ -329,7 +331,7 @@ def test_an_interrupted_sweep_leaves_the_old_file(boxes, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return cpwl.subdivide(*args, **kwargs)
 
-    monkeypatch.setattr(_animation, "subdivide", interrupt)
+    monkeypatch.setattr(animation, "subdivide", interrupt)
     with pytest.raises(KeyboardInterrupt):
         plot.sweep(boxes, path, frames=7, progress=False)
     assert path.read_bytes() == b"old"

@@ -17,8 +17,8 @@ from hypothesis import given
 from strategies import ALL, degenerate_networks, domains, ordinary, some_architectures
 
 import cpwl
-from bridges import cli
-from bridges.toys import random_mlp
+from bridges.cli import group
+from bridges.networks.toys import random_mlp
 from cpwl import CertificateError
 
 
@@ -225,7 +225,7 @@ def run(monkeypatch, capsys, tmp_path):
 
     def command(line):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(line.split())
+            group.main(line.split())
         captured = capsys.readouterr()
         return stopped.value.code or 0, captured.out, captured.err
 

@@ -12,8 +12,8 @@ from flint import fmpq
 from torch import Tensor, nn
 
 import cpwl
-from cpwl._rational import Evaluator, Line, located
-from cpwl._rational_numbers import Vector, integers
+from cpwl.engine.rational.evaluator import Evaluator, Line, located
+from cpwl.engine.rational.numbers import Vector, integers
 
 
 class Calling(nn.Module):

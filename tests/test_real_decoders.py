@@ -12,7 +12,7 @@ from decoders import dense, double
 from scipy.stats import mannwhitneyu
 
 import approx
-from bridges import pretrained
+from bridges.networks import pretrained
 
 
 @pytest.fixture(scope="module")

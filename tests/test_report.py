@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import bridges
-from bridges._rows_text import limits, number, table, write_csv
-from bridges.agreement import Row
-from bridges.report import AgreementError, Report
+from bridges.validation.findings import Row
+from bridges.validation.report import AgreementError, Report
+from bridges.validation.text import limits, number, table, write_csv
 
 
 def test_the_table_is_aligned_and_ends_with_the_verdict():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from strategies import ordinary
 
 import cpwl
-from cpwl._polytope import face_lattice, hull, volume
+from cpwl.domain.corners import face_lattice, hull, volume
 
 Outcome = str | tuple[set[tuple[Fraction, ...]], set[frozenset[tuple[Fraction, ...]]]]
 

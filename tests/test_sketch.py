@@ -10,8 +10,8 @@ from decoders import DECODERS, latents
 from matrices import Matrices, jacobians, with_values
 
 from approx import JacobianOperator
-from approx._krylov import block_krylov
-from approx.sketch import (
+from approx.sketches.krylov import block_krylov
+from approx.sketches.projections import (
     gaussian,
     haar,
     input_sketch,

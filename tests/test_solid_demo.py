@@ -13,9 +13,9 @@ from matplotlib.image import imread
 from PIL import Image
 
 import cpwl
-from bridges import solid_demo
-from bridges.solid_demo import run_solid_demo
-from bridges.toys import toy_solid, wells
+from bridges.demo import solid
+from bridges.demo.solid import run_solid_demo
+from bridges.networks.toys import toy_solid, wells
 
 CENTRES = torch.tensor([[0.0, 0, 0], [0.75, 0.7, 0.6], [-0.7, -0.75, -0.6]], dtype=torch.float64)
 
@@ -40,7 +40,7 @@ def test_training_makes_the_solid_shrink_at_the_wells():
 
 @pytest.fixture
 def _briefly_trained(monkeypatch):
-    monkeypatch.setattr(solid_demo, "toy_solid", lambda seed: toy_solid(seed, steps=20))
+    monkeypatch.setattr(solid, "toy_solid", lambda seed: toy_solid(seed, steps=20))
 
 
 @pytest.mark.usefixtures("_briefly_trained")
@@ -58,7 +58,7 @@ def test_demo_writes_a_picture_and_says_what_it_found(tmp_path):
 
 @pytest.mark.usefixtures("_briefly_trained")
 def test_demo_writes_an_animation(tmp_path, monkeypatch):
-    monkeypatch.setattr(solid_demo, "FRAMES", 3)
+    monkeypatch.setattr(solid, "FRAMES", 3)
     run_solid_demo(tmp_path / "a.gif", progress=False)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 3

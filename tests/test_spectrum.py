@@ -13,7 +13,7 @@ from matrices import WIDE, Matrices, jacobians, wide, with_values
 from torch import Tensor
 
 from approx import JacobianOperator, Spectrum, draw_seed, spectrum
-from approx.sketch import haar
+from approx.sketches.projections import haar
 
 
 def by_definition(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ import torch
 
 import approx
 import cpwl
-from bridges import pretrained
-from bridges.toys import TOYS, Toy, toy
-from cpwl.network import inspect
+from bridges.networks import pretrained
+from bridges.networks.toys import TOYS, Toy, toy
+from cpwl.network.network import inspect
 
 RANDOM = ("conv", "residual", "max-pooling", "smooth")
 # units and kinds of pieces, counted by hand from the layers' sizes

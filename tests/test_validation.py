@@ -19,11 +19,12 @@ from torch import nn
 
 import bridges
 import cpwl
-from bridges import spectra, validation
-from bridges._cut import cut
-from bridges.report import AgreementError
-from bridges.toys import TOYS, random_mlp, toy
-from bridges.validation import validate
+from bridges.networks.toys import TOYS, random_mlp, toy
+from bridges.validation import run
+from bridges.validation.cut import cut
+from bridges.validation.report import AgreementError
+from bridges.validation.run import validate
+from bridges.validation.spectra import measurement
 
 SECTIONS = ["jacobian", "spectrum", "complexity", "density"]
 # every section, at a size of seconds
@@ -112,7 +113,7 @@ def test_one_weight_perturbed_is_found_where_the_exact_maps_are_used(small):
 def test_a_dropped_scale_factor_is_found_in_the_rows_of_its_method():
     """W J of a random orthonormal W shrinks lengths by sqrt(k / D): forgotten, psi is too large."""
     module, domain = random_mlp((6, 12, 24), seed=1), cpwl.Slice(np.zeros(6), np.eye(6)[:2])
-    methods = spectra.default_methods()
+    methods = measurement.default_methods()
 
     def unscaled(operator, k, seed):
         found = methods["paper"](operator, k, seed)
@@ -267,9 +268,9 @@ def test_an_error_in_a_section_is_an_error(small, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of order")
 
-    parts = list(validation._PARTS)
+    parts = list(run._PARTS)
     parts[2] = parts[2]._replace(measure=broken)
-    monkeypatch.setattr(validation, "_PARTS", tuple(parts))
+    monkeypatch.setattr(run, "_PARTS", tuple(parts))
     with pytest.raises(RuntimeError, match="out of order"):
         validate(*small, **SMALL)
 
@@ -289,8 +290,8 @@ def test_options_reach_the_sections(small, monkeypatch):
 
         return record
 
-    parts = [part._replace(measure=recorded(part.name, part.measure)) for part in validation._PARTS]
-    monkeypatch.setattr(validation, "_PARTS", tuple(parts))
+    parts = [part._replace(measure=recorded(part.name, part.measure)) for part in run._PARTS]
+    monkeypatch.setattr(run, "_PARTS", tuple(parts))
     validate(*small, progress=False)
     usual = {"radius": 1e-5, "directions": (1, 2, 4)}
     assert seen == {
@@ -317,8 +318,8 @@ def test_progress_is_shown_on_stderr_alone(small, monkeypatch, capsys):
     def nothing(subject, **options):
         return type("Empty", (), {"rows": ()})
 
-    parts = [part._replace(measure=nothing) for part in validation._PARTS]
-    monkeypatch.setattr(validation, "_PARTS", tuple(parts))
+    parts = [part._replace(measure=nothing) for part in run._PARTS]
+    monkeypatch.setattr(run, "_PARTS", tuple(parts))
     validate(*small, progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -378,13 +379,13 @@ def test_other_versions_of_a_module_agree_with_it(small):
 
 def test_cells_that_are_not_all_there_are_refused(small, monkeypatch):
     limited = functools.partial(cpwl.subdivide, memory=1)
-    monkeypatch.setattr(validation.cpwl, "subdivide", limited)
-    with pytest.raises(cpwl._errors.PartitionError, match="Expected a complete partition, got"):
+    monkeypatch.setattr(run.cpwl, "subdivide", limited)
+    with pytest.raises(cpwl.errors.PartitionError, match="Expected a complete partition, got"):
         validate(*small, **SMALL)
 
 
 def test_the_package_offers_validate_and_toys_lazily():
     assert bridges.validate is validate
-    assert bridges.toys.toy is toy
+    assert bridges.networks.toys.toy is toy
     code = "import sys, bridges; assert 'torch' not in sys.modules; bridges.validate"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -41,7 +41,7 @@ def make(name: str, side: int = 16, device: str = "cpu") -> tuple[Decoder, Tenso
     """Make a decoder and one latent."""
     torch.manual_seed(0)
     if name == "taef2":
-        from bridges.pretrained import taef2_decoder
+        from bridges.networks.pretrained import taef2_decoder
 
         return taef2_decoder().to(device), torch.randn(1, 32, side, side, device=device)
     with torch.device(device):

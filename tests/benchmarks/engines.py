@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import cpwl
-from cpwl import _bounds, _exact, _refine
+from cpwl.engine import bounds
+from cpwl.engine.plane import refinement
+from cpwl.engine.rational import arbiter
 from tests.benchmarks.common import Found
 
 
@@ -69,9 +71,9 @@ class Account:
         self.seconds = 0.0
         self._inside = False
         for owner, names in (
-            (_exact.Arbiter, ("__init__", "corners", "add", "signs", "places", "points")),
-            (_bounds.Bounds, ("__init__", "stage", "give")),
-            (_refine, ("tighten", "sharpen")),
+            (arbiter.Arbiter, ("__init__", "corners", "add", "signs", "places", "points")),
+            (bounds.Bounds, ("__init__", "stage", "give")),
+            (refinement, ("tighten", "sharpen")),
         ):
             for name in names:
                 setattr(owner, name, self._timed(getattr(owner, name)))

@@ -1,0 +1,325 @@
+"""psi, nu and delta of a stream of latents, as a table."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from approx.complexity.knot_counts import Knots, knots
+from approx.decoder.checks import Output, check_latents
+from approx.decoder.memory import SHARE, free_bytes, out_of_memory
+from approx.operator import JacobianOperator
+from approx.spectra.methods import Method, Spectrum, spectrum
+from approx.tables.batches import Batches, batch_test, stacked
+from approx.tables.plan import Neighbourhood, Plan, settle
+from approx.tables.table import KNOTS, Descriptors
+
+__all__ = ["DescribeError", "describe"]
+
+_MOST = 256  # latents at a time: beyond, overhead is spread thin enough
+# measured over added up: TAEF2 takes 107 to 126 MiB a latent where its tensors come to 54 (layouts
+# that convolutions copy to, an allocator that does not give back)
+_OVERHEAD = 2.5
+_SECONDS = 5.0  # that a batch should take: what an interruption may lose
+
+
+class DescribeError(RuntimeError):
+    """Something stopped `describe` after some latents were done.
+
+    Attributes
+    ----------
+    partial : Descriptors
+        The rows before it. The exception that stopped it is `__cause__`.
+    """
+
+    partial: Descriptors
+
+    def __init__(self, cause: BaseException, partial: Descriptors) -> None:
+        n = len(partial)
+        super().__init__(
+            f"{cause} [stopped in the batch that begins with latent {n}; the {n} before it are in "
+            "the exception's .partial]"
+        )
+        self.partial = partial
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One batch: its results, and what they took."""
+
+    spectrum: Spectrum
+    knots: Knots | None
+    products: int
+    output_shape: tuple[int, ...]
+    bytes_each: float
+    most: int
+
+
+def describe(
+    decoder: Callable[[Tensor], Any],
+    latents: Tensor | Iterable[Tensor],
+    *,
+    k: int | None = None,
+    neighbourhood: Neighbourhood | None = (4, 1e-5),
+    method: Method = "predict",
+    batch: int | Literal["auto"] = "auto",
+    progress: bool = True,
+    generator: torch.Generator | int | None = None,
+    output: Output | None = None,
+    dtype: torch.dtype | None = None,
+    products: int = 16,
+    knots_method: Literal["jvp", "hull"] = "jvp",
+    knots_dtype: torch.dtype | None = None,
+    max_bytes: float = 1e9,
+    total: int | None = None,
+) -> Descriptors:
+    """Return psi, nu and delta of every latent: a table with one row a latent.
+
+    Parameters
+    ----------
+    decoder : callable
+        Takes (B, *latent_shape); a torch module, a bound method of one, or a function.
+    latents : Tensor or iterable of Tensor
+        (N, *latent_shape), or any iterable, which is read as it is needed: of latents
+        (*latent_shape) or of batches (B, *latent_shape). An item with one axis is a latent; for
+        others the first item decides, by whether the decoder runs on its first entry. On the
+        decoder's device, which is where everything is computed: CPU, CUDA or MPS.
+    k : int, optional
+        Singular values behind psi and nu; by default min(120, d, D), and all for "exact".
+    neighbourhood : (int or Tensor, float) or None
+        P, or the directions themselves (P, d), and r of the cross-polytope in which knots are
+        counted, the same directions for all latents. None leaves delta out.
+    method : {"predict", "paper", "topk", "exact"}
+        How psi and nu are had, see `spectrum`.
+    batch : int or "auto"
+        Latents at a time. "auto" runs the first one alone, and then as many as fit half of the free
+        memory, up to 256, and take 5 s. Batches are halved when memory runs out.
+    progress : bool
+        Whether to show a bar.
+    generator : torch.Generator or int, optional
+        A seed, or a CPU generator from which one is drawn; by default one from the operating
+        system. Recorded in the result.
+    output : callable, optional
+        Picks the tensor from what the decoder returns; by default itself or its `.sample`.
+    dtype : torch.dtype, optional
+        By default float32 (float64 for float64 latents, and for "exact"). torch.float64 runs a copy
+        of the decoder; torch.bfloat16 and torch.float16 run it under autocast. See Notes.
+    products : int
+        Jacobian products of "predict".
+    knots_method : {"jvp", "hull"}
+        How knots are counted, see `knots`.
+    knots_dtype : torch.dtype, optional
+        What they are counted in; by default as `dtype`, but at least float32. `delta_error` says
+        whether that decides enough of them: for large decoders and radii torch.float64 may be
+        needed, at 1 + P forward passes in it.
+    max_bytes : float
+        The largest dense Jacobian for "exact".
+    total : int, optional
+        How many latents an iterable has, for the bar.
+
+    Returns
+    -------
+    Descriptors
+        Complete, or after Ctrl-C the latents before it, with `complete` False and a warning.
+
+    Raises
+    ------
+    ValueError
+        Latents, k, the neighbourhood or an option are not as said above; no latents.
+    DecoderError
+        The decoder is not deterministic, or returns no finite tensor with a gradient.
+    DescribeError
+        Any exception after the first batch: `.partial` holds the rows before.
+    KeyboardInterrupt
+        Ctrl-C before any latent was done.
+
+    Notes
+    -----
+    The same seed gives the same table whatever the batches are, to rounding: probes and directions
+    are common to all latents (so the errors of different latents are correlated).
+
+    Cost per latent: psi and nu take one forward pass and the products of `method`; delta takes one
+    more that carries P tangents, worth 1 + P forward passes ("hull": 2 P). Memory does not grow
+    with the number of latents but for their rows.
+
+    What bfloat16 changed, same probes, on four latents each. TAEF2 at 32 x 16 x 16 (k = 120 of
+    8,192): psi by 0.1 to 0.7 of -180 to -300, nu by 0.07 or less of 112 to 118, both within their
+    standard errors for "predict"; 2 to 5 times faster on a CPU with bfloat16 units. The SD 1.5
+    approximation at 4 x 16 x 16 (k = 120 of 1,024): psi by 0.5, nu by 0.15. DCGAN faces (k = 100 of
+    100, so that psi holds the smallest singular values): psi by 0.6 to 8.6, nu by 0.17 or less:
+    there use float32. Knots are then counted in float32: in bfloat16 TAEF2's delta was 1,400
+    instead of 1, with every unit undecided.
+    """
+    if isinstance(latents, Tensor):
+        check_latents(latents)
+        source, total = Batches([latents.detach()]), len(latents)
+    else:
+        source = Batches(stacked(latents, batch_test(decoder, output, dtype)))
+    plan = settle(
+        decoder, source, k, neighbourhood, method, generator, output, dtype, products,
+        knots_method, knots_dtype, max_bytes,
+    )  # fmt: skip
+    return _run(plan, source, total, batch, progress)
+
+
+def _run(
+    plan: Plan, source: Batches, total: int | None, batch: int | Literal["auto"], progress: bool
+) -> Descriptors:
+    """Describe batch after batch until the source is empty, or something stops it."""
+    if batch != "auto" and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(
+            f"Expected batch as a positive integer or 'auto', got {batch!r}: give 1 or more."
+        )
+    parts: list[_Done] = []
+    shape: tuple[int, ...] = ()
+    size = 1 if batch == "auto" else batch
+    most = _MOST
+    with tqdm(total=total, disable=not progress, unit="latent", dynamic_ncols=True) as bar:
+        try:
+            while (z := source.take(size)) is not None:
+                begun = time.perf_counter()
+                try:
+                    done = _one(plan, z)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or len(z) == 1:
+                        raise
+                    source.put_back(z)
+                    size = most = batch = (len(z) + 1) // 2
+                    continue
+                parts.append(done)
+                shape = tuple(z.shape[1:])
+                bar.update(len(z))
+                if batch == "auto":
+                    spent = (time.perf_counter() - begun) / len(z)
+                    size = max(1, min(_fitting(done, z.device), most, int(_SECONDS / spent)))
+        except KeyboardInterrupt:
+            if not parts:
+                raise
+            partial = _table(plan, parts, shape, complete=False)
+            warnings.warn(
+                f"Interrupted after {len(partial)} latents: the table holds these and its "
+                "`complete` is False; describe the others with generator=table.seed and join both "
+                "with approx.concatenate.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return partial
+        except Exception as error:
+            if not parts:
+                raise
+            raise DescribeError(error, _table(plan, parts, shape, complete=False)) from error
+    return _table(plan, parts, shape, complete=True)
+
+
+def _one(plan: Plan, z: Tensor) -> _Done:
+    """Describe one batch."""
+    counted = None
+    if plan.basis is not None:
+        # A pass of its own, and before there is a graph: one that recorded a graph for the products
+        # as well would save one of the 1 + P, and keep the tangents in it, 1 + P times the memory.
+        counted = knots(
+            plan.knots_decoder, z, radius=plan.radius, directions=plan.basis,
+            method=plan.knots_method, output=plan.output, dtype=plan.knots_dtype, batch=len(z),
+        )  # fmt: skip
+    with JacobianOperator(plan.decoder, z, output=plan.output, dtype=plan.dtype) as op:
+        found = spectrum(
+            op, method=plan.method, k=plan.k, generator=plan.seed, products=plan.products,
+            max_bytes=plan.max_bytes,
+        )  # fmt: skip
+        return _Done(
+            found, counted, op.products, op.output_shape,
+            _bytes_each(op, found, plan), _most(op, plan),
+        )  # fmt: skip
+
+
+def _bytes_each(op: JacobianOperator, found: Spectrum, plan: Plan) -> float:
+    """About what one latent of a batch takes at the most."""
+    layer = op.product_bytes / op.batch
+    graph = op.graph_bytes / op.batch + layer
+    tangents = 0 if plan.basis is None else (1 + len(plan.basis)) * layer
+    wide = 8  # bytes: what singular values are taken of is float64
+    if found.method == "exact":
+        kept = 3 * wide * op.rows * op.columns
+    elif found.method == "topk":
+        kept = 3 * op.dtype.itemsize * found.products * (op.rows + op.columns) / 2
+    else:
+        kept = 3 * wide * found.products * op.columns
+    return _OVERHEAD * max(graph + kept, tangents)
+
+
+def _most(op: JacobianOperator, plan: Plan) -> int:
+    """Return how many latents an option allows at a time."""
+    if plan.method != "exact":
+        return _MOST
+    return min(_MOST, max(1, int(plan.max_bytes / (8 * op.rows * op.columns))))
+
+
+def _fitting(done: _Done, device: torch.device) -> int:
+    free = free_bytes(device)
+    return done.most if free is None else min(done.most, int(SHARE * free / done.bytes_each))
+
+
+def _table(plan: Plan, parts: list[_Done], shape: tuple[int, ...], complete: bool) -> Descriptors:
+    """Join the batches' results."""
+    first = parts[0]
+    spectra = [part.spectrum for part in parts]
+    counted = [part.knots for part in parts if part.knots is not None]
+    values = {
+        "psi": _joined(s.psi for s in spectra),
+        "psi_error": _joined(s.psi_stderr for s in spectra),
+        "psi_low": _joined(s.psi_interval[:, 0] for s in spectra),
+        "psi_high": _joined(s.psi_interval[:, 1] for s in spectra),
+        "nu": _joined(s.nu for s in spectra),
+        "nu_error": _joined(s.nu_stderr for s in spectra),
+        "nu_low": _joined(s.nu_interval[:, 0] for s in spectra),
+        "nu_high": _joined(s.nu_interval[:, 1] for s in spectra),
+        "effective_rank": _joined(s.effective_rank for s in spectra),
+        "rank": _joined(s.rank for s in spectra),
+        "fell_back": _joined(s.fell_back for s in spectra),
+        "products": np.concatenate([np.full(len(p.spectrum.psi), p.products) for p in parts]),
+    }
+    knotted: dict[str, Any] = dict.fromkeys(KNOTS)
+    if counted:
+        knotted = {
+            "delta": _joined(c.count for c in counted),
+            "delta_error": _joined(c.undecided for c in counted),
+            "density": _joined(c.density for c in counted),
+            "soft": _joined(c.soft for c in counted),
+            "zaslavsky": _joined(c.zaslavsky for c in counted),
+        }
+    for column in (*values.values(), *knotted.values()):
+        if column is not None:
+            column.flags.writeable = False
+    return Descriptors(
+        **values,
+        **knotted,
+        method=first.spectrum.method,
+        definition=first.spectrum.definition,
+        k=first.spectrum.k,
+        seed=plan.seed,
+        directions=0 if plan.basis is None else len(plan.basis),
+        radius=plan.radius,
+        knots_method=counted[0].method if counted else "",
+        knots_dtype=str(counted[0].dtype).removeprefix("torch.") if counted else "",
+        passes=counted[0].passes if counted else 0,
+        units=int(counted[0].units.sum()) if counted else 0,
+        passed_over=counted[0].passed_over if counted else (),
+        dtype=str(plan.ran_in).removeprefix("torch."),
+        latent_shape=shape,
+        output_shape=first.output_shape,
+        complete=complete,
+    )
+
+
+def _joined(columns: Iterable[Tensor]) -> Any:
+    """Join columns on the CPU: real ones in float64, which not every device has."""
+    joined = torch.cat([column.cpu() for column in columns])
+    return (joined.double() if joined.is_floating_point() else joined).numpy()

@@ -1,0 +1,393 @@
+"""`cpwl describe` and `cpwl field`: estimates for decoders that are too large to enumerate."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+import numpy as np
+
+from bridges.cli.arguments import (
+    AT_A_TIME,
+    check_latents,
+    check_output,
+    load_npy,
+    read_pixels,
+    read_shape,
+    shaped_latents,
+)
+
+# `cpwl --help` should not wait for torch: the commands import what they need.
+if TYPE_CHECKING:
+    import torch
+    import xarray as xr
+
+    from approx import Descriptors
+
+_SUFFIXES = (".parquet", ".nc", ".zarr", ".png", ".pdf", ".svg")
+_PICTURES = _SUFFIXES[3:]
+_METHODS = ("predict", "paper", "topk", "exact")
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_DESCRIPTORS = ("psi", "nu", "delta")
+
+_PATH = click.Path(path_type=Path)
+_OPTIONS = (
+    click.option(
+        "-o",
+        "--output",
+        type=_PATH,
+        multiple=True,
+        required=True,
+        help=f"Result, its format by its suffix: {', '.join(_SUFFIXES)}. May be repeated.",
+    ),
+    click.option(
+        "--method",
+        default="predict",
+        show_default=True,
+        type=click.Choice(_METHODS),
+        help="How psi and nu are had.",
+    ),
+    click.option(
+        "--k",
+        type=click.IntRange(min=1),
+        help="Singular values behind psi and nu.  [default: 120, or as many as there are]",
+    ),
+    click.option(
+        "--neighbourhood",
+        type=(int, float),
+        default=(4, 1e-5),
+        show_default=True,
+        metavar="P R",
+        help="Directions and radius of the neighbourhood of delta.",
+    ),
+    click.option("--no-delta", is_flag=True, help="Leave delta out."),
+    click.option("--seed", type=int, help="Seed of the probes and directions.  [default: random]"),
+    click.option(
+        "--batch", type=click.IntRange(min=1), help="Latents at a time.  [default: as many as fit]"
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(_DTYPES),
+        help="What the decoder runs in.  [default: float32, for exact float64]",
+    ),
+    click.option(
+        "--device", help="Such as cuda:1 or mps.  [default: cuda if there is one, or cpu]"
+    ),
+    click.option(
+        "--memory",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="GiB that the dense Jacobians of --method exact may take.",
+    ),
+    click.option(
+        "--input-shape",
+        metavar="SHAPE",
+        help="Shape of one latent, where the file does not say it, for example 4,8,8.",
+    ),
+)
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what both commands have in common."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+class Stopped(click.ClickException):
+    """The work ended early; what was done is kept. One line on stderr."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Work(NamedTuple):
+    """A decoder, latents and the options of `approx.describe`."""
+
+    decode: Callable[[torch.Tensor], Any]
+    latents: np.ndarray
+    dtype: torch.dtype
+    device: str
+    options: dict[str, Any]
+
+    def tensor(self, values: np.ndarray) -> torch.Tensor:
+        """Return latents where the decoder is."""
+        import torch
+
+        return torch.from_numpy(np.array(values)).to(device=self.device, dtype=self.dtype)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("latents", type=_PATH)
+@click.option("--labels", type=_PATH, help="A .npy file with a class for each latent.")
+@_options
+def describe(model: str, latents: Path, labels: Path | None, **options: Any) -> None:
+    """Estimate psi, nu and delta of a decoder at each of many latents.
+
+    MODEL is an .onnx file, a .pt2 file from torch.export, or a diffusers AutoencoderKL or
+    AutoencoderTiny: its folder, or its name on the hub. LATENTS is a .npy file (N, ...), read as it
+    is needed. A picture shows the distributions, by class with --labels.
+
+    After Ctrl-C what is done is written as NAME.partial.SUFFIX.
+    """
+    outputs: tuple[Path, ...] = options["output"]
+    _check_outputs(outputs)
+    work = _prepare(model, latents, options)
+    classes = None if labels is None else load_npy(labels, "--labels")
+    if classes is not None and classes.shape != (len(work.latents),):
+        raise ValueError(
+            f"Expected one label for each of {len(work.latents)} latents in {labels}, got shape "
+            f"{classes.shape}. Save an array of one axis, in the order of the latents."
+        )
+    import approx
+
+    def run() -> Descriptors:
+        return approx.describe(work.decode, _stream(work), total=len(work.latents), **work.options)
+
+    start = time.perf_counter()
+    table = _run(run, outputs, lambda table, path: _write_table(table, path, classes))
+    click.echo(_summary(table, time.perf_counter() - start))
+    _keep(table.complete, f"{len(table):,} of {len(work.latents):,} latents", outputs,
+          lambda path: _write_table(table, path, classes))  # fmt: skip
+
+
+@click.command()
+@click.argument("model")
+@click.argument("anchors", type=_PATH)
+@click.option(
+    "--resolution", default="64", show_default=True, metavar="N", help="Pixels: 64, or 64,48."
+)
+@click.option(
+    "--margin",
+    default=0.25,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Room around the anchors, as a share of the longer side.",
+)
+@click.option(
+    "--gallery", type=_PATH, help="Picture of the images at the highest and lowest values."
+)
+@click.option("--by", default="psi", show_default=True, type=click.Choice(_DESCRIPTORS))
+@click.option("--images", default=8, show_default=True, type=click.IntRange(1), help="In a row.")
+@_options
+def field(
+    model: str,
+    anchors: Path,
+    resolution: str,
+    margin: float,
+    gallery: Path | None,
+    by: str,
+    images: int,
+    **options: Any,
+) -> None:
+    """Estimate psi, nu and delta of a decoder over the plane through three latents.
+
+    MODEL is an .onnx file, a .pt2 file from torch.export, or a diffusers AutoencoderKL or
+    AutoencoderTiny: its folder, or its name on the hub. ANCHORS is a .npy file (3, ...). A picture
+    shows the maps with the anchors marked; --gallery decodes the extremes of --by.
+
+    After Ctrl-C what is done is written as NAME.partial.SUFFIX, missing pixels as NaN.
+    """
+    outputs: tuple[Path, ...] = options["output"]
+    _check_outputs(outputs)
+    if gallery is not None:
+        check_output(gallery, _PICTURES)
+    if gallery is not None and by == "delta" and options["no_delta"]:
+        raise ValueError("Expected delta for --by delta, got --no-delta. Leave one of them out.")
+    pixels = read_pixels(resolution)
+    work = _prepare(model, anchors, options)
+    if len(work.latents) != 3:
+        raise ValueError(
+            f"Expected three latents in {anchors}, got {len(work.latents)}. "
+            "Stack them along a new first axis and save them with numpy.save."
+        )
+    import approx
+    from approx import plot
+    from bridges.cli.writing import write_figure
+
+    points = work.tensor(work.latents)
+
+    def run() -> xr.Dataset:
+        return approx.field(work.decode, points, pixels, margin=margin, **work.options)
+
+    start = time.perf_counter()
+    dataset = _run(run, outputs, lambda table, path: _write_table(table, path, None))
+    done, of = int(np.isfinite(dataset["psi"].values).sum()), dataset["psi"].size
+    shape = f"{dataset.sizes['u']} x {dataset.sizes['v']} pixels"
+    click.echo(f"{shape} in {time.perf_counter() - start:.1f} s, seed {dataset.attrs['seed']}")
+    _keep(bool(dataset.attrs["complete"]), f"{done:,} of {of:,} pixels", outputs,
+          lambda path: _write_field(dataset, path))  # fmt: skip
+    if gallery is not None:
+        write_figure(plot.gallery(work.decode, dataset, by, images), gallery)
+        click.echo(f"wrote {gallery}")
+
+
+def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
+    """Read model and latents, and check what can be checked before the work."""
+    import torch
+
+    from bridges.cli.loading import check_device, load_decoder
+
+    method, name = options["method"], options["dtype"]
+    if method == "exact" and name not in (None, "float64"):
+        raise ValueError(
+            f"Expected --dtype float64 for --method exact, got {name}. Leave --dtype out."
+        )
+    double = name == "float64" or (name is None and method == "exact")
+    dtype = torch.float64 if double else torch.float32
+    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    shape = read_shape(options["input_shape"])
+    values = check_latents(load_npy(path, "the latents", mapped=True), path)
+    loaded = load_decoder(model, shape, dtype, device)
+    if (shape := loaded.latent_shape or shape) is not None:
+        values = shaped_latents(values, shape, str(path))
+    elif values.ndim not in (3, 4) or values.shape[-3] != loaded.channels:
+        raise ValueError(
+            f"Expected latents of shape (N, {loaded.channels}, height, width) in {path}, got shape "
+            f"{values.shape}. Give what the model's decode takes."
+        )
+    else:
+        values = values.reshape(-1, *values.shape[-3:])
+    directions, radius = options["neighbourhood"]
+    return _Work(
+        loaded.decode,
+        values,
+        dtype,
+        device,
+        {
+            "method": method,
+            "k": options["k"],
+            "neighbourhood": None if options["no_delta"] else (directions, radius),
+            "generator": options["seed"],
+            "batch": options["batch"] or "auto",
+            "dtype": getattr(torch, name) if name in _DTYPES[2:] else None,
+            "max_bytes": options["memory"] * 2**30,
+            "progress": sys.stderr.isatty(),
+        },
+    )
+
+
+def _check_outputs(paths: tuple[Path, ...]) -> None:
+    """Refuse results that could not be written, before the work and not after it."""
+    for path in paths:
+        check_output(path, _SUFFIXES)
+    from bridges.cli.writing import check_packages, check_store
+
+    for path in paths:
+        check_store(path)
+    check_packages(paths)
+
+
+def _stream(work: _Work) -> Iterator[torch.Tensor]:
+    for start in range(0, len(work.latents), AT_A_TIME):
+        yield work.tensor(work.latents[start : start + AT_A_TIME])
+
+
+def _run(
+    work: Callable[[], Any],
+    outputs: tuple[Path, ...],
+    save: Callable[[Descriptors, Path], None],
+) -> Any:
+    """Do the work; an error half-way writes what is done and is one line, as are torch's own."""
+    from approx import DescribeError
+
+    try:
+        with warnings.catch_warnings():
+            # that it was interrupted is said below, with where the partial result is
+            warnings.filterwarnings("ignore", "Interrupted after", RuntimeWarning)
+            return work()
+    except DescribeError as error:
+        table, rows = error.partial, len(error.partial)
+        names = _write_partial(outputs, lambda path: save(table, path))
+        reason = " ".join(str(error.__cause__).split()).rstrip(".")
+        raise Stopped(f"{reason}. Stopped after {rows:,} latents; {names}.", 2) from error
+    except ValueError as error:
+        # what the library calls max_bytes is an option here
+        if "max_bytes" not in str(error):
+            raise
+        raise ValueError(str(error).replace("max_bytes", "--memory")) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if reason.startswith("Expected"):
+            raise ValueError(reason) from error
+        raise ValueError(
+            f"Expected a model that runs on these latents, got {type(error).__name__}: {reason} "
+            "Check their shape; a file exported with a fixed batch needs --batch of that size."
+        ) from error
+
+
+def _keep(
+    complete: bool, done: str, outputs: tuple[Path, ...], save: Callable[[Path], None]
+) -> None:
+    """Write a whole result under its names, or a part of one under partial names."""
+    if not complete:
+        raise Stopped(f"interrupted after {done}; {_write_partial(outputs, save)}.", 130)
+    from bridges.cli.writing import write_all
+
+    for path, failure in write_all(outputs, save):
+        if failure is None:
+            click.echo(f"wrote {path}")
+
+
+def _write_partial(outputs: tuple[Path, ...], save: Callable[[Path], None]) -> str:
+    from bridges.cli.writing import check_store, partial_path, write_all
+
+    names = [partial_path(path) for path in outputs]
+    for name in names:
+        check_store(name)
+    list(write_all(tuple(names), save))
+    return f"wrote {' and '.join(map(str, names))}"
+
+
+def _write_table(table: Descriptors, path: Path, labels: np.ndarray | None) -> None:
+    from approx import plot
+    from bridges.cli.writing import write_dataset, write_figure
+
+    if labels is not None:
+        labels = labels[: len(table)]
+    if path.suffix in _PICTURES:
+        chosen = [name for name in _DESCRIPTORS if name in table.columns()]
+        if labels is None:
+            groups, names = np.zeros(len(table), int), {0: "all"}
+            figure = plot.distribution(table, groups, chosen, names=names, xlabel="")
+        else:
+            figure = plot.distribution(table, labels, chosen)
+        write_figure(figure, path)
+        return
+    dataset = table.to_xarray()
+    if labels is not None:
+        dataset["label"] = ("latent", labels)
+    write_dataset(dataset, path)
+
+
+def _write_field(dataset: xr.Dataset, path: Path) -> None:
+    from approx import plot
+    from bridges.cli.writing import write_dataset, write_figure
+
+    if path.suffix in _PICTURES:
+        write_figure(plot.fields(dataset), path)
+    else:
+        write_dataset(dataset, path)
+
+
+def _summary(table: Descriptors, seconds: float) -> str:
+    """Say what was had, and how."""
+    lines = [f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}", table.definition]
+    back = int(table.fell_back.sum())
+    if back:
+        lines.append(f"predict made all {table.k} products for {back:,} of them")
+    columns = table.columns()
+    for name in _DESCRIPTORS:
+        if name in columns:
+            low, middle, high = np.quantile(columns[name], [0.05, 0.5, 0.95])
+            lines.append(f"{name:<6} {middle:.6g}  (5 % {low:.6g}, 95 % {high:.6g})")
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""Decoders for the commands that estimate, from files that run no code when they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from approx.decoder.loading import load_diffusers, load_onnx
+from cpwl.errors import CaptureError, UnsupportedOperationError
+from cpwl.network.files.calls import FileModule
+from cpwl.network.files.onnx import read_onnx
+from cpwl.network.files.pt2 import read_pt2
+
+_FILES = (".pt2", ".onnx")
+_PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+
+
+class Loaded(NamedTuple):
+    """A decoder and what its file says of its latents.
+
+    Attributes
+    ----------
+    decode : callable
+        Takes latents (B, *latent_shape).
+    latent_shape : tuple of int, or None
+        Where the file tells; None for convolutional models that take any height and width.
+    channels : int or None
+        Number of latent channels of those.
+    """
+
+    decode: Callable[[Tensor], Any]
+    latent_shape: tuple[int, ...] | None
+    channels: int | None
+
+
+def load_decoder(
+    source: str, input_shape: tuple[int, ...] | None, dtype: torch.dtype, device: str
+) -> Loaded:
+    """Load a .pt2 or .onnx file, or a diffusers folder or hub name, in a dtype on a device.
+
+    Raises
+    ------
+    ValueError
+        Another kind of file, a pickle, a damaged file, or an operation that no reader knows.
+    ImportError
+        A reader's package is missing.
+    OSError
+        No such file, folder or name.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix in _FILES:
+        module, shape = load_module(path, input_shape)
+        return Loaded(module.to(device=device, dtype=dtype), shape, None)
+    if suffix in _PICKLES:
+        raise CaptureError(
+            f"Expected a .onnx or .pt2 file or a diffusers folder, got '{path.name}', a pickle, "
+            "which could run any code when opened. Load its state dict into the module with "
+            "module.load_state_dict(torch.load(path, weights_only=True)), then use "
+            "approx.describe, or save the module with torch.export.save as .pt2."
+        )
+    if path.is_dir() or _hub_name(source):
+        found = load_diffusers(source, dtype=dtype, device=device)
+        return Loaded(found.decode, None, found.channels)
+    raise CaptureError(
+        f"Expected a .onnx or .pt2 file, a diffusers folder or a name on the hub, got '{source}'. "
+        "Check the path, or export the model with torch.export.save."
+    )
+
+
+def load_module(
+    path: Path, input_shape: tuple[int, ...] | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Load a .pt2 or .onnx file in its own dtype, in evaluation mode, with one latent's shape.
+
+    Its weights are parameters, by which `approx` sees in which dtype a module runs.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As for `load_decoder`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _FILES:
+        raise CaptureError(
+            f"Expected a .onnx or .pt2 file, got '{path.name}'. Export the model with "
+            "torch.onnx.export or torch.export.save."
+        )
+    module, shape = (_read_onnx if suffix == ".onnx" else read_pt2)(path, input_shape)
+    if isinstance(module, FileModule):
+        for name, value in list(module.named_buffers(recurse=False)):
+            if value.is_floating_point():
+                delattr(module, name)
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return module.eval(), tuple(shape)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that cannot hold a tensor."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"Expected --device as one that torch has here, got '{name}': {reason} Try cpu."
+        ) from None
+
+
+def _read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, Any]:
+    """Read with our reader, whose operations are few, or else with onnx2torch."""
+    try:
+        return read_onnx(path, input_shape)
+    except UnsupportedOperationError as error:
+        shape = input_shape or _declared(path)
+        try:
+            return load_onnx(path), shape
+        except ImportError as missing:
+            raise CaptureError(
+                f"Expected operations that the ONNX reader knows in '{path.name}', got "
+                f"'{error.operation}' at '{error.place}'. Install the extra cpwl[onnx2torch], "
+                f"which knows more ({missing}), or export with torch.export.save as .pt2."
+            ) from missing
+
+
+def _declared(path: Path) -> tuple[int, ...]:
+    """Shape of one sample as the file declares it."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    sizes = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim][1:]
+    if len(inputs) != 1 or not sizes or min(sizes) < 1:
+        raise CaptureError(
+            f"Expected one input of fixed sizes in '{path.name}', got {len(inputs)} inputs, the "
+            f"first of sizes {sizes}. Pass --input-shape."
+        )
+    return tuple(sizes)
+
+
+def _hub_name(source: str) -> bool:
+    """Whether a string could be owner/name: one slash, and no folder of that owner here."""
+    owner, slash, name = source.partition("/")
+    return (
+        bool(slash and owner.strip(".") and name) and "/" not in name and not Path(owner).is_dir()
+    )

@@ -1,0 +1,1 @@
+"""What `cpwl demo` draws: a toy in the plane, one in space."""

@@ -1,0 +1,1 @@
+"""Networks that everything is compared on: toys trained here, pretrained ones, and their data."""

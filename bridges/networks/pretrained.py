@@ -1,0 +1,222 @@
+"""Real generators with their published weights, and the pictures that they were trained on.
+
+Every function takes the folder that holds the files; without one they are found, or downloaded, by
+`bridges.data.path`.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bridges.networks import data
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+"""Photographs that the wheel of scikit-image carries: nothing is downloaded."""
+
+
+def mnist_gan(folder: Path | None = None) -> nn.Sequential:
+    """MNIST GAN generator, 64 -> 256 -> 256 -> 784, tanh at the end."""
+    module = nn.Sequential(
+        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 784),
+        nn.Tanh(),
+    )  # fmt: skip
+    return _loaded(module, _state("mnist_gan_mlp.ckpt", folder))
+
+
+def mnist_vae_decoder(folder: Path | None = None) -> nn.Sequential:
+    """MNIST VAE decoder, 20 -> 400 -> 784, sigmoid at the end."""
+    module = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Sigmoid())
+    return _loaded(module, _part(_state("mnist_vae.pth", folder), {"fc3": "0", "fc4": "2"}))
+
+
+def mnist_vae_encoder(folder: Path | None = None) -> nn.Sequential:
+    """MNIST VAE encoder to the mean of the latent, 784 -> 400 -> 20."""
+    module = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 20))
+    return _loaded(module, _part(_state("mnist_vae.pth", folder), {"fc1": "0", "fc21": "2"}))
+
+
+def dcgan_faces(folder: Path | None = None) -> nn.Sequential:
+    """DCGAN face generator, 100 x 1 x 1 -> 3 x 64 x 64, tanh at the end."""
+    channels = (100, 512, 256, 128, 64, 3)
+    layers: list[nn.Module] = []
+    for k, (fan_in, fan_out) in enumerate(pairwise(channels)):
+        stride, padding = (1, 0) if k == 0 else (2, 1)
+        layers.append(nn.ConvTranspose2d(fan_in, fan_out, 4, stride, padding, bias=False))
+        if k < 4:
+            layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+    module = nn.Sequential(*layers, nn.Tanh())
+    state = _state("dcgan_faces.pth", folder)
+    state = state.get("netG_state_dict", state)  # as published, or bare
+    # its keys differ from ours in their prefix only; the order is that of the layers
+    return _loaded(module, dict(zip(module.state_dict(), state.values(), strict=True)))
+
+
+class LatentDecoder(nn.Module):
+    """Small decoder of Stable Diffusion latents, 4 x h x w -> 3 x 2h x 2w; piecewise linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kernels = (7, 5, 3, 3, 3, 3, 3, 3)
+        channels = (4, 8, 16, 32, 64, 32, 16, 8, 3)
+        for k, size in enumerate(kernels):
+            setattr(self, f"conv{k + 1}", nn.Conv2d(channels[k], channels[k + 1], size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample, pad, and eight convolutions."""
+        x = functional.interpolate(x, scale_factor=2.0)
+        x = functional.pad(x, (11, 11, 11, 11))
+        for k in range(8):
+            x = functional.leaky_relu(getattr(self, f"conv{k + 1}")(x), 0.1)
+        return x
+
+
+def sd_latent_decoder(folder: Path | None = None) -> LatentDecoder:
+    """`vae_approx_sd15`, a preview decoder of Stable Diffusion latents: 4 x h x w -> 3 x 2h x 2w.
+
+    Its convolutions have no padding and eat what the one padding in front of them adds, so any
+    height and width will do.
+    """
+    return _loaded(LatentDecoder(), _state("vae_approx_sd15.pt", folder))
+
+
+class Block(nn.Module):
+    """Residual block of three convolutions; `pooled` ones add a branch with a GroupNorm first.
+
+    The names of its parts are those of the published state dict's keys.
+    """
+
+    def __init__(self, channels: int, pooled: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, channels, 3, padding=1)]
+        for _ in range(2):
+            layers += [nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.conv = nn.Sequential(*layers)
+        self.pool = None
+        if pooled:
+            inside = 4 * channels
+            self.pool = nn.Sequential(
+                nn.Conv2d(channels, inside, 1, bias=False), nn.GroupNorm(4, inside), nn.ReLU(),
+                nn.Conv2d(inside, channels, 1, bias=False),
+            )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the convolutions make of x."""
+        if self.pool is not None:
+            x = x + self.pool(x)
+        return torch.relu(x + self.conv(x))
+
+
+class Squash(nn.Module):
+    """3 tanh(x / 3): latents outside of [-3, 3] are no pictures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squash every entry."""
+        return 3 * torch.tanh(x / 3)
+
+
+def taef2_encoder(folder: Path | None = None) -> nn.Sequential:
+    """TAEF2 encoder, 3 x 8h x 8w in [0, 1] -> 32 x h x w."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), Block(64)]
+    for stage in range(3):
+        layers.append(nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False))
+        layers += [Block(64, pooled=stage == 2) for _ in range(3)]
+    layers.append(nn.Conv2d(64, 32, 3, padding=1))
+    return _loaded(nn.Sequential(*layers), _state("taef2_encoder.pth", folder))
+
+
+def taef2_decoder(folder: Path | None = None) -> nn.Sequential:
+    """TAEF2 decoder, 32 x h x w -> 3 x 8h x 8w in about [0, 1]; not piecewise linear."""
+    layers: list[nn.Module] = [Squash(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()]
+    for stage in range(3):
+        layers += [Block(64, pooled=stage == 0) for _ in range(3)]
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(64, 64, 3, padding=1, bias=False)]
+    layers += [Block(64), nn.Conv2d(64, 3, 3, padding=1)]
+    return _loaded(nn.Sequential(*layers), _state("taef2_decoder.pth", folder))
+
+
+class Images(NamedTuple):
+    """Pictures of characters.
+
+    Attributes
+    ----------
+    pixels : (N, 784) float32 ndarray
+        In [0, 1].
+    labels : (N,) uint8 ndarray
+        0 to 9: digits, or the letters A to J.
+    """
+
+    pixels: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+
+
+def read_images(
+    kind: Literal["mnist", "notmnist"], count: int = 10_000, folder: Path | None = None
+) -> Images:
+    """Read the first `count` test images: handwritten digits, or letters from many typefaces."""
+    with gzip.open(data.path(f"{kind}/t10k-images-idx3-ubyte.gz", folder)) as file:
+        pixels = np.frombuffer(file.read(16 + 784 * count)[16:], np.uint8).reshape(-1, 784)
+    with gzip.open(data.path(f"{kind}/t10k-labels-idx1-ubyte.gz", folder)) as file:
+        labels = np.frombuffer(file.read(8 + count)[8:], np.uint8)
+    return Images(np.divide(pixels, 255, dtype=np.float32), labels)
+
+
+def first_of(images: Images, labels: Sequence[int]) -> Images:
+    """Return the first picture with each of these labels."""
+    chosen = [int(np.flatnonzero(images.labels == label)[0]) for label in labels]
+    return Images(images.pixels[chosen], images.labels[chosen])
+
+
+def codes(images: Images, folder: Path | None = None) -> Tensor:
+    """Encode images with the MNIST VAE: the means of their posteriors, (N, 20)."""
+    with torch.no_grad():
+        return mnist_vae_encoder(folder)(torch.from_numpy(images.pixels))
+
+
+def photograph(name: str, size: int) -> Tensor:
+    """Return the middle of one of `PHOTOGRAPHS`, (3, size, size) in [0, 1]."""
+    import skimage.data
+    import skimage.transform
+
+    picture = getattr(skimage.data, name)()
+    side = min(picture.shape[:2])
+    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
+    square = picture[top : top + side, left : left + side, :3]
+    small = skimage.transform.resize(square, (size, size), anti_aliasing=True)
+    return torch.from_numpy(np.asarray(small, np.float32)).permute(2, 0, 1).contiguous()
+
+
+def photograph_latents(
+    side: int, names: Sequence[str] = PHOTOGRAPHS, folder: Path | None = None
+) -> Tensor:
+    """Return photographs as TAEF2 latents, (names, 32, side, side)."""
+    with torch.no_grad():
+        return taef2_encoder(folder)(torch.stack([photograph(name, 8 * side) for name in names]))
+
+
+def _state(name: str, folder: Path | None) -> dict[str, Any]:
+    """Read a state dict; some were saved on a GPU."""
+    return torch.load(data.path(f"weights/{name}", folder), map_location="cpu", weights_only=True)
+
+
+def _part(state: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return the entries of some layers, under the names that they have with us."""
+    pairs = ((key.split(".", 1), value) for key, value in state.items())
+    return {f"{names[old]}.{rest}": value for (old, rest), value in pairs if old in names}
+
+
+def _loaded(module: _Module, state: dict[str, Any]) -> _Module:
+    """Load weights, in the module's own float32; every key has its place, or this raises."""
+    module.load_state_dict(state)
+    return module.eval()

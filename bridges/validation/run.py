@@ -1,0 +1,313 @@
+"""`validate`: the exact engine and the estimates held against each other on one network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import cpwl
+from approx import JacobianOperator
+from bridges.cli.slicing import around
+from bridges.validation import complexity, densities, jacobians, spectra
+from bridges.validation.cut import cut
+from bridges.validation.report import Absent, Report, Section
+from bridges.validation.subject import Subject
+from cpwl.affine import require_complete
+
+Decoder = Callable[[Tensor], Any]
+
+
+class _Part(NamedTuple):
+    """A section before it is measured; `smooth` is its claim where there are no cells."""
+
+    name: str
+    heading: str
+    claim: str
+    smooth: str | None
+    measure: Callable[..., Any]
+    draw: Callable[..., None]
+    size: tuple[float, float]
+    alt: str
+
+
+_PARTS = (
+    _Part(
+        "jacobian", "Jacobians",
+        "On every cell w the decoder is A_w z + b_w: its Jacobian by autograd and by products is "
+        "A_w, to rounding.",
+        "The Jacobian by autograd, by products J X and by products J^T Y is one and the same, and "
+        "that of finite differences.",
+        jacobians.measure, jacobians.draw, (10, 4.2),
+        "Distributions over the cells of the relative errors of Jacobians and values.",
+    ),
+    _Part(
+        "spectrum", "psi and nu",
+        "Every method estimates what it says it does: without bias, and within its stated error. "
+        "How near that is to the generator's own psi and nu is reported.",
+        "Every method estimates what it says it does, here from autograd's Jacobian: without bias, "
+        "and within its stated error.",
+        spectra.measure, spectra.draw, (10, 7.6),
+        "Estimates of psi and nu against exact values for each method, and their errors against "
+        "the number of Jacobian products.",
+    ),
+    _Part(
+        "complexity", "Local complexity",
+        "Counted knots are the exact ones of the neighbourhood, and bound its cells, at the radius "
+        "in use.",
+        None,
+        complexity.measure, complexity.draw, (10, 7.2),
+        "Knots and cells in a neighbourhood against its radius, exact and counted, with the radii "
+        "from which knots fold.",
+    ),
+    _Part(
+        "density", "Output density",
+        "Exact density, entropy and uniform samples are those of Monte Carlo, of nearest "
+        "neighbours and of rejection sampling.",
+        None,
+        densities.measure, densities.draw, (12, 7.4),
+        "Estimated against exact log-densities, entropy against the number of samples, and "
+        "uniform samples of the image from two methods.",
+    ),
+)  # fmt: skip
+
+
+def validate(
+    module: nn.Module,
+    domain: cpwl.Domain | cpwl.Slice,
+    *,
+    upto: str | None = None,
+    decoder: Decoder | None = None,
+    name: str | None = None,
+    cells: int | None = None,
+    latents: int | None = None,
+    methods: Mapping[str, spectra.Estimator] | None = None,
+    k: int | None = None,
+    seeds: int | None = None,
+    radius: float = 1e-5,
+    directions: Sequence[int] = (1, 2, 4),
+    radii: Sequence[float] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Report:
+    r"""Compare the estimates with the exact engine, on a network small enough for both.
+
+    Four sections, each in its own module: Jacobians (`bridges.jacobians`), psi and nu
+    (`bridges.spectra`), local complexity (`bridges.complexity`) and output densities
+    (`bridges.densities`). A module that is not piecewise linear has no cells: its Jacobian, psi and
+    nu are compared with autograd's, and the report says why the rest does not apply.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, on the CPU and in evaluation mode.
+    domain : Domain or Slice
+        Where latents come from, of one to six dimensions. A slice through latents
+        (`cpwl.Slice.through`) stands for a box around them.
+    upto : str, optional
+        Operation ("tanh", "sigmoid") or submodule path at which both sides are cut: the exact one
+        as by `cpwl.Network.from_torch`, the estimated one in the graph that torch exports.
+    decoder : callable, optional
+        What is estimated in place of the module itself: a compiled or rewritten version, or one
+        with rounded weights. A module or a module's method that takes latents (B, \*latent) on the
+        CPU, and of which a copy runs in float64, which packed integer weights do not. With `upto` a
+        module, which is cut as well.
+    name : str, optional
+        What the report calls the network; by default the module's class.
+    cells : int, optional
+        At most so many cells for the Jacobians.
+    latents : int, optional
+        Latents at which psi, nu and delta are compared, and Jacobians where there are no cells.
+    methods : mapping of str to Estimator, optional
+        What estimates psi and nu; by default `bridges.validation.spectra.default_methods`.
+    k : int, optional
+        Singular values behind psi and nu.
+    seeds : int, optional
+        Repetitions of the estimates of psi and nu, for their bias and coverage.
+    radius : float
+        Radius of the neighbourhood of delta that is in use: rows that claim something of delta
+        claim it there.
+    directions : sequence of int
+        Numbers P of directions of that neighbourhood.
+    radii : sequence of float, optional
+        Radii at which knots are counted besides.
+    samples : int, optional
+        At most so many latents are decoded for each estimate of the densities.
+    seed : int
+        Of everything random: the same seed gives the same report.
+    progress : bool
+        Show the section at work on standard error.
+
+    Returns
+    -------
+    Report
+        ``print(report)``, ``report.require()``, ``report.save_html(path)``.
+
+    Raises
+    ------
+    CaptureError
+        The module cannot be captured.
+    ValueError
+        The domain or the decoder does not fit the module; a decoder given for a module that has no
+        exact side; a slice without latents.
+    PartitionError
+        The cells do not fit in memory.
+
+    Notes
+    -----
+    Takes about a minute for a toy on two cores, nearly all of it repetitions.
+    """
+    began = time.perf_counter()
+    options = {
+        "jacobian": {"cells": cells, "latents": latents},
+        "spectrum": {"latents": latents, "seeds": seeds, "k": k, "methods": methods},
+        "complexity": {
+            "latents": latents, "radius": radius, "directions": tuple(directions), "radii": radii,
+        },
+        "density": dict.fromkeys(("samples", "nearest", "proposals"), samples),
+    }  # fmt: skip
+    place = domain if isinstance(domain, cpwl.Domain) else around(domain)
+    with tqdm(total=2 + len(_PARTS), disable=not progress, leave=False, unit="part") as bar:
+        bar.set_description("network")
+        network, reason = _captured(module, place.slice.latent_shape, upto)
+        estimated = _estimated(module, decoder, place, network, reason, upto)
+        bar.update()
+        bar.set_description("cells")
+        partition = None
+        if network is not None:
+            partition = cpwl.subdivide(network, place, progress=False)
+            require_complete(partition)
+        bar.update()
+        subject = Subject(
+            estimated, place, network, partition, _output_size(estimated, place, network)
+        )
+        sections, absent = [], []
+        settings: dict[str, object] = {"seed": seed}
+        for part in _PARTS:
+            bar.set_description(part.name)
+            claim = part.claim if network is not None else part.smooth
+            if claim is None:
+                absent.append(Absent(part.name, part.heading, f"It needs cells. {reason}"))
+            else:
+                given = {k: v for k, v in options[part.name].items() if v is not None}
+                start = time.perf_counter()
+                result = part.measure(subject, **given, seed=seed)
+                seconds = time.perf_counter() - start
+                settings[part.name] = _said(part.measure, given)
+                sections.append(
+                    Section(part.name, part.heading, claim, result, part.draw, part.size, part.alt,
+                            seconds)
+                )  # fmt: skip
+            bar.update()
+    title = (name or type(module).__name__) + (f" up to {upto}" if upto else "")
+    return Report(
+        f"Validation of {title}",
+        _facts(subject),
+        tuple(sections),
+        tuple(absent),
+        settings,
+        time.perf_counter() - began,
+    )
+
+
+def _captured(
+    module: nn.Module, shape: tuple[int, ...], upto: str | None
+) -> tuple[cpwl.Network | None, str]:
+    """Return the exact side, or why there is none."""
+    try:
+        return cpwl.Network.from_torch(module, shape, upto=upto), ""
+    except cpwl.UnsupportedOperationError as error:
+        return None, str(error)
+
+
+def _estimated(
+    module: nn.Module,
+    decoder: Decoder | None,
+    domain: cpwl.Domain,
+    network: cpwl.Network | None,
+    reason: str,
+    upto: str | None,
+) -> Decoder:
+    """Return the estimated side."""
+    if decoder is not None and network is None:
+        raise ValueError(
+            "Expected a piecewise-linear module to hold decoder= against, got one that has no "
+            f"exact side: {reason} Leave decoder= out."
+        )
+    chosen = module if decoder is None else decoder
+    if isinstance(chosen, nn.Module):
+        places = {value.device.type for value in (*chosen.parameters(), *chosen.buffers())}
+        if places - {"cpu"}:
+            raise ValueError(
+                f"Expected a module on the CPU, where the exact engine is, got one on "
+                f"{', '.join(sorted(places))}. Pass module.cpu()."
+            )
+    if upto is None:
+        return chosen
+    if not isinstance(chosen, nn.Module):
+        raise ValueError(
+            f"Expected decoder= as a module that upto='{upto}' can cut, got "
+            f"{type(chosen).__name__}. Give the module, or leave upto= out on both sides."
+        )
+    return cut(chosen, domain.slice.latent_shape, upto)
+
+
+def _output_size(decoder: Decoder, domain: cpwl.Domain, network: cpwl.Network | None) -> int:
+    """Decode one latent, and refuse a decoder whose outputs are not of the module's shape."""
+    z = torch.from_numpy(domain.slice.embed(domain.corners[:1]))
+    try:
+        with JacobianOperator(decoder, z, dtype=torch.float64) as operator:
+            shape = tuple(operator.output.shape[1:])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected a decoder that takes latents of shape {tuple(z.shape)} in float64, as the "
+            f"exact engine computes, got {type(error).__name__}: {reason} Give one whose weights "
+            "are parameters, not packed integers or constants of another dtype."
+        ) from error
+    if network is not None and shape != network.output_shape:
+        raise ValueError(
+            f"Expected a decoder with outputs of shape {network.output_shape}, as the module has, "
+            f"got {shape}. Give another version of the same network."
+        )
+    return int(torch.Size(shape).numel())
+
+
+def _facts(subject: Subject) -> dict[str, str]:
+    """Say how large the network is."""
+    latent = "x".join(map(str, subject.latent_shape))
+    facts = {
+        "Latents": f"{latent} coordinates, a domain of {subject.domain.dim}",
+        "Outputs": f"{subject.outputs:,} coordinates",
+    }
+    if subject.network is None or subject.partition is None:
+        return facts
+    exact = "proven" if subject.partition.status.exact else "not all signs proven"
+    return facts | {
+        "Units": f"{subject.network.num_units:,} in {subject.network.num_stages} stages",
+        "Cells": f"{subject.partition.num_cells:,}, {exact}",
+    }
+
+
+def _said(measure: Callable[..., Any], given: Mapping[str, Any]) -> str:
+    """Write what a section was measured with, its own defaults included."""
+    parameters = signature(measure).parameters.values()
+    values = {p.name: p.default for p in parameters if p.default is not p.empty} | dict(given)
+    values.pop("seed", None)  # said once for all
+    return ", ".join(f"{key} = {_value(value)}" for key, value in values.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(value) + ")"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return "(" + ", ".join(map(_value, value)) + ")"
+    if value is None:
+        return "automatic"
+    return f"{value:g}" if isinstance(value, float) else str(value)

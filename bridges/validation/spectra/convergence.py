@@ -1,0 +1,107 @@
+"""How the error of every method falls as it is given more Jacobian products."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from approx import Spectrum, spectrum
+from approx.spectra.methods import DenseOperator
+from bridges.validation.spectra.haar import Law
+from bridges.validation.spectra.runs import Runs, predict, run
+from bridges.validation.subject import Array
+
+_BLOCK, _DEPTH = 16, 14  # of "topk", by default
+_PRODUCTS = 8, 16, 32, 64  # of "predict"
+
+
+class Curve(NamedTuple):
+    """Root-mean-square errors against what the method is to estimate, over latents and seeds.
+
+    Attributes
+    ----------
+    products : (m,) float64 ndarray
+        Jacobian products per latent.
+    psi, nu : (m,) float64 ndarray
+    """
+
+    products: Array
+    psi: Array
+    nu: Array
+
+    def slope(self, descriptor: str) -> float:
+        """Return d log error / d log products by least squares; NaN below three points."""
+        error = self.psi if descriptor == "psi" else self.nu
+        some = error > 1e-10  # the rest is rounding
+        if some.sum() < 3:
+            return float("nan")
+        return float(np.polyfit(np.log(self.products[some]), np.log(error[some]), 1)[0])
+
+
+def of_paper(runs: Runs, law: Law) -> Curve:
+    """Average 1, 2, 4, ... draws, down to eight such averages."""
+    seeds = len(runs.psi)
+    sizes = [2**i for i in range(20) if 8 * 2**i <= seeds] or [1]
+
+    def error(values: Array, truth: Array, size: int) -> float:
+        groups = seeds // size
+        means = values[: groups * size].reshape(groups, size, -1).mean(axis=1)
+        return _rms(means - truth.mean(axis=0))
+
+    return Curve(
+        np.array([float(size * runs.products) for size in sizes]),
+        np.array([error(runs.psi, law.psi, size) for size in sizes]),
+        np.array([error(runs.nu, law.nu, size) for size in sizes]),
+    )
+
+
+def of_predict(op: DenseOperator, given: Runs, seeds: NDArray[np.int64], law: Law) -> Curve:
+    """Predict from 8, 16, 32, 64 products, as far as these are fewer than k."""
+    k = given.k
+    found = []
+    for products in (p for p in _PRODUCTS if p < k):
+        runs = given
+        if products != given.products:
+            runs = run(partial(predict, products=products), op, k, seeds)
+        own = ~runs.fell_back
+        if own.mean() < 0.5:  # what is left is a choice by the estimate itself
+            continue
+        psi, nu = (x - t.mean(axis=0) for x, t in ((runs.psi, law.psi), (runs.nu, law.nu)))
+        found.append((products, _rms(psi[own]), _rms(nu[own])))
+    return _curve(found)
+
+
+def of_topk(op: DenseOperator, k: int, seeds: NDArray[np.int64], psi: Array, nu: Array) -> Curve:
+    """Deepen the Krylov space from the first depth that holds k directions; psi, nu (n,): truth."""
+    shallow = -(-k // _BLOCK)
+    depths = sorted(
+        {d for i in range(5) if (d := shallow * 2**i) < _DEPTH} | {max(shallow, _DEPTH)}
+    )
+    found = []
+    for depth in depths:
+        runs = run(partial(_krylov, depth=depth), op, k, seeds[:2])
+        if found and runs.products == found[-1][0]:  # the space was all there is
+            break
+        found.append((runs.products, _rms(runs.psi - psi), _rms(runs.nu - nu)))
+    return _curve(found)
+
+
+def _krylov(op: DenseOperator, k: int, seed: int, *, depth: int) -> Spectrum:
+    return spectrum(op, method="topk", k=k, generator=seed, block=_BLOCK, depth=depth)
+
+
+def of_runs(runs: Runs, psi: Array, nu: Array) -> Curve:
+    """Return the one point of a method as it was run; psi, nu (n,): truth."""
+    return _curve([(runs.products, _rms(runs.psi - psi), _rms(runs.nu - nu))])
+
+
+def _curve(found: list[tuple[int, float, float]]) -> Curve:
+    products, psi, nu = np.array(found, np.float64).reshape(-1, 3).T
+    return Curve(products, psi, nu)
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt(np.square(x).mean()))

@@ -1,0 +1,288 @@
+"""The numbers of the comparison of spectra, and the limits that each method's own claim puts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2, rankdata
+
+from bridges.validation.findings import Row
+from bridges.validation.spectra.convergence import Curve
+from bridges.validation.spectra.haar import Law, psi_nu, tolerance
+from bridges.validation.spectra.runs import Runs
+from bridges.validation.subject import Array
+
+LIMIT = 1e-9
+"""Relative error of a Jacobian that is taken for rounding; as in `bridges.jacobians`."""
+DESCRIPTORS = "psi", "nu"
+
+_BIAS = 4.0  # standard errors of a mean
+_CONFIDENCE = 0.95
+_TAIL = 1e-4  # of the chi-square law of a variance from S seeds, on either side
+_GROUPS = 8  # rows below which one draw says little about another
+
+
+class Truth(NamedTuple):
+    """The exact Jacobians of n latents, by their singular values.
+
+    Attributes
+    ----------
+    values : (n, r) float64 ndarray
+        Descending; 0 where numpy.linalg.matrix_rank says so.
+    clear : (n,) bool ndarray
+        Whether no value is so small that the next rounding may say otherwise.
+    outputs, columns : int
+        D and E.
+    """
+
+    values: Array
+    clear: NDArray[np.bool_]
+    outputs: int
+    columns: int
+
+    def largest(self, k: int) -> tuple[Array, Array]:
+        """Return psi and nu (n,) of the k largest singular values."""
+        return psi_nu(self.values[:, :k], 0.0)
+
+    def condition(self, k: int) -> Array:
+        """Return by how much psi of the k largest moves per relative error of J, at most, (n,).
+
+        Every singular value moves by at most the error's norm (Weyl): sum of |J|_F / sigma_i.
+        """
+        kept = self.values[:, :k] > 0
+        norms = np.linalg.norm(self.values, axis=1)[:, None]
+        return (np.where(kept, norms, 0.0) / np.where(kept, self.values[:, :k], 1.0)).sum(axis=1)
+
+    @property
+    def effective_rank(self) -> Array:
+        """(sum sigma^2)^2 / sum sigma^4, (n,); NaN for a zero Jacobian."""
+        squares = np.square(self.values)
+        second = np.square(squares).sum(axis=1)
+        some = np.where(second > 0, second, np.nan)
+        return np.square(squares.sum(axis=1)) / some
+
+
+def truth(jacobians: Array) -> Truth:
+    """Take the singular values of Jacobians (n, D, E)."""
+    values = np.linalg.svd(jacobians, compute_uv=False)
+    outputs, columns = jacobians.shape[1:]
+    zero = tolerance(outputs, columns) * values[:, :1]
+    near = (values > zero / 10) & (values < 1e3 * zero)
+    clear = np.logical_not(np.any(near, axis=1))
+    return Truth(np.where(values > zero, values, 0.0), clear, outputs, columns)
+
+
+def rows_of(
+    found: Truth,
+    runs: Mapping[str, Runs],
+    laws: Mapping[int, Law],
+    curves: Mapping[str, Curve],
+    gaps: Mapping[str, float],
+) -> list[Row]:
+    """Sum the runs up."""
+    rows: list[Row] = []
+    drawn = any(one.method == "paper" for one in runs.values())
+    own = {name: one for name, one in runs.items() if not (drawn and _is_paper_in_disguise(one))}
+    for name, one in runs.items():
+        if name not in own:
+            rows.append(_fell_back(name, one))
+        elif one.method == "exact":
+            rows += _exact(name, one, found)
+        elif one.method == "topk":
+            rows += _bounded(name, one, found)
+        else:
+            rows += _random(name, one, laws[one.k], found)
+    worst = max(gaps, key=lambda name: gaps[name])
+    rows.append(
+        _row(
+            "psi", f"{worst}, matrix-free", "worst difference from dense J", gaps[worst],
+            high=LIMIT * float(found.condition(runs[worst].k).max()),
+            note="the first seed; the method that differs most",
+        )
+    )  # fmt: skip
+    for name, one in own.items():
+        if one.method != "exact":
+            rows += _against_all(name, one, found)
+    for k, law in laws.items():
+        rows += _theory(k, law, found)
+    for name, curve in curves.items():
+        if not math.isnan(curve.slope("psi")):
+            rows.append(
+                _row(
+                    "psi", _case(name, runs[name]), "slope of log error on log products",
+                    curve.slope("psi"),
+                    note=f"{curve.products[0]:.0f} to {curve.products[-1]:.0f} products",
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _exact(name: str, one: Runs, found: Truth) -> list[Row]:
+    psi, nu = found.largest(one.k)
+    clear = found.clear
+    note = "" if clear.all() else f"; {int((~clear).sum())} latents of unclear rank left out"
+    error = np.abs(one.psi[0] - psi) / np.where(psi != 0, found.condition(one.k), 1.0)
+    relative = np.abs(one.nu[0] - nu) / np.where(nu > 0, nu, 1.0)
+    return [
+        _row(
+            "psi", _case(name, one), "worst error over condition", _max(error[clear]), high=LIMIT,
+            note="condition: sum of |J|_F / sigma_i, by Weyl" + note,
+        ),
+        _row(
+            "nu", _case(name, one), "worst relative error", _max(relative[clear]), high=LIMIT,
+            note=note[2:],
+        ),
+    ]  # fmt: skip
+
+
+def _bounded(name: str, one: Runs, found: Truth) -> list[Row]:
+    """Claim that the interval from the value to the value with its bound holds the truth."""
+    rows = []
+    slack = LIMIT * found.condition(one.k)
+    for descriptor, exact in zip(DESCRIPTORS, found.largest(one.k), strict=True):
+        value, _, interval = one.of(descriptor)
+        room = slack if descriptor == "psi" else LIMIT * exact
+        inside = (interval[..., 0] - room <= exact) & (exact <= interval[..., 1] + room)
+        error = _max(np.abs(value - exact)[:, found.clear])
+        note = f"worst error {error:.2g}, from {one.products} products"
+        share = inside[:, found.clear].mean() if found.clear.any() else math.nan
+        rows.append(
+            _row(descriptor, _case(name, one), "coverage of the bound", share, 1.0, note=note)
+        )
+    return rows
+
+
+def _random(name: str, one: Runs, law: Law, found: Truth) -> list[Row]:
+    """Claim no bias for psi_W and nu_W, the stated error, and the stated interval."""
+    rows = []
+    seeds, smaller = len(one.psi), min(found.outputs, found.columns)
+    case = _case(name, one)
+    share = one.fell_back.mean()
+    aside = f"; {share:.0%} fell back to all k products" if share > 0 else ""
+    for descriptor in DESCRIPTORS:
+        value, stderr, interval = one.of(descriptor)
+        target = law.psi if descriptor == "psi" else law.nu
+        slack = LIMIT * max(1.0, float(np.abs(target).max()))
+        # probes and draws of W are common to the latents: only their seeds are independent
+        error = math.sqrt(_variance_of_mean(value) + _variance_of_mean(target))
+        limit = _BIAS * error + slack
+        mean = float(value.mean() - target.mean())
+        note = f"limits: 4 standard errors over {seeds} seeds" + aside
+        rows.append(_row(descriptor, case, "bias", mean, -limit, limit, note=note))
+        actual = float(np.sqrt(np.square(value[:, None] - target).mean()))
+        stated = float(np.sqrt(np.square(stderr).mean()))
+        if actual > slack and seeds > 1:
+            low, high = _spread_limits(seeds)
+            note = f"limits: chi-square of {seeds - 1} seeds"
+            if descriptor == "nu" and (one.method == "paper" or one.fell_back.any()):
+                high *= math.sqrt(2)
+                note += ", high one x sqrt 2: a jackknife may count all of the variance twice"
+            if not _GROUPS <= one.k <= smaller / 2:
+                low, high = math.nan, math.nan
+                note = f"no claim outside {_GROUPS} <= k <= min(D, E) / 2 = {smaller / 2:g}"
+            rows.append(
+                _row(descriptor, case, "stated error over actual", stated / actual, low, high,
+                     note=note)
+            )  # fmt: skip
+        inside = (interval[:, None, :, 0] - slack <= target) & (
+            target <= interval[:, None, :, 1] + slack
+        )
+        low = _CONFIDENCE - 3 * math.sqrt(_CONFIDENCE * (1 - _CONFIDENCE) / seeds)
+        rows.append(
+            _row(descriptor, case, "coverage of the 95 % interval", float(inside.mean()), low,
+                 note=f"of another draw of W; worst latent {inside.mean(axis=(0, 1)).min():.2f}")
+        )  # fmt: skip
+    return rows
+
+
+def _against_all(name: str, one: Runs, found: Truth) -> list[Row]:
+    """Report how far the estimates are from psi and nu of the generator itself."""
+    rows = []
+    for descriptor, exact in zip(DESCRIPTORS, found.largest(found.values.shape[1]), strict=True):
+        value = one.of(descriptor)[0]
+        apart = (value - exact).mean(axis=0)
+        note = f"{apart.std():.2g} is its standard deviation over latents"
+        case = f"{_case(name, one)}, all of J"
+        rows.append(_row(descriptor, case, "bias", float(apart.mean()), note=note))
+        if np.ptp(exact) > 0:
+            ranks = [_rank_correlation(v, exact) for v in value if np.ptp(v) > 0]
+            rows.append(
+                _row(descriptor, case, "rank correlation",
+                     float(np.mean(ranks)) if ranks else math.nan,
+                     note="Spearman's over latents, mean over seeds")
+            )  # fmt: skip
+    return rows
+
+
+def _theory(k: int, law: Law, found: Truth) -> list[Row]:
+    """Report how far psi_W and nu_W are from a Frobenius norm and an effective rank."""
+    share = k / found.effective_rank
+    if np.isnan(share).all():  # nothing but zero Jacobians
+        return []
+    psi, nu = leading_order(found, k)
+    note = f"k / r_eff = {np.nanmedian(share):.2f}; the formula is for small ones"
+    added = f"; orthonormal rows of W add about k^2 / (4 D) = {k**2 / (4 * found.outputs):.2g}"
+    return [
+        _row(
+            name, f"W J, k = {k}", f"mean less {formula}",
+            float(np.nanmean(drawn.mean(axis=0) - expected)), note=note + more,
+        )
+        for name, formula, drawn, expected, more in (
+            ("psi", "k log(|J|_F / sqrt D) - k^2 / (4 r_eff)", law.psi, psi, added),
+            ("nu", "k exp(-k / (8 r_eff))", law.nu, nu, ""),
+        )
+    ]  # fmt: skip
+
+
+def leading_order(found: Truth, k: int) -> tuple[Array, Array]:
+    """Return psi_W and nu_W (n,) to first order in k / r_eff; NaN for a zero Jacobian."""
+    r = found.effective_rank
+    norm = np.linalg.norm(found.values, axis=1)
+    size = np.log(np.where(norm > 0, norm, np.nan) / math.sqrt(found.outputs))
+    return k * size - k**2 / (4 * r), k * np.exp(-k / (8 * r))
+
+
+def _fell_back(name: str, one: Runs) -> Row:
+    note = f"its numbers are those of paper: k = {one.k} is too near its products, or to r_eff"
+    return _row("psi, nu", _case(name, one), "share that fell back", 1.0, note=note)
+
+
+def _is_paper_in_disguise(one: Runs) -> bool:
+    return one.method == "predict" and bool(one.fell_back.all())
+
+
+def _spread_limits(seeds: int) -> tuple[float, float]:
+    """Return limits of stated over actual errors: the actual one is from as many seeds."""
+    freedom = seeds - 1
+    high, low = chi2.ppf([_TAIL, 1 - _TAIL], freedom)
+    return math.sqrt(freedom / low), math.sqrt(freedom / high)
+
+
+def _variance_of_mean(values: Array) -> float:
+    """Variance of the mean over seeds and latents of (S, n), seeds being independent."""
+    means = values.mean(axis=1)
+    return float(means.var(ddof=1) / len(means)) if len(means) > 1 else 0.0
+
+
+def _case(name: str, one: Runs) -> str:
+    return f"{name}, k = {one.k}"
+
+
+def _rank_correlation(a: Array, b: Array) -> float:
+    """Return Spearman's correlation: that of the ranks, ties at their mean."""
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def _max(values: Array) -> float:
+    return float(values.max()) if len(values.ravel()) else math.nan
+
+
+def _row(
+    quantity: str, case: str, statistic: str, value: float, low: float = math.nan,
+    high: float = math.nan, note: str = "",
+) -> Row:  # fmt: skip
+    return Row("spectrum", quantity, case, statistic, float(value), low, high, note)

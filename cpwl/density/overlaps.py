@@ -1,0 +1,248 @@
+"""Do images of different cells overlap? What can be decided, and why where it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from cpwl.affine import columns_and_offsets, evaluate, num_outputs
+from cpwl.descriptors.spectra import frames
+
+if TYPE_CHECKING:
+    from cpwl.partition import Partition
+
+Array = NDArray[np.float64]
+
+# A plane is located to eps times the condition number of its cell's map, times this.
+_ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
+# The union of more polygons than this takes longer than enumerating them.
+_UNION = 20_000
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Whether G is injective on the domain up to sets of volume zero.
+
+    Parameters
+    ----------
+    between_cells : {"none", "some", "unknown"}
+        Whether images of different cells overlap in a set of positive P-dimensional volume;
+        decided in float64 with the tolerance below, not proven in exact arithmetic.
+    squeezed : int
+        Cells of rank below P: their images have no volume.
+    reason : str
+        How `between_cells` was decided, or what stands in the way.
+    tolerance : float
+        Relative distance below which two planes count as one and an area as zero.
+    """
+
+    between_cells: str
+    squeezed: int
+    reason: str
+    tolerance: float
+
+    @property
+    def injective(self) -> str:
+        """Return "yes", "no" or "unknown"."""
+        if self.squeezed or self.between_cells == "some":
+            return "no"
+        return "yes" if self.between_cells == "none" else "unknown"
+
+
+def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
+    """Return whether images of different cells overlap in a set of positive volume.
+
+    Parameters
+    ----------
+    partition : Partition
+        With its network.
+    tolerance : float
+        See `Overlap`.
+
+    Notes
+    -----
+    Squeezed cells cannot take part. For the others, with P coordinates and D outputs:
+
+    - D = P: where one orientation holds everywhere, the number of preimages of a point is the
+      winding number of the domain boundary's image about it (degree theory), so the boundary
+      alone decides. Neighbours of opposite orientation fold onto each other; where squeezed cells
+      may lie between them, the images' union is computed.
+    - D > P: two cells can share a set of positive volume only if their images lie in one plane.
+      Planes are sorted by random projections of their position, one pass over the maps; the few
+      cells that share one are compared as polygons.
+
+    For P >= 3 what would need the union of polytopes stays "unknown": images in one plane, and
+    D = P where no cell is turned over.
+    """
+    outputs = num_outputs(partition)
+    cells, dim = partition.num_cells, partition.dim
+    if outputs < dim:
+        reason = f"with {outputs} outputs for {dim} coordinates every cell is squeezed"
+        return Overlap("none", cells, reason, tolerance)
+    keys, slack, orientation = _planes(partition, outputs)
+    full = np.flatnonzero(orientation)
+    if not len(full):
+        verdict, reason = "none", "every cell is squeezed"
+    elif outputs == dim:
+        verdict, reason = _same_dimension(partition, orientation, tolerance)
+    else:
+        verdict, reason = _between_planes(partition, full, keys[full], slack[full], tolerance)
+    return Overlap(verdict, cells - len(full), reason, tolerance)
+
+
+def _planes(partition: Partition, outputs: int) -> tuple[Array, Array, NDArray[np.int8]]:
+    """Return per cell: keys (C, 4), relative slack (C,), orientation (C,) or 0 where squeezed.
+
+    Keys 0 and 1 are random projections of the image's plane (its direction, its position), keys 2
+    and 3 of the map itself. The orientation is the sign of det A where D = P, else 1.
+    """
+    # fixed, so that the same partition always gets the same answer
+    draws = np.random.default_rng(20).standard_normal((6, outputs)) / np.sqrt(outputs)
+    cells, dim = partition.num_cells, partition.dim
+    keys, slack = np.empty((cells, 4)), np.empty(cells)
+    orientation = np.ones(cells, np.int8)
+    start = 0
+    eps = float(np.finfo(np.float64).eps)
+    for base, columns in columns_and_offsets(partition):
+        part = slice(start, start + len(base))
+        start = part.stop
+        frame, thickness, largest = frames(columns)
+        full = thickness > 64 * eps * largest
+        condition = largest / np.where(full, thickness, 1.0)
+        projected = frame @ draws.T  # (P, n, 6)
+        offset = base @ draws.T - np.einsum("pnd,nd,pnk->nk", frame, base, projected)
+        size = np.abs(base).max(axis=1) + 1e-300
+        keys[part, 0] = (projected[..., 0] * projected[..., 1]).sum(axis=0)
+        keys[part, 1] = offset[:, 2]
+        keys[part, 2] = (columns @ draws[3]).sum(axis=0)
+        keys[part, 3] = base @ draws[4]
+        slack[part] = _ROUNDING * condition * np.maximum(size, 1.0)
+        if outputs == dim:
+            matrix = columns.transpose(1, 2, 0)
+            orientation[part] = np.sign(np.linalg.det(matrix)).astype(np.int8)
+        orientation[part][~full] = 0
+    return keys, slack, orientation
+
+
+def _same_dimension(
+    partition: Partition, orientation: NDArray[np.int8], tolerance: float
+) -> tuple[str, str]:
+    """Decide D = P."""
+    full = np.flatnonzero(orientation)
+    positive = int((orientation > 0).sum())
+    if 0 < positive < len(full):
+        reason = f"{positive} of {len(full)} cells keep their orientation, the others reverse it"
+        if len(full) == partition.num_cells:
+            return "some", f"G folds: {reason}"
+        if len(full) > _UNION or partition.dim > 2:
+            return "unknown", f"{reason}, with squeezed cells that may lie between them"
+        twice, total = _shared_volume(partition, full)
+        share = f"of an image volume of {total:.6g}, {twice:.6g} is counted more than once"
+        return ("some" if twice > np.sqrt(tolerance) * total else "none"), share
+    if partition.dim == 1:
+        return "none", "G is monotone"
+    if partition.dim > 2:
+        reason = f"one orientation; the boundary's image in {partition.dim}-D is not examined"
+        return "unknown", reason
+    image = evaluate(partition, partition.points[boundary_loop(partition)])
+    ring = shapely.linearrings(image)
+    if shapely.is_simple(ring):
+        return "none", "one orientation, and the boundary's image does not meet itself"
+    faces = list(shapely.get_parts(shapely.polygonize([shapely.union_all(ring)])))
+    area = np.array([shapely.area(face) for face in faces])
+    turns = np.array([_winding(image, shapely.point_on_surface(face)) for face in faces])
+    twice = float(area[np.abs(turns) > 1].sum())
+    if twice > tolerance * float(area.sum()):
+        return "some", f"an area of {twice:.6g} has several preimages"
+    return "none", "one orientation, and the boundary's image winds once around what it encloses"
+
+
+def _between_planes(
+    partition: Partition, full: NDArray[np.int64], keys: Array, slack: Array, tolerance: float
+) -> tuple[str, str]:
+    """Decide D > P, for the cells of full rank, whose keys and slack are given."""
+    vague = int((slack > 1e-4).sum())
+    if vague:
+        return "unknown", f"rounding leaves the plane open for {vague} ill-conditioned cells"
+    width = np.maximum(slack, tolerance)
+    group = np.zeros(len(keys), np.int64)
+    for key in (0, 1, 0):
+        group = _clusters(group, keys[:, key], width)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    sizes = np.diff(np.append(starts, len(order)))
+    shared = np.zeros(len(starts), bool)
+    for key in (2, 3):  # cells that share even the map are disjoint in the plane, as in the domain
+        values = keys[order, key]
+        spread = np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts)
+        scale = np.maximum.reduceat(np.abs(values), starts)
+        shared |= spread > tolerance * np.maximum(scale, 1e-300)
+    several = shared & (sizes > 1)
+    if several.any() and partition.dim > 2:
+        count = int(sizes[several].sum())
+        return "unknown", f"{count} images share {partition.dim}-dimensional planes with others"
+    for start, size in zip(starts[several], sizes[several], strict=True):
+        cells = full[order[start : start + size]]
+        twice, total = _shared_volume(partition, cells)
+        if twice > np.sqrt(tolerance) * total:
+            shown = ", ".join(map(str, np.sort(cells)[:4]))
+            return "some", f"cells {shown}{', ...' if size > 4 else ''} overlap in one plane"
+    return "none", "no two cells' images overlap in a common plane"
+
+
+def _clusters(group: NDArray[np.int64], values: Array, width: Array) -> NDArray[np.int64]:
+    """Split groups where sorted values are further apart than their widths."""
+    order = np.lexsort((values, group))
+    gap = np.diff(values[order]) > width[order][1:] + width[order][:-1]
+    apart = gap | (np.diff(group[order]) > 0)
+    result = np.empty_like(group)
+    result[order] = np.concatenate([[0], np.cumsum(apart)])
+    return result
+
+
+def _shared_volume(partition: Partition, cells: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the volume that images in one plane cover more than once, and their sum."""
+    (_, columns), *_ = columns_and_offsets(partition, cells[:1])
+    frame, *_ = frames(columns)
+    flat = frame[:, 0].T  # (D, P)
+    offsets, corners = partition.cell_offsets, partition.cell_corners
+    images = [
+        evaluate(partition, partition.points[corners[offsets[c] : offsets[c + 1]]]) @ flat
+        for c in cells
+    ]
+    if partition.dim == 1:
+        lines = np.array([shapely.LineString(np.pad(image, ((0, 0), (0, 1)))) for image in images])
+        total = float(shapely.length(lines).sum())
+        return total - float(shapely.length(shapely.union_all(lines))), total
+    shapes = shapely.make_valid(np.array([shapely.Polygon(image) for image in images]))
+    total = float(shapely.area(shapes).sum())
+    return total - float(shapely.area(shapely.union_all(shapes))), total
+
+
+def boundary_loop(partition: Partition) -> NDArray[np.int64]:
+    """Return the ids of the points on the domain's boundary, anticlockwise (P = 2)."""
+    outer = np.flatnonzero((partition.facet_cells < 0).any(axis=1))
+    ends = partition.facet_points[outer].astype(np.int64)
+    backwards = partition.facet_cells[outer, 0] < 0
+    ends[backwards] = ends[backwards, ::-1]
+    following = np.full(len(partition.points), -1)
+    following[ends[:, 0]] = ends[:, 1]
+    loop = np.empty(len(outer), np.int64)
+    point = ends[0, 0]
+    for i in range(len(loop)):
+        loop[i] = point
+        point = following[point]
+    return loop
+
+
+def _winding(loop: Array, point: shapely.Point) -> int:
+    """Return how often a closed loop (n, 2) turns around a point."""
+    arms = loop - np.array([point.x, point.y])
+    following = np.roll(arms, -1, axis=0)
+    cross = arms[:, 0] * following[:, 1] - arms[:, 1] * following[:, 0]
+    angles = np.arctan2(cross, (arms * following).sum(axis=1))
+    return round(float(angles.sum()) / (2 * np.pi))

@@ -1,0 +1,281 @@
+"""Bounded domains, and the affine slices that carry them into a latent space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from cpwl.domain.arguments import MAX_DIM as MAX_DIM
+from cpwl.domain.arguments import Array, bounds, check_dim, floats, half_spaces, listed
+from cpwl.domain.convex_loop import anticlockwise, convex_loop
+from cpwl.domain.corners import Points, Sides, cut, exact, hull, rounded, volume
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """An affine embedding s -> origin + s @ basis of R^P into a latent space of any shape.
+
+    Parameters
+    ----------
+    origin : array_like or torch.Tensor, (*latent,)
+        The latent at slice coordinates 0. Stored as a read-only float64 array.
+    basis : array_like or torch.Tensor, (P, *latent)
+        P >= 1 linearly independent rows; they need not be orthonormal.
+    anchors : (k, P) array_like, optional
+        Slice coordinates of the latents that the slice was built through.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, NaN or inf, or linearly dependent rows.
+    """
+
+    origin: Array
+    basis: Array
+    anchors: Array | None = None
+
+    def __post_init__(self) -> None:
+        origin = floats(self.origin, "origin")
+        basis = floats(self.basis, "basis")
+        if origin.ndim == 0 or origin.size == 0:
+            raise ValueError(
+                f"Expected an origin with at least one entry, got shape {origin.shape}. "
+                "Give the latent without its batch axis, for example shape (2,) or (4, 8, 8)."
+            )
+        if basis.ndim != origin.ndim + 1 or basis.shape[1:] != origin.shape or len(basis) == 0:
+            raise ValueError(
+                f"Expected a basis of shape (P, {listed(origin.shape)}) with P >= 1 to go "
+                f"with an origin of shape {origin.shape}, got shape {basis.shape}. "
+                "Stack one direction per slice axis along a new first axis."
+            )
+        rank = int(np.linalg.matrix_rank(basis.reshape(len(basis), -1)))
+        if rank < len(basis):
+            raise ValueError(
+                f"Expected {len(basis)} linearly independent basis rows, got rank {rank}. "
+                "Drop the rows that the others already span, or choose other directions."
+            )
+        object.__setattr__(self, "origin", origin)
+        object.__setattr__(self, "basis", basis)
+        if self.anchors is not None:
+            anchors = floats(self.anchors, "anchors")
+            if anchors.ndim != 2 or anchors.shape[1] != len(basis):
+                raise ValueError(
+                    f"Expected anchors of shape (k, {len(basis)}), one row of slice coordinates "
+                    f"per latent, got shape {anchors.shape}. Use Slice.through or project."
+                )
+            object.__setattr__(self, "anchors", anchors)
+
+    @classmethod
+    def through(cls, z0: Any, z1: Any, *others: Any) -> Slice:
+        """Return the line through two latents, the plane through three, ..., orthonormally.
+
+        Parameters
+        ----------
+        z0, z1, *others : array_like or torch.Tensor, (*latent,)
+            Two to seven latents. z0 lies at coordinates 0, z1 on the positive first axis, z2 in
+            the upper half plane, and so on; slice distances are latent distances. `anchors` holds
+            the coordinates of each.
+
+        Raises
+        ------
+        ValueError
+            Latents of different shapes, more than seven, or one in the span of those before it.
+        """
+        latents = [floats(z, f"z{i}") for i, z in enumerate((z0, z1, *others))]
+        check_dim(len(latents) - 1)
+        if any(z.shape != latents[0].shape for z in latents):
+            shapes = ", ".join(str(z.shape) for z in latents)
+            raise ValueError(
+                f"Expected latents of one shape, got {shapes}. "
+                "Give each latent in the network's own input shape, without a batch axis."
+            )
+        edges = [(z - latents[0]).ravel() for z in latents[1:]]
+        # the rounding error of a projection is a few eps of the projected vector's length
+        tolerance = 64 * np.finfo(np.float64).eps * math.sqrt(max(1, latents[0].size))
+        rows: list[Array] = []
+        anchors = np.zeros((len(latents), len(edges)))
+        for i, edge in enumerate(edges):
+            rest = edge.copy()
+            for _ in range(2):  # the second pass restores orthogonality where the first cancels
+                for row in rows:
+                    rest -= (row @ rest) * row
+            length = float(np.linalg.norm(rest))
+            if length <= tolerance * float(np.linalg.norm(edge)):
+                what = ["equal to z0", "on the line through z0 and z1"]
+                what = [*what, *[f"in the {i}-dimensional span of those before it"] * (i - 1)][i]
+                raise ValueError(
+                    f"Expected {len(latents)} latents that span {len(edges)} dimensions, got "
+                    f"z{i + 1} {what}. Leave it out, or choose another."
+                )
+            anchors[i + 1, :i] = [row @ edge for row in rows]
+            anchors[i + 1, i] = length
+            rows.append(rest / length)
+        basis = np.stack(rows).reshape(len(rows), *latents[0].shape)
+        return cls(latents[0], basis, anchors)
+
+    @property
+    def dim(self) -> int:
+        """The number P of slice coordinates."""
+        return len(self.basis)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, without a batch axis."""
+        return self.origin.shape
+
+    def embed(self, s: Any) -> Array:
+        """Return the latents (N, *latent) at slice coordinates s (N, P)."""
+        s = floats(s, "slice coordinates")
+        if s.ndim != 2 or s.shape[1] != self.dim:
+            raise ValueError(
+                f"Expected slice coordinates of shape (N, {self.dim}), got shape {s.shape}. "
+                "Give one row per point."
+            )
+        return self.origin + np.tensordot(s, self.basis, axes=1)
+
+    def project(self, z: Any) -> Array:
+        """Return the slice coordinates (N, P) of the points nearest to latents (N, *latent)."""
+        z = floats(z, "latents")
+        if z.shape[1:] != self.latent_shape or z.ndim != self.origin.ndim + 1:
+            raise ValueError(
+                f"Expected latents of shape (N, {listed(self.latent_shape)}), got shape "
+                f"{z.shape}. Add a batch axis to a single latent: z[None]."
+            )
+        flat = self.basis.reshape(self.dim, -1)
+        return np.linalg.lstsq(flat.T, (z - self.origin).reshape(len(z), -1).T, rcond=None)[0].T
+
+    def box(self, lo: Any, hi: Any) -> Domain:
+        """Return the axis-aligned box lo <= s <= hi in slice coordinates."""
+        low, high = bounds(lo, hi)
+        check_dim(self.dim)
+        if len(low) != self.dim:
+            raise ValueError(
+                f"Expected lo and hi with {self.dim} entries, one per slice axis, got {len(low)}. "
+                "Give bounds in slice coordinates, not in latent coordinates."
+            )
+        if self.dim == 2:
+            (x0, y0), (x1, y1) = low, high
+            return Domain(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), self)
+        return Domain(np.array(list(product(*zip(low, high, strict=True)))), self)
+
+    def polygon(self, vertices: Any) -> Domain:
+        """Return the convex polygon with these corners (M, 2), in order, as slice coordinates."""
+        if self.dim != 2:
+            raise ValueError(
+                f"Expected a slice with two axes for a polygon, got {self.dim}. "
+                "Use box, simplex or polytope."
+            )
+        return Domain(floats(vertices, "vertices"), self)
+
+    def segment(self, lo: float, hi: float) -> Domain:
+        """Return the interval lo <= s <= hi of a one-dimensional slice."""
+        if self.dim != 1:
+            raise ValueError(
+                f"Expected a slice with one axis for a segment, got {self.dim}. "
+                "Build the slice from two latents, or use cpwl.segment(a, b)."
+            )
+        return self.box(lo, hi)
+
+    def simplex(self, vertices: Any) -> Domain:
+        """Return the simplex with these corners (P + 1, P), in any order, as slice coordinates."""
+        corners = floats(vertices, "vertices")
+        check_dim(self.dim)
+        if corners.shape != (self.dim + 1, self.dim):
+            raise ValueError(
+                f"Expected a simplex of {self.dim + 1} vertices, of shape "
+                f"({self.dim + 1}, {self.dim}), got shape {corners.shape}. "
+                "Give one row of slice coordinates per vertex, one vertex more than axes."
+            )
+        return Domain(np.sort(corners, axis=0) if self.dim == 1 else corners, self)
+
+    def polytope(self, A: Any, b: Any) -> Domain:
+        """Return {s : A s <= b}, with A (m, P) and b (m,); see `cpwl.polytope`."""
+        normals, limits = half_spaces(A, b)
+        check_dim(self.dim)
+        if normals.shape[1] != self.dim:
+            raise ValueError(
+                f"Expected A with {self.dim} columns, one per slice axis, got {normals.shape[1]}. "
+                "Give half-spaces in slice coordinates, not in latent coordinates."
+            )
+        corners, sides = cut(normals, limits)
+        if self.dim == 2:
+            corners, sides = anticlockwise(corners), ()
+        return Domain(rounded(corners), self, corners, sides)
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """A bounded convex polytope of dimension P = 1 to 6 in slice coordinates.
+
+    It is the convex hull of `exact_corners`: of its float64 corners, unless half-spaces gave it.
+
+    Parameters
+    ----------
+    corners : (M, P) array_like
+        P = 1: [[lo], [hi]]. P = 2: the corners in order, either way round; stored anticlockwise,
+        without repeated corners and without corners on a side. P >= 3: points in any order; stored
+        without those that are no corners of their convex hull. All decided in exact arithmetic.
+    slice : Slice
+        The embedding of these coordinates into the latent space.
+    exact_corners : tuple of M tuples of P fractions, optional
+        The corners where float64 cannot hold them, in the order of `corners`, which are these
+        rounded. Left out: `corners`.
+    sides : tuple of tuples, optional
+        For every side, the facets of the polytope, the corners on it, by number, ascending. Left
+        out: found, for P >= 3 by `cpwl.domain.corners.hull`. What is given is not proven again.
+
+    Raises
+    ------
+    ValueError
+        NaN or inf, P > 6, lo >= hi, fewer than three distinct corners, no volume, or a polygon
+        that is not convex.
+    """
+
+    corners: Array
+    slice: Slice
+    exact_corners: Points = ()
+    sides: Sides = ()
+
+    def __post_init__(self) -> None:
+        corners = floats(self.corners, "corners")
+        points, sides, dim = self.exact_corners, self.sides, self.slice.dim
+        check_dim(dim)
+        if corners.ndim != 2 or corners.shape[1] != dim or (dim > 2 and not len(corners)):
+            raise ValueError(
+                f"Expected corners of shape (M, {dim}), one row of slice coordinates per corner, "
+                f"got shape {corners.shape}. Give one (x, y) pair per corner for a polygon."
+            )
+        if dim == 1 and not points:
+            if len(corners) != 2:
+                raise ValueError(
+                    f"Expected the two ends of an interval, [[lo], [hi]], got {len(corners)} rows. "
+                    "Use box(lo, hi) or segment(a, b)."
+                )
+            bounds(corners[0], corners[1])
+        if dim == 2 and not points:
+            corners = convex_loop(corners)
+        points = points or exact(corners)
+        if dim > 2 and not sides:
+            points, sides = hull(points)
+        if dim <= 2:
+            ends = range(len(points))
+            sides = tuple(
+                (i,) if dim == 1 else tuple(sorted((i, (i + 1) % len(points)))) for i in ends
+            )
+        object.__setattr__(self, "corners", rounded(points))
+        object.__setattr__(self, "exact_corners", points)
+        object.__setattr__(self, "sides", sides)
+
+    @property
+    def dim(self) -> int:
+        """The dimension P of the domain, 1 to 6."""
+        return self.slice.dim
+
+    @property
+    def volume(self) -> float:
+        """Length, area, ... in slice coordinates, correctly rounded."""
+        return volume(self.exact_corners, self.sides)

@@ -1,0 +1,165 @@
+"""Working a domain off stage by stage, whole or, where memory is short, in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpwl.arrays.ragged import nbytes, padded
+from cpwl.domain.domain import Slice
+from cpwl.engine.bounds import Bounds
+from cpwl.engine.plane import cutting, cutting_kernels
+from cpwl.engine.plane.merging import merge_contested
+from cpwl.engine.plane.signs import stage_signs
+from cpwl.engine.plane.strips import Refined, TilesDisagreeError, cut_polygon, glue
+from cpwl.engine.plane.tightening import sharpen, tighten
+from cpwl.engine.rational.arbiter import Arbiter, Vertices
+from cpwl.network.network import Network
+
+# Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
+_NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
+_DEEPEST = 12
+# Error bounds of vertices, as shares of the domain's extent: a larger one is worth a second look,
+# and one that is still larger than the other worth the vertex in rational arithmetic, for it leaves
+# signs of the next stages in doubt, each of which costs as much. All that would be looked at again
+# have to add up to a share that can be expected to leave a sign in doubt.
+_LOOK_AGAIN = 1e-9
+_WORTH_IT = 1e-6
+_POOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all stages and tiles share."""
+
+    network: Network
+    arbiter: Arbiter
+    slice: Slice
+    embed: Callable[[NDArray[np.float64]], torch.Tensor]
+    memory: int
+    pool: ThreadPoolExecutor
+    report: Callable[[float, int], None]  # share of the domain's work done, cells found
+
+
+def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) -> Refined:
+    """Subdivide a convex polygon (or segment), in strips if it needs more than the memory.
+
+    Parameters
+    ----------
+    corners : Vertices
+        The domain in slice coordinates.
+    share : float
+        Its share of the whole domain, for the progress report.
+
+    Raises
+    ------
+    TooLargeError
+        Even a small part of the domain does not fit.
+    """
+    try:
+        return _whole(work, corners, share)
+    except cutting.TooLargeError as error:
+        needed = error.needed
+    if depth == _DEEPEST:
+        raise cutting.TooLargeError(needed)
+    low, high = corners.points.min(axis=0), corners.points.max(axis=0)
+    axis = int(np.argmax(high - low))
+    n = int(np.clip(np.ceil(2.5 * needed / work.memory), 2, 16))
+    for nudge in _NUDGES:
+        lines = low[axis] + (np.arange(1, n) + nudge) / n * (high[axis] - low[axis])
+        strips = cut_polygon(corners, axis, lines.tolist(), work.arbiter)
+        tiles = [refine(work, strip, share / n, depth + 1) for strip in strips]
+        try:
+            return glue(tiles, axis, lines, corners, work.network, work.pool)
+        except TilesDisagreeError:
+            work.report(-share, 0)
+    raise ArithmeticError(
+        f"Expected neighbouring strips of the domain to agree along their border, but all "
+        f"{len(_NUDGES)} choices of it failed: knots lie within rounding error there. "
+        "Raise `memory` so that no strips are needed."
+    )
+
+
+def coarse(work: Work, corners: Vertices) -> Refined:
+    """Subdivide a domain by as many stages as fit into the memory."""
+    try:
+        return _whole(work, corners, 1.0)
+    except cutting.TooLargeError as error:
+        needed, stages = error.needed, error.stage
+    made = _whole(work, corners, 1.0, stages)
+    return replace(made, stages=stages, needed=needed)
+
+
+def _whole(work: Work, corners: Vertices, share: float, stages: int | None = None) -> Refined:
+    """Subdivide a domain in one go, by all stages or the first few."""
+    network = work.network
+    current = cutting.whole(corners)
+    bounds = Bounds(network, work.slice, corners.points)
+    base = np.zeros(network.num_units, np.int32)
+    bit_unit, bit_piece = np.empty(0, np.int32), np.empty(0, np.int64)
+    stage_of_contest = (
+        np.searchsorted(network.stage_offsets, network.contests[:, 0], side="right") - 1
+    )
+    undecided = 0
+    for stage in range(network.num_stages if stages is None else stages):
+        first = int(network.stage_offsets[stage])
+        signs = stage_signs(
+            network, stage, work.embed, current.vertices, current.edge_points, bounds,
+            work.arbiter, work.memory // 2, work.pool,
+        )  # fmt: skip
+        base[first : first + len(signs.base)] = signs.base
+        undecided += signs.undecided
+        if len(signs.unit):
+            column_unit = (first + signs.unit).astype(np.int32)
+            room = work.memory - nbytes(current) - nbytes(signs)
+            try:
+                current = cutting.split(
+                    current, signs, stage, column_unit, work.arbiter, room, work.pool
+                )
+            except cutting.TooLargeError as error:
+                raise cutting.TooLargeError(error.needed, stage) from None
+            bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
+            bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
+            current = _improve(work, current, bounds, stage + 1, corners, bit_unit, base)
+        contests = network.contests[stage_of_contest == stage]
+        if len(contests):
+            fixed = np.arange(len(current.points)) < len(corners.points)
+            current = merge_contested(current, contests, bit_unit, base, fixed, work.pool)
+        work.report(share / network.num_stages, len(current.patterns))
+    undecided += current.undecided
+    return Refined(current, bit_unit, bit_piece, base, undecided, network.num_stages)
+
+
+def _improve(
+    work: Work,
+    current: cutting.Complex,
+    bounds: Bounds,
+    stages: int,
+    corners: Vertices,
+    bit_unit: NDArray[np.int32],
+    base: NDArray[np.int32],
+) -> cutting.Complex:
+    """Bring the errors of the vertices down to where they leave few signs in doubt."""
+    network, arbiter = work.network, work.arbiter
+    if stages == network.num_stages:  # no signs are left
+        return sharpen(current, arbiter, np.finfo(float).max)
+    if not arbiter.exact:
+        return current
+
+    def pieces_of(cells: NDArray[np.int64]) -> NDArray[np.int32]:
+        out = np.empty((len(cells), network.num_units), np.int32)
+        cutting_kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
+        return out
+
+    extent = float(np.ptp(corners.points, axis=0).max())
+    doubtful = current.error[current.error > _LOOK_AGAIN * extent].sum() > _WORTH_IT * extent
+    if doubtful and not any(network.stage_is_periodic(stage) for stage in range(stages)):
+        current = tighten(
+            current, network, bounds, stages, corners, pieces_of, _LOOK_AGAIN * extent
+        )
+    return sharpen(current, arbiter, _POOR * extent)

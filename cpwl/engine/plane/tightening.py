@@ -1,0 +1,106 @@
+"""How well the vertices of a complex are known, and making them known better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpwl.engine.bounds import Bounds
+from cpwl.engine.plane.cutting_kernels import EPS
+from cpwl.engine.rational.arbiter import Arbiter, Vertices
+from cpwl.engine.residuals import residual_errors
+from cpwl.network.network import Network
+
+if TYPE_CHECKING:
+    from cpwl.engine.plane.cutting import Complex
+
+
+def sharpen(complex_: Complex, arbiter: Arbiter, largest: float) -> Complex:
+    """Compute the vertices with a larger error bound than this from their definition."""
+    better = sharpened(complex_.vertices, complex_.error > largest, arbiter)
+    return replace(complex_, points=better.points, error=better.error)
+
+
+def sharpened(vertices: Vertices, poor: NDArray[np.bool_], arbiter: Arbiter) -> Vertices:
+    """Round the exact coordinates of some of the vertices."""
+    if not poor.any() or not arbiter.exact:
+        return vertices
+    points, error = vertices.points.copy(), vertices.error.copy()
+    points[poor] = arbiter.points(vertices.names[poor])
+    # twice: half an ulp for each of at most two coordinates
+    error[poor] = 2 * EPS * np.abs(points[poor]).max(axis=1) + 2.0**-1074
+    return Vertices(points, error, vertices.names)
+
+
+def tighten(
+    complex_: Complex,
+    network: Network,
+    bounds: Bounds,
+    stages: int,
+    corners: Vertices,
+    pieces_of: Callable[[NDArray[np.int64]], NDArray[np.int32]],
+    largest: float,
+) -> Complex:
+    """Replace error bounds larger than this by what the residuals of the knots show.
+
+    ``pieces_of`` gives the pieces of cells, (n, num_units).
+    """
+    poor = complex_.error > largest
+    if not poor.any():
+        return complex_
+    vertex, cell, knot = _incident(complex_, poor)
+    rows, first, count = np.unique(vertex, return_index=True, return_counts=True)
+    knots = np.full((len(rows), int(count.max())), network.num_units, np.int64)
+    row = np.repeat(np.arange(len(rows)), count)
+    knots[row, np.arange(len(vertex)) - np.repeat(first, count)] = knot
+    error = complex_.error.copy()
+    error[rows] = residual_errors(
+        network, bounds, stages, complex_.points[rows], error[rows], pieces_of(cell[first]), knots,
+        _sides(corners),
+    )  # fmt: skip
+    return replace(complex_, error=error)
+
+
+def _incident(
+    complex_: Complex, wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """List (vertex, a cell there, knot) for every edge at the wanted vertices, by vertices."""
+    if complex_.points.shape[1] == 1:
+        vertex = np.flatnonzero(wanted)
+        cell = np.minimum(vertex, len(complex_.patterns) - 1)
+        ends = np.where(vertex == 0, -1, -2)
+        unit = complex_.point_unit[vertex]
+        return vertex, cell, np.where(unit >= 0, unit, ends).astype(np.int64)
+    edge = np.flatnonzero(wanted[complex_.edge_points].any(axis=1))
+    vertex = complex_.edge_points[edge].reshape(-1)
+    mine = wanted[vertex]
+    edge = np.repeat(edge, 2)[mine]
+    order = np.argsort(vertex[mine], kind="stable")
+    edge = edge[order]
+    cell = complex_.edge_cells[edge].max(axis=1)
+    knot = complex_.edge_unit[edge].astype(np.int64)
+    return vertex[mine][order].astype(np.int64), cell.astype(np.int64), knot
+
+
+def _sides(corners: Vertices) -> NDArray[np.float64]:
+    """Describe the sides by unit normals, offsets and errors; see `residual_errors`."""
+    points, error = corners.points, corners.error
+    rounding = 8 * EPS * np.abs(points).max()
+    if points.shape[1] == 1:
+        return np.stack([np.ones(2), points[:, 0], error + rounding], axis=1)
+    along = np.roll(points, -1, axis=0) - points
+    scale = scale_of(points)
+    length = np.linalg.norm(scale * along, axis=1)
+    normal = scale * np.stack([-along[:, 1], along[:, 0]], axis=1) / length[:, None]
+    offset = (normal * points).sum(axis=1)
+    off = np.maximum(error, np.roll(error, -1)) + rounding
+    return np.column_stack([normal, offset, off])
+
+
+def scale_of(points: NDArray[np.float64]) -> float:
+    """Power of two that brings the largest coordinate near 1."""
+    return 2.0 ** -int(np.clip(np.frexp(np.abs(points).max())[1], -1000, 1000))

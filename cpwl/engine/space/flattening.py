@@ -1,0 +1,59 @@
+"""Making exact the vertices whose error shows in a facet that is not flat."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpwl.arrays.ragged import take_rows
+from cpwl.engine.rational.arbiter import Arbiter
+from cpwl.engine.space.cutting_kernels import EPS
+from cpwl.engine.space.lattice import Corners, Lattice
+from cpwl.geometry import flatness_kernels as kernels
+from cpwl.geometry.measure import magnitude
+
+# In units of eps times the largest coordinate, up to a factor of 2: estimated errors of vertices
+# that are worth a look, and errors that facets may show. `check` allows them 64.
+_DOUBTFUL = 128
+_FLAT = 16
+
+
+def straightened(
+    lattice: Lattice, found: Corners, arbiter: Arbiter, *, merged: bool
+) -> NDArray[np.float64]:
+    """Return the vertices, computed exactly where a facet is bent by more than their rounding.
+
+    The engine places vertices as well as it needs them, and estimates their errors. The estimates
+    must not be too low; most are a hundred times too high, so that to compute exactly whatever
+    exceeds them by little would take most of the time of wide networks. A facet of more than P
+    corners tells what the errors really are. Where float64 adds up numbers far larger than what
+    they leave, they are a thousand roundings; elsewhere nothing is found and nothing computed.
+
+    Where cells were ``merged``, they tell as well: they may have several facets in one plane, and
+    corners that are in it but on another facet.
+    """
+    points, exponent = lattice.points, magnitude(lattice.points)
+    doubtful = np.ldexp(lattice.likely, -exponent) > _DOUBTFUL * EPS
+    if not arbiter.exact or not doubtful.any():
+        return points
+    cells, facets, sides = found.cells, found.facets, found.sides
+    points, dim, look = points.copy(), points.shape[1], doubtful
+    while look.any():
+        near = np.flatnonzero(np.logical_or.reduceat(look[facets.items], facets.offsets[:-1]))
+        # at a size of which squares can be represented
+        scaled, off = np.ldexp(points, -exponent), _FLAT * EPS
+        bent, look = np.empty(len(near), np.bool_), np.zeros(len(points), np.bool_)
+        if merged:
+            dented, outward = np.empty((len(near), 2), np.bool_), np.empty((len(near), dim))
+            kernels.look_along_facets(
+                scaled, near, *facets, sides, *cells, off, outward, bent, dented
+            )
+            look[take_rows(cells, sides[near][dented].astype(np.int64))[1]] = True
+            bent |= dented.any(axis=1)
+        else:
+            kernels.bent_facets(scaled, near, *facets, off, bent)
+        look[take_rows(facets, near[bent])[1]] = True
+        look &= doubtful
+        points[look] = arbiter.points(lattice.names[look])
+        doubtful &= ~look
+    return points

@@ -1,0 +1,167 @@
+"""Merging the cells of a lattice that max-pooling cut without effect.
+
+A max-pooling unit is captured as a tree of pairwise maxima, and knots inside a half of the tree
+that loses have no effect. The cells on both sides then have the same pattern, and their union is
+convex.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cpwl.arrays.ragged import Ragged, prefix
+from cpwl.engine.plane.merging import clear_lost, same_pattern
+from cpwl.engine.space import cutting_kernels as kernels
+from cpwl.engine.space.lattice import Lattice
+
+
+def merge_contested(
+    lattice: Lattice,
+    contests: NDArray[np.int32],
+    bit_unit: NDArray[np.int32],
+    base: NDArray[np.int32],
+    pool: ThreadPoolExecutor,
+) -> Lattice:
+    """Clear the bits that have no effect and merge the cells that then agree.
+
+    Parameters
+    ----------
+    contests, bit_unit, base
+        As in `cpwl.engine.plane.merging.merge_contested`.
+    """
+    child, patterns = clear_lost(lattice.patterns, contests, bit_unit, base, pool)
+    if len(child) == 0:
+        return lattice
+    contested = np.zeros(len(base), np.bool_)
+    contested[child] = True
+    bit = lattice.facet_bit.copy()
+    sides = np.full((len(bit), 2), -1, np.int32)
+    kernels.facet_sides(*lattice.faces[-1], bit, lattice.patterns, sides)
+    inner = np.flatnonzero(bit >= 0)
+    candidates = inner[contested[bit_unit[bit[inner]]]]
+    same = same_pattern(patterns, *sides[candidates].T)
+    removed, left = candidates[same], candidates[~same]
+    bit[left] = _last_difference(patterns, sides[left])
+    return merge(replace(lattice, patterns=patterns, facet_bit=bit), removed)
+
+
+def _last_difference(patterns: NDArray[np.uint64], sides: NDArray) -> NDArray[np.int64]:
+    """Find the last bit that differs between pairs of cells.
+
+    It is that of the match in which the two sides' winners meet, for all later ones are decided
+    alike. Earlier ones may have no effect on one of the sides.
+    """
+    last = np.zeros(len(sides), np.int64)
+    for w in range(patterns.shape[1]):
+        differ = patterns[sides[:, 0], w] ^ patterns[sides[:, 1], w]
+        flags = np.unpackbits(
+            differ.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8),
+            axis=1, bitorder="little",
+        )  # fmt: skip
+        found = 64 * w + 63 - np.argmax(flags[:, ::-1], axis=1)
+        last[differ != 0] = found[differ != 0]
+    return last
+
+
+def merge(lattice: Lattice, removed: NDArray[np.int64]) -> Lattice:
+    """Drop facets between cells of one pattern, and all faces that nothing ends at any more.
+
+        +-----+-----+         +-----------+
+        |  A  :  A  |   ->    |     A     |    ':' goes, and the vertex above it; the vertex below
+        +-----+-----+         +-----+-----+    stays as long as the knot '|' under it ends there
+              |                     |
+
+    From dimension P - 1 down: a face that lies in no face of one dimension more any longer is
+    dropped; one that lies in exactly two is dropped and these are joined, for they are parts of one
+    flat, since cells are convex. Only a face of dimension P - 2 in two different sides of the
+    domain stays: it is a ridge of the domain itself. (Faces of the domain of smaller dimension k
+    lie in P - k or more.)
+
+    Cost: n log n in the incidences of the lattice.
+    """
+    if len(removed) == 0:
+        return lattice
+    dim = len(lattice.faces)
+    counts = [len(lattice.points), *(len(faces.offsets) - 1 for faces in lattice.faces)]
+    gone = [np.zeros(n, np.bool_) for n in counts]
+    group = [np.arange(n) for n in counts]
+    gone[dim - 1][removed] = True
+    side = np.minimum(lattice.facet_bit, 0)  # of the domain; 0 inside
+    for k in range(dim - 1, -1, -1):
+        owner, item = _incidences(lattice.faces[k])
+        alive = ~gone[k + 1][owner]
+        owner, item = owner[alive], item[alive]
+        if k < dim - 1:
+            count = np.bincount(item, minlength=counts[k])
+            gone[k] = count == 0
+            pairs = _pairs(owner, item, count == 2)
+            if k == dim - 2:
+                pairs = pairs[side[pairs[:, 1]] == side[pairs[:, 2]]]
+            gone[k][pairs[:, 0]] = True
+        else:
+            between = gone[k][item]
+            pairs = _pairs(owner, item, np.bincount(item[between], minlength=counts[k]) == 2)
+        group[k + 1] = _components(pairs[:, 1], pairs[:, 2], counts[k + 1])
+
+    number = [_numbered(g, lost) for g, lost in zip(group, gone, strict=True)]
+    faces = []
+    for k, old in enumerate(lattice.faces, start=1):
+        owner, item = _incidences(old)
+        owner, item = number[k][owner], number[k - 1][item]
+        alive = (owner >= 0) & (item >= 0)
+        n_items = int(number[k - 1].max()) + 1
+        rows, items = np.divmod(np.unique(owner[alive] * n_items + item[alive]), n_items)
+        sizes = np.bincount(rows, minlength=int(number[k].max()) + 1)
+        faces.append(Ragged(prefix(sizes), items.astype(np.int32)))
+    vertices = number[0] >= 0
+    return replace(
+        lattice,
+        points=lattice.points[vertices],
+        error=lattice.error[vertices],
+        likely=lattice.likely[vertices],
+        names=lattice.names[vertices],
+        faces=tuple(faces),
+        facet_bit=lattice.facet_bit[_firsts(number[dim - 1])],
+        patterns=lattice.patterns[_firsts(number[dim])],
+    )
+
+
+def _incidences(faces: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """List the pairs of a face and a face of its boundary."""
+    owner = np.repeat(np.arange(len(faces.offsets) - 1), np.diff(faces.offsets))
+    return owner, faces.items.astype(np.int64)
+
+
+def _pairs(owner: NDArray, item: NDArray, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """List (item, owner, owner) for the chosen items, each of which has two owners."""
+    at = np.flatnonzero(chosen[item])
+    at = at[np.argsort(item[at], kind="stable")].reshape(-1, 2)
+    return np.stack([item[at[:, 0]], owner[at[:, 0]], owner[at[:, 1]]], axis=1)
+
+
+def _components(a: NDArray, b: NDArray, n: int) -> NDArray[np.int64]:
+    """Label the connected components of n nodes, in the order of their first nodes."""
+    graph = coo_array((np.ones(len(a), np.bool_), (a, b)), (n, n))
+    return connected_components(graph, False)[1].astype(np.int64)
+
+
+def _numbered(group: NDArray[np.int64], gone: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Give the groups that stay numbers in their order, and -1 to what is gone."""
+    stays = np.zeros(int(group.max()) + 1, np.bool_)
+    stays[group[~gone]] = True
+    new = np.where(stays, np.cumsum(stays) - 1, -1)
+    return np.where(gone, -1, new[group])
+
+
+def _firsts(number: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find the first member of every number."""
+    first = np.empty(int(number.max()) + 1, np.int64)
+    order = np.flatnonzero(number >= 0)[::-1]
+    first[number[order]] = order
+    return first

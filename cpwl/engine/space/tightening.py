@@ -1,0 +1,112 @@
+"""Better error bounds for the vertices of a lattice, from the knots that pass through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpwl.arrays.ragged import Ragged
+from cpwl.domain.domain import Domain
+from cpwl.engine.bounds import Bounds
+from cpwl.engine.plane import cutting_kernels
+from cpwl.engine.rational.arbiter import Vertices
+from cpwl.engine.residuals import residual_errors
+from cpwl.engine.space.lattice import Lattice
+from cpwl.network.network import Network
+
+
+def tighten(
+    lattice: Lattice,
+    network: Network,
+    bounds: Bounds,
+    stages: int,
+    sides: NDArray[np.float64],
+    bit_unit: NDArray[np.int32],
+    pieces_of: Callable[[NDArray[np.int64]], NDArray[np.int32]],
+    largest: float,
+) -> Lattice:
+    """Replace error bounds larger than this by what the residuals of the knots show.
+
+    Parameters
+    ----------
+    stages : int
+        Stages that have been worked off.
+    sides
+        As `side_planes` gives them.
+    pieces_of : callable
+        Gives the pieces (n, num_units) of cells.
+
+    Notes
+    -----
+    Cost: a look at all incidences, and P + 1 forward passes at the vertices in question.
+    """
+    poor = np.flatnonzero(lattice.error > largest)
+    if len(poor) == 0:
+        return lattice
+    vertex, facet, cell = _around(lattice, poor)
+    bit = lattice.facet_bit[facet].astype(np.int64)
+    knot = bit.copy()  # sides of the domain have their numbers already
+    knot[bit >= 0] = bit_unit[bit[bit >= 0]]
+    row, knot = np.unique(np.stack([np.searchsorted(poor, vertex), knot]), axis=1)
+    first = np.searchsorted(row, np.arange(len(poor)))
+    count = np.diff(np.append(first, len(row)))
+    knots = np.full((len(poor), int(count.max())), network.num_units, np.int64)
+    knots[row, np.arange(len(row)) - np.repeat(first, count)] = knot
+    error = lattice.error.copy()
+    error[poor] = residual_errors(
+        network, bounds, stages, lattice.points[poor], error[poor], pieces_of(cell), knots, sides
+    )
+    return replace(lattice, error=error)
+
+
+def _around(
+    lattice: Lattice, vertices: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """List the pairs of one of these vertices and a facet there, and one cell at each vertex."""
+    vertex, face = vertices, vertices
+    facets = vertex, face
+    for faces in lattice.faces:
+        facets = vertex, face
+        vertex, face = _above(vertex, face, faces)
+    first = np.searchsorted(vertex, vertices)
+    return *facets, face[first]
+
+
+def _above(
+    vertex: NDArray[np.int64], face: NDArray[np.int64], faces: Ragged
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Go from pairs (vertex, face) to pairs with the faces of one dimension more, sorted."""
+    wanted = np.zeros(int(faces.items.max()) + 1, np.bool_)
+    wanted[face] = True
+    at = np.flatnonzero(wanted[faces.items])
+    item = faces.items[at]
+    owner = np.searchsorted(faces.offsets, at, side="right") - 1
+    order = np.argsort(item, kind="stable")
+    item, owner = item[order], owner[order]
+    first, last = (np.searchsorted(item, face, side=side) for side in ("left", "right"))
+    sizes = last - first
+    ends = np.cumsum(sizes)
+    place = np.arange(int(sizes.sum())) + np.repeat(first - ends + sizes, sizes)
+    count = len(faces.offsets) - 1
+    pairs = np.unique(np.repeat(vertex, sizes) * count + owner[place])
+    return np.divmod(pairs, count)
+
+
+def side_planes(domain: Domain, corners: Vertices) -> NDArray[np.float64]:
+    """Describe the sides of a domain by unit normals, offsets and errors, (sides, P + 2).
+
+    A point x of a side has |normal . x - offset| <= error, for so have the side's corners.
+    """
+    points, dim = corners.points, corners.points.shape[1]
+    out = np.empty((len(domain.sides), dim + 2))
+    for row, side in zip(out, domain.sides, strict=True):
+        mine = points[list(side)]
+        normal = np.linalg.svd(mine - mine.mean(axis=0))[2][-1]
+        height = mine @ normal
+        row[:dim], row[dim] = normal, height.mean()
+        rounding = 4 * (dim + 1) * cutting_kernels.EPS * np.abs(points).max()
+        row[dim + 1] = np.abs(height - row[dim]).max() + corners.error[list(side)].max() + rounding
+    return out

@@ -1,0 +1,261 @@
+"""The arrays of a lattice while it is cut: opened with some room, grown, and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpwl.engine.plane import cutting_kernels
+from cpwl.engine.plane.cutting import TooLargeError
+from cpwl.engine.space import cutting_kernels as kernels
+from cpwl.engine.space.lattice import Lattice, compact
+
+BATCH = 64
+# Arrays grow by this factor while there is room, and to this many entries at least.
+_GROWTH = 2.0
+_FEWEST = 1024
+
+
+class Columns(NamedTuple):
+    """The columns of a stage that may cut.
+
+    A column's value, computed at a computed point, is off by at most slack + lipschitz * (distance
+    of the point from the exact vertex).
+    """
+
+    stage: int
+    unit: NDArray[np.int64]  # (K,) counted within the stage, ascending
+    knot: NDArray[np.float64]  # (K,) ascending within a unit
+    slack: NDArray[np.float64]  # (K,)
+    lipschitz: NDArray[np.float64]  # (K,)
+    tolerance: NDArray[np.float64]  # (K,) what counts as zero where nothing can be proven
+
+
+class Judge(Protocol):
+    """What is needed of `cpwl.engine.rational.arbiter.Arbiter`."""
+
+    exact: bool
+
+    def add(
+        self, parents: NDArray, stage: int, unit: NDArray, value: NDArray[np.float64], /
+    ) -> int: ...
+    def signs(
+        self, vertices: NDArray, stage: int, unit: NDArray, value: NDArray[np.float64], /
+    ) -> NDArray[np.int8]: ...
+    def points(self, vertices: NDArray, /) -> NDArray[np.float64]: ...
+
+
+@dataclass(eq=False)
+class Level:
+    """Faces of one dimension while they are cut; arrays have room for more than ``count``."""
+
+    count: int
+    end: int  # of the items in use
+    start: NDArray[np.int64]
+    size: NDArray[np.int32]
+    items: NDArray[np.int32]
+    pos: NDArray[np.uint64]
+    neg: NDArray[np.uint64]
+    place: NDArray[np.int32]
+    found: NDArray[np.int32]  # workspace
+    flat: NDArray[np.int32]  # faces of one number lie in one flat, see `kernels.cut_faces`
+    newest: NDArray[np.int32]  # workspace
+
+
+@dataclass(eq=False)
+class Vertices:
+    """Vertices while edges are cut; ``values`` starts with column ``dropped``."""
+
+    count: int
+    dropped: int
+    points: NDArray[np.float64]
+    error: NDArray[np.float64]
+    likely: NDArray[np.float64]
+    names: NDArray[np.int64]
+    rounds: NDArray[np.int32]  # how often values were interpolated from interpolated ones
+    values: NDArray[np.float64]
+    pos: NDArray[np.uint64]
+    neg: NDArray[np.uint64]
+    unsure: NDArray[np.uint64]
+    mark: NDArray[np.int32]  # workspace
+
+
+@dataclass(eq=False)
+class Sweep:
+    """Everything that changes while a stage is worked off, and what all columns need."""
+
+    columns: Columns
+    judge: Judge
+    evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    room: int
+    extent: float  # of the domain
+    rounding: NDArray[np.float64]  # (K,) bound on the rounding of one interpolation
+    most: NDArray[np.float64]  # (K,) what errors are taken to be at most where nothing is proven
+    first_bit: int  # of the stage
+    vertices: Vertices
+    levels: list[Level]  # entry k - 1: dimension k
+    line: NDArray[np.int32]  # (edges, 2) ends of the straight line that the edge is a part of
+    bit: NDArray[np.int32]  # (facets,)
+    words: NDArray[np.uint64]  # (cells, batches) bits of the batches that are done
+    touched: int = 0  # columns of the batch that are zero at some vertex
+    undecided: int = 0
+    broken: int = 0
+
+
+def open_sweep(
+    lattice: Lattice,
+    values: NDArray[np.float64],
+    columns: Columns,
+    evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    judge: Judge,
+    room: int,
+) -> Sweep:
+    """Open a lattice for cutting; arrays that only grow are borrowed until they do."""
+    n = len(lattice.points)
+    words = np.zeros(n, np.uint64), np.zeros(n, np.uint64), np.zeros(n, np.uint64)
+    vertices = Vertices(
+        n, 0, lattice.points, lattice.error, lattice.likely, lattice.names,
+        np.zeros(n, np.int32), values, *words, np.full(n, -1, np.int32),
+    )  # fmt: skip
+    levels = []
+    for faces in lattice.faces:
+        count = len(faces.offsets) - 1
+        size = np.diff(faces.offsets).astype(np.int32)
+        pos, neg = np.zeros((2, count), np.uint64)
+        place = np.full(count, kernels.WHOLE, np.int32)
+        level = Level(
+            count, len(faces.items), faces.offsets[:-1].copy(), size, faces.items.copy(), pos, neg,
+            place, place.copy(), np.arange(count, dtype=np.int32), np.full(count, -1, np.int32),
+        )  # fmt: skip
+        levels.append(level)
+    cells = levels[-1].count
+    batches = -(-values.shape[1] // BATCH)
+    proven = np.full(len(columns.unit), np.inf)
+    return Sweep(
+        columns, judge, evaluate, room, float(np.ptp(lattice.points, axis=0).max()),
+        4 * kernels.EPS * np.abs(values).max(axis=0),
+        proven if judge.exact else columns.tolerance, 64 * lattice.patterns.shape[1],
+        vertices, levels, levels[0].items.reshape(-1, 2).copy(), lattice.facet_bit,
+        np.zeros((cells, batches), np.uint64),
+    )  # fmt: skip
+
+
+# --- room --------------------------------------------------------------------------------------
+
+
+class _Need(NamedTuple):
+    """Arrays of a holder that must have room for as many entries."""
+
+    holder: object
+    names: tuple[str, ...]
+    entries: int
+
+
+_OF_FACE = ("start", "size", "pos", "neg", "place", "found", "flat", "newest")
+_OF_VERTEX = (
+    "points",
+    "error",
+    "likely",
+    "names",
+    "rounds",
+    "values",
+    "pos",
+    "neg",
+    "unsure",
+    "mark",
+)
+
+
+def reserve(
+    sweep: Sweep, column: int, found: list[NDArray[np.int32]], sizes: list[int], touching: bool
+) -> None:
+    """Make room for all that a column can add."""
+    v, levels = sweep.vertices, sweep.levels
+    needs = [_Need(v, _OF_VERTEX, v.count + len(found[0]))]
+    faces = [level.count + len(rows) for level, rows in zip(levels, found, strict=True)]
+    items = [
+        level.end + 2 * (n + len(rows)) for level, n, rows in zip(levels, sizes, found, strict=True)
+    ]
+    for k in range(1, len(levels)):
+        rows, level = found[k], levels[k]
+        faces[k - 1] += len(rows)
+        items[k - 1] += sizes[k]
+        if touching:  # flat faces as well, each of them one of a face of the boundary
+            items[k - 1] += kernels.count_second(
+                rows, level.start, level.size, level.items, levels[k - 1].size
+            )
+    for level, n, m in zip(levels, faces, items, strict=True):
+        needs += [_Need(level, _OF_FACE, n), _Need(level, ("items",), m)]
+    facets = needs[0].entries if len(levels) == 1 else faces[-2]
+    needs += [
+        _Need(sweep, ("line",), faces[0]),
+        _Need(sweep, ("bit",), facets),
+        _Need(sweep, ("words",), faces[-1]),
+    ]
+    short = [need for need in needs if need.entries > len(getattr(need.holder, need.names[0]))]
+    if not short:
+        return
+    kept = sum(_bytes(need) for need in needs if need not in short)
+    grown = sum(_bytes(need, need.entries) for need in short)
+    moving = max(getattr(need.holder, name).nbytes for need in short for name in need.names)
+    if kept + grown + moving > sweep.room:
+        raise TooLargeError(kept + grown + moving)
+    factor = min(_GROWTH, (sweep.room - kept - moving) / grown)
+    fewest = _FEWEST if factor == _GROWTH else 0
+    for need in short:
+        for name in need.names:
+            _grow(need.holder, name, max(int(factor * need.entries), fewest), column)
+
+
+def _bytes(need: _Need, entries: int | None = None) -> int:
+    """Size of arrays as they are, or with a number of entries."""
+    arrays = [getattr(need.holder, name) for name in need.names]
+    n = len(arrays[0]) if entries is None else entries
+    return n * sum(array.itemsize * prod(array.shape[1:]) for array in arrays)
+
+
+def _grow(holder: object, name: str, length: int, column: int) -> None:
+    """Move an array to a larger place; of the values only the columns that are still needed."""
+    old = getattr(holder, name)
+    if name == "values" and isinstance(holder, Vertices):
+        old = old[:, column - holder.dropped :]
+        holder.dropped = column
+    new = np.empty((length, *old.shape[1:]), old.dtype)
+    new[: len(old)] = old
+    setattr(holder, name, new)
+
+
+# --- the end -----------------------------------------------------------------------------------
+
+
+def close_sweep(sweep: Sweep, patterns: NDArray[np.uint64], varies: NDArray[np.bool_]) -> Lattice:
+    """Give all arrays the size that they have, and the columns that vary their bits."""
+    v, levels = sweep.vertices, sweep.levels
+    v.values = v.values[:0]
+    n = levels[-1].count
+    words = sweep.words[:n]
+    new_bit = np.where(varies, np.cumsum(varies) - 1, -1)
+    if not varies.all():
+        target = np.full(BATCH * words.shape[1], -1)
+        target[: len(varies)] = new_bit
+        source, words = words, np.empty((n, -(-int(varies.sum()) // BATCH)), np.uint64)
+        nothing = np.zeros(words.shape[1], np.uint64)
+        cutting_kernels.spread_bits(source, target, nothing, 0, n, words)
+    n_facets = v.count if len(levels) == 1 else levels[-2].count
+    bit = sweep.bit[:n_facets].copy()
+    mine = bit >= sweep.first_bit
+    bit[mine] = sweep.first_bit + new_bit[bit[mine] - sweep.first_bit]
+    patterns = np.hstack([patterns[levels[-1].flat[:n]], words])
+    faces = []
+    while levels:
+        level = levels.pop(0)
+        faces.append(compact(level.start[: level.count], level.size[: level.count], level.items))
+    return Lattice(
+        v.points[: v.count].copy(), v.error[: v.count].copy(), v.likely[: v.count].copy(),
+        v.names[: v.count].copy(), tuple(faces), bit, patterns,
+    )  # fmt: skip

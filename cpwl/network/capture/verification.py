@@ -1,0 +1,174 @@
+"""What a capture must pass before it is handed out: it is compared with the module it came from."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from cpwl.errors import CaptureError
+from cpwl.network.capture.lowering import Listing
+from cpwl.network.capture.tracing import random_points
+from cpwl.network.program import passes as execution
+from cpwl.network.program.program import Program, Step, fill
+
+if TYPE_CHECKING:
+    from cpwl.network.network import Network
+
+POINTS = 3
+RELATIVE_TOLERANCE = 1e-10
+# asin has an infinite slope at 1: asin(sin(x)) is off by sqrt(eps) near its peaks.
+WAVE_TOLERANCE = 1e-7
+AFFINE_TOLERANCE = 1e-9
+ADVICE = "This is a defect of the capture: please report it with the module."
+MIXING = "The module mixes the samples of a batch; make it treat each sample on its own."
+
+
+def verify(
+    network: Network, module: nn.Module, copied: nn.Module, listing: Listing, upto: str | None
+) -> None:
+    """Check a capture on random points.
+
+    The network against the float64 copy and against a copy in the module's own dtype; that every
+    affine step is affine; that samples do not influence each other; and that `apply_pieces` at a
+    point's own pieces gives the network's value.
+
+    Raises
+    ------
+    CaptureError
+        Naming what differed, and by how much.
+    """
+    z, y = _finite_points(network)
+    tolerance = WAVE_TOLERANCE if _has_wave(network) else RELATIVE_TOLERANCE
+    # where an output cancels to nothing, what is left is its own rounding
+    absolute = 2 * execution.output_bound(network.program, z).max().item()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected = copied(z)
+        if upto is None:
+            _compare("the module in float64", y, expected, tolerance, absolute)
+            _compare_in_own_dtype(network, module, z)
+        else:
+            cut, end = _graph_values(listing, z)
+            _compare("the exported module", end, expected, RELATIVE_TOLERANCE, absolute)
+            _compare(f"the module up to '{upto}'", y, cut, tolerance, absolute)
+    rows = torch.cat([network(row[None]) for row in z])
+    _compare("itself, one sample at a time", y, rows, RELATIVE_TOLERANCE, absolute, MIXING)
+    _check_affine(network.program)
+    held = network.apply_pieces(z, network.pieces(z))
+    _compare("itself with its pieces held fixed", y, held, RELATIVE_TOLERANCE, absolute)
+
+
+def _has_wave(network: Network) -> bool:
+    return any(group.kind == "triangle" for group in network.groups)
+
+
+def _compare(
+    what: str,
+    got: Tensor,
+    expected: Tensor,
+    relative: float,
+    absolute: float,
+    advice: str = ADVICE,
+) -> None:
+    if got.shape != expected.shape:
+        raise CaptureError(
+            f"Expected the network to equal {what}, got output shape {tuple(got.shape)} instead of "
+            f"{tuple(expected.shape)}. {advice}"
+        )
+    error = (got - expected).abs().max().item() if got.numel() else 0.0
+    scale = expected.abs().max().item() if got.numel() else 0.0
+    if not error <= relative * max(scale, 1e-30) + absolute:
+        raise CaptureError(
+            f"Expected the network to equal {what}, got a difference of {error:.3g} at a magnitude "
+            f"of {scale:.3g}. {advice}"
+        )
+
+
+def _finite_points(network: Network) -> tuple[Tensor, Tensor]:
+    """Random points at which the network does not overflow, near 0 if need be, and its values."""
+    z = random_points(POINTS, network.input_shape, seed=1)
+    for scale in (1.0, 2.0**-100, 2.0**-1000):
+        y = network(z * scale)
+        if bool(torch.isfinite(y).all()):
+            return z * scale, y
+    raise CaptureError(
+        "Expected a network with finite outputs near 0, got inf or NaN: it overflows float64. "
+        "Rescale its weights."
+    )
+
+
+def _compare_in_own_dtype(network: Network, module: nn.Module, z: Tensor) -> None:
+    """Compare with a copy that keeps dtype and device, as far as that dtype's rounding allows."""
+    tensors = (*module.parameters(), *module.buffers())
+    parameters = [p for p in tensors if p.is_floating_point()]
+    if not parameters or parameters[0].dtype == torch.float64:
+        return
+    dtype, device = parameters[0].dtype, parameters[0].device
+    memo = {id(p): p for p in module.parameters()}  # read only; buffers may count calls
+    try:
+        twin = copy.deepcopy(module, memo)
+        rounded = z.to(device=device, dtype=dtype)
+        own = twin(rounded).to(device="cpu", dtype=torch.float64)
+    except (RuntimeError, NotImplementedError):
+        return  # e.g. float16 convolutions, which torch does not have on every device
+    if not bool(torch.isfinite(own).all()):
+        return  # the dtype's range is too small for these points, not the capture wrong
+    eps = torch.finfo(dtype).eps
+    z = rounded.to(device="cpu", dtype=torch.float64)
+    bound = execution.output_bound(network.program, z).max().item()
+    _compare(
+        f"the module in {dtype}",
+        network(z),
+        own,
+        eps**0.5,
+        bound * eps / torch.finfo(torch.float64).eps,
+    )
+
+
+def _graph_values(listing: Listing, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Value of the cut node and of the whole graph's output."""
+    values: dict[Node, Any] = {}
+    last: Node | None = None
+    for node in listing.graph.nodes:
+        if node is listing.input:
+            values[node] = z
+        elif node in listing.constants:
+            values[node] = listing.constants[node]
+        elif node.op == "call_function":
+            assert callable(node.target)
+            args = torch.fx.map_arg(node.args, lambda n: values[n])
+            kwargs = torch.fx.map_arg(node.kwargs, lambda n: values[n])
+            values[node] = node.target(*args, **kwargs)
+        elif node.op == "output":
+            last = node.all_input_nodes[-1]
+    assert last is not None
+    return values[listing.output], values[last]
+
+
+def _check_affine(program: Program) -> None:
+    """Check f(x + y) + f(0) = f(x) + f(y) for every affine step, on a batch of one."""
+    sizes = execution.single_values(program)
+    for index in program.output_plan.order:
+        step = program.steps[index]
+        if step.kind != "affine":
+            continue
+        draws = [
+            {i: random_points(1, program.steps[i].single, seed)[0] for i in step.data}
+            for seed in (2 * index, 2 * index + 1)
+        ]
+        x, y = (_value(step, {**sizes, **draw}) for draw in draws)
+        both = {i: draws[0][i] + draws[1][i] for i in step.data}
+        zero = {i: torch.zeros_like(value) for i, value in both.items()}
+        left = _value(step, {**sizes, **both}) + _value(step, {**sizes, **zero})
+        what = f"an affine map at '{step.name}' ({step.target})"
+        scale = max(x.abs().max().item(), y.abs().max().item()) if x.numel() else 0.0
+        _compare(what, left, x + y, 0.0, AFFINE_TOLERANCE * max(scale, 1e-30))
+
+
+def _value(step: Step, values: dict[int, Any]) -> Tensor:
+    lookup = execution.Lookup(values)
+    args = [fill(arg, lookup) for arg in step.args]
+    return step.function(*args, **{key: fill(arg, lookup) for key, arg in step.kwargs.items()})

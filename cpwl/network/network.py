@@ -1,0 +1,413 @@
+"""`Network`: a torch module as affine operations and continuous piecewise-linear (CPWL) units.
+
+A CPWL operation consists of scalar *units*. Each unit has a *switching function*; its breakpoints
+cut the line into *pieces*, and on every piece the unit is affine. Units whose switching functions
+depend on no other unit are stage 0; a unit is one stage above the highest unit it depends on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cpwl.errors import CaptureError, UnsupportedOperationError
+from cpwl.network.capture.lowering import Lowered, Operation, lower
+from cpwl.network.capture.tracing import export, float64_copy, list_graph
+from cpwl.network.capture.verification import verify
+from cpwl.network.program import passes as execution
+from cpwl.network.program.matrices import Matrices, read_matrices
+from cpwl.network.program.nonlinearities import Triangle
+from cpwl.network.program.program import Program, as_batch, peak_values
+
+__all__ = [
+    "CaptureError",
+    "Knots",
+    "Network",
+    "Operation",
+    "UnitGroup",
+    "UnsupportedOperationError",
+    "inspect",
+]
+
+
+class Knots(NamedTuple):
+    """Breakpoints of the units of one stage.
+
+    Attributes
+    ----------
+    unit : (K,) int64
+        Number of the unit within its stage, ascending.
+    value : (K,) float64
+        Value of the switching function, ascending within a unit.
+    base : (units,) int64
+        Piece of each unit below its first breakpoint.
+    """
+
+    unit: NDArray[np.int64]
+    value: NDArray[np.float64]
+    base: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """The units of one CPWL operation in one stage, in C order of `shape`."""
+
+    name: str
+    kind: str
+    stage: int
+    first_unit: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A CPWL network in float64.
+
+    Build one with `from_torch`, `from_onnx` or `load`.
+
+    Attributes
+    ----------
+    input_shape, output_shape : tuple of int
+        Shape of one sample, without the batch axis.
+    num_units : int
+        Units are numbered stage by stage; within a stage by operation, flattened in C order.
+    stage_offsets : (num_stages + 1,) int64
+        Units of stage s are stage_offsets[s] to stage_offsets[s + 1] - 1.
+    groups : tuple of UnitGroup
+        One per CPWL operation; one per round for a max-pooling over more than two.
+    operations : tuple of Operation
+        Every operation in order, "affine" or "cpwl".
+    contests : (K, 3) int32
+        Rows (parent unit, piece, child unit): while the parent is on that piece, the child's piece
+        has no effect on the output. Every unit of the losing half of a tournament is listed.
+    matrices : Matrices
+        The affine operations as sparse matrices, for rational arithmetic and norms; empty, with
+        the reason, if they are too large.
+    """
+
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    num_units: int
+    stage_offsets: NDArray[np.int64]
+    groups: tuple[UnitGroup, ...] = field(repr=False)
+    operations: tuple[Operation, ...] = field(repr=False)
+    contests: NDArray[np.int32] = field(repr=False)
+    program: Program = field(repr=False)
+    matrices: Matrices = field(repr=False)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return len(self.stage_offsets) - 1
+
+    @staticmethod
+    def from_torch(
+        module: nn.Module, input_shape: tuple[int, ...], *, upto: str | None = None
+    ) -> Network:
+        """Capture a torch module.
+
+        The module is only read: its device, dtype, training flag, hooks and random state stay as
+        they are. Parameters of lower precision are taken as the float64 they convert to exactly.
+        The result is compared with the module on random points before it is returned.
+
+        Parameters
+        ----------
+        module : nn.Module
+            In evaluation mode if it has batch-norm or dropout.
+        input_shape : tuple of int
+            Shape of one sample, without the batch axis.
+        upto : str, optional
+            Operation ("tanh", "sigmoid") or submodule path; the output is its input.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            At an operation that is not CPWL, naming it and its place.
+        CaptureError
+            If the module cannot be captured, or the capture differs from the module.
+
+        Notes
+        -----
+        Takes seconds, nearly all of it in `torch.export`.
+        """
+        shape = _check_shape(input_shape)
+        if not isinstance(module, nn.Module):
+            raise CaptureError(
+                f"Expected a torch.nn.Module, got {type(module).__name__}. Wrap a function in a "
+                "module; load files with Network.load."
+            )
+        copied = float64_copy(module)
+        exported = export(copied, shape)
+        listing = list_graph(exported, upto)
+        network = _assemble(lower(listing), shape)
+        verify(network, module, copied, listing, upto)
+        return network
+
+    @staticmethod
+    def from_onnx(
+        path: str | PathLike[str],
+        *,
+        input_shape: tuple[int, ...] | None = None,
+        upto: str | None = None,
+    ) -> Network:
+        """Read an ONNX model (extra ``cpwl[onnx]``).
+
+        Parameters
+        ----------
+        path : path-like
+            The .onnx file.
+        input_shape : tuple of int, optional
+            Shape of one sample; needed only if the file leaves it open.
+        upto : str, optional
+            As in `from_torch`; names are the ONNX nodes' names.
+
+        Raises
+        ------
+        CaptureError
+            Also if the file is missing, truncated, or has no single input and output.
+        """
+        from cpwl.network.files.onnx import read_onnx
+
+        module, shape = read_onnx(Path(path), input_shape)
+        return Network.from_torch(module, shape, upto=upto)
+
+    @staticmethod
+    def load(
+        path: str | PathLike[str],
+        *,
+        input_shape: tuple[int, ...] | None = None,
+        upto: str | None = None,
+    ) -> Network:
+        """Read a model file: .onnx, or .pt2 as `torch.export.save` writes it.
+
+        Nothing in the file is executed or unpickled: an archive's weights are read as plain
+        tensors and its graph may only name ATen operations.
+
+        Parameters
+        ----------
+        path, input_shape, upto
+            As in `from_onnx`.
+
+        Raises
+        ------
+        CaptureError
+            Also for files of any other kind, pickles (.pt, .pth, .ckpt, .pkl) among them.
+        """
+        module, shape = _read(Path(path), input_shape)
+        return Network.from_torch(module, shape, upto=upto)
+
+    def __call__(self, z: Tensor | NDArray[Any]) -> Tensor:
+        """Evaluate: (N, *input_shape) -> (N, *output_shape), float64, no gradient."""
+        return execution.evaluate(self.program, as_batch(z, self.input_shape))
+
+    def preactivations(self, z: Tensor | NDArray[Any], stage: int) -> Tensor:
+        """Switching functions of a stage: (N, *input_shape) -> (N, n_stage) float64.
+
+        relu, clamp, abs, triangle: the operation's argument h; maximum(a, b): a - b. Only what the
+        stage needs is evaluated, and tensors are freed after their last use.
+        """
+        return execution.preactivations(self.program, as_batch(z, self.input_shape), stage)
+
+    def rounding_error(self, z: Tensor | NDArray[Any], stage: int) -> Tensor:
+        """Bound on |computed - exact| of `preactivations`, (n_stage,), valid for every row of z.
+
+        A running error analysis (see `cpwl.network.program.rounding`): one forward pass for the magnitudes, and
+        one pass on a single sample.
+        """
+        return execution.rounding_errors(self.program, as_batch(z, self.input_shape), stage)[1]
+
+    def rounding_errors(
+        self, z: Tensor | NDArray[Any], stage: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`preactivations`, `rounding_error`, and the bound's fresh part, from one forward pass.
+
+        The fresh part (n_stage,) takes the results of earlier layers to be exact: not a bound, but
+        the size of the errors that are really met. The bound adds up the worst case over all
+        layers and grows with depth (7e-8 in the last layer of a DCGAN).
+        """
+        return execution.rounding_errors(self.program, as_batch(z, self.input_shape), stage)
+
+    def pieces(self, z: Tensor | NDArray[Any]) -> Tensor:
+        """Piece of every unit at every point, (N, num_units) int64: breakpoints below h."""
+        return execution.pieces(self.program, as_batch(z, self.input_shape), self.num_units)
+
+    def apply_pieces(self, z: Tensor, pieces: Tensor) -> Tensor:
+        """Evaluate with every unit held on a given piece: an affine function of z.
+
+        Parameters
+        ----------
+        z : (N, *input_shape) float64 tensor
+        pieces : (N, num_units) integer tensor
+
+        Returns
+        -------
+        (N, *output_shape) float64 tensor
+            Differentiable in z, also under torch.func.jvp, vjp and vmap.
+        """
+        return execution.apply_pieces(self.program, z, pieces)
+
+    def stage_is_periodic(self, stage: int) -> bool:
+        """Whether the stage has units with infinitely many pieces."""
+        return any(
+            isinstance(self.program.steps[head.step].nonlinearity, Triangle)
+            for head in self.program.heads[stage]
+        )
+
+    def knots(
+        self,
+        stage: int,
+        low: NDArray[np.float64] | None = None,
+        high: NDArray[np.float64] | None = None,
+    ) -> Knots:
+        """Breakpoints of a stage.
+
+        Parameters
+        ----------
+        low, high : (n_stage,) arrays, optional
+            Range of each switching function; needed where `stage_is_periodic`. A periodic unit
+            returns its breakpoints strictly between them, and `base` is its piece at `low`.
+
+        Raises
+        ------
+        ValueError
+            If the stage is periodic and no range is given.
+        """
+        return _knots(self.program, stage, low, high)
+
+    def bytes_per_sample(self, stage: int) -> int:
+        """Estimate the peak bytes per sample that `preactivations(z, stage)` needs."""
+        width = int(self.stage_offsets[stage + 1] - self.stage_offsets[stage])
+        return 8 * peak_values(self.program, self.program.stage_plans[stage], width)
+
+
+def inspect(
+    model: nn.Module | str | PathLike[str], input_shape: tuple[int, ...] | None = None
+) -> tuple[Operation, ...]:
+    """List every operation of a module or model file, refused ones included.
+
+    Returns
+    -------
+    tuple of Operation
+        With kind "affine", "cpwl" or "refused" (and then a reason).
+
+    Raises
+    ------
+    CaptureError
+        If there is nothing to list: the model cannot be read or traced.
+    """
+    if isinstance(model, nn.Module):
+        if input_shape is None:
+            raise CaptureError(
+                "Expected input_shape with a module, got None. Give the shape of one sample, "
+                "without the batch axis."
+            )
+        module, shape = model, input_shape
+    else:
+        module, shape = _read(Path(model), input_shape)
+    shape = _check_shape(shape)
+    listing = list_graph(export(float64_copy(module), shape))
+    return lower(listing, refuse=False).operations
+
+
+def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+    suffix = path.suffix.lower()
+    if suffix in (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"):
+        raise CaptureError(
+            f"Expected a .onnx or .pt2 file, got '{path.name}', a pickle, which could run any code "
+            "when opened. Load its state dict into the module with "
+            "module.load_state_dict(torch.load(path, weights_only=True)), then use "
+            "Network.from_torch, or save the module with torch.export.save as .pt2."
+        )
+    if suffix not in (".onnx", ".pt2"):
+        raise CaptureError(
+            f"Expected a .onnx or .pt2 file, got '{path.name}'. Export the model with "
+            "torch.onnx.export or torch.export.save."
+        )
+    if suffix == ".onnx":
+        from cpwl.network.files.onnx import read_onnx
+
+        return read_onnx(path, input_shape)
+    from cpwl.network.files.pt2 import read_pt2
+
+    return read_pt2(path, input_shape)
+
+
+def _check_shape(input_shape: Any) -> tuple[int, ...]:
+    sizes = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    if not sizes or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
+        raise CaptureError(
+            f"Expected input_shape as positive sizes of one sample, got {input_shape!r}. "
+            "Leave the batch axis out, e.g. (2,) or (3, 32, 32)."
+        )
+    return tuple(int(n) for n in sizes)
+
+
+def _assemble(lowered: Lowered, input_shape: tuple[int, ...]) -> Network:
+    program = lowered.program
+    groups, offsets = [], [0]
+    for stage, heads in enumerate(program.heads):
+        for head in heads:
+            step = program.steps[head.step]
+            assert step.nonlinearity is not None
+            first = program.first_unit[head.step, head.round]
+            shape = step.nonlinearity.shapes[head.round]
+            groups.append(UnitGroup(step.name, step.nonlinearity.kind, stage, first, shape))
+        offsets.append(offsets[-1] + sum(head.units for head in heads))
+    output = program.steps[program.output]
+    return Network(
+        input_shape, output.single[1:], offsets[-1], np.array(offsets, np.int64), tuple(groups),
+        lowered.operations, lowered.contests, program, read_matrices(program),
+    )  # fmt: skip
+
+
+def _knots(
+    program: Program,
+    stage: int,
+    low: NDArray[np.float64] | None,
+    high: NDArray[np.float64] | None,
+) -> Knots:
+    units, values, bases, first = [], [], [], 0
+    for head in program.heads[stage]:
+        nonlinearity = program.steps[head.step].nonlinearity
+        assert nonlinearity is not None
+        span = slice(first, first + head.units)
+        if isinstance(nonlinearity, Triangle):
+            if low is None or high is None:
+                raise ValueError(
+                    f"Expected low and high for the periodic units of stage {stage}, got None. "
+                    "Give the range of every switching function of the stage."
+                )
+            unit, value, base = _periodic_knots(nonlinearity, low[span], high[span])
+        else:
+            breaks = [b.numpy().reshape(-1) for b in nonlinearity.breaks(head.round)]
+            table = np.stack(breaks, axis=1)
+            base = (table == -np.inf).sum(axis=1)
+            unit, _ = np.nonzero(np.isfinite(table))
+            value = table[np.isfinite(table)]
+        units.append(unit + first)
+        values.append(value)
+        bases.append(base)
+        first += head.units
+    return Knots(np.concatenate(units), np.concatenate(values), np.concatenate(bases))
+
+
+def _periodic_knots(
+    wave: Triangle, low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Knots strictly between low and high, and the interval just above low."""
+    start = wave.interval(torch.from_numpy(np.ascontiguousarray(low))).numpy()
+    # `interval` puts a point on a knot below it; strictly above low, that knot is passed.
+    start = start + (wave.knot(torch.from_numpy(start + 1)).numpy() <= low)
+    end = wave.interval(torch.from_numpy(np.ascontiguousarray(high))).numpy()
+    counts = np.maximum(end - start, 0)
+    unit = np.repeat(np.arange(len(low)), counts)
+    within = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
+    k = start[unit] + 1 + within
+    return unit, wave.knot(torch.from_numpy(k)).numpy(), start

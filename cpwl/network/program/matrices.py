@@ -1,0 +1,184 @@
+"""The affine steps of a program as sparse matrices, read off entry by entry.
+
+A row of a step's matrix is the gradient of one output: every entry is a product of a float64
+coefficient with 1, so that nothing is rounded on the way; the offset is what the step gives for
+zero. These matrices are what the word *exact* refers to: rational arithmetic works with them, and
+the running error bounds cover the difference to what torch computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+from torch import Tensor
+
+from cpwl.network.program.nonlinearities import Triangle
+from cpwl.network.program.passes import single_values
+from cpwl.network.program.program import Program, Step, fill
+
+# A step with more places in its dense matrix, or a network with more entries or units, is not read:
+# reading takes seconds, and max-pooling over zeros asks for exact values at every vertex, which are
+# then as many integers as there are units.
+_MOST_PLACES = 2**26
+_MOST_ENTRIES = 2**20
+_MOST_UNITS = 8192
+_BLOCK = 256
+
+
+class Part(NamedTuple):
+    """The share of one operand: out += matrix @ value of step ``source``.
+
+    ``rows`` are the Euclidean norms of the matrix's rows, ``norm`` bounds its spectral norm.
+    """
+
+    source: int
+    matrix: csr_array
+    rows: NDArray[np.float64]
+    norm: float
+
+
+class AffineMap(NamedTuple):
+    """An affine step on flat samples: offset + the sum of its parts."""
+
+    parts: tuple[Part, ...]
+    offset: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrices:
+    """Every affine step of a program, or the reason why they cannot all be held."""
+
+    steps: Mapping[int, AffineMap]
+    entries: int = 0
+    reason: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether exact arithmetic is possible."""
+        return not self.reason
+
+
+def read_matrices(program: Program) -> Matrices:
+    """Read all affine steps; costs one backward pass of each step for each of its outputs."""
+    units = sum(head.units for heads in program.heads for head in heads)
+    if units > _MOST_UNITS:
+        return Matrices({}, reason=f"it has {units:,} units, more than {_MOST_UNITS:,}")
+    for step in program.steps:
+        if step.kind == "affine":
+            places = sum(prod(program.steps[i].single) for i in step.data) * prod(step.single)
+            if places > _MOST_PLACES:
+                return Matrices(
+                    {},
+                    reason=f"{step.name} ({step.target}) would be a matrix of {places:,} entries",
+                )
+        if isinstance(step.nonlinearity, Triangle) and not _exact_knots(step.nonlinearity):
+            return Matrices({}, reason=f"the knots of {step.name} are not representable in float64")
+    constants = single_values(program)
+    steps: dict[int, AffineMap] = {}
+    entries = 0
+    for index, step in enumerate(program.steps):
+        if step.kind != "affine":
+            continue
+        try:
+            steps[index] = _read(program, step, constants)
+        except (NotImplementedError, RuntimeError) as error:  # torch has no derivative
+            return Matrices({}, reason=f"{step.name} ({step.target}) has no matrix: {error}")
+        entries += sum(part.matrix.nnz for part in steps[index].parts)
+        if entries > _MOST_ENTRIES:
+            return Matrices(
+                {}, reason=f"its affine operations have more than {_MOST_ENTRIES:,} entries"
+            )
+    return Matrices(steps, entries)
+
+
+def _exact_knots(wave: Triangle) -> bool:
+    """Whether the knots k * period / 2 - phase of the first few thousand k round nowhere."""
+    k = torch.arange(-4096, 4097, dtype=torch.float64)
+    knots = wave.knot(k)
+    half = wave.period / 2
+    return bool((knots + wave.phase == k * half).all() and (k * half / half == k).all())
+
+
+def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineMap:
+    """Read one affine step."""
+    singles = {i: program.steps[i].single for i in step.data}
+    batched = step.leading and all(program.steps[i].leading for i in step.data)
+    batched = batched and all(i in step.data for i in step.inputs)
+
+    def function(*values: Tensor) -> Tensor:
+        env = {**constants, **dict(zip(step.data, values, strict=True))}
+        args = [fill(arg, env) for arg in step.args]
+        return step.function(*args, **{key: fill(v, env) for key, v in step.kwargs.items()})
+
+    def zeros(n: int) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.zeros((n, *singles[i][1:]) if batched else singles[i], dtype=torch.float64)
+            for i in step.data
+        )
+
+    with torch.no_grad():
+        offset = function(*zeros(1)).reshape(-1).numpy().copy()
+    size_out = len(offset)
+    rows: list[list[tuple[NDArray, NDArray, NDArray]]] = [[] for _ in step.data]
+    for first in range(0, size_out, _BLOCK if batched else 1):
+        n = min(_BLOCK if batched else 1, size_out - first)
+        with torch.enable_grad():
+            values = [value.requires_grad_() for value in zeros(n)]
+            out = function(*values)
+        unit = torch.zeros(n, size_out, dtype=torch.float64)
+        unit[torch.arange(n), first + torch.arange(n)] = 1
+        pulled = torch.autograd.grad(out, values, unit.reshape(out.shape), allow_unused=True)
+        for entries, gradient in zip(rows, pulled, strict=True):
+            if gradient is not None:
+                dense = gradient.reshape(n, -1).numpy()
+                row, column = np.nonzero(dense)
+                entries.append((row + first, column, dense[row, column]))
+    parts = []
+    for source, entries in zip(step.data, rows, strict=True):
+        shape = (size_out, prod(singles[source]))
+        matrix = csr_array(shape, dtype=np.float64)
+        if entries:
+            row, column, entry = (np.concatenate(x) for x in zip(*entries, strict=True))
+            matrix = csr_array(coo_array((entry, (row, column)), shape=shape))
+        parts.append(Part(source, matrix, _row_norms(matrix), _spectral_bound(matrix)))
+    return AffineMap(tuple(parts), offset)
+
+
+def _row_norms(matrix: csr_array) -> NDArray[np.float64]:
+    """Bound the rows' Euclidean norms from above."""
+    row = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
+    largest = np.zeros(len(matrix.indptr) - 1)
+    np.maximum.at(largest, row, np.abs(matrix.data))
+    sums = np.zeros(len(largest))
+    np.add.at(sums, row, (matrix.data / largest[row]) ** 2)  # entries are not zero
+    return np.sqrt(sums) * largest * (1 + 1e-12) + 2.0**-1074
+
+
+def _spectral_bound(matrix: csr_array) -> float:
+    """Bound the spectral norm: by the rows and columns, or for small ones by a trace of powers.
+
+    With G = M^T M, ||M||^16 <= ||G^4||_F^2 <= rank ||M||^16: at most rank^(1/16) too large.
+    """
+    scale = float(np.abs(matrix.data).max(initial=0.0))
+    if scale == 0.0:
+        return 0.0
+    small = matrix.copy()
+    small.data = np.asarray(matrix.data, np.float64) / scale
+    absolute = abs(small)
+    bound = float(np.sqrt(absolute.sum(axis=0).max() * absolute.sum(axis=1).max()))
+    if max(matrix.shape or (0,)) <= 2048:
+        dense = small.toarray()
+        gram = dense.T @ dense if dense.shape[1] <= dense.shape[0] else dense @ dense.T
+        size = float(np.abs(gram).max())
+        power = gram / size
+        power = power @ power
+        power = power @ power
+        bound = min(bound, float(np.linalg.norm(power)) ** 0.125 * size**0.5)
+    return bound * scale * (1 + 1e-9) + 2.0**-1074

@@ -1,0 +1,196 @@
+"""A captured network as a straight-line program of torch calls, and its execution.
+
+A `Program` is a list of `Step`s in topological order; step 0 is the input. Running one is a loop
+over a *plan*: the steps that some targets need, each with the tensors that are dead after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cpwl.network.program.nonlinearities import Nonlinearity
+from cpwl.network.program.rounding import Rounding
+
+Values = Sequence[Any] | Mapping[int, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for the value of another step in a step's arguments."""
+
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One torch call.
+
+    Attributes
+    ----------
+    name, target : str
+        Module path and operation, for messages and listings.
+    kind : str
+        "input", "size" (an integer that depends on the batch size), "fixed" (a tensor that depends
+        on nothing but the batch size), "affine", "cpwl" or "refused" (only in listings).
+    function, args, kwargs
+        The call; `Ref` stands for other steps' values.
+    inputs : tuple of int
+        Every step that the arguments refer to.
+    data : tuple of int
+        Those of them that depend on the network's input.
+    single : tuple of int
+        Shape of the value for a batch of one.
+    leading : bool
+        Whether the batch axis is the first one and holds nothing else.
+    rounding : Rounding or None
+        How an affine step rounds and passes errors on.
+    nonlinearity : Nonlinearity or None
+        Set for "cpwl" steps; `function` is then its `forward`.
+    scratch : int
+        Values per sample that torch needs besides input and output (im2col buffers).
+    """
+
+    name: str
+    target: str
+    kind: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    data: tuple[int, ...]
+    single: tuple[int, ...]
+    leading: bool
+    rounding: Rounding | None = None
+    nonlinearity: Nonlinearity | None = None
+    scratch: int = 0
+
+
+class Plan(NamedTuple):
+    """Steps to run, in order, and for each the steps whose values are dead after it."""
+
+    order: tuple[int, ...]
+    dead: tuple[tuple[int, ...], ...]
+
+
+class Head(NamedTuple):
+    """The units of one round of one CPWL step."""
+
+    step: int
+    round: int
+    units: int
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Steps, output, and for every stage its heads and the plan that reaches them."""
+
+    steps: tuple[Step, ...]
+    output: int
+    heads: tuple[tuple[Head, ...], ...]
+    stage_plans: tuple[Plan, ...]
+    output_plan: Plan
+    first_unit: dict[tuple[int, int], int] = field(repr=False)
+
+
+def references(value: Any) -> list[int]:
+    """List the steps that an argument refers to."""
+    if isinstance(value, Ref):
+        return [value.index]
+    if isinstance(value, (list, tuple)):
+        return [index for item in value for index in references(item)]
+    return []
+
+
+def fill(value: Any, env: Values) -> Any:
+    """Put values in place of references."""
+    if isinstance(value, Ref):
+        return env[value.index]
+    if isinstance(value, (list, tuple)):
+        return [fill(item, env) for item in value]
+    return value
+
+
+def call(step: Step, env: Values) -> Any:
+    """Run one step."""
+    args = [fill(value, env) for value in step.args]
+    if not step.kwargs:
+        return step.function(*args)
+    return step.function(*args, **{key: fill(value, env) for key, value in step.kwargs.items()})
+
+
+def make_plan(steps: Sequence[Step], targets: Iterable[int]) -> Plan:
+    """Order the steps that `targets` need; everything else dies after its last use."""
+    keep = set(targets)
+    needed = set(keep)
+    for index in range(len(steps) - 1, 0, -1):
+        if index in needed:
+            needed.update(steps[index].inputs)
+    order = tuple(sorted(needed - {0}))
+    last_use = {source: index for index in order for source in steps[index].inputs}
+    dying: dict[int, list[int]] = {}
+    for source, index in last_use.items():
+        if source not in keep:
+            dying.setdefault(index, []).append(source)
+    return Plan(order, tuple(tuple(dying.get(index, ())) for index in order))
+
+
+def run(
+    program: Program,
+    plan: Plan,
+    z: Tensor,
+    evaluate: Callable[[int, Step, list[Any]], Any] | None = None,
+) -> list[Any]:
+    """Run a plan on a batch; the returned list holds the values that are still alive.
+
+    `evaluate(index, step, env)`, where given, computes a step's value instead of `call`.
+    """
+    steps = program.steps
+    env: list[Any] = [None] * len(steps)
+    env[0] = z
+    for index, dead in zip(plan.order, plan.dead, strict=True):
+        step = steps[index]
+        env[index] = call(step, env) if evaluate is None else evaluate(index, step, env)
+        for source in dead:
+            env[source] = None
+    return env
+
+
+def switching(program: Program, head: Head, env: Sequence[Any]) -> Tensor:
+    """Flat switching function (N, units) of a head, from the values of its step's inputs."""
+    step = program.steps[head.step]
+    assert step.nonlinearity is not None
+    h = step.nonlinearity.switching([fill(value, env) for value in step.args], head.round)
+    return h.reshape(h.shape[0], head.units)
+
+
+def peak_values(program: Program, plan: Plan, stage_width: int) -> int:
+    """Count the largest number of values per sample that a plan holds at one time."""
+    steps = program.steps
+    live = {0: prod(steps[0].single)}
+    peak = 0
+    for index, dead in zip(plan.order, plan.dead, strict=True):
+        step = steps[index]
+        live[index] = 0 if step.kind in ("size", "fixed") else prod(step.single)
+        peak = max(peak, sum(live.values()) + step.scratch)
+        for source in dead:
+            live.pop(source, None)
+    # Concatenating or subtracting the switching functions makes one more copy of the stage.
+    return max(peak, sum(live.values()) + 2 * stage_width)
+
+
+def as_batch(z: Any, input_shape: tuple[int, ...]) -> Tensor:
+    """Bring z to a float64 CPU tensor of shape (N, *input_shape), or say what is wrong."""
+    if not isinstance(z, Tensor):
+        z = torch.as_tensor(z)
+    if tuple(z.shape[1:]) != input_shape or z.ndim == 0:
+        raise ValueError(
+            f"Expected a batch of inputs of shape (N, {', '.join(map(str, input_shape))}), got "
+            f"{tuple(z.shape)}. Put the batch axis first (z[None] for a single input)."
+        )
+    return z.to(device="cpu", dtype=torch.float64)

@@ -1,0 +1,288 @@
+"""Partitions of one and two dimensions: their cells, images and decision boundaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from cpwl import decision
+from cpwl.affine import num_outputs
+from cpwl.descriptors import spectra
+from cpwl.plot import drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from mpl_toolkits.mplot3d.axes3d import Axes3D
+
+    from cpwl.partition import Partition
+
+
+def partition(
+    partition: Partition,
+    values: str | ArrayLike | None = None,
+    *,
+    ax: Axes | None = None,
+    cmap: str = "viridis",
+    limits: tuple[float, float] | None = None,
+    label: str | None = None,
+    colorbar: bool = True,
+    knots: bool = True,
+    legend: bool | None = None,
+) -> Axes:
+    """Draw the cells, coloured by a descriptor, and the knots by stage.
+
+    Parameters
+    ----------
+    partition : Partition
+        Two-dimensional: a map. One-dimensional: the values as a step curve over the segment.
+    values : str or (C,) array_like, optional
+        A name in `LABELS`, or one number per cell; NaN stays grey. Without it the cells are white
+        and the knots of each stage have a colour of their own.
+    ax : matplotlib Axes, optional
+        A new one by default.
+    cmap : str
+        Name of the colour map.
+    limits : (low, high), optional
+        Ends of the colour scale; by default the range that holds all but 1 % of the domain's area,
+        with an arrow on the colour bar at an end that leaves something out.
+    label : str, optional
+        Text at the colour bar; by default the descriptor's name.
+    colorbar, knots : bool
+        Whether to draw them.
+    legend : bool, optional
+        Whether to list the stages' colours; by default where there are two to eight without values.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        Three dimensions or more, an unknown name, or an array that has not one entry per cell.
+
+    Notes
+    -----
+    Above 20,000 cells the colours are rasterised. Line widths shrink as knots get denser; where
+    even the thinnest lines would cover more than 30 % of the picture, the knots of the deepest
+    stages are left out, all of them if need be.
+    """
+    drawing.require_flat(partition)
+    ax = _axes(ax)
+    data, name = drawing.resolve(partition, values)
+    label = label or name
+    if partition.dim == 1:
+        return drawing.steps(partition, data, label, ax, knots)
+    if data is not None:
+        norm, extend = drawing.norm(data, spectra.volumes(partition), limits)
+        colours = drawing.fill(ax, partition, data, cmap, norm)
+        if colorbar:
+            drawing.colorbar(ax, colours, label, extend)
+    if knots:
+        drawing.knots(ax, partition, coloured=data is None, legend=legend)
+    drawing.frame(ax, partition)
+    return ax
+
+
+def image(
+    partition: Partition,
+    values: str | ArrayLike | None = "psi",
+    *,
+    outputs: Sequence[int] = (0, 1, 2),
+    ax: Axes | None = None,
+    cmap: str = "viridis",
+    limits: tuple[float, float] | None = None,
+    label: str | None = None,
+    colorbar: bool = True,
+    edges: bool | None = None,
+) -> Axes3D:
+    """Draw the image of the domain in R^3, each piece coloured by a descriptor.
+
+    Parameters
+    ----------
+    partition : Partition
+        A surface in two dimensions, a curve in one.
+    values, cmap, limits, label, colorbar
+        As for `partition`.
+    outputs : three int
+        Which entries of the flattened output are x, y and z.
+    ax : matplotlib Axes3D, optional
+        A new one by default.
+    edges : bool, optional
+        Whether to outline the pieces; by default up to 3,000 of them.
+
+    Raises
+    ------
+    ValueError
+        Three dimensions or more, fewer than three outputs, an unknown name, an array of the wrong
+        length, or flat axes.
+
+    Notes
+    -----
+    matplotlib sorts every piece by depth: about 10 s for 1e5 cells. For a larger surface export PLY
+    or GLB, or choose a smaller domain.
+    """
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
+
+    drawing.require_flat(partition)
+    if len(outputs) != 3:
+        raise ValueError(f"Expected three outputs, got {list(outputs)}. Name x, y and z.")
+    if ax is None:
+        ax = plt.figure(layout="constrained").add_subplot(projection="3d")
+    space = drawing.require_3d(ax)
+    data, name = drawing.resolve(partition, values)
+    points = decision.vertex_outputs(partition, list(outputs))
+    loops = drawing.loops(partition, points)
+    many = partition.num_cells > drawing.RASTER_ABOVE
+    if partition.dim == 1:
+        pieces: Any = Line3DCollection(loops, linewidths=1.5, rasterized=many)
+    else:
+        outlined = partition.num_cells <= 3000 if edges is None else edges
+        pieces = Poly3DCollection(loops, antialiased=not many, rasterized=many)
+        width = min(0.4, 8 / math.sqrt(partition.num_cells))
+        pieces.set_linewidth(width if outlined else 0)
+        pieces.set_edgecolor((0, 0, 0, 0.5) if outlined else "none")
+    if data is None:
+        pieces.set_facecolor("0.85")
+    else:
+        norm, extend = drawing.norm(data, spectra.volumes(partition), limits)
+        pieces.set(array=data, cmap=cmap, norm=norm)
+        if colorbar:
+            drawing.colorbar(ax, pieces, label or name, extend, pad=0.1)
+    # autolim would look at the padding of ragged pieces too, which is uninitialised memory
+    space.add_collection3d(pieces, autolim=False)
+    low, high = points.min(0), points.max(0)
+    low, high = low - (low == high), high + (low == high)
+    space.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+    space.set(xlabel=f"output {outputs[0]}", ylabel=f"output {outputs[1]}")
+    space.set_zlabel(f"output {outputs[2]}")
+    for axis in (space.xaxis, space.yaxis, space.zaxis):
+        axis.set_major_locator(MaxNLocator(4))
+    return space
+
+
+def decision_boundary(
+    partition: Partition, i: int, j: int, *, ax: Axes | None = None, **style: Any
+) -> Axes:
+    """Draw where outputs i and j are equal: exact segments, one per cell that the boundary crosses.
+
+    Parameters
+    ----------
+    partition : Partition
+        In one dimension the boundary is a set of points, drawn as vertical lines.
+    i, j : int
+        Indices into the flattened output.
+    ax : matplotlib Axes, optional
+        A new one by default.
+    **style
+        Passed on to the lines: color, linewidth, linestyle, label, ...
+    """
+    ax = _axes(ax)
+    segments = decision.decision_segments(partition, i, j)
+    style = {"color": "#D55E00", "linewidth": 1.8, "label": f"output {i} = output {j}", **style}
+    if partition.dim == 1:
+        bottom_and_top = ax.get_xaxis_transform()  # x in slice coordinates, y across the axes
+        lines = [[(s, 0), (s, 1)] for s in segments[:, 0]]
+        ax.add_collection(LineCollection(lines, transform=bottom_and_top, **style), autolim=False)
+    else:
+        style.setdefault("capstyle", "round")
+        ax.add_collection(LineCollection(list(segments), zorder=3, **style))
+    drawing.frame(ax, partition)
+    return ax
+
+
+def decision_regions(
+    partition: Partition,
+    decide: str = "argmax",
+    *,
+    labels: Sequence[str] | None = None,
+    colors: Sequence[Any] | None = None,
+    ax: Axes | None = None,
+    legend: bool = True,
+) -> Axes:
+    """Draw which output wins where, with exact boundaries also inside the cells.
+
+    Parameters
+    ----------
+    partition : Partition
+        Two-dimensional.
+    decide : {"argmax", "argmin"}
+        Whether the largest or the smallest output wins.
+    labels : sequence of str, optional
+        One for each output, in order, for the legend.
+    colors : sequence of colours, optional
+        One for each output; by default equal steps of cividis.
+    ax : matplotlib Axes, optional
+        A new one by default.
+    legend : bool
+        Whether to list the outputs that win somewhere.
+    """
+    ax = _axes(ax)
+    regions = decision.decision_regions(partition, decide)
+    size = num_outputs(partition)
+    for given, what in ((labels, "labels"), (colors, "colors")):
+        if given is not None and len(given) != size:
+            raise ValueError(
+                f"Expected {size} {what}, one for each output, got {len(given)}. "
+                "List them in the outputs' order."
+            )
+    steps = plt.get_cmap("cividis")(np.linspace(0, 1, size)) if colors is None else colors
+    loops = drawing.ragged(regions.offsets, regions.corners)
+    for k in np.unique(regions.label)[::-1]:  # a tie shows the lowest output, as argmax does
+        mine = [loops[r] for r in np.flatnonzero(regions.label == k)]
+        name = labels[k] if labels is not None else f"output {k}"
+        many = len(mine) > drawing.RASTER_ABOVE
+        # a hair-line of its own colour hides the seams between neighbouring pieces
+        fill = PolyCollection(mine, facecolors=[steps[k]], edgecolors="face", linewidths=0.6)
+        fill.set(label=name, rasterized=many)
+        ax.add_collection(fill)
+    drawing.frame(ax, partition)
+    if legend:
+        handles, names = ax.get_legend_handles_labels()
+        ax.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.02, 1))
+    return ax
+
+
+def mark(ax: Axes, anchors: ArrayLike, labels: Sequence[str] | None = None, **style: Any) -> Axes:
+    """Mark points given by slice coordinates (k, P), for example `slice.anchors`, and name them.
+
+    On a one-dimensional plot the marks stand on the lower edge.
+    """
+    points = np.atleast_2d(np.asarray(anchors, dtype=np.float64))
+    if points.ndim != 2 or points.shape[1] not in (1, 2):
+        raise ValueError(
+            f"Expected anchors of shape (k, 1) or (k, 2), got {points.shape}. "
+            "Use the anchors of a slice built by Slice.through, or slice.project(latents)."
+        )
+    if labels is not None and len(labels) != len(points):
+        raise ValueError(f"Expected {len(points)} labels, got {len(labels)}. Give one per anchor.")
+    flat = points.shape[1] == 1
+    transform = ax.get_xaxis_transform() if flat else ax.transData
+    y = np.zeros(len(points)) if flat else points[:, 1]
+    style = {"color": "#D55E00", "s": 60, "edgecolors": "white", "linewidths": 1.2, **style}
+    ax.scatter(points[:, 0], y, zorder=5, transform=transform, clip_on=False, **style)
+    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    for k, text in enumerate(labels or ()):
+        ax.annotate(
+            text,
+            (points[k, 0], y[k]),
+            xycoords=transform,
+            xytext=(6, 6),
+            textcoords="offset points",
+            zorder=6,
+            path_effects=halo,
+        )
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    """Return the given axes, or those of a new figure."""
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
