@@ -4,14 +4,13 @@ This package imports neither `cpwl` nor `bridges`: an estimate that agrees with 
 evidence only because the two share no code. `import-linter` enforces it.
 """
 
-from approx.complexity.knot_counts import Knots, knots, neighbourhood
-from approx.decoder.checks import DecoderError
+from approx.complexity import Knots, knots, neighbourhood
+from approx.decoder import DecoderError
 from approx.fields import along, field, latents_at
 from approx.operator import JacobianOperator
-from approx.sketches.projections import Sketch
-from approx.spectra.methods import Spectrum, draw_seed, spectrum
-from approx.tables.description import DescribeError, describe
-from approx.tables.table import Descriptors, concatenate
+from approx.sketches import Sketch
+from approx.spectra import Spectrum, draw_seed, spectrum
+from approx.tables import DescribeError, Descriptors, concatenate, describe
 
 __all__ = [
     "DecoderError",

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from approx.decoder.checks import check_latents
-from approx.tables.description import describe
-from approx.tables.table import LONG_NAMES, Descriptors, imported
+from approx.decoder import check_latents
+from approx.tables import LONG_NAMES, Descriptors, describe, imported
 
 if TYPE_CHECKING:
     import xarray as xr

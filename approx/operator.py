@@ -10,18 +10,23 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from approx.decoder.checks import DecoderError, Output
-from approx.decoder.forward_rules import ForwardRules
-from approx.decoder.memory import (
+from approx.decoder import (
+    DecoderError,
+    ForwardRules,
+    Output,
     chunked,
     columns_at_once,
+    forward,
     free_bytes,
+    held_by_one,
     held_bytes,
     out_of_memory,
+    precision,
+    prepare,
     product_bytes,
+    session,
     sized,
 )
-from approx.decoder.session import forward, held_by_one, precision, prepare, session
 
 # A forward-mode pass computes the outputs as well, so that one tangent costs two passes and a block
 # of c costs 1 + c: as many share one as this even where a CPU's caches would rather have fewer.

@@ -8,19 +8,22 @@ dimensions; free functions compute maps, descriptors, densities and pictures fro
 from typing import TYPE_CHECKING
 
 from cpwl.affine import affine_maps
-from cpwl.checks.report import check
-from cpwl.density.density import (
+from cpwl.checks import check
+from cpwl.density import (
+    Gaussian,
+    Uniform,
+    cell_masses,
     entropy,
     entropy_difference,
     log_density,
+    overlap,
     sample_image,
     total_image_volume,
 )
-from cpwl.density.latents import Gaussian, Uniform, cell_masses
-from cpwl.density.overlaps import overlap
-from cpwl.descriptors.spectra import (
+from cpwl.descriptors import (
     centroids,
     condition_number,
+    describe,
     image_volumes,
     local_complexity,
     local_rank,
@@ -28,15 +31,16 @@ from cpwl.descriptors.spectra import (
     spectrum,
     volumes,
 )
-from cpwl.domain.domain import Domain, Slice
-from cpwl.domain.shapes import box, cross_polytope, polygon, polytope, segment, simplex
-from cpwl.dual.location import adjacency, locate, regions
-from cpwl.errors import CaptureError, PartitionError, UnsupportedOperationError
-from cpwl.export import describe, polygons, surface, to_geodataframe, write_geoparquet, write_mesh
-from cpwl.network.network import Network
-from cpwl.partition import Partition, subdivide
-from cpwl.proof.certificate import Certificate, CertificateError, certify, verify
-from cpwl.storage import load_partition
+from cpwl.domain import Domain, Slice, box, cross_polytope, polygon, polytope, segment, simplex
+from cpwl.dual import adjacency, locate, regions
+from cpwl.engine import subdivide
+from cpwl.errors import CaptureError, CertificateError, PartitionError, UnsupportedOperationError
+from cpwl.export import surface, to_geodataframe, write_geoparquet, write_mesh
+from cpwl.geometry import polygons
+from cpwl.network import Network
+from cpwl.partition import Partition
+from cpwl.proof import Certificate, certify, verify
+from cpwl.storage import load_partition, save_partition
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -81,6 +85,7 @@ __all__ = [
     "polytope",
     "regions",
     "sample_image",
+    "save_partition",
     "segment",
     "simplex",
     "spectrum",

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cpwl.errors import PartitionError
-from cpwl.network.program.passes import output_bound
-from cpwl.storage import require_network
+from cpwl.arrays import Floats
+from cpwl.network.program import output_bound
+from cpwl.partition import cell_indices, require_complete, require_network
 
 if TYPE_CHECKING:
-    from cpwl.network.network import Network
+    from cpwl.network import Network
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
 
 # A fixed pattern makes the network affine, f(t) = A t + b, so f(K u) / K = A u + b / K. With
 # K = 2^200 every affine operation absorbs its constants exactly and b / K is 1e-60 of b: one
@@ -42,7 +41,7 @@ def affine_maps(
     *,
     wrt: str = "slice",
     chunk: int | None = None,
-) -> Iterator[tuple[Array, Array]]:
+) -> Iterator[tuple[Floats, Floats]]:
     """Stream the affine maps of the cells, in order, chunk by chunk.
 
     Parameters
@@ -86,7 +85,7 @@ def columns_and_offsets(
     *,
     wrt: str = "slice",
     chunk: int | None = None,
-) -> Iterator[tuple[Array, Array]]:
+) -> Iterator[tuple[Floats, Floats]]:
     """Stream (b (chunk, D), columns of A (P or E, chunk, D)): contiguous columns, as computed."""
     if wrt not in ("slice", "latent"):
         raise ValueError(
@@ -125,50 +124,12 @@ def columns_and_offsets(
         yield base, columns
 
 
-def require_complete(partition: Partition) -> None:
-    """Raise PartitionError unless every cell of the network is there."""
-    status = partition.status
-    if status.complete:
-        return
-    what = f"one with {status.broken} cells left uncut, because their signs were inconsistent"
-    remedy = "Subdivide a domain without them"
-    if status.needed:
-        what = f"the cells of the first stages only ({status.stages}), because memory ran out"
-        remedy = f"Give subdivide {status.needed:,} bytes of `memory`, or a smaller domain"
-    raise PartitionError(
-        f"Expected a complete partition, got {what}. {remedy}; "
-        "volumes, points and facets of these cells can be used as they are."
-    )
-
-
-def cell_indices(partition: Partition, cells: ArrayLike | slice | None) -> NDArray[np.int64]:
-    """Return `cells` as an array of cell indices in 0..num_cells - 1, or raise."""
-    every = np.arange(partition.num_cells)
-    if cells is None:
-        return every
-    if isinstance(cells, slice):
-        return every[cells]
-    wanted = np.asarray(cells)
-    if wanted.dtype.kind not in "iub" and wanted.size:
-        raise ValueError(
-            f"Expected cells as indices, a mask or a slice, got dtype {wanted.dtype}. "
-            "Give an integer array."
-        )
-    try:
-        return np.atleast_1d(every[wanted if wanted.size else wanted.astype(np.int64)])
-    except IndexError:
-        raise ValueError(
-            f"Expected cells below {len(every)}, the number of cells, got entries up to "
-            f"{wanted.max(initial=0)} in shape {wanted.shape}. Give indices of this partition."
-        ) from None
-
-
 def num_outputs(partition: Partition) -> int:
     """Return D, the flattened size of an output."""
     return int(np.prod(require_network(partition).output_shape, dtype=np.int64))
 
 
-def evaluate(partition: Partition, points: Array) -> Array:
+def evaluate(partition: Partition, points: Floats) -> Floats:
     """Return G at slice coordinates (n, P) as (n, D), in batches that fit the memory budget."""
     network = require_network(partition)
     outputs = num_outputs(partition)
@@ -192,16 +153,16 @@ def _is_uneven(network: Network) -> bool:
 
 def _columns_of_jacobian(
     network: Network,
-    origin: Array,
-    directions: Array,
+    origin: Floats,
+    directions: Floats,
     pieces: torch.Tensor,
     outputs: int,
     nothing: float,
-) -> tuple[Array, Array]:
+) -> tuple[Floats, Floats]:
     """Return b (n, D) = f(origin) and columns (p, n, D) = A u, one forward pass per direction."""
     n = len(pieces)
 
-    def value(z: Array) -> Array:
+    def value(z: Floats) -> Floats:
         batch = torch.tensor(z).expand(n, *z.shape)
         return network.apply_pieces(batch, pieces).numpy().reshape(n, outputs)
 
@@ -215,8 +176,8 @@ def _columns_of_jacobian(
 
 
 def _rows_of_jacobian(
-    network: Network, origin: Array, pieces: torch.Tensor, outputs: int
-) -> tuple[Array, torch.Tensor]:
+    network: Network, origin: Floats, pieces: torch.Tensor, outputs: int
+) -> tuple[Floats, torch.Tensor]:
     """Return b (n, D) and the Jacobian (n, D, E), one backward pass per output."""
     n = len(pieces)
     z = torch.tensor(origin).expand(n, *origin.shape).clone()

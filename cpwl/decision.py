@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl.affine import evaluate, num_outputs
+from cpwl.arrays import Floats, Ints, next_corner
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
 
 _CHUNK_BYTES = 256 * 2**20
 
@@ -26,20 +26,20 @@ _CHUNK_BYTES = 256 * 2**20
 class Loops(NamedTuple):
     """Convex polygons as ragged corners: those of polygon i are offsets[i]:offsets[i + 1]."""
 
-    offsets: NDArray[np.int64]
-    corners: Array  # (N, P + D): slice coordinates, then the D outputs
+    offsets: Ints
+    corners: Floats  # (N, P + D): slice coordinates, then the D outputs
 
 
 class DecisionRegions(NamedTuple):
     """The parts of cells on which one output wins."""
 
-    label: NDArray[np.int64]  # (R,) the winning output
-    cell: NDArray[np.int64]  # (R,)
-    offsets: NDArray[np.int64]  # (R + 1,)
-    corners: Array  # (N, 2) slice coordinates, anticlockwise
+    label: Ints  # (R,) the winning output
+    cell: Ints  # (R,)
+    offsets: Ints  # (R + 1,)
+    corners: Floats  # (N, 2) slice coordinates, anticlockwise
 
 
-def vertex_outputs(partition: Partition, outputs: Sequence[int] | None = None) -> Array:
+def vertex_outputs(partition: Partition, outputs: Sequence[int] | None = None) -> Floats:
     """Return the network's flattened outputs at every vertex, (V, D), or only those listed.
 
     Raises
@@ -66,7 +66,7 @@ def vertex_outputs(partition: Partition, outputs: Sequence[int] | None = None) -
     return np.concatenate(chunks)
 
 
-def decision_segments(partition: Partition, i: int, j: int) -> Array:
+def decision_segments(partition: Partition, i: int, j: int) -> Floats:
     """Return where outputs i and j are equal: segments (K, 2, 2); in 1-D points (K, 1).
 
     Parameters
@@ -169,7 +169,7 @@ def decision_regions(partition: Partition, decide: str = "argmax") -> DecisionRe
     )
 
 
-def _clip_to_winner(loops: Loops, k: int) -> tuple[Loops, NDArray[np.int64]]:
+def _clip_to_winner(loops: Loops, k: int) -> tuple[Loops, Ints]:
     """Return the parts of polygons on which score k is the largest, and their polygons."""
     num_scores = loops.corners.shape[1] - 2
     source = np.arange(len(loops.offsets) - 1)
@@ -181,7 +181,7 @@ def _clip_to_winner(loops: Loops, k: int) -> tuple[Loops, NDArray[np.int64]]:
     return loops, source
 
 
-def _clip(loops: Loops, level: Array) -> tuple[Loops, NDArray[np.int64]]:
+def _clip(loops: Loops, level: Floats) -> tuple[Loops, Ints]:
     """Clip every polygon to level >= 0 (level affine, given at the corners); drop empty ones.
 
     Each corner emits itself if it is inside, then the crossing on the side that follows it:
@@ -207,7 +207,7 @@ def _clip(loops: Loops, level: Array) -> tuple[Loops, NDArray[np.int64]]:
     return _take(starts, out, kept), kept
 
 
-def _take(offsets: NDArray[np.int64], corners: Array, chosen: NDArray[np.int64]) -> Loops:
+def _take(offsets: Ints, corners: Floats, chosen: Ints) -> Loops:
     """Return the chosen polygons."""
     sizes = offsets[chosen + 1] - offsets[chosen]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -215,14 +215,7 @@ def _take(offsets: NDArray[np.int64], corners: Array, chosen: NDArray[np.int64])
     return Loops(starts, corners[index])
 
 
-def next_corner(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return, for every corner of ragged loops, the position of the one after it."""
-    following = np.arange(1, offsets[-1] + 1)
-    following[offsets[1:] - 1] = offsets[:-1]
-    return following
-
-
-def _between(points: Array, value: Array, a: NDArray, b: NDArray) -> Array:
+def _between(points: Floats, value: Floats, a: NDArray, b: NDArray) -> Floats:
     """Return the zeros of an affine value between vertices a and b, the same for (b, a) bitwise."""
     a, b = np.minimum(a, b), np.maximum(a, b)
     t = (value[a] / (value[a] - value[b]))[:, None]

@@ -33,3 +33,21 @@ class UnsupportedOperationError(CaptureError):
 
 class PartitionError(ValueError):
     """A partition that failed `check`, or one that is incomplete where all cells are needed."""
+
+
+class CertificateError(ValueError):
+    """A partition, or a written proof of one, that does not hold.
+
+    Attributes
+    ----------
+    cell : int or None
+        Number of the cell where the proof fails, None where it is not about one cell.
+    """
+
+    def __init__(self, cell: int | None, expected: str, got: str, remedy: str = "") -> None:
+        self.cell = cell
+        start = "Expected" if cell is None else f"cell {cell}: expected"
+        remedy = remedy or (
+            "Subdivide and certify again; if this stays, please report network and domain."
+        )
+        super().__init__(f"{start} {expected}, got {got}. {remedy}")

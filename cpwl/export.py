@@ -13,104 +13,17 @@ import shapely
 from numpy.typing import ArrayLike, NDArray
 
 from cpwl.affine import evaluate, num_outputs
-from cpwl.descriptors.spectra import (
-    Spectrum,
-    condition_number,
-    image_volumes,
-    local_rank,
-    local_scaling,
-    spectrum,
-    volumes,
-)
-from cpwl.geometry import solid_loops
-from cpwl.storage import atomic_path, require_network
+from cpwl.arrays import Floats, Ints
+from cpwl.descriptors import DESCRIPTORS, describe
+from cpwl.files import atomic_path
+from cpwl.geometry import polygons, solid_loops
+from cpwl.partition import require_network
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from trimesh import Trimesh
 
     from cpwl.partition import Partition
-
-Array = NDArray[np.float64]
-
-DESCRIPTORS = ("psi", "nu", "condition", "rank", "volume", "image_volume")
-
-
-def polygons(partition: Partition) -> NDArray[np.object_]:
-    """Return the cells of a 2-D partition as shapely polygons, (C,); needs no network.
-
-    Raises
-    ------
-    ValueError
-        A partition of another dimension.
-    """
-    if partition.dim == 1:
-        raise ValueError(
-            "Expected a 2-D partition for polygons, got a 1-D one. "
-            "Its cells are intervals: partition.points[partition.cell_corners].reshape(-1, 2)."
-        )
-    if partition.dim > 2:
-        raise ValueError(
-            f"Expected a 2-D partition for polygons, got a {partition.dim}-D one. Subdivide a "
-            "slice of two axes, or take the corners of cells: cell_corners, of facets: "
-            "facet_corners."
-        )
-    offsets = partition.cell_offsets
-    # a ring ends where it begins: repeat every cell's first corner after its last
-    rings = offsets + np.arange(len(offsets))
-    ids = np.empty(rings[-1], np.int64)
-    ends = rings[1:] - 1
-    ids[ends] = partition.cell_corners[offsets[:-1]]
-    body = np.ones(len(ids), bool)
-    body[ends] = False
-    ids[body] = partition.cell_corners
-    whole = (rings, np.arange(len(offsets)))
-    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, partition.points[ids], whole)
-
-
-def describe(
-    partition: Partition,
-    names: Iterable[str] = DESCRIPTORS,
-    *,
-    source: Spectrum | None = None,
-) -> dict[str, NDArray[Any]]:
-    """Return descriptors by name, one array entry per cell, from one pass over the maps.
-
-    Parameters
-    ----------
-    partition : Partition
-        With its network, unless only "volume" is asked for.
-    names : iterable of str
-        Of "psi", "nu", "condition", "rank", "volume", "image_volume".
-    source : Spectrum, optional
-        `spectrum(partition)`, where it is at hand.
-
-    Raises
-    ------
-    ValueError
-        Another name.
-    """
-    names = tuple(names)
-    if unknown := [name for name in names if name not in DESCRIPTORS]:
-        raise ValueError(
-            f"Expected descriptors among {', '.join(DESCRIPTORS)}, got {', '.join(unknown)}. "
-            "Give other columns as arrays."
-        )
-    if source is None and set(names) - {"volume"}:
-        source = spectrum(partition)
-
-    def column(name: str) -> NDArray[Any]:
-        if name == "volume" or source is None:
-            return volumes(partition)
-        if name == "psi":
-            return local_scaling(source)
-        if name == "nu":
-            return local_rank(source)
-        if name == "condition":
-            return condition_number(source)
-        return source.rank if name == "rank" else image_volumes(partition, source)
-
-    return {name: column(name) for name in names}
 
 
 def to_geodataframe(
@@ -270,7 +183,7 @@ def _require_surface(partition: Partition) -> None:
         )
 
 
-def _triangles(offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _triangles(offsets: Ints) -> tuple[Ints, Ints]:
     """Cut loops into triangles (T, 3), fanned from their first corners; and the loop of each."""
     sizes = np.diff(offsets)
     loops = np.repeat(np.arange(len(sizes)), sizes - 2)
@@ -281,7 +194,7 @@ def _triangles(offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
     return np.stack([first, first + middle, first + middle + 1], axis=1), loops
 
 
-def _colours(values: Array, cmap: str) -> NDArray[np.uint8]:
+def _colours(values: Floats, cmap: str) -> NDArray[np.uint8]:
     """Return RGBA bytes; grey where a value is not finite."""
     finite = np.isfinite(values)
     low, high = np.percentile(values[finite], [1, 99]) if finite.any() else (0.0, 1.0)

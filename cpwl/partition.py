@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
+from numpy.typing import ArrayLike, NDArray
 
-from cpwl.arrays.parallel import available_cores
-from cpwl.arrays.ragged import Ragged
-from cpwl.domain.domain import Domain
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.plane.cutting import TooLargeError
-from cpwl.engine.plane.refinement import Work, coarse, refine
-from cpwl.engine.plane.strips import Refined
-from cpwl.engine.rational.arbiter import Arbiter
-from cpwl.engine.space.flattening import straightened
-from cpwl.engine.space.lattice import corners as lattice_corners
-from cpwl.engine.space.refinement import RefinedLattice, refine_lattice
-from cpwl.network.network import Network
+from cpwl.arrays import Floats, Ints, Ragged, pattern_kernels
+from cpwl.domain import Domain
+from cpwl.errors import PartitionError
+from cpwl.network import Network
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 
 class Status(NamedTuple):
@@ -124,12 +113,12 @@ class Partition:
 
     network: Network | None
     domain: Domain
-    points: NDArray[np.float64]
-    cell_offsets: NDArray[np.int64]
+    points: Floats
+    cell_offsets: Ints
     cell_corners: NDArray[np.int32]
-    cell_facet_offsets: NDArray[np.int64]
+    cell_facet_offsets: Ints
     cell_facets: NDArray[np.int32]
-    facet_offsets: NDArray[np.int64]
+    facet_offsets: Ints
     facet_corners: NDArray[np.int32]
     facet_cells: NDArray[np.int32]
     facet_unit: NDArray[np.int32]
@@ -177,7 +166,7 @@ class Partition:
             return self.cell_corners.reshape(-1, 2)
         return self.facet_points if self.dim == 2 else self.skeleton[0].items.reshape(-1, 2)
 
-    def pieces(self, cells: NDArray[np.int64] | slice | None = None) -> NDArray[np.int32]:
+    def pieces(self, cells: Ints | slice | None = None) -> NDArray[np.int32]:
         """Unpack activation patterns.
 
         Parameters
@@ -192,14 +181,8 @@ class Partition:
         """
         rows = self.patterns if cells is None else self.patterns[cells]
         out = np.empty((len(rows), len(self.unit_base)), np.int32)
-        cutting_kernels.unpack_pieces(rows, self.bit_unit, self.unit_base, out)
+        pattern_kernels.unpack_pieces(rows, self.bit_unit, self.unit_base, out)
         return out
-
-    def save(self, path: str | Path) -> None:
-        """Write the partition to one .npz file; see :func:`cpwl.storage.save`."""
-        from cpwl.storage import save  # storage builds Partitions, so it cannot be imported above
-
-        save(self, path)
 
     def __repr__(self) -> str:
         """Summarise: the arrays themselves are long."""
@@ -210,150 +193,49 @@ class Partition:
         )
 
 
-def subdivide(
-    network: Network, domain: Domain, *, memory: int = 2 * 2**30, progress: bool = True
-) -> Partition:
-    """Enumerate every cell of a network on a bounded domain.
+def require_complete(partition: Partition) -> None:
+    """Raise PartitionError unless every cell of the network is there."""
+    status = partition.status
+    if status.complete:
+        return
+    what = f"one with {status.broken} cells left uncut, because their signs were inconsistent"
+    remedy = "Subdivide a domain without them"
+    if status.needed:
+        what = f"the cells of the first stages only ({status.stages}), because memory ran out"
+        remedy = f"Give subdivide {status.needed:,} bytes of `memory`, or a smaller domain"
+    raise PartitionError(
+        f"Expected a complete partition, got {what}. {remedy}; "
+        "volumes, points and facets of these cells can be used as they are."
+    )
 
-    Parameters
-    ----------
-    network : Network
-        The captured network.
-    domain : Domain
-        A domain of dimension 1 to 6 whose slice embeds into the network's input.
-    memory : int, default 2 GiB
-        Bytes that the work may take beyond the partition that is returned. Vertices are evaluated
-        in blocks that fit; a 1-D or 2-D domain whose refinement does not fit is worked off in
-        strips, which are glued without a trace: no vertex is doubled and no cell is cut. Gluing
-        takes about as much again as the partition.
-    progress : bool
-        Show a progress bar over the network's stages on standard error.
 
-    Returns
-    -------
-    Partition
-        ``status.exact`` tells whether it is proven to be the network's partition, cell for cell.
-        If the memory does not suffice, ``status.complete`` is False, the cells are those of the
-        first ``status.stages`` stages, and ``status.needed`` says what the next one would take.
-
-    Raises
-    ------
-    ValueError
-        The slice's latent shape is not the network's input shape.
-    FloatingPointError
-        The network overflows float64 on the domain.
-
-    Notes
-    -----
-    *What is exact.* The network is a composition of affine operations and CPWL units. An affine
-    operation stands for the affine function with the float64 coefficients that it gives for unit
-    vectors: weights and biases, for a batch-norm its scale and shift, for a mean and for bilinear
-    interpolation their factors, each rounded to float64 once; a unit has float64 breakpoints and
-    slopes; the slice maps s to z0 + U s with float64 z0 and U. The cells of that function, in real
-    arithmetic, are what is returned, and every sign that decides about them is proven: float64
-    values carry a rigorous bound on their error (for rounding, in whatever order torch sums, and
-    for the place of the vertex), and where the bound leaves a sign open it is computed in rational
-    arithmetic from the definition of the vertex (``status.arbitrated`` counts these). Coordinates
-    are float64, those of ill-conditioned vertices correctly rounded.
-
-    Networks with more than 8,192 units, or whose affine operations have more than a million
-    coefficients, are out of reach of rational arithmetic (large convolutions, above all). Their
-    signs are those of float64; a value then counts as zero if it lies within 16
-    times the rounding error of its last layer, and ``status.undecided`` counts the values within
-    the rigorous bound, which are not proven (`Network.rounding_error` gives that bound).
-
-    *How.* Stage by stage: a stage is affine on every cell of the stages before it, so its signs at
-    the vertices decide everything. Each edge is cut once, at the places that linear interpolation
-    between its ends gives; each cell is then cut on its own by the chords of the units that have
-    corners on both sides. Where chords cross is decided combinatorially, from the order of their
-    ends on the cell's boundary. Vertices are evaluated afresh at every stage, from their
-    coordinates, so that errors do not build up along edges. The cost is one forward pass at the
-    vertices of the last stage but one, and about a microsecond a cell; all cores are used.
-
-    From three dimensions on, the faces of all dimensions are kept by their incidences, and cut unit
-    after unit: edges where the signs at their ends differ, and a face of dimension k along the new
-    face of dimension k - 1 that the cuts of its boundary enclose. A cell comes with about 2**P
-    faces, which take a fraction of a microsecond and about 70 bytes of work each. At the end the
-    vertices of facets that are not flat up to rounding are computed exactly.
-    """
-    latent_shape = domain.slice.latent_shape
-    if latent_shape != network.input_shape:
+def cell_indices(partition: Partition, cells: ArrayLike | slice | None) -> Ints:
+    """Return `cells` as an array of cell indices in 0..num_cells - 1, or raise."""
+    every = np.arange(partition.num_cells)
+    if cells is None:
+        return every
+    if isinstance(cells, slice):
+        return every[cells]
+    wanted = np.asarray(cells)
+    if wanted.dtype.kind not in "iub" and wanted.size:
         raise ValueError(
-            f"Expected a domain in latents of shape {network.input_shape}, got {latent_shape}. "
-            "Build the slice from latents of the network's input shape, without a batch axis."
+            f"Expected cells as indices, a mask or a slice, got dtype {wanted.dtype}. "
+            "Give an integer array."
         )
-
-    arbiter = Arbiter(network, domain)
-    corners = arbiter.corners()
-
-    def embed(s: NDArray[np.float64]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(domain.slice.embed(s)))
-
-    with (
-        ThreadPoolExecutor(available_cores()) as pool,
-        tqdm(
-            total=100, desc="subdivide", disable=not progress,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
-        ) as bar,
-    ):  # fmt: skip
-
-        def report(share: float, cells: int) -> None:
-            bar.set_postfix(cells=f"{cells:,}", refresh=False)
-            bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
-
-        work = Work(network, arbiter, domain.slice, embed, memory, pool, report)
-        if domain.dim > 2:
-            return _finish_lattice(work, domain, refine_lattice(work, domain))
-        try:
-            made = refine(work, corners)
-        except TooLargeError:
-            made = coarse(work, corners)
-    return _finish(network, domain, made, arbiter)
+    try:
+        return np.atleast_1d(every[wanted if wanted.size else wanted.astype(np.int64)])
+    except IndexError:
+        raise ValueError(
+            f"Expected cells below {len(every)}, the number of cells, got entries up to "
+            f"{wanted.max(initial=0)} in shape {wanted.shape}. Give indices of this partition."
+        ) from None
 
 
-def _finish(network: Network, domain: Domain, made: Refined, arbiter: Arbiter) -> Partition:
-    """Name the complex's arrays as a partition does."""
-    c = made.complex
-    made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
-    complete = made.stages == network.num_stages and c.broken == 0
-    status = Status(
-        complete=complete, exact=complete and made.undecided == 0, arbitrated=arbiter.decided,
-        undecided=made.undecided, broken=c.broken, needed=made.needed, stages=made.stages,
-    )  # fmt: skip
-    meaning = ((), c.patterns, made.bit_unit, made.base, status)
-    if domain.dim == 2:
-        return Partition(
-            network, domain, c.points, c.cell_offsets, c.cell_corners, c.cell_offsets,
-            c.cell_edges, 2 * np.arange(len(c.edge_points) + 1), c.edge_points.reshape(-1),
-            c.edge_cells, np.maximum(c.edge_unit, np.int32(-1)), *meaning,
-        )  # fmt: skip
-    n = len(c.patterns)
-    below = np.arange(-1, n, dtype=np.int32)
-    above = np.append(below[1:], np.int32(-1))
-    ends, offsets = c.edge_points.reshape(-1), 2 * np.arange(n + 1)
-    return Partition(
-        network, domain, c.points, offsets, ends, offsets, ends.copy(), np.arange(n + 2),
-        np.arange(n + 1, dtype=np.int32), np.stack([below, above], axis=1), c.point_unit, *meaning,
-    )  # fmt: skip
-
-
-def _finish_lattice(work: Work, domain: Domain, made: RefinedLattice) -> Partition:
-    """Name a lattice's arrays as a partition does."""
-    network, lattice = work.network, made.lattice
-    found = lattice_corners(lattice, work.pool)
-    cells, cell_facets, facets, sides = found
-    merged = len(network.contests) > 0
-    points = straightened(lattice, found, work.arbiter, merged=merged)
-    made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
-    complete = made.stages == network.num_stages and made.broken == 0
-    status = Status(
-        complete=complete, exact=complete and made.undecided == 0, arbitrated=work.arbiter.decided,
-        undecided=made.undecided, broken=made.broken, needed=made.needed, stages=made.stages,
-    )  # fmt: skip
-    unit = np.full(len(lattice.facet_bit), -1, np.int32)
-    inner = lattice.facet_bit >= 0
-    unit[inner] = made.bit_unit[lattice.facet_bit[inner]]
-    return Partition(
-        network, domain, points, *cells, *cell_facets, *facets, sides, unit,
-        lattice.faces[:-1], lattice.patterns, made.bit_unit, made.base, status,
-    )  # fmt: skip
+def require_network(partition: Partition) -> Network:
+    """Return the partition's network, or raise where it was loaded without one."""
+    if partition.network is None:
+        raise ValueError(
+            "Expected a partition with its network, got one loaded from a file without it. "
+            "Pass the network: cpwl.load_partition(path, network=network)."
+        )
+    return partition.network

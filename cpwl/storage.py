@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import Ragged, prefix
-from cpwl.domain.domain import Domain, Slice
+from cpwl.arrays import Floats, Ints, Ragged, prefix
+from cpwl.domain import Domain, Slice
+from cpwl.files import atomic_path
+from cpwl.partition import require_network
 
 if TYPE_CHECKING:
-    from cpwl.network.network import Network
+    from cpwl.network import Network
     from cpwl.partition import Partition
 
 FORMAT = "cpwl partition 2"
@@ -45,47 +44,7 @@ _ARRAYS = {
 }
 
 
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there on success, delete it on any failure.
-
-    The temporary name ends like the final one, so that writers which choose a format by the
-    suffix work unchanged. A reader sees the old file or the new one, never a part of it.
-
-    Parameters
-    ----------
-    path : str or path
-        The final name. An existing file is replaced.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder of `path` does not exist.
-    RuntimeError
-        The body finished without writing the file.
-    """
-    final = Path(path)
-    if not final.parent.is_dir():
-        raise FileNotFoundError(
-            f"Expected an existing folder for {final.name}, got {final.parent}. "
-            "Create the folder first, or give another path."
-        )
-    part = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.part{final.suffix}")
-    try:
-        yield part
-        if not part.is_file():
-            raise RuntimeError(
-                f"Expected {part.name} to be written, got no file. "
-                "Write to the path that atomic_path yields, under that very name."
-            )
-        with open(part, "rb+") as handle:
-            os.fsync(handle.fileno())  # the name must not outlive a crash that the bytes do not
-        os.replace(part, final)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def save(partition: Partition, path: str | os.PathLike[str]) -> None:
+def save_partition(partition: Partition, path: str | os.PathLike[str]) -> None:
     """Write a partition to one .npz file, whole or not at all.
 
     Stored are all arrays, the domain with its slice, the status, and a fingerprint of the network
@@ -126,16 +85,6 @@ def save(partition: Partition, path: str | os.PathLike[str]) -> None:
         arrays |= dict(zip(_level(level), faces, strict=True))
     with atomic_path(path) as part, open(part, "wb") as handle:
         cast(Any, np.savez)(handle, allow_pickle=False, **arrays)
-
-
-def require_network(partition: Partition) -> Network:
-    """Return the partition's network, or raise where it was loaded without one."""
-    if partition.network is None:
-        raise ValueError(
-            "Expected a partition with its network, got one loaded from a file without it. "
-            "Pass the network: cpwl.load_partition(path, network=network)."
-        )
-    return partition.network
 
 
 def load_partition(path: str | os.PathLike[str], network: Network | None = None) -> Partition:
@@ -180,16 +129,14 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise ValueError(
             f"Expected a partition ({FORMAT}) in {path}, got a file that does not fit: {error}. "
-            "Subdivide again and write it with partition.save(path) of this version of cpwl."
+            "Subdivide again and write it with cpwl.save_partition(partition, path) of this version of cpwl."
         ) from error
     if network is not None:
         _check_network(network, shapes, stages, domain, arrays["points"], expected)
     return Partition(network=network, domain=domain, skeleton=skeleton, status=status, **arrays)
 
 
-def fingerprint(
-    network: Network, domain: Domain, points: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def fingerprint(network: Network, domain: Domain, points: Floats) -> Floats:
     """Return numbers that tell networks apart: (n, 2) sums of values and of their magnitudes.
 
     The outputs at up to 24 of the partition's points, spread over the domain, and every stage's
@@ -217,10 +164,10 @@ def fingerprint(
 def _check_network(
     network: Network,
     shapes: list[tuple[int, ...]],
-    stages: NDArray[np.int64],
+    stages: Ints,
     domain: Domain,
-    points: NDArray[np.float64],
-    expected: NDArray[np.float64],
+    points: Floats,
+    expected: Floats,
 ) -> None:
     """Raise unless this is the network whose partition was stored."""
     sizes = np.asarray(network.stage_offsets)

@@ -20,8 +20,7 @@ from approx.complexity.passes import (
     refuse_scripts,
     too_large,
 )
-from approx.decoder.memory import out_of_memory
-from approx.decoder.session import prepare, session
+from approx.decoder import out_of_memory, prepare, session
 
 __all__ = ["Knots", "knots", "neighbourhood"]
 

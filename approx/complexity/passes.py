@@ -11,9 +11,7 @@ from torch import Tensor
 
 from approx.complexity.counting import ByDerivatives, BySigns
 from approx.complexity.watching import Watch, watched
-from approx.decoder.checks import check_output
-from approx.decoder.memory import LIVE, SHARE, free_bytes, sized
-from approx.decoder.session import Prepared, deterministic
+from approx.decoder import LIVE, SHARE, Prepared, check_output, deterministic, free_bytes, sized
 
 __all__ = [
     "Options",

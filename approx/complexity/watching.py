@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from approx.complexity.units import PASSED_OVER, Units, find_units, operation_name, written_out_silu
-from approx.decoder.forward_rules import by_rule
+from approx.decoder import by_rule
 
 __all__ = ["Entering", "Sink", "Watch", "watched"]
 

@@ -1,0 +1,60 @@
+"""A caller's decoder, run without leaving a trace.
+
+A module or function goes in; outputs, its parts and what fits into memory come out, and the
+module, its device, its training flag and all generators are as before. Imports nothing of approx.
+"""
+
+from approx.decoder.checks import HALF, DecoderError, Output, check_latents, check_output, pick
+from approx.decoder.forward_rules import ForwardRules, by_rule
+from approx.decoder.loading import load_diffusers, load_onnx
+from approx.decoder.memory import (
+    LIVE,
+    SHARE,
+    chunked,
+    columns_at_once,
+    free_bytes,
+    held_bytes,
+    out_of_memory,
+    product_bytes,
+    sized,
+)
+from approx.decoder.running import (
+    Prepared,
+    deterministic,
+    forward,
+    held_by_one,
+    modules_of,
+    precision,
+    prepare,
+    session,
+)
+
+__all__ = [
+    "HALF",
+    "LIVE",
+    "SHARE",
+    "DecoderError",
+    "ForwardRules",
+    "Output",
+    "Prepared",
+    "by_rule",
+    "check_latents",
+    "check_output",
+    "chunked",
+    "columns_at_once",
+    "deterministic",
+    "forward",
+    "free_bytes",
+    "held_by_one",
+    "held_bytes",
+    "load_diffusers",
+    "load_onnx",
+    "modules_of",
+    "out_of_memory",
+    "pick",
+    "precision",
+    "prepare",
+    "product_bytes",
+    "session",
+    "sized",
+]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from approx.plot.maps import HALO, draw_map, height, label, mark_anchors, short, symbol
 from approx.plot.pictures import extremes, pictures
-from approx.tables.table import Descriptors
+from approx.tables import Descriptors
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from approx.tables.table import LABELS
+from approx.tables import LABELS
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from approx.decoder.checks import pick
-from approx.decoder.session import modules_of, prepare, session
+from approx.decoder import modules_of, pick, prepare, session
 from approx.fields import latents_at
-from approx.tables.table import Descriptors
+from approx.tables import Descriptors
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,0 +1,20 @@
+"""Randomized linear algebra on anything with products `matmat` and `rmatmat`.
+
+A linear operator goes in; orthonormal probes, projections and largest singular values come out.
+Imports nothing of approx: nothing here knows of decoders.
+"""
+
+from approx.sketches.krylov import block_krylov
+from approx.sketches.probes import Operator, check_count, orthonormal, singular_values, widened
+from approx.sketches.projections import Sketch, projected
+
+__all__ = [
+    "Operator",
+    "Sketch",
+    "block_krylov",
+    "check_count",
+    "orthonormal",
+    "projected",
+    "singular_values",
+    "widened",
+]

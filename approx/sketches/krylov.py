@@ -7,16 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from approx.sketches.projections import (
-    Operator,
-    Sketch,
-    check_count,
-    gaussian,
-    haar,
-    orthonormal,
-    rest,
-    widened,
-)
+from approx.sketches.probes import Operator, check_count, gaussian, haar, orthonormal, widened
+from approx.sketches.projections import Sketch, rest
 
 
 def block_krylov(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -11,9 +11,9 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 from torch import Tensor
 
-from approx.sketches.krylov import block_krylov
-from approx.sketches.projections import Operator, check_count, projected, singular_values
+from approx.sketches import Operator, block_krylov, check_count, projected, singular_values
 from approx.spectra import one_draw, prediction
+from approx.spectra.result import Spectrum, around, draw_seed, pair, psi_nu
 
 Method = Literal["predict", "paper", "topk", "exact"]
 
@@ -34,67 +34,6 @@ class DenseOperator(Operator, Protocol):
     def dense(self, max_bytes: float = ...) -> Tensor:
         """Matrices (B, D, d)."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """psi and nu of a batch of latents, with their errors and how they were had.
-
-    All tensors are on the CPU, the real ones in float64.
-
-    Parameters
-    ----------
-    psi, nu : (B,) tensor
-        Local scaling, sum of log sigma_i, and local rank, exp(-sum alpha_i log alpha_i) with
-        alpha_i = sigma_i / sum sigma + 1e-30, over the k singular values of `definition` that are
-        not zero. Both are 0 for a zero Jacobian.
-    psi_stderr, nu_stderr : (B,) tensor
-        For "predict" and "paper": standard deviation of the difference between the value and psi_W
-        of another, independent draw of W, so that the spread over W is in it (for "paper", twice).
-        0 for "exact"; NaN for "topk", whose error is a bound and not random.
-    psi_interval, nu_interval : (B, 2) tensor
-        95 % interval for psi_W of another draw (for its mean over W too, with room to spare). For
-        "topk": from the value (each singular value found is a lower bound) to the value at found +
-        residual bound.
-    effective_rank : (B,) tensor
-        (sum sigma^2)^2 / sum sigma^4 over all of J, estimated from the products made; 0 for a zero
-        Jacobian, NaN where k = 1 cannot tell.
-    rank : (B,) int64 tensor
-        How many of the k singular values are not zero. k where "predict" did not fall back.
-    fell_back : (B,) bool tensor
-        Whether "predict" made all k products, and so is "paper" for that latent.
-    products : int
-        Jacobian products per latent, J x and J^T y together; the batch's most.
-    method, used : str
-        What was asked for, and what was done: they differ where "predict" fell back.
-    k : int
-    seed : int or None
-        Gives the same result again as `generator=seed`; None where nothing is random.
-    definition : str
-        What psi and nu are of.
-    tolerance : float
-        Singular values at most this times the latent's largest count as zero.
-    singular_values : (B, k) tensor or None
-        Descending; NaN for latents that were predicted, None if all were.
-    """
-
-    psi: Tensor
-    nu: Tensor
-    psi_stderr: Tensor
-    nu_stderr: Tensor
-    psi_interval: Tensor
-    nu_interval: Tensor
-    effective_rank: Tensor
-    rank: Tensor
-    fell_back: Tensor
-    products: int
-    method: str
-    used: str
-    k: int
-    seed: int | None
-    definition: str
-    tolerance: float
-    singular_values: Tensor | None
 
 
 def spectrum(
@@ -185,37 +124,6 @@ def spectrum(
     return _predicted(op, k, rng, seed, tolerance, products)
 
 
-def draw_seed(generator: torch.Generator | int | None) -> int:
-    """Return a seed: the integer itself, one drawn from the generator, or a fresh one.
-
-    Call it once and pass the integer on where several operators are to see the same probes.
-    """
-    if generator is None:
-        return torch.Generator().seed() & (2**63 - 1)
-    if isinstance(generator, torch.Generator):
-        if generator.device.type != "cpu":
-            raise ValueError(
-                f"Expected a generator on the CPU, got one on {generator.device}: probes are drawn "
-                "there so that a seed means the same on every device; use torch.Generator()."
-            )
-        return int(torch.randint(2**63 - 1, (), generator=generator))
-    return int(generator)
-
-
-def psi_nu(values: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return psi, nu and the rank, each (B,), of singular values (B, k) in descending order.
-
-    psi = sum of log sigma_i over sigma_i > tolerance * sigma_1; nu over all of them. 0 and 0 where
-    all are zero.
-    """
-    kept = values > tolerance * values[:, :1]
-    psi = torch.where(kept, values, 1).log().sum(dim=1)
-    total = values.sum(dim=1, keepdim=True)
-    alpha = values / torch.where(total > 0, total, 1) + 1e-30
-    nu = (-(alpha * alpha.log()).sum(dim=1)).exp()
-    return psi, torch.where(total[:, 0] > 0, nu, 0), kept.sum(dim=1)
-
-
 def _eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype if dtype.itemsize >= 4 else torch.float32).eps
 
@@ -234,7 +142,7 @@ def _exact(op: DenseOperator, k: int, tolerance: float | None, max_bytes: float)
     psi, nu, rank = psi_nu(values, tolerance)
     zero = torch.zeros_like(psi)
     return Spectrum(
-        psi, nu, zero, zero, _pair(psi, psi), _pair(nu, nu), r_eff, rank, zero.bool(),
+        psi, nu, zero, zero, pair(psi, psi), pair(nu, nu), r_eff, rank, zero.bool(),
         min(op.rows, op.columns), "exact", "exact", k, None, _DEFINITIONS["exact"].format(k=k),
         tolerance, values,
     )  # fmt: skip
@@ -262,7 +170,7 @@ def _topk(
     nu_high = psi_nu(torch.where(high.isinf(), values[:, :1], high), tolerance)[1]
     unknown = torch.full_like(psi, math.nan)
     return Spectrum(
-        psi, nu, unknown, unknown, _pair(psi, psi_high), _pair(nu, torch.maximum(nu, nu_high)),
+        psi, nu, unknown, unknown, pair(psi, psi_high), pair(nu, torch.maximum(nu, nu_high)),
         sketch.effective_rank, rank, torch.zeros_like(rank).bool(), sketch.products, "topk",
         "topk", k, seed, _DEFINITIONS["topk"].format(k=k), tolerance, values,
     )  # fmt: skip
@@ -292,8 +200,8 @@ def _paper(
     psi_factor = torch.where(known, float(normal.ppf(0.975)), factor)
     psi_stderr, nu_stderr = math.sqrt(2) * spread, math.sqrt(2) * one_draw.spread_of_rank(gram, nu)
     return Spectrum(
-        psi, nu, psi_stderr, nu_stderr, _around(psi, psi_factor * psi_stderr),
-        _around(nu, factor * nu_stderr), r_eff, rank, torch.zeros_like(rank).bool(), k, "paper",
+        psi, nu, psi_stderr, nu_stderr, around(psi, psi_factor * psi_stderr),
+        around(nu, factor * nu_stderr), r_eff, rank, torch.zeros_like(rank).bool(), k, "paper",
         "paper", k, seed, _DEFINITIONS["paper"].format(k=k), tolerance, values,
     )  # fmt: skip
 
@@ -336,7 +244,7 @@ def _predicted(
 
 def _estimate(p: prediction.Prediction, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     stderr = (p.variance + p.spread).sqrt()
-    return p.value, stderr, _around(p.value, factor * stderr)
+    return p.value, stderr, around(p.value, factor * stderr)
 
 
 def _with(paper: Spectrum, fell_back: Tensor, definition: str, products: int) -> Spectrum:
@@ -368,11 +276,3 @@ def _merged(result: Spectrum, paper: Spectrum, fell_back: Tensor, products: int)
             torch.full_like(paper.singular_values, math.nan), paper.singular_values
         ),
     )
-
-
-def _pair(low: Tensor, high: Tensor) -> Tensor:
-    return torch.stack([low, high], dim=1)
-
-
-def _around(value: Tensor, half: Tensor) -> Tensor:
-    return _pair(value - half, value + half)

@@ -23,7 +23,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from approx.sketches.projections import Operator, orthonormal, projected, widened
+from approx.sketches import Operator, orthonormal, projected, widened
 
 _STEP = 0.25  # trapezoidal rule in log u, for analytic integrands that decay both ways: to 1e-13
 _GRID = torch.arange(-70.0, 70.0, _STEP, dtype=torch.float64)

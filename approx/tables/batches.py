@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from approx.decoder.checks import HALF, Output, check_latents
-from approx.decoder.session import prepare, session
+from approx.decoder import HALF, Output, check_latents, prepare, session
 
 
 class Batches:

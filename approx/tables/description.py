@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from approx.complexity.knot_counts import Knots, knots
-from approx.decoder.checks import Output, check_latents
-from approx.decoder.memory import SHARE, free_bytes, out_of_memory
+from approx.complexity import Knots, knots
+from approx.decoder import SHARE, Output, check_latents, free_bytes, out_of_memory
 from approx.operator import JacobianOperator
-from approx.spectra.methods import Method, Spectrum, spectrum
+from approx.spectra import Method, Spectrum, spectrum
 from approx.tables.batches import Batches, batch_test, stacked
 from approx.tables.plan import Neighbourhood, Plan, settle
 from approx.tables.table import KNOTS, Descriptors

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from approx.complexity.knot_counts import neighbourhood
-from approx.decoder.checks import HALF, Output
-from approx.decoder.session import prepare
-from approx.spectra.methods import Method, draw_seed
+from approx.complexity import neighbourhood
+from approx.decoder import HALF, Output, prepare
+from approx.spectra import Method, draw_seed
 from approx.tables.batches import Batches
 
 Neighbourhood = tuple[int | Tensor, float]

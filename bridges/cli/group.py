@@ -51,7 +51,7 @@ def app() -> None:
     type=click.IntRange(2, 3),
     help="Latent dimension; in three, an output ending in .gif is an animation.",
 )
-def plane(output: Path, seed: int, dim: int) -> None:
+def demo(output: Path, seed: int, dim: int) -> None:
     """Train a toy generator R^2 -> R^3, enumerate it, and draw what it does to density.
 
     With --dim 3, a generator R^3 -> R^3, whose cells are drawn as solids.
@@ -79,7 +79,7 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
     MODEL is an .onnx file, or a .pt2 file from torch.export.
     """
     import cpwl
-    from cpwl.network.network import inspect
+    from cpwl.network import inspect
 
     operations = inspect(model, read_shape(input_shape))
     click.echo(f"{len(operations)} operations")
@@ -150,7 +150,7 @@ def partition(
     for path in output:
         check_output(path, _SUFFIXES)
     import cpwl
-    from cpwl.proof.certificate import read_provable
+    from cpwl.proof import read_provable
 
     network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
     domain = domain_of(network.input_shape, Place(through, origin, basis, box))
@@ -229,10 +229,10 @@ def _fail(message: str, status: int) -> NoReturn:
 def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
     """Write one result in the format of its suffix, whole or not at all."""
     from cpwl import export, plot
-    from cpwl.storage import atomic_path
+    from cpwl.files import atomic_path
 
     if path.suffix == ".npz":
-        partition.save(path)
+        cpwl.save_partition(partition, path)
     elif path.suffix == ".parquet":
         export.write_geoparquet(partition, path)
     elif path.suffix in _SURFACES:

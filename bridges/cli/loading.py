@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from approx.decoder.loading import load_diffusers, load_onnx
+from approx.decoder import load_diffusers, load_onnx
 from cpwl.errors import CaptureError, UnsupportedOperationError
-from cpwl.network.files.calls import FileModule
-from cpwl.network.files.onnx import read_onnx
-from cpwl.network.files.pt2 import read_pt2
+from cpwl.network.files import FileModule, read_onnx, read_pt2
 
 _FILES = (".pt2", ".onnx")
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")

@@ -15,7 +15,6 @@ from bridges.cli.arguments import load_npy, read_numbers, shaped_latents
 if TYPE_CHECKING:
     import cpwl
 
-_MARGIN = 0.25  # around the latents of a slice, as a share of their longer side
 
 _OPTIONS = (
     click.option(
@@ -73,6 +72,8 @@ def domain_of(latent_shape: tuple[int, ...], place: Place) -> cpwl.Domain:
             "Expected --box LO HI for this slice, got none. "
             "Give it once for all axes, or once for each."
         )
+    from bridges.validation.subject import around
+
     return around(plane)
 
 
@@ -87,27 +88,9 @@ def boxed(plane: cpwl.Slice, box: tuple[tuple[float, float], ...]) -> cpwl.Domai
     return plane.box(bounds[:, 0], bounds[:, 1])
 
 
-def around(plane: cpwl.Slice) -> cpwl.Domain:
-    """Return a box around the latents that a slice goes through.
-
-    Raises
-    ------
-    ValueError
-        It was not made through latents.
-    """
-    if plane.anchors is None:
-        raise ValueError(
-            "Expected a domain, or a slice through latents, got a slice that has no bounds. "
-            "Give slice.box(low, high)."
-        )
-    low, high = plane.anchors.min(0), plane.anchors.max(0)
-    margin = _MARGIN * (high - low).max()
-    return plane.box(low - margin, high + margin)
-
-
 def _slice_of(latent_shape: tuple[int, ...], place: Place) -> cpwl.Slice:
     import cpwl
-    from cpwl.domain.domain import MAX_DIM
+    from cpwl.domain import MAX_DIM
 
     through, origin, basis, _ = place
     if through is not None and (origin is not None or basis is not None):

@@ -145,7 +145,7 @@ def _read(model: str, shape: tuple[int, ...] | None, place: Place) -> tuple[nn.M
 def _write(report: Report, path: Path) -> None:
     """Write the page or a table, whole or not at all."""
     from bridges.validation.text import write_csv
-    from cpwl.storage import atomic_path
+    from cpwl.files import atomic_path
 
     if path.suffix in _PAGES:
         report.save_html(path)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpwl.storage import atomic_path
+from cpwl.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.stats import gaussian_kde, rankdata
 
 import cpwl
 from bridges.networks.toys import RADIUS, toy_generator
 from cpwl import plot
-from cpwl.storage import atomic_path
-
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats
+from cpwl.files import atomic_path
 
 SAMPLES = 5000
 """Latents drawn for the sample panels; the density estimate costs their square."""
@@ -110,7 +108,7 @@ def run_demo(path: str | Path, seed: int = 0, *, progress: bool = True) -> DemoR
 
 
 def draw(
-    partition: cpwl.Partition, psi: Array, latents: Array, samples: Array, density: Array
+    partition: cpwl.Partition, psi: Floats, latents: Floats, samples: Floats, density: Floats
 ) -> Figure:
     """Return the figure: partition and image coloured by psi, samples by their estimated density.
 
@@ -154,6 +152,6 @@ def draw(
     return figure
 
 
-def _rank_correlation(a: Array, b: Array) -> float:
+def _rank_correlation(a: Floats, b: Floats) -> float:
     """Return Spearman's correlation: that of the ranks, ties at their mean."""
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import cpwl
 from bridges.networks.toys import toy_solid
 from cpwl import plot
-from cpwl.storage import atomic_path
+from cpwl.files import atomic_path
 
 FRAMES = 32
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from cpwl.storage import atomic_path
+from cpwl.files import atomic_path
 
 FOLDER = "CPWL_DATA"
 """Environment variable with the folder that holds the files, by the names of `FILES`."""

@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from approx.decoder.session import Prepared, prepare, session
+import cpwl
+from approx.decoder import Prepared, prepare, session
+from bridges.validation import autograd
+from bridges.validation.subject import Latents, Subject
+from cpwl.arrays import Floats
 
 _STEP = 2.0**-10  # of a difference quotient: h^4 and eps / h are then both below 1e-11
 _NOISE = 64 * torch.finfo(torch.float64).eps  # rounding of one evaluation, of its norm, at most
@@ -99,3 +104,11 @@ def central_differences(decoder: Callable[[Tensor], Any], z: Tensor, X: Tensor) 
             columns.append(value)
             errors.append((value - narrow).norm(dim=1) + 2 * noise)
     return Quotients(torch.stack(columns, dim=2), torch.stack(errors, dim=1).norm(dim=1))
+
+
+def true_jacobians(subject: Subject, latents: Latents) -> Floats:
+    """Return the Jacobians (n, D, E): A_w of the latents' cells, or autograd's without cells."""
+    if subject.partition is None:
+        return autograd.dense(subject.decoder, latents.z, subject.outputs).numpy()
+    maps = [A for A, _ in cpwl.affine_maps(subject.partition, latents.cells, wrt="latent")]
+    return np.concatenate(maps)

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from cpwl.network.capture.fx_nodes import SKIPPED, packet_name
-from cpwl.network.capture.lowering import Listing
-from cpwl.network.capture.tracing import export, float64_copy, list_graph
+from cpwl.network.capture import SKIPPED, Listing, export, float64_copy, list_graph, packet_name
 
 
 def cut(module: nn.Module, input_shape: tuple[int, ...], upto: str) -> nn.Module:

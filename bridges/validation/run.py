@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 import cpwl
 from approx import JacobianOperator
-from bridges.cli.slicing import around
 from bridges.validation import complexity, densities, jacobians, spectra
 from bridges.validation.cut import cut
-from bridges.validation.report import Absent, Report, Section
-from bridges.validation.subject import Subject
-from cpwl.affine import require_complete
+from bridges.validation.findings import Absent, Section
+from bridges.validation.report import Report
+from bridges.validation.subject import Subject, around
+from cpwl.partition import require_complete
 
 Decoder = Callable[[Tensor], Any]
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import cpwl
-from cpwl.density.latents import uniform_in_cells
+from cpwl.arrays import Floats, Ints
+from cpwl.density import uniform_in_cells
 
-Array = NDArray[np.float64]
+_MARGIN = 0.25  # around the latents of a slice, as a share of their longer side
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +65,9 @@ class Latents(NamedTuple):
         Cell of each s; -1 without a partition.
     """
 
-    s: Array
+    s: Floats
     z: Tensor
-    cells: NDArray[np.int64]
+    cells: Ints
 
 
 def uniform(subject: Subject, n: int, rng: np.random.Generator) -> Latents:
@@ -90,7 +90,7 @@ def one_in_each(subject: Subject, most: int, rng: np.random.Generator) -> Latent
     return Latents(s, torch.from_numpy(subject.domain.slice.embed(s)), cells)
 
 
-def uniform_in(domain: cpwl.Domain, n: int, rng: np.random.Generator) -> Array:
+def uniform_in(domain: cpwl.Domain, n: int, rng: np.random.Generator) -> Floats:
     """Draw n points (n, P) uniformly in a domain, by its simplices and their volumes."""
     if domain.dim == 1:
         return rng.uniform(domain.corners.min(), domain.corners.max(), (n, 1))
@@ -100,3 +100,21 @@ def uniform_in(domain: cpwl.Domain, n: int, rng: np.random.Generator) -> Array:
     share = np.abs(np.linalg.det(simplices[:, 1:] - simplices[:, :1]))
     chosen = rng.choice(len(simplices), n, p=share / share.sum())
     return np.einsum("nk,nkp->np", rng.dirichlet(np.ones(domain.dim + 1), n), simplices[chosen])
+
+
+def around(plane: cpwl.Slice) -> cpwl.Domain:
+    """Return a box around the latents that a slice goes through.
+
+    Raises
+    ------
+    ValueError
+        It was not made through latents.
+    """
+    if plane.anchors is None:
+        raise ValueError(
+            "Expected a domain, or a slice through latents, got a slice that has no bounds. "
+            "Give slice.box(low, high)."
+        )
+    low, high = plane.anchors.min(0), plane.anchors.max(0)
+    margin = _MARGIN * (high - low).max()
+    return plane.box(low - margin, high + margin)

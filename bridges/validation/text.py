@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bridges.validation.findings import Row
-from cpwl.storage import atomic_path
+from cpwl.files import atomic_path
 
 WIDTH = 100  # of a line of notes
 _HEADER = ("quantity", "case", "statistic", "value", "agrees if", "")

@@ -1,0 +1,31 @@
+"""NumPy helpers that every package shares; no mathematics of partitions.
+
+Arrays go in, arrays come out: ragged rows, packed bits, constants of float64, work shared between
+threads. Imports nothing of cpwl.
+"""
+
+from cpwl.arrays.bits import last_difference, pack_row, padded, unpack, unpack_row
+from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
+from cpwl.arrays.parallel import available_cores, in_parallel
+from cpwl.arrays.ragged import Ragged, nbytes, next_corner, prefix, take_rows
+
+__all__ = [
+    "EPS",
+    "SMALLEST",
+    "UNIT_ROUNDOFF",
+    "Floats",
+    "Ints",
+    "Ragged",
+    "available_cores",
+    "in_parallel",
+    "last_difference",
+    "magnitude",
+    "nbytes",
+    "next_corner",
+    "pack_row",
+    "padded",
+    "prefix",
+    "take_rows",
+    "unpack",
+    "unpack_row",
+]

@@ -14,16 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from cpwl.arrays import Floats
 from cpwl.checks.findings import Log
 from cpwl.checks.space import face_counts
-from cpwl.geometry.measure import half_spaces, levels
-from cpwl.network.network import Network
+from cpwl.geometry import half_spaces, levels
+from cpwl.network import Network
 from cpwl.partition import Partition
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 # More sets of P planes than this take longer than all other checks of a usual partition.
 _MOST = 1 << 18

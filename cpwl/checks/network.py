@@ -9,14 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from cpwl.affine import affine_maps
+from cpwl.arrays import Floats, Ints
 from cpwl.checks.findings import SMALLEST, Log, Tolerances
 from cpwl.checks.plane import Differences
-from cpwl.network.network import Network
-from cpwl.network.program.passes import output_bound
+from cpwl.network import Network
+from cpwl.network.program import output_bound
 from cpwl.partition import Partition
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 _BYTES_AT_ONCE = 1 << 27
 

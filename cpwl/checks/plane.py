@@ -14,11 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cpwl.arrays import Floats, Ints, next_corner, unpack
 from cpwl.checks.findings import EPS, SMALLEST, Log, Tolerances
 from cpwl.partition import Partition
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 _CELLS_AT_ONCE = 1 << 16
 _FACETS_AT_ONCE = 1 << 16
@@ -30,13 +28,6 @@ def _cell_chunks(partition: Partition) -> Iterator[tuple[int, Ints, slice]]:
     for first in range(0, partition.num_cells, _CELLS_AT_ONCE):
         own = offsets[first : first + _CELLS_AT_ONCE + 1]
         yield first, own - own[0], slice(int(own[0]), int(own[-1]))
-
-
-def _next(offsets: Ints) -> Ints:
-    """Index of the corner that follows each corner in its loop."""
-    following = np.arange(1, offsets[-1] + 1)
-    following[offsets[1:] - 1] = offsets[:-1]
-    return following
 
 
 def indices_fit(partition: Partition, log: Log) -> bool:
@@ -103,7 +94,7 @@ def check_incidence(partition: Partition, log: Log) -> int:
         facet = p.cell_facets[corners].astype(np.int64)
         cell = np.repeat(np.arange(first, first + len(offsets) - 1), np.diff(offsets))
         if p.dim == 2:
-            end = start[_next(offsets)]
+            end = start[next_corner(offsets)]
             ends = p.facet_points[facet]
             along = (ends[:, 0] == start) & (ends[:, 1] == end)
             against = (ends[:, 1] == start) & (ends[:, 0] == end)
@@ -167,7 +158,7 @@ def _check_shapes(
             volume = z[1::2, 0] - z[::2, 0]
             slack = np.full(len(volume), off)
         else:
-            following = _next(offsets)
+            following = next_corner(offsets)
             edge = z[following] - z
             length = np.hypot(edge[:, 0], edge[:, 1])
             # from the cell's own first corner, so that small cells far out keep their digits
@@ -283,6 +274,5 @@ def check_differences(partition: Partition, log: Log) -> Differences:
 def set_bits(words: NDArray[np.uint64], bit_unit: NDArray[np.int32]) -> tuple[Ints, Ints]:
     """Return (row, unit) of every set bit of packed rows."""
     row, word = np.nonzero(words)
-    little = words[row, word].astype("<u8")[:, None].view(np.uint8)
-    place, bit = np.nonzero(np.unpackbits(little, axis=1, bitorder="little"))
+    place, bit = np.nonzero(unpack(words[row, word][:, None]))
     return row[place], bit_unit[64 * word[place] + bit].astype(np.int64)

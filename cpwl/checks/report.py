@@ -12,12 +12,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from cpwl.arrays import magnitude
 from cpwl.checks import network, plane, space
 from cpwl.checks.counts import Arrangement, check_counts
 from cpwl.checks.findings import Finding, Log, Tolerances
-from cpwl.domain.domain import Domain
+from cpwl.domain import Domain
 from cpwl.errors import PartitionError
-from cpwl.geometry.measure import magnitude
 from cpwl.partition import Partition
 
 _DEFAULTS = Tolerances()

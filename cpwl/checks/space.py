@@ -15,16 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import Ragged, prefix, take_rows
+from cpwl.arrays import Floats, Ints, Ragged, prefix, take_rows
 from cpwl.checks.findings import SMALLEST, Log, Tolerances
 from cpwl.checks.plane import check_sides, rounding, set_bits
-from cpwl.domain.corners import face_lattice
+from cpwl.domain import face_lattice
 from cpwl.geometry import flatness_kernels as kernels
-from cpwl.geometry.measure import half_spaces, levels, measures, normals
+from cpwl.geometry import half_spaces, levels, measures, normals
 from cpwl.partition import Partition
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 _ITEMS_AT_ONCE = 1 << 20
 _FACETS_AT_ONCE = 1 << 16

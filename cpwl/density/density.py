@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cpwl.affine import evaluate
+from cpwl.arrays import Floats, Ints
 from cpwl.density.latents import (
     Gaussian,
     Uniform,
@@ -19,13 +20,11 @@ from cpwl.density.latents import (
     uniform_in_cells,
 )
 from cpwl.density.overlaps import Overlap, overlap
-from cpwl.descriptors.spectra import Spectrum, image_volumes, local_scaling, spectrum, volumes
-from cpwl.dual.location import locate
+from cpwl.descriptors import Spectrum, image_volumes, local_scaling, spectrum, volumes
+from cpwl.dual import locate
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +57,8 @@ class Entropy:
     regular: float
     error: float
     latent: float
-    conditional: Array
-    mass: Array
+    conditional: Floats
+    mass: Floats
     squeezed: float
     overlap: Overlap
 
@@ -99,9 +98,9 @@ class ImageSample:
         Share of the domain's volume in cells that were left out for their rank below P.
     """
 
-    points: Array
-    cells: NDArray[np.int64]
-    outputs: Array
+    points: Floats
+    cells: Ints
+    outputs: Floats
     rho: float
     excluded: float
 
@@ -112,7 +111,7 @@ def log_density(
     latent: Uniform | Gaussian | None = None,
     *,
     source: Spectrum | None = None,
-) -> Array:
+) -> Floats:
     """Return the log density of the output on the cells' images, or at the images of points.
 
     Parameters
@@ -153,9 +152,7 @@ def log_density(
     return np.where(cells < 0, -np.inf, prior - loss[cells])
 
 
-def entropy_difference(
-    source: Partition | Spectrum, first: ArrayLike, second: ArrayLike
-) -> NDArray[np.float64]:
+def entropy_difference(source: Partition | Spectrum, first: ArrayLike, second: ArrayLike) -> Floats:
     """Return psi[first] - psi[second]: by how much the output is more spread out on one cell.
 
     The difference of minus the log density, and of the conditional entropies of two sets of equal

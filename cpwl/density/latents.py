@@ -8,17 +8,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cpwl.arrays import Floats, Ints, magnitude
 from cpwl.density.quadrature import integrate_gaussian, simplex_volumes
-from cpwl.descriptors.spectra import volumes
-from cpwl.domain.domain import Slice
-from cpwl.geometry.measure import magnitude, triangulate
+from cpwl.descriptors import volumes
+from cpwl.domain import Slice
+from cpwl.geometry import triangulate
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
 
 _AT_ONCE = 1024  # cells that are cut into simplices, of which a cell in 6-D has hundreds
 
@@ -44,8 +43,8 @@ class Gaussian:
         Shapes that do not fit, or a covariance that is not positive definite.
     """
 
-    mean: Array
-    covariance: Array
+    mean: Floats
+    covariance: Floats
 
     def __post_init__(self) -> None:
         mean = np.atleast_1d(np.asarray(self.mean, np.float64))
@@ -87,8 +86,8 @@ class Masses:
         comparing two rules on every simplex; 0 for the uniform, where nothing is integrated.
     """
 
-    mass: Array
-    entropy: Array
+    mass: Floats
+    entropy: Floats
     total: float
     error: float
 
@@ -131,7 +130,7 @@ def cell_masses(
     return Masses(raw / total, log_or_minus_inf(raw) - mean_log, total, float(error.sum()) / total)
 
 
-def log_prior(partition: Partition, s: Array, latent: Uniform | Gaussian | None = None) -> Array:
+def log_prior(partition: Partition, s: Floats, latent: Uniform | Gaussian | None = None) -> Floats:
     """Return the latent's log density at slice coordinates (n, P) inside the domain, (n,)."""
     if not isinstance(latent, Gaussian):
         return np.full(len(s), -math.log(partition.domain.volume))
@@ -145,9 +144,7 @@ def log_prior(partition: Partition, s: Array, latent: Uniform | Gaussian | None 
     return -square / 2 - scale
 
 
-def uniform_in_cells(
-    partition: Partition, cells: NDArray[np.int64], generator: np.random.Generator
-) -> Array:
+def uniform_in_cells(partition: Partition, cells: Ints, generator: np.random.Generator) -> Floats:
     """Return a uniformly distributed point (n, P) of every cell (n,) in a list."""
     dim, exponent = partition.dim, magnitude(partition.points)
     bary = np.diff(np.sort(generator.random((len(cells), dim)), axis=1), prepend=0, append=1)
@@ -185,7 +182,7 @@ def require_dimension(partition: Partition, latent: Gaussian) -> None:
         )
 
 
-def _whitened(latent: Gaussian, s: Array) -> Array:
+def _whitened(latent: Gaussian, s: Floats) -> Floats:
     """Return coordinates (..., P) in which the Gaussian is standard normal."""
     return (s - latent.mean) @ np.linalg.inv(np.linalg.cholesky(latent.covariance)).T
 
@@ -195,6 +192,6 @@ def _log_scale(latent: Gaussian) -> float:
     return float(np.log(np.diagonal(np.linalg.cholesky(latent.covariance))).sum())
 
 
-def log_or_minus_inf(values: Array) -> Array:
+def log_or_minus_inf(values: Floats) -> Floats:
     """Return the logarithm, -inf at 0 without a warning."""
     return np.log(values, out=np.full(len(values), -np.inf), where=values > 0)

@@ -10,12 +10,12 @@ import shapely
 from numpy.typing import NDArray
 
 from cpwl.affine import columns_and_offsets, evaluate, num_outputs
-from cpwl.descriptors.spectra import frames
+from cpwl.arrays import Floats, Ints
+from cpwl.descriptors import frames
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
 
 # A plane is located to eps times the condition number of its cell's map, times this.
 _ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
@@ -94,7 +94,7 @@ def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
     return Overlap(verdict, cells - len(full), reason, tolerance)
 
 
-def _planes(partition: Partition, outputs: int) -> tuple[Array, Array, NDArray[np.int8]]:
+def _planes(partition: Partition, outputs: int) -> tuple[Floats, Floats, NDArray[np.int8]]:
     """Return per cell: keys (C, 4), relative slack (C,), orientation (C,) or 0 where squeezed.
 
     Keys 0 and 1 are random projections of the image's plane (its direction, its position), keys 2
@@ -162,7 +162,7 @@ def _same_dimension(
 
 
 def _between_planes(
-    partition: Partition, full: NDArray[np.int64], keys: Array, slack: Array, tolerance: float
+    partition: Partition, full: Ints, keys: Floats, slack: Floats, tolerance: float
 ) -> tuple[str, str]:
     """Decide D > P, for the cells of full rank, whose keys and slack are given."""
     vague = int((slack > 1e-4).sum())
@@ -194,7 +194,7 @@ def _between_planes(
     return "none", "no two cells' images overlap in a common plane"
 
 
-def _clusters(group: NDArray[np.int64], values: Array, width: Array) -> NDArray[np.int64]:
+def _clusters(group: Ints, values: Floats, width: Floats) -> Ints:
     """Split groups where sorted values are further apart than their widths."""
     order = np.lexsort((values, group))
     gap = np.diff(values[order]) > width[order][1:] + width[order][:-1]
@@ -204,7 +204,7 @@ def _clusters(group: NDArray[np.int64], values: Array, width: Array) -> NDArray[
     return result
 
 
-def _shared_volume(partition: Partition, cells: NDArray[np.int64]) -> tuple[float, float]:
+def _shared_volume(partition: Partition, cells: Ints) -> tuple[float, float]:
     """Return the volume that images in one plane cover more than once, and their sum."""
     (_, columns), *_ = columns_and_offsets(partition, cells[:1])
     frame, *_ = frames(columns)
@@ -223,7 +223,7 @@ def _shared_volume(partition: Partition, cells: NDArray[np.int64]) -> tuple[floa
     return total - float(shapely.area(shapely.union_all(shapes))), total
 
 
-def boundary_loop(partition: Partition) -> NDArray[np.int64]:
+def boundary_loop(partition: Partition) -> Ints:
     """Return the ids of the points on the domain's boundary, anticlockwise (P = 2)."""
     outer = np.flatnonzero((partition.facet_cells < 0).any(axis=1))
     ends = partition.facet_points[outer].astype(np.int64)
@@ -239,7 +239,7 @@ def boundary_loop(partition: Partition) -> NDArray[np.int64]:
     return loop
 
 
-def _winding(loop: Array, point: shapely.Point) -> int:
+def _winding(loop: Floats, point: shapely.Point) -> int:
     """Return how often a closed loop (n, 2) turns around a point."""
     arms = loop - np.array([point.x, point.y])
     following = np.roll(arms, -1, axis=0)

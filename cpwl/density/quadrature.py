@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats
 
 _CHUNK = 1 << 14
 _DEEPEST = 24
@@ -15,7 +14,7 @@ _DEEPEST = 24
 _FLOOR = 1e-25
 
 
-def integrate_gaussian(simplices: Array, tolerance: float) -> Array:
+def integrate_gaussian(simplices: Floats, tolerance: float) -> Floats:
     """Integrate phi and phi log phi of the standard normal over simplices, adaptively.
 
     Parameters
@@ -50,7 +49,7 @@ def integrate_gaussian(simplices: Array, tolerance: float) -> Array:
     return result
 
 
-def simplex_volumes(simplices: Array) -> Array:
+def simplex_volumes(simplices: Floats) -> Floats:
     """Return the lengths, areas or volumes (T,) of simplices (T, P + 1, P)."""
     edges = simplices[:, 1:] - simplices[:, :1]
     if edges.shape[2] == 1:
@@ -60,7 +59,7 @@ def simplex_volumes(simplices: Array) -> Array:
     return np.abs(edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0]) / 2
 
 
-def _rule(n: int, dim: int) -> tuple[Array, Array]:
+def _rule(n: int, dim: int) -> tuple[Floats, Floats]:
     """Return barycentric nodes (Q, dim + 1) and weights (Q,) that sum to 1."""
     x, w = np.polynomial.legendre.leggauss(n)
     x, w = (x + 1) / 2, w / 2
@@ -72,7 +71,7 @@ def _rule(n: int, dim: int) -> tuple[Array, Array]:
     return nodes, 2 * np.outer(w * x, w).ravel()
 
 
-def _apply(rule: tuple[Array, Array], simplices: Array) -> Array:
+def _apply(rule: tuple[Floats, Floats], simplices: Floats) -> Floats:
     """Return the rule's integrals (T, 2) of phi and phi log phi."""
     nodes, weights = rule
     dim = simplices.shape[2]
@@ -83,7 +82,7 @@ def _apply(rule: tuple[Array, Array], simplices: Array) -> Array:
     return size[:, None] * np.stack([phi @ weights, (phi * log_phi) @ weights], axis=1)
 
 
-def _split(simplices: Array) -> Array:
+def _split(simplices: Floats) -> Floats:
     """Halve intervals at their middle, quarter triangles at the middles of their sides."""
     a, b = simplices[:, 0], simplices[:, 1]
     if simplices.shape[2] == 1:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cpwl.affine import cell_indices, columns_and_offsets, num_outputs, require_complete
-from cpwl.domain.shapes import cross_polytope
-from cpwl.geometry.measure import Measures, levels, magnitude, measures
-from cpwl.storage import require_network
+from cpwl.affine import columns_and_offsets, num_outputs
+from cpwl.arrays import Floats, Ints
+from cpwl.descriptors.small_matrices import norms, two_singular_values
+from cpwl.partition import cell_indices, require_network
 
 if TYPE_CHECKING:
-    from cpwl.network.network import Network
     from cpwl.partition import Partition
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +35,14 @@ class Spectrum:
         The number of those coordinates, P or E.
     """
 
-    singular_values: Array
-    rank: NDArray[np.int64]
+    singular_values: Floats
+    rank: Ints
     tolerance: float
     wrt: str
     directions: int
 
     @property
-    def dropped(self) -> NDArray[np.int64]:
+    def dropped(self) -> Ints:
         """How many singular values of each cell were decided to be zero, (C,)."""
         return self.singular_values.shape[1] - self.rank
 
@@ -103,14 +100,14 @@ def spectrum(
 
 def rank(
     source: Partition | Spectrum, *, wrt: str = "slice", tolerance: float | None = None
-) -> NDArray[np.int64]:
+) -> Ints:
     """Return the rank of each cell's map, (C,) int64, as `spectrum` decides it."""
     return _spectrum(source, wrt, tolerance).rank
 
 
 def local_scaling(
     source: Partition | Spectrum, *, wrt: str = "slice", tolerance: float | None = None
-) -> Array:
+) -> Floats:
     """Return psi = sum of log sigma_i over the non-zero singular values, (C,).
 
     Parameters
@@ -131,7 +128,7 @@ def local_scaling(
 
 def local_rank(
     source: Partition | Spectrum, *, wrt: str = "slice", tolerance: float | None = None
-) -> Array:
+) -> Floats:
     """Return nu = exp(-sum alpha_i log alpha_i), alpha_i = sigma_i / sum sigma + 1e-30, (C,).
 
     Between 1 and the rank; 0 for a constant map, where the alpha_i do not exist. Arguments as for
@@ -146,7 +143,7 @@ def local_rank(
 
 def condition_number(
     source: Partition | Spectrum, *, wrt: str = "slice", tolerance: float | None = None
-) -> Array:
+) -> Floats:
     """Return sigma_1 / sigma_k, (C,); inf where a singular value is zero.
 
     Arguments as for `local_scaling`. A map with fewer outputs than coordinates is measured by its
@@ -159,165 +156,16 @@ def condition_number(
     return np.where(full, ratio, np.inf)
 
 
-def volumes(partition: Partition) -> Array:
-    """Return the length, area or volume of every cell in slice coordinates, (C,).
-
-    Summed from terms of one sign whose coordinates are differences from a vertex of the cell
-    itself, so that a small cell far from the origin loses nothing to cancellation. Needs no
-    network. Cost: every face of any dimension is measured once.
-    """
-    exponent = magnitude(partition.points)
-    minors = _cells(partition, exponent).minors[:, 0]
-    with np.errstate(over="ignore", under="ignore"):  # 0 or inf where float64 has no such number
-        return np.ldexp(np.abs(minors), partition.dim * exponent)
-
-
-def centroids(partition: Partition) -> Array:
-    """Return the centre of mass of every cell in slice coordinates, (C, P).
-
-    Exact up to rounding, and inside the cell; needs no network. Cost: as for `volumes`.
-    """
-    exponent = magnitude(partition.points)
-    return np.ldexp(_cells(partition, exponent).centroid, exponent)
-
-
-def _cells(partition: Partition, exponent: int) -> Measures:
-    """Return the measures of the cells with coordinates divided by 2^exponent."""
-    *_, last = measures(np.ldexp(partition.points, -exponent), levels(partition))
-    return last
-
-
-def image_volumes(
-    partition: Partition, source: Spectrum | None = None, *, tolerance: float | None = None
-) -> Array:
-    """Return the P-dimensional volume of each cell's image, volume * exp(psi), (C,).
-
-    Parameters
-    ----------
-    partition : Partition
-        With its network, unless `source` is given.
-    source : Spectrum, optional
-        `spectrum(partition)` with respect to the slice.
-    tolerance : float, optional
-        As for `spectrum`.
-
-    Notes
-    -----
-    0 where the rank is below P: such a cell is squeezed into fewer dimensions, although its psi,
-    a sum over the non-zero singular values, is finite.
-    """
-    given = spectrum(partition, tolerance=tolerance) if source is None else source
-    _require_slice(partition, given)
-    scale = np.where(given.rank == partition.dim, np.exp(local_scaling(given)), 0.0)
-    return volumes(partition) * scale
-
-
-def local_complexity(
-    network: Network, z: Any, radius: float, basis: Any, *, memory: int = 2 * 2**30
-) -> int:
-    """Return delta: the exact number of cells that meet V_z = {x : ||B (x - z)||_1 < radius}.
-
-    Parameters
-    ----------
-    network : Network
-        Captured network.
-    z : array_like, (*latent,)
-        The latent in the middle.
-    radius : float
-        In units of the latent space; of any size.
-    basis : array_like, (P, *latent), P = 1 to 6
-        Orthonormal rows B.
-    memory : int, default 2 GiB
-        Bytes that enumerating the cells may take.
-
-    Raises
-    ------
-    PartitionError
-        `memory` does not suffice for all cells.
-
-    Notes
-    -----
-    Enumerates the partition of V_z (`cpwl.subdivide`); the cost is that of its cells.
-    """
-    from cpwl.partition import subdivide
-
-    domain = cross_polytope(z, radius, basis)
-    partition = subdivide(network, domain, memory=memory, progress=False)
-    require_complete(partition)
-    return partition.num_cells
-
-
-def _singular_values(columns: Array) -> Array:
+def _singular_values(columns: Floats) -> Floats:
     """Return the singular values (n, k), descending, of maps given by columns (p, n, D)."""
     if len(columns) == 1:
-        return _norms(columns[0])[:, None]
+        return norms(columns[0])[:, None]
     if len(columns) == 2 and columns.shape[2] >= 2:
-        return _two_singular_values(columns[0], columns[1])
+        return two_singular_values(columns[0], columns[1])
     return np.linalg.svd(columns.transpose(1, 2, 0), compute_uv=False).astype(np.float64)
 
 
-def _two_singular_values(a: Array, b: Array) -> Array:
-    """Return the singular values (n, 2) of maps with columns a and b (n, D).
-
-    Those of the triangle (r11, r12; 0, r22) in closed form without squaring its condition:
-    sigma_1 + sigma_2 and sigma_1 - sigma_2 are the lengths of (r11 + r22, r12) and
-    (r11 - r22, r12), and sigma_1 sigma_2 = r11 r22.
-    """
-    _, triangle = orthonormal_columns(np.stack([a, b]))
-    r11, r12, r22 = triangle[:, 0, 0], triangle[:, 0, 1], triangle[:, 1, 1]
-    first = (np.hypot(r11 + r22, r12) + np.hypot(r11 - r22, r12)) / 2
-    second = r22 * (r11 / np.where(first > 0, first, 1.0))
-    return np.stack([first, second], axis=1)
-
-
-def frames(columns: Array) -> tuple[Array, Array, Array]:
-    """Return orthonormal frames (P, n, D) of maps (P, n, D), their least and largest stretch (n,).
-
-    Up to a factor sqrt(2) for P = 2. The frame is complete where the map has full rank.
-    """
-    if len(columns) > 2:
-        left, values, _ = np.linalg.svd(columns.transpose(1, 2, 0), full_matrices=False)
-        return left.transpose(2, 0, 1), values[:, -1], values[:, 0]
-    frame, triangle = orthonormal_columns(columns)
-    least = np.abs(np.diagonal(triangle, axis1=1, axis2=2)).min(axis=1)
-    return frame, least, np.abs(triangle).max(axis=(1, 2))
-
-
-def orthonormal_columns(columns: Array) -> tuple[Array, Array]:
-    """Factor maps with P <= 2 columns (P, n, D) into frames (P, n, D) and triangles (n, P, P).
-
-    Column-pivoted QR by modified Gram-Schmidt, whose triangle is backward stable (Bjorck 1967),
-    vectorised over the maps; numpy.linalg.qr and svd spend 5 to 20 microseconds a map on calls.
-    The frame of a zero column is zero.
-    """
-    norms = np.stack([_norms(column) for column in columns])
-    triangle = np.zeros((columns.shape[1], len(columns), len(columns)))
-    frame = np.zeros_like(columns)
-    if len(columns) == 1:
-        triangle[:, 0, 0] = norms[0]
-        frame[0] = columns[0] / np.where(norms[0] > 0, norms[0], 1.0)[:, None]
-        return frame, triangle
-    swap = (norms[1] > norms[0])[:, None]
-    large, small = np.where(swap, columns[1], columns[0]), np.where(swap, columns[0], columns[1])
-    triangle[:, 0, 0] = r11 = norms.max(axis=0)
-    frame[0] = large / np.where(r11 > 0, r11, 1.0)[:, None]
-    triangle[:, 0, 1] = r12 = np.einsum("nd,nd->n", frame[0], small)
-    rest = small - r12[:, None] * frame[0]
-    # a second pass keeps the second direction orthogonal where the first one cancels
-    rest -= np.einsum("nd,nd->n", frame[0], rest)[:, None] * frame[0]
-    triangle[:, 1, 1] = r22 = _norms(rest)
-    frame[1] = rest / np.where(r22 > 0, r22, 1.0)[:, None]
-    return frame, triangle
-
-
-def _norms(rows: Array) -> Array:
-    """Return the Euclidean lengths of rows (n, D) without overflow or underflow."""
-    scale = np.abs(rows).max(axis=1, initial=0.0)
-    scale = np.where(scale > 0, scale, 1.0)
-    return scale * np.sqrt(np.square(rows / scale[:, None]).sum(axis=1))
-
-
-def _kept(given: Spectrum, fill: float) -> Array:
+def _kept(given: Spectrum, fill: float) -> Floats:
     """Return the singular values with `fill` in the place of those decided to be zero."""
     order = np.arange(given.singular_values.shape[1])
     return np.where(order < given.rank[:, None], given.singular_values, fill)
@@ -330,7 +178,7 @@ def _spectrum(source: Partition | Spectrum, wrt: str, tolerance: float | None) -
     return spectrum(source, wrt=wrt, tolerance=tolerance)
 
 
-def _require_slice(partition: Partition, given: Spectrum) -> None:
+def require_slice(partition: Partition, given: Spectrum) -> None:
     """Raise unless the spectrum is that of this partition's cells in slice coordinates."""
     if given.wrt != "slice" or len(given.rank) != partition.num_cells:
         raise ValueError(

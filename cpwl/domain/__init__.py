@@ -1,0 +1,22 @@
+"""Bounded convex domains, exactly.
+
+Numbers, bounds, corners or half-spaces of a caller go in; a `Domain` on a `Slice` of the latent
+space comes out, its faces found in rational arithmetic. Imports only arrays and errors.
+"""
+
+from cpwl.domain.corners import face_lattice
+from cpwl.domain.domain import MAX_DIM, Domain, Slice
+from cpwl.domain.shapes import box, cross_polytope, polygon, polytope, segment, simplex
+
+__all__ = [
+    "MAX_DIM",
+    "Domain",
+    "Slice",
+    "box",
+    "cross_polytope",
+    "face_lattice",
+    "polygon",
+    "polytope",
+    "segment",
+    "simplex",
+]

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats
 
 MAX_DIM = 6
 
 
-def floats(values: Any, name: str) -> Array:
+def floats(values: Any, name: str) -> Floats:
     """Copy to a read-only float64 array; refuse what is not real and finite."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
@@ -38,7 +37,7 @@ def floats(values: Any, name: str) -> Array:
     return array
 
 
-def bounds(lo: Any, hi: Any) -> tuple[Array, Array]:
+def bounds(lo: Any, hi: Any) -> tuple[Floats, Floats]:
     """Return lo and hi as vectors of one length with lo < hi."""
     low, high = np.atleast_1d(floats(lo, "lo")), np.atleast_1d(floats(hi, "hi"))
     if low.ndim != 1 or low.shape != high.shape or len(low) == 0:
@@ -54,7 +53,7 @@ def bounds(lo: Any, hi: Any) -> tuple[Array, Array]:
     return low, high
 
 
-def half_spaces(A: Any, b: Any) -> tuple[Array, Array]:
+def half_spaces(A: Any, b: Any) -> tuple[Floats, Floats]:
     """Return the matrix (m, P) and the vector (m,) of A s <= b."""
     normals, limits = floats(A, "A"), floats(b, "b")
     if normals.ndim != 2 or normals.size == 0 or limits.shape != normals.shape[:1]:

@@ -7,7 +7,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from cpwl.domain.corners import Array, Point, Points, exact
+from cpwl.arrays import Floats
+from cpwl.domain.corners import Point, Points, exact
 
 
 def _doubled_area(points: Points) -> Fraction:
@@ -24,7 +25,7 @@ def anticlockwise(corners: Points) -> Points:
     return first, *lower, last, *reversed(upper)
 
 
-def convex_loop(corners: Array) -> Array:
+def convex_loop(corners: Floats) -> Floats:
     """Return the strictly convex anticlockwise loop of these corners, or raise."""
     distinct = len(np.unique(corners, axis=0))
     if distinct < 3:
@@ -69,7 +70,7 @@ def _turn(a: Point, b: Point, c: Point) -> Fraction:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _drop_flat_corners(points: Points, corners: Array) -> tuple[Points, Array]:
+def _drop_flat_corners(points: Points, corners: Floats) -> tuple[Points, Floats]:
     """Drop corners on a side, and corners that rounding alone has pushed inside one.
 
     A corner that is exactly convex always stays. One that is meant to lie on a side, like the

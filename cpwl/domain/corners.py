@@ -9,23 +9,21 @@ from itertools import chain, pairwise
 
 import numpy as np
 from flint import fmpz, fmpz_mat
-from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import Ragged, prefix
+from cpwl.arrays import Floats, Ragged, prefix
 from cpwl.domain.double_description import Row, extreme_rays, independent, whole
 
-Array = NDArray[np.float64]
 Point = tuple[Fraction, ...]
 Points = tuple[Point, ...]
 Sides = tuple[tuple[int, ...], ...]
 
 
-def exact(points: Array) -> Points:
+def exact(points: Floats) -> Points:
     """Return float64 points as the rational points that they are."""
     return tuple(tuple(Fraction(x) for x in point) for point in points.tolist())
 
 
-def rounded(points: Points) -> Array:
+def rounded(points: Points) -> Floats:
     """Return the nearest float64 points, read-only."""
     try:
         out = np.array([[float(x) for x in point] for point in points])
@@ -38,7 +36,7 @@ def rounded(points: Points) -> Array:
     return out
 
 
-def cut(normals: Array, limits: Array) -> tuple[Points, Sides]:
+def cut(normals: Floats, limits: Floats) -> tuple[Points, Sides]:
     """Return the corners, ascending, and the sides of {s : normals s <= limits}, or raise.
 
     Parameters

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from cpwl.arrays import Floats
 from cpwl.domain.arguments import MAX_DIM as MAX_DIM
-from cpwl.domain.arguments import Array, bounds, check_dim, floats, half_spaces, listed
+from cpwl.domain.arguments import bounds, check_dim, floats, half_spaces, listed
 from cpwl.domain.convex_loop import anticlockwise, convex_loop
 from cpwl.domain.corners import Points, Sides, cut, exact, hull, rounded, volume
 
@@ -34,9 +35,9 @@ class Slice:
         Shapes that do not fit, NaN or inf, or linearly dependent rows.
     """
 
-    origin: Array
-    basis: Array
-    anchors: Array | None = None
+    origin: Floats
+    basis: Floats
+    anchors: Floats | None = None
 
     def __post_init__(self) -> None:
         origin = floats(self.origin, "origin")
@@ -96,7 +97,7 @@ class Slice:
         edges = [(z - latents[0]).ravel() for z in latents[1:]]
         # the rounding error of a projection is a few eps of the projected vector's length
         tolerance = 64 * np.finfo(np.float64).eps * math.sqrt(max(1, latents[0].size))
-        rows: list[Array] = []
+        rows: list[Floats] = []
         anchors = np.zeros((len(latents), len(edges)))
         for i, edge in enumerate(edges):
             rest = edge.copy()
@@ -127,7 +128,7 @@ class Slice:
         """Shape of one latent, without a batch axis."""
         return self.origin.shape
 
-    def embed(self, s: Any) -> Array:
+    def embed(self, s: Any) -> Floats:
         """Return the latents (N, *latent) at slice coordinates s (N, P)."""
         s = floats(s, "slice coordinates")
         if s.ndim != 2 or s.shape[1] != self.dim:
@@ -137,7 +138,7 @@ class Slice:
             )
         return self.origin + np.tensordot(s, self.basis, axes=1)
 
-    def project(self, z: Any) -> Array:
+    def project(self, z: Any) -> Floats:
         """Return the slice coordinates (N, P) of the points nearest to latents (N, *latent)."""
         z = floats(z, "latents")
         if z.shape[1:] != self.latent_shape or z.ndim != self.origin.ndim + 1:
@@ -235,7 +236,7 @@ class Domain:
         that is not convex.
     """
 
-    corners: Array
+    corners: Floats
     slice: Slice
     exact_corners: Points = ()
     sides: Sides = ()

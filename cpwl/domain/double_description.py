@@ -11,6 +11,8 @@ import numpy as np
 from flint import fmpq_mat, fmpz_mat
 from numpy.typing import NDArray
 
+from cpwl.arrays import unpack
+
 Row = tuple[int, ...]
 
 _PAIRS = 1 << 18  # looked at together: 2 MiB for every 64 rows
@@ -75,8 +77,7 @@ def extreme_rays(rows: Sequence[Row]) -> Rays:
         masks = np.array([*masks[kept], *new_masks], np.uint64).reshape(-1, words)
         if not rays:
             break
-    bits = np.unpackbits(masks.astype("<u8").view(np.uint8), axis=1, bitorder="little")
-    return Rays(rays, bits[:, : len(rows)].astype(np.bool_))
+    return Rays(rays, unpack(masks)[:, : len(rows)])
 
 
 def _adjacent(

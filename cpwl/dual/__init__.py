@@ -1,0 +1,10 @@
+"""Cells as a graph, and the cell of a latent.
+
+A `Partition` goes in; its adjacency, its regions of one affine map, and the cells of given points
+come out. Imports the affine maps and everything below.
+"""
+
+from cpwl.dual.graph import adjacency, regions
+from cpwl.dual.location import locate
+
+__all__ = ["adjacency", "locate", "regions"]

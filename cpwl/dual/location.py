@@ -2,129 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 import shapely
 import torch
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 
-from cpwl.affine import columns_and_offsets, num_outputs
-from cpwl.dual.walking import walk
-from cpwl.export import polygons
-from cpwl.geometry.measure import half_spaces
+from cpwl.arrays import Floats, Ints, magnitude
+from cpwl.dual.graph import hash_columns
+from cpwl.geometry import half_spaces, levels, measures, normals, polygons
 
 if TYPE_CHECKING:
-    from cpwl.domain.domain import Domain
-    from cpwl.network.network import Network
+    from cpwl.domain import Domain
+    from cpwl.network import Network
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
 
-# With more outputs than this, jumps are measured in as many random projections of the outputs:
-# all of them lose a jump by a factor 1e-9 with probability below 1e-70.
-_PROJECTIONS = 8
 _BYTES = 64 * 2**20
 
 
-def adjacency(partition: Partition) -> nx.Graph:
-    """Return the graph of the cells that share a facet.
-
-    Returns
-    -------
-    networkx.Graph
-        Nodes 0..C-1 are cells. An edge has the attributes `unit`, the unit that switches there,
-        and `facet`, the facet's index (the last one, where two cells share several in one plane).
-        Needs no network.
-    """
-    inner = np.flatnonzero((partition.facet_cells >= 0).all(axis=1))
-    graph = nx.Graph()
-    graph.add_nodes_from(range(partition.num_cells))
-    ends = partition.facet_cells[inner].tolist()
-    units, facets = partition.facet_unit[inner].tolist(), inner.tolist()
-    graph.add_edges_from(
-        (a, b, {"unit": unit, "facet": facet})
-        for (a, b), unit, facet in zip(ends, units, facets, strict=True)
-    )
-    return graph
-
-
-@dataclass(frozen=True, eq=False)
-class Regions:
-    """Connected sets of cells on which G is one affine map.
-
-    Parameters
-    ----------
-    index : (C,) int64 ndarray
-        Region of each cell, numbered by the lowest cell in them.
-    count : int
-        The number of regions.
-    tolerance : float
-        Neighbouring maps that differ by at most this share of the larger one coincide.
-    merged, kept : float
-        The largest difference that was taken as none, and the smallest that was not (0 and inf
-        where there is no such facet). A wide gap between them says that the tolerance did not
-        matter.
-    """
-
-    index: NDArray[np.int64]
-    count: int
-    tolerance: float
-    merged: float
-    kept: float
-
-
-def regions(partition: Partition, *, tolerance: float = 1e-10) -> Regions:
-    """Merge the cells whose neighbours carry the same affine map.
-
-    Parameters
-    ----------
-    partition : Partition
-        With its network.
-    tolerance : float
-        See `Regions`. Where a unit is switched off downstream the two maps agree to the last bit;
-        where several units cancel they agree to rounding, about 1e-15 times the depth.
-
-    Notes
-    -----
-    G is continuous, so the maps of two neighbours agree on their facet and differ by a rank-one
-    jump; comparing A alone suffices. One pass over the maps.
-    """
-    outputs = num_outputs(partition)
-    count = partition.num_cells
-    width = min(outputs, _PROJECTIONS)
-    project = np.eye(outputs)
-    if outputs > width:
-        # fixed, so that the same partition always gets the same regions
-        project = np.random.default_rng(7).standard_normal((outputs, width)) / np.sqrt(width)
-    maps = np.empty((count, width, partition.dim))
-    start = 0
-    for base, columns in columns_and_offsets(partition):
-        stop = start + len(base)
-        maps[start:stop] = np.moveaxis(columns @ project, 0, 2)
-        start = stop
-    inner = (partition.facet_cells >= 0).all(axis=1)
-    a, b = partition.facet_cells[inner].T
-    size = np.sqrt(np.square(maps).sum(axis=(1, 2)))
-    jump = np.sqrt(np.square(maps[a] - maps[b]).sum(axis=(1, 2)))
-    larger = np.maximum(size[a], size[b])
-    relative = jump / np.where(larger > 0, larger, 1.0)
-    same = relative <= tolerance
-    links = coo_array((np.ones(int(same.sum()), np.int8), (a[same], b[same])), shape=(count, count))
-    found, labels = connected_components(links, directed=False)
-    _, first, index = np.unique(labels, return_index=True, return_inverse=True)
-    index = np.argsort(np.argsort(first))[index]
-    merged, kept = relative[same].max(initial=0.0), relative[~same].min(initial=np.inf)
-    return Regions(index, int(found), tolerance, float(merged), float(kept))
-
-
-def locate(
-    partition: Partition, points: ArrayLike, *, tolerance: float = 1e-12
-) -> NDArray[np.int64]:
+def locate(partition: Partition, points: ArrayLike, *, tolerance: float = 1e-12) -> Ints:
     """Return the cell that holds each point.
 
     Parameters
@@ -169,7 +69,7 @@ def locate(
     return result
 
 
-def _inside(domain: Domain, s: Array, tolerance: float) -> NDArray[np.bool_]:
+def _inside(domain: Domain, s: Floats, tolerance: float) -> NDArray[np.bool_]:
     """Return which points lie in the domain, its boundary included."""
     corners = domain.corners
     slack = tolerance * float(np.abs(corners).max() + np.ptp(corners, axis=0).max())
@@ -178,9 +78,9 @@ def _inside(domain: Domain, s: Array, tolerance: float) -> NDArray[np.bool_]:
     return ~np.any(outside, axis=1)
 
 
-def _by_pattern(partition: Partition, network: Network, s: Array) -> NDArray[np.int64]:
+def _by_pattern(partition: Partition, network: Network, s: Floats) -> Ints:
     """Return the cell whose pattern each point has, -1 where there is none."""
-    keys = _hash(partition.patterns)
+    keys = hash_columns(partition.patterns)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     result = np.full(len(s), -1)
@@ -193,7 +93,7 @@ def _by_pattern(partition: Partition, network: Network, s: Array) -> NDArray[np.
     rows = int(max(1, min(1 << 14, _BYTES // (sample + 1))))
     for start in range(0, len(s), rows):
         patterns = _patterns_at(partition, network, s[start : start + rows])
-        place = np.minimum(np.searchsorted(keys, _hash(patterns)), len(keys) - 1)
+        place = np.minimum(np.searchsorted(keys, hash_columns(patterns)), len(keys) - 1)
         cells = order[place]
         # equal hashes of different patterns are left to the search by position
         found = (partition.patterns[cells] == patterns).all(axis=1)
@@ -201,7 +101,7 @@ def _by_pattern(partition: Partition, network: Network, s: Array) -> NDArray[np.
     return result
 
 
-def _patterns_at(partition: Partition, network: Network, s: Array) -> NDArray[np.uint64]:
+def _patterns_at(partition: Partition, network: Network, s: Floats) -> NDArray[np.uint64]:
     """Return the packed patterns (n, W) at points, in the partition's own bits."""
     z = torch.from_numpy(np.ascontiguousarray(partition.domain.slice.embed(s)))
     bit_unit, base = partition.bit_unit, partition.unit_base
@@ -223,18 +123,7 @@ def _patterns_at(partition: Partition, network: Network, s: Array) -> NDArray[np
     return packed.view("<u8").astype(np.uint64, copy=False)
 
 
-def _hash(patterns: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return one 64-bit key per pattern (splitmix64 over the words)."""
-    key = np.full(len(patterns), 0x9E3779B97F4A7C15, np.uint64)
-    for word in patterns.T:
-        key = (key ^ word) + np.uint64(0x9E3779B97F4A7C15)
-        key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        key ^= key >> np.uint64(31)
-    return key
-
-
-def _by_position(partition: Partition, s: Array) -> NDArray[np.int64]:
+def _by_position(partition: Partition, s: Floats) -> Ints:
     """Return a cell that touches each point (the lowest for P = 2), or the nearest one."""
     if partition.dim > 2:
         return walk(partition, s)
@@ -250,3 +139,55 @@ def _by_position(partition: Partition, s: Array) -> NDArray[np.int64]:
     between = np.flatnonzero(result == partition.num_cells)  # rounding left it in no polygon
     result[between] = tree.nearest(where[between])
     return result
+
+
+def walk(partition: Partition, s: Floats) -> Ints:
+    """Return a cell that touches each of the points (n, P) of the domain, P >= 3.
+
+    From the nearest centroid along the straight line to the point, from cell to cell across the
+    facet through which the line leaves. Cost: one measurement of all facets, then about as many
+    cells for each point as lie between.
+    """
+    exponent = magnitude(partition.points)  # so that no volume overflows
+    s = np.ldexp(s, -exponent)
+    *_, facets, cells = measures(np.ldexp(partition.points, -exponent), levels(partition))
+    outward = normals(facets.minors)
+    first, second = partition.facet_cells.T
+    # from centre to centre: seen from a cell thinner than rounding alone, no side would be certain
+    ahead = np.where(second[:, None] < 0, facets.centroid, cells.centroid[second])
+    outward[np.einsum("fp,fp->f", outward, ahead - cells.centroid[first]) < 0] *= -1
+    _, nearest = KDTree(cells.centroid).query(s)
+    found = np.asarray(nearest, np.int64)
+    _walk(
+        s, cells.centroid, facets.centroid, outward, partition.cell_facet_offsets,
+        partition.cell_facets, partition.facet_cells, found,
+    )  # fmt: skip
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _walk(s, middle, on_facet, outward, offsets, facets, facet_cells, found):
+    """Replace a first guess of every point's cell; normals point away from a facet's first cell."""
+    dim = s.shape[1]
+    for i in range(len(s)):
+        cell = found[i]
+        origin = middle[cell]
+        furthest = 0.0
+        for _ in range(len(middle)):
+            leave, across = np.inf, -1
+            for j in range(offsets[cell], offsets[cell + 1]):
+                facet = facets[j]
+                turn = 1.0 if facet_cells[facet, 0] == cell else -1.0
+                rate, distance = 0.0, 0.0
+                for axis in range(dim):
+                    rate += turn * outward[facet, axis] * (s[i, axis] - origin[axis])
+                    distance += turn * outward[facet, axis] * (on_facet[facet, axis] - origin[axis])
+                if rate > 0 and distance < leave * rate:
+                    leave, across = distance / rate, facet
+            if leave > furthest:
+                furthest, found[i] = leave, cell
+            if leave >= 1:
+                break
+            cell = facet_cells[across, 0] + facet_cells[across, 1] - cell
+            if cell < 0:  # out of the domain by rounding
+                break

@@ -1,0 +1,10 @@
+"""Enumeration of cells; the only package that cuts anything.
+
+A `Network` and a `Domain` go in, a `Partition` comes out. `plane` and `space` are two engines
+that share the reading of a stage, its bounds and rational arithmetic. Imports nothing of checks
+or proof.
+"""
+
+from cpwl.engine.enumeration import subdivide
+
+__all__ = ["subdivide"]

@@ -17,16 +17,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cpwl.domain.domain import Slice
-from cpwl.network.network import Network
-from cpwl.network.program.max_pooling import Tournament
-from cpwl.network.program.nonlinearities import Extremum, Pointwise, Triangle, largest_slope
-from cpwl.network.program.passes import Analysis
-from cpwl.network.program.program import Ref, Step
-from cpwl.network.program.rounding import gamma
+from cpwl.arrays import Floats
+from cpwl.domain import Slice
+from cpwl.network import Network
+from cpwl.network.program import (
+    Analysis,
+    Extremum,
+    Pointwise,
+    Ref,
+    Step,
+    Tournament,
+    Triangle,
+    gamma,
+    largest_slope,
+)
 
 # For what is rounded in computing the bounds themselves.
 _UP = 1 + 1e-9
@@ -39,9 +45,9 @@ class StageBounds(NamedTuple):
     of the errors that are really met. ``terms`` is the longest sum in that layer.
     """
 
-    slack: NDArray[np.float64]
-    lipschitz: NDArray[np.float64]
-    fresh: NDArray[np.float64]
+    slack: Floats
+    lipschitz: Floats
+    fresh: Floats
     terms: int
 
 
@@ -65,7 +71,7 @@ class Bounds:
         Those of the stages that were asked for.
     """
 
-    def __init__(self, network: Network, slice: Slice, corners: NDArray[np.float64]) -> None:
+    def __init__(self, network: Network, slice: Slice, corners: Floats) -> None:
         self._network = network
         self.slice = slice
         self.margin = 1e-3 * float(np.ptp(corners, axis=0).max())
@@ -109,7 +115,7 @@ class Bounds:
         self.unit_lipschitz[first : first + len(slack)] = lipschitz
         return StageBounds(slack, lipschitz, fresh, terms)
 
-    def give(self, stage: int, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+    def give(self, stage: int, low: Floats, high: Floats) -> None:
         """Take note of the range (n_stage,) of a stage's units over the domain."""
         first = int(self._network.stage_offsets[stage])
         span = slice(first, first + len(low))
@@ -179,14 +185,14 @@ class _Slopes:
     of its Jacobian, and ``jacobian[i]`` is that Jacobian while no unit lies before it.
     """
 
-    def __init__(self, network: Network, basis: NDArray[np.float64]) -> None:
+    def __init__(self, network: Network, basis: Floats) -> None:
         self.network = network
         self.rows: dict[int, Tensor] = {}
         self.norm: dict[int, float] = {}
-        self.jacobian: dict[int, NDArray[np.float64]] = {0: np.ascontiguousarray(basis.T)}
+        self.jacobian: dict[int, Floats] = {0: np.ascontiguousarray(basis.T)}
         self._from_jacobian(0)
 
-    def of_stage(self, stage: int) -> NDArray[np.float64]:
+    def of_stage(self, stage: int) -> Floats:
         """Lipschitz constants of a stage's switching functions, (n_stage,)."""
         program = self.network.program
         found = []

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cpwl.arrays import EPS, Floats, Ints
 from cpwl.engine.bounds import Bounds
-from cpwl.engine.plane.cutting_kernels import EPS
-from cpwl.network.network import Network
-from cpwl.network.program.passes import held_switching
+from cpwl.network import Network
+from cpwl.network.program import held_switching
 
 _BLOCK = 4096
 
@@ -30,12 +30,12 @@ def residual_errors(
     network: Network,
     bounds: Bounds,
     stages: int,
-    points: NDArray[np.float64],
-    error: NDArray[np.float64],
+    points: Floats,
+    error: Floats,
     pieces: NDArray[np.int32],
-    knots: NDArray[np.int64],
-    sides: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    knots: Ints,
+    sides: Floats,
+) -> Floats:
     """Bound the errors of vertices anew.
 
     Parameters
@@ -78,13 +78,13 @@ def _block(
     network: Network,
     bounds: Bounds,
     stages: int,
-    points: NDArray[np.float64],
-    error: NDArray[np.float64],
+    points: Floats,
+    error: Floats,
     pieces: NDArray[np.int32],
-    knots: NDArray[np.int64],
-    sides: NDArray[np.float64],
+    knots: Ints,
+    sides: Floats,
     step: float,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Bound one block; inf where it cannot be done."""
     n, dim = points.shape
     count = int(network.stage_offsets[stages])
@@ -124,10 +124,10 @@ def _block(
 def _breakpoints(
     network: Network,
     stages: int,
-    unit: NDArray[np.int64],
-    at: NDArray[np.float64],
-    within: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    unit: Ints,
+    at: Floats,
+    within: Floats,
+) -> tuple[Floats, NDArray[np.bool_]]:
     """Breakpoint of each unit near a value, and whether no other one can be meant."""
     tables = [network.knots(stage) for stage in range(stages)]
     owner = np.concatenate(

@@ -17,21 +17,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import Ragged, take_rows
+from cpwl.arrays import Floats, Ints, Ragged, take_rows
 
 if TYPE_CHECKING:
-    from cpwl.domain.domain import Domain
+    from cpwl.domain import Domain
     from cpwl.partition import Partition
-
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class Measures(NamedTuple):
     """What is known of the n faces of one dimension k."""
 
-    minors: Array  # (n, C(P, k)) in the order of combinations(range(P), k); either orientation
-    centroid: Array  # (n, P)
+    minors: Floats  # (n, C(P, k)) in the order of combinations(range(P), k); either orientation
+    centroid: Floats  # (n, P)
     apex: NDArray[np.int32]  # (n,) the lowest vertex
 
 
@@ -45,7 +42,7 @@ def levels(partition: Partition) -> tuple[Ragged, ...]:
     return (*partition.skeleton, cells)
 
 
-def measures(points: Array, faces: tuple[Ragged, ...]) -> Iterator[Measures]:
+def measures(points: Floats, faces: tuple[Ragged, ...]) -> Iterator[Measures]:
     """Yield the measures of the faces of dimension 1, 2, ..., of a complex.
 
     Exact up to rounding: all terms of a sum have one sign, and every coordinate is a difference
@@ -65,19 +62,14 @@ def measures(points: Array, faces: tuple[Ragged, ...]) -> Iterator[Measures]:
         below = found
 
 
-def magnitude(points: Array) -> int:
-    """Return the binary exponent of the largest coordinate: 2^-it brings all to at most 1."""
-    return int(np.frexp(np.abs(points).max(initial=0.0))[1])
-
-
-def normals(minors: Array) -> Array:
+def normals(minors: Floats) -> Floats:
     """Turn the minors (n, P) of facets into normal vectors whose length is the facet's volume."""
     dim = minors.shape[1]
     # expanding det [x, facet] along x: combinations(range(P), P - 1) leaves out the last axis first
     return minors[:, ::-1] * np.resize([1.0, -1.0], dim)
 
 
-def half_spaces(domain: Domain) -> tuple[Array, Array]:
+def half_spaces(domain: Domain) -> tuple[Floats, Floats]:
     """Return unit normals (m, P) and offsets (m,) of a domain's sides: normals @ s <= offsets."""
     corners = domain.corners
     found = np.empty((len(domain.sides), domain.dim))
@@ -112,7 +104,7 @@ def triangulate(partition: Partition, cells: Ints) -> tuple[NDArray[np.int32], I
     return np.column_stack([simplices, face.astype(np.int32)]), row
 
 
-def _expansion(dim: int, k: int) -> tuple[Ints, Array]:
+def _expansion(dim: int, k: int) -> tuple[Ints, Floats]:
     """Return how a k x k minor expands along its first row.
 
     For each set S of k axes and each axis S[j]: ``place`` (C(P, k), k, 2) that axis and the index

@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import Ragged, prefix
+from cpwl.arrays import Floats, Ints, Ragged, next_corner, prefix
 
 if TYPE_CHECKING:
-    from cpwl.domain.domain import Domain
+    from cpwl.domain import Domain
     from cpwl.partition import Partition
-
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
 
 
 class Plane(NamedTuple):
     """The closed half-space ``normal @ x >= offset`` of R^3."""
 
-    normal: Array
+    normal: Floats
     offset: float
 
 
@@ -32,11 +29,11 @@ class Polygons(NamedTuple):
     that clipping left. ``facet``: the facet that a polygon is part of; -1 on a cut.
     """
 
-    offsets: Index  # (K + 1,)
-    corners: Array  # (N, 3)
+    offsets: Ints  # (K + 1,)
+    corners: Floats  # (N, 3)
     stroked: NDArray[np.bool_]  # (N,)
-    cell: Index  # (K,)
-    facet: Index  # (K,)
+    cell: Ints  # (K,)
+    facet: Ints  # (K,)
 
 
 def select(polygons: Polygons, keep: NDArray[np.bool_]) -> Polygons:
@@ -56,28 +53,21 @@ def join(parts: list[Polygons]) -> Polygons:
     return Polygons(prefix(sizes), *rest)
 
 
-def middles(offsets: Index, corners: Array) -> Array:
+def middles(offsets: Ints, corners: Floats) -> Floats:
     """Return the mean of the corners of each row, a point inside where the row is convex."""
     return _sums(offsets, corners) / np.diff(offsets)[:, None]
 
 
-def _sums(offsets: Index, values: Array) -> Array:
+def _sums(offsets: Ints, values: Floats) -> Floats:
     """Add up each row; there may be no rows, which reduceat refuses."""
     return np.add.reduceat(values, offsets[:-1]) if len(offsets) > 1 else values[:0]
 
 
-def normals(offsets: Index, corners: Array) -> Array:
+def normals(offsets: Ints, corners: Floats) -> Floats:
     """Return the vector areas of polygons: along the normal, as long as the area."""
     origin = np.repeat(corners[offsets[:-1]], np.diff(offsets), axis=0)
-    following = corners[successors(offsets)]
+    following = corners[next_corner(offsets)]
     return _sums(offsets, np.cross(corners - origin, following - origin)) / 2
-
-
-def successors(offsets: Index) -> Index:
-    """Return the place of each corner's next one in its row."""
-    following = np.arange(1, offsets[-1] + 1)
-    following[offsets[1:] - 1] = offsets[:-1]
-    return following
 
 
 def cells(partition: Partition) -> Polygons:
@@ -88,7 +78,7 @@ def cells(partition: Partition) -> Polygons:
     return _faces(partition.points, rows, facets, owner, cell_middles(partition))
 
 
-def cell_middles(partition: Partition) -> Array:
+def cell_middles(partition: Partition) -> Floats:
     """Return the means of the cells' corners, (C, 3)."""
     return middles(partition.cell_offsets, partition.points[partition.cell_corners])
 
@@ -102,7 +92,7 @@ def hull(domain: Domain) -> Polygons:
     return _faces(domain.corners, rows, every, np.zeros_like(every), middle)
 
 
-def _faces(points: Array, rows: Ragged, facet: Index, cell: Index, inside: Array) -> Polygons:
+def _faces(points: Floats, rows: Ragged, facet: Ints, cell: Ints, inside: Floats) -> Polygons:
     """Return these facets, corner by corner, anticlockwise seen from outside their cells."""
     offsets, corners = rows.offsets, _cyclic(rows.offsets, points[rows.items])
     outwards = middles(offsets, corners)[facet] - inside[cell]
@@ -116,7 +106,7 @@ def _faces(points: Array, rows: Ragged, facet: Index, cell: Index, inside: Array
     return Polygons(starts, corners[taken], stroked, cell, facet)
 
 
-def _cyclic(offsets: Index, corners: Array) -> Array:
+def _cyclic(offsets: Ints, corners: Floats) -> Floats:
     """Return the corners of plane convex polygons in the order of their outlines."""
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     arm = corners - middles(offsets, corners)[row]
@@ -126,14 +116,14 @@ def _cyclic(offsets: Index, corners: Array) -> Array:
     return corners[_by_angle(row, arm, first, upwards)]
 
 
-def _first_largest(offsets: Index, values: Array) -> Index:
+def _first_largest(offsets: Ints, values: Floats) -> Ints:
     """Return where each row has its largest entry."""
     largest = np.maximum.reduceat(values, offsets[:-1])
     hit = np.flatnonzero(values == np.repeat(largest, np.diff(offsets)))
     return hit[np.searchsorted(hit, offsets[:-1])]
 
 
-def _by_angle(row: Index, arm: Array, first: Array, normal: Array) -> Index:
+def _by_angle(row: Ints, arm: Floats, first: Floats, normal: Floats) -> Ints:
     """Sort each row's arms anticlockwise about its normal."""
     second = np.cross(normal, first)
     x = np.einsum("ni,ni->n", arm, first[row]) / np.linalg.norm(first, axis=1)[row]
@@ -146,7 +136,7 @@ def clip(polygons: Polygons, plane: Plane, keep: bool = True) -> Polygons:
     offsets, corners = polygons.offsets, polygons.corners
     height = corners @ plane.normal - plane.offset
     inside = (height >= 0) == keep
-    following = successors(offsets)
+    following = next_corner(offsets)
     enters = inside[following]
     crosses = inside != enters
     # a corner inside is emitted, then the place where the side to the next one crosses
@@ -170,7 +160,7 @@ def section(polygons: Polygons, plane: Plane) -> Polygons:
     not in the half-space.
     """
     height = polygons.corners @ plane.normal - plane.offset
-    following = successors(polygons.offsets)
+    following = next_corner(polygons.offsets)
     # each corner of the section lies on two facets: on one the outline leaves the half-space there
     leaves = (height >= 0) & (height[following] < 0)
     points = _crossings(polygons.corners, following, height, leaves)
@@ -188,7 +178,9 @@ def section(polygons: Polygons, plane: Plane) -> Polygons:
     )
 
 
-def _crossings(corners: Array, following: Index, height: Array, where: NDArray[np.bool_]) -> Array:
+def _crossings(
+    corners: Floats, following: Ints, height: Floats, where: NDArray[np.bool_]
+) -> Floats:
     """Return the points of height 0 on the sides that begin at the chosen corners."""
     after = following[where]
     share = height[where] / (height[where] - height[after])

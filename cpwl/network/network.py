@@ -17,14 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cpwl.arrays import Floats, Ints
 from cpwl.errors import CaptureError, UnsupportedOperationError
-from cpwl.network.capture.lowering import Lowered, Operation, lower
-from cpwl.network.capture.tracing import export, float64_copy, list_graph
-from cpwl.network.capture.verification import verify
-from cpwl.network.program import passes as execution
-from cpwl.network.program.matrices import Matrices, read_matrices
-from cpwl.network.program.nonlinearities import Triangle
-from cpwl.network.program.program import Program, as_batch, peak_values
+from cpwl.network.capture import Lowered, Operation, export, float64_copy, list_graph, lower, verify
+from cpwl.network.program import (
+    Matrices,
+    Program,
+    Triangle,
+    as_batch,
+    error_analysis,
+    passes,
+    peak_values,
+    read_matrices,
+)
 
 __all__ = [
     "CaptureError",
@@ -50,9 +55,9 @@ class Knots(NamedTuple):
         Piece of each unit below its first breakpoint.
     """
 
-    unit: NDArray[np.int64]
-    value: NDArray[np.float64]
-    base: NDArray[np.int64]
+    unit: Ints
+    value: Floats
+    base: Ints
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Network:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     num_units: int
-    stage_offsets: NDArray[np.int64]
+    stage_offsets: Ints
     groups: tuple[UnitGroup, ...] = field(repr=False)
     operations: tuple[Operation, ...] = field(repr=False)
     contests: NDArray[np.int32] = field(repr=False)
@@ -147,7 +152,7 @@ class Network:
         exported = export(copied, shape)
         listing = list_graph(exported, upto)
         network = _assemble(lower(listing), shape)
-        verify(network, module, copied, listing, upto)
+        verify(network.program, shape, module, copied, listing, upto)
         return network
 
     @staticmethod
@@ -173,7 +178,7 @@ class Network:
         CaptureError
             Also if the file is missing, truncated, or has no single input and output.
         """
-        from cpwl.network.files.onnx import read_onnx
+        from cpwl.network.files import read_onnx
 
         module, shape = read_onnx(Path(path), input_shape)
         return Network.from_torch(module, shape, upto=upto)
@@ -205,7 +210,7 @@ class Network:
 
     def __call__(self, z: Tensor | NDArray[Any]) -> Tensor:
         """Evaluate: (N, *input_shape) -> (N, *output_shape), float64, no gradient."""
-        return execution.evaluate(self.program, as_batch(z, self.input_shape))
+        return passes.evaluate(self.program, as_batch(z, self.input_shape))
 
     def preactivations(self, z: Tensor | NDArray[Any], stage: int) -> Tensor:
         """Switching functions of a stage: (N, *input_shape) -> (N, n_stage) float64.
@@ -213,7 +218,7 @@ class Network:
         relu, clamp, abs, triangle: the operation's argument h; maximum(a, b): a - b. Only what the
         stage needs is evaluated, and tensors are freed after their last use.
         """
-        return execution.preactivations(self.program, as_batch(z, self.input_shape), stage)
+        return passes.preactivations(self.program, as_batch(z, self.input_shape), stage)
 
     def rounding_error(self, z: Tensor | NDArray[Any], stage: int) -> Tensor:
         """Bound on |computed - exact| of `preactivations`, (n_stage,), valid for every row of z.
@@ -221,7 +226,7 @@ class Network:
         A running error analysis (see `cpwl.network.program.rounding`): one forward pass for the magnitudes, and
         one pass on a single sample.
         """
-        return execution.rounding_errors(self.program, as_batch(z, self.input_shape), stage)[1]
+        return error_analysis.rounding_errors(self.program, as_batch(z, self.input_shape), stage)[1]
 
     def rounding_errors(
         self, z: Tensor | NDArray[Any], stage: int
@@ -232,11 +237,11 @@ class Network:
         the size of the errors that are really met. The bound adds up the worst case over all
         layers and grows with depth (7e-8 in the last layer of a DCGAN).
         """
-        return execution.rounding_errors(self.program, as_batch(z, self.input_shape), stage)
+        return error_analysis.rounding_errors(self.program, as_batch(z, self.input_shape), stage)
 
     def pieces(self, z: Tensor | NDArray[Any]) -> Tensor:
         """Piece of every unit at every point, (N, num_units) int64: breakpoints below h."""
-        return execution.pieces(self.program, as_batch(z, self.input_shape), self.num_units)
+        return passes.pieces(self.program, as_batch(z, self.input_shape), self.num_units)
 
     def apply_pieces(self, z: Tensor, pieces: Tensor) -> Tensor:
         """Evaluate with every unit held on a given piece: an affine function of z.
@@ -251,7 +256,7 @@ class Network:
         (N, *output_shape) float64 tensor
             Differentiable in z, also under torch.func.jvp, vjp and vmap.
         """
-        return execution.apply_pieces(self.program, z, pieces)
+        return passes.apply_pieces(self.program, z, pieces)
 
     def stage_is_periodic(self, stage: int) -> bool:
         """Whether the stage has units with infinitely many pieces."""
@@ -263,8 +268,8 @@ class Network:
     def knots(
         self,
         stage: int,
-        low: NDArray[np.float64] | None = None,
-        high: NDArray[np.float64] | None = None,
+        low: Floats | None = None,
+        high: Floats | None = None,
     ) -> Knots:
         """Breakpoints of a stage.
 
@@ -331,10 +336,10 @@ def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, t
             "torch.onnx.export or torch.export.save."
         )
     if suffix == ".onnx":
-        from cpwl.network.files.onnx import read_onnx
+        from cpwl.network.files import read_onnx
 
         return read_onnx(path, input_shape)
-    from cpwl.network.files.pt2 import read_pt2
+    from cpwl.network.files import read_pt2
 
     return read_pt2(path, input_shape)
 
@@ -370,8 +375,8 @@ def _assemble(lowered: Lowered, input_shape: tuple[int, ...]) -> Network:
 def _knots(
     program: Program,
     stage: int,
-    low: NDArray[np.float64] | None,
-    high: NDArray[np.float64] | None,
+    low: Floats | None,
+    high: Floats | None,
 ) -> Knots:
     units, values, bases, first = [], [], [], 0
     for head in program.heads[stage]:
@@ -398,9 +403,7 @@ def _knots(
     return Knots(np.concatenate(units), np.concatenate(values), np.concatenate(bases))
 
 
-def _periodic_knots(
-    wave: Triangle, low: NDArray[np.float64], high: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+def _periodic_knots(wave: Triangle, low: Floats, high: Floats) -> tuple[Ints, Floats, Ints]:
     """Knots strictly between low and high, and the interval just above low."""
     start = wave.interval(torch.from_numpy(np.ascontiguousarray(low))).numpy()
     # `interval` puts a point on a knot below it; strictly above low, that knot is passed.

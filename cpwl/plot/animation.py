@@ -14,23 +14,23 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from cpwl.descriptors import spectra
-from cpwl.domain.domain import Domain, Slice
-from cpwl.dual.location import locate
+from cpwl.arrays import Floats
+from cpwl.descriptors import sizes
+from cpwl.domain import Domain, Slice
+from cpwl.dual import locate
+from cpwl.engine import subdivide
+from cpwl.files import atomic_path
 from cpwl.geometry import solid_loops
-from cpwl.partition import Partition, subdivide
+from cpwl.partition import Partition, require_network
 from cpwl.plot import drawing, solids
 from cpwl.plot.painting import DARKER
-from cpwl.storage import atomic_path, require_network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from mpl_toolkits.mplot3d.axes3d import Axes3D
-
-Array = NDArray[np.float64]
 
 
 def sweep(
@@ -97,7 +97,7 @@ def sweep(
         raise ValueError(f"Expected a path ending in .gif, got '{path}'. Only GIF is written.")
     data, name = drawing.resolve(partition, values)
     assert data is not None  # there are values
-    norm, extend = drawing.norm(data, spectra.volumes(partition), limits)
+    norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
     shades = ScalarMappable(norm, cmap)
     colours = solids.rgba(data, shades)
     faces = solid_loops.cells(partition)
@@ -158,7 +158,7 @@ def _canvas(partition: Partition, axis: int) -> tuple[Figure, Axes3D, Axes]:
 
 
 def _flat_cells(
-    partition: Partition, made: Partition, axis: int, place: float, colours: Array
+    partition: Partition, made: Partition, axis: int, place: float, colours: Floats
 ) -> PolyCollection:
     """Return the cells of the plane in the colours of the solids that they are cut from."""
     middles = solid_loops.middles(made.cell_offsets, made.points[made.cell_corners])

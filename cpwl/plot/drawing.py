@@ -10,9 +10,10 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 from matplotlib.tri import Triangulation
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cpwl import export
+from cpwl.arrays import Floats, Ints
+from cpwl.descriptors import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
 
 # descriptors that `values` may name, and what their colour bar says
 LABELS = {
@@ -43,12 +43,12 @@ _AXES_POINTS = 330.0  # side of a usual axes
 
 def resolve(
     partition: Partition, values: str | ArrayLike | None
-) -> tuple[Array | None, str | None]:
+) -> tuple[Floats | None, str | None]:
     """Return one number per cell, and the name of what it is."""
     if values is None:
         return None, None
     if isinstance(values, str):
-        found = export.describe(partition, [values])[values]
+        found = table.describe(partition, [values])[values]
         return np.asarray(found, dtype=np.float64), LABELS[values]
     data = np.asarray(values, dtype=np.float64)
     if data.shape != (partition.num_cells,):
@@ -78,7 +78,9 @@ def require_3d(ax: Axes) -> Axes3D:
     return cast("Axes3D", ax)
 
 
-def norm(data: Array, weights: Array, limits: tuple[float, float] | None) -> tuple[Normalize, str]:
+def norm(
+    data: Floats, weights: Floats, limits: tuple[float, float] | None
+) -> tuple[Normalize, str]:
     """Return the colour scale, and at which ends it leaves values out."""
     finite = np.isfinite(data)
     if not finite.any():
@@ -108,7 +110,7 @@ def colorbar(
     return bar
 
 
-def fill(ax: Axes, partition: Partition, data: Array, cmap: str, norm: Normalize) -> Collection:
+def fill(ax: Axes, partition: Partition, data: Floats, cmap: str, norm: Normalize) -> Collection:
     """Colour the cells: polygons, or above the threshold triangles that are rasterised."""
     if partition.num_cells <= RASTER_ABOVE:
         outlines = loops(partition, partition.points)
@@ -169,7 +171,7 @@ def knots(ax: Axes, partition: Partition, coloured: bool, legend: bool | None) -
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), title="knots of")
 
 
-def _compound_paths(segments: Array, size: int = 2000) -> list[Path]:
+def _compound_paths(segments: Floats, size: int = 2000) -> list[Path]:
     """Return segments (K, 2, 2) as a few paths: one object each would be slow for a million."""
     codes = np.tile(np.array([Path.MOVETO, Path.LINETO], dtype=Path.code_type), size)
     return [
@@ -179,7 +181,7 @@ def _compound_paths(segments: Array, size: int = 2000) -> list[Path]:
 
 
 def steps(
-    partition: Partition, data: Array | None, label: str | None, ax: Axes, knots: bool
+    partition: Partition, data: Floats | None, label: str | None, ax: Axes, knots: bool
 ) -> Axes:
     """Draw one value per cell of a segment as a step curve, and the knots as lines."""
     low = partition.points[partition.cell_corners[partition.cell_offsets[:-1]], 0]
@@ -203,12 +205,12 @@ def steps(
     return ax
 
 
-def loops(partition: Partition, points: Array) -> list[Array]:
+def loops(partition: Partition, points: Floats) -> list[Floats]:
     """Return the corners of every cell, at these positions of the vertices."""
     return ragged(partition.cell_offsets, points[partition.cell_corners])
 
 
-def ragged(offsets: NDArray[np.int64], corners: Array) -> list[Array]:
+def ragged(offsets: Ints, corners: Floats) -> list[Floats]:
     """Cut an array into the ragged pieces that the offsets say."""
     return np.split(corners, offsets[1:-1])
 

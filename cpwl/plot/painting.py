@@ -10,14 +10,12 @@ from matplotlib.path import Path
 from mpl_toolkits.mplot3d import proj3d
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import prefix
-from cpwl.geometry.solid_loops import Polygons, successors
+from cpwl.arrays import Floats, Ints, next_corner, prefix
+from cpwl.geometry import Polygons
 
 if TYPE_CHECKING:
     from mpl_toolkits.mplot3d.axes3d import Axes3D
 
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
 
 DARKER = np.array([0.45, 0.45, 0.45, 1.0])  # a cell's edges, by its own colour
 _EDGE, _OUTLINE, _SEAM = 0.35, 0.9, 0.3  # points
@@ -43,9 +41,9 @@ class Painting(PolyCollection):
     def __init__(
         self,
         polygons: Polygons,
-        colours: Array,
+        colours: Floats,
         between: Polygons | None = None,
-        pairs: Index | None = None,
+        pairs: Ints | None = None,
     ) -> None:
         super().__init__([], closed=True)
         self.polygons, self.colours = polygons, colours
@@ -74,13 +72,13 @@ class Painting(PolyCollection):
         self._set_paths(points)
         return float(points[:, 2].min(initial=np.inf))
 
-    def _project(self, corners: Array) -> Array:
+    def _project(self, corners: Floats) -> Floats:
         """Return positions on the canvas, and depths."""
         axes = cast("Axes3D", self.axes)
         x, y, z = corners.T
         return np.stack(proj3d.proj_transform(x, y, z, axes.M), axis=1)
 
-    def _set_paths(self, points: Array) -> None:
+    def _set_paths(self, points: Floats) -> None:
         """Lay out the polygons that are seen, in order."""
         offsets, stroked = self.polygons.offsets, self.polygons.stroked
         paths, codes, fills, lines, widths = [], [], [], [], []
@@ -115,14 +113,14 @@ def _loop(stroked: NDArray[np.bool_], closed: bool) -> NDArray[np.uint8]:
     return codes
 
 
-def _areas(offsets: Index, points: Array) -> Array:
+def _areas(offsets: Ints, points: Floats) -> Floats:
     """Return twice the signed areas of projected polygons: positive if anticlockwise."""
     x, y = (points[:, :2] - np.repeat(points[offsets[:-1], :2], np.diff(offsets), axis=0)).T
-    following = successors(offsets)
+    following = next_corner(offsets)
     return np.add.reduceat(x * y[following] - x[following] * y, offsets[:-1])
 
 
-def back_to_front(behind: Index, front: Index, count: int) -> Index:
+def back_to_front(behind: Ints, front: Ints, count: int) -> Ints:
     """Rank cells so that each comes after all that it may hide.
 
     Parameters

@@ -9,11 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cpwl.descriptors import spectra
-from cpwl.geometry import solid_loops
-from cpwl.geometry.solid_loops import Plane, Polygons
+from cpwl.arrays import Floats
+from cpwl.descriptors import sizes
+from cpwl.geometry import Plane, Polygons, solid_loops
 from cpwl.plot import drawing
 from cpwl.plot.painting import Painting
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from cpwl.partition import Partition
 
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
 
 VIEW = (24.0, -52.0)  # elevation and azimuth, degrees
 TOWARDS_VIEWER = np.array([1.0, -1.0, 1.0])  # signs of the view's direction
@@ -97,7 +95,7 @@ def cells3d(
     if data is None:
         colours = np.tile(_GREY, (partition.num_cells, 1))
     else:
-        norm, extend = drawing.norm(data, spectra.volumes(partition), limits)
+        norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
         shades = ScalarMappable(norm, cmap)
         colours = rgba(data, shades)
         if colorbar:
@@ -107,7 +105,7 @@ def cells3d(
     return space
 
 
-def rgba(data: Array, shades: ScalarMappable) -> Array:
+def rgba(data: Floats, shades: ScalarMappable) -> Floats:
     """Return a colour for each value, grey for those that are not finite."""
     colours = np.tile(_GREY, (len(data), 1))
     finite = np.isfinite(data)
@@ -162,7 +160,7 @@ def paint(
     partition: Partition,
     faces: Polygons,
     planes: Sequence[Plane],
-    colours: Array,
+    colours: Floats,
     explode: float = 0.0,
 ) -> Painting:
     """Add to the axes what the cut leaves of the cells; `faces` are `solid_loops.cells(partition)`."""
@@ -217,13 +215,13 @@ def frame(ax: Axes3D, partition: Partition, explode: float = 0.0) -> None:
             axis.labelpad = -8  # no numbers to keep clear of
 
 
-def _aspect(partition: Partition) -> Array:
+def _aspect(partition: Partition) -> Floats:
     """Return the sides of the box of axes: true proportions unless they would make a sliver."""
     extent = np.ptp(partition.domain.corners, axis=0)
     return extent / extent.max() if extent.max() < 3 * extent.min() else np.ones(3)
 
 
-def _shade(partition: Partition, polygons: Polygons) -> Array:
+def _shade(partition: Partition, polygons: Polygons) -> Floats:
     """Return how bright each polygon is, from its inclination to the light."""
     scale = _aspect(partition) / np.ptp(partition.domain.corners, axis=0)
     normal = solid_loops.normals(polygons.offsets, polygons.corners * scale)

@@ -7,8 +7,9 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from cpwl.errors import CertificateError
 from cpwl.partition import Partition
-from cpwl.proof.exact_network import CertificateError, ExactNetwork, describe
+from cpwl.proof.exact_network import ExactNetwork, describe
 
 
 def unpack(p: Partition) -> NDArray[np.int32]:

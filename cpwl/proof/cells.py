@@ -18,10 +18,10 @@ import numpy as np
 from flint import fmpz, fmpz_mat
 from numpy.typing import NDArray
 
+from cpwl.errors import CertificateError
 from cpwl.proof.exact_network import (
     Affine,
     Bend,
-    CertificateError,
     Contest,
     ExactNetwork,
     Pieces,

@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from os import PathLike
 
-from cpwl.domain.domain import Domain
-from cpwl.network.network import Network
-from cpwl.partition import Partition
+from cpwl.domain import Domain
+from cpwl.errors import CertificateError
+from cpwl.network import Network
+from cpwl.partition import Partition, require_network
 from cpwl.proof import file
 from cpwl.proof.arrays import require_arrays, require_corners, require_incidence, unpack
 from cpwl.proof.cells import Cell, ExactDomain
 from cpwl.proof.claims import ROUNDING, Claims
-from cpwl.proof.exact_network import CertificateError, ExactNetwork
+from cpwl.proof.exact_network import ExactNetwork
 from cpwl.proof.file import Proof
 from cpwl.proof.reading import MOST_ENTRIES, read_exactly
 from cpwl.proof.tiling import Proven, Sides, prove
-from cpwl.storage import require_network
 
 __all__ = ["MOST_ENTRIES", "ROUNDING", "Certificate", "CertificateError", "certify", "verify"]
 

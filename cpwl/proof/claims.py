@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from flint import fmpz
 
+from cpwl.errors import CertificateError
 from cpwl.partition import Partition
 from cpwl.proof.cells import Bound, Cell, Row
-from cpwl.proof.exact_network import CertificateError, ExactNetwork, describe
+from cpwl.proof.exact_network import ExactNetwork, describe
 from cpwl.proof.tiling import Point, Sides, meet, rounded, show
 
 ROUNDING = 2.0**-37

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cpwl.files import atomic_path
 from cpwl.proof import exact_network as plain
 from cpwl.proof.cells import ExactDomain
 from cpwl.proof.exact_network import ExactNetwork
-from cpwl.storage import atomic_path
 
 FORMAT = "cpwl proof 1"
 

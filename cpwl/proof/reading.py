@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
-from cpwl.network.network import Network
-from cpwl.network.program.max_pooling import Tournament
-from cpwl.network.program.nonlinearities import Extremum, Pointwise, Triangle
-from cpwl.network.program.program import Program, Ref
+from cpwl.network import Network
+from cpwl.network.program import Extremum, Pointwise, Program, Ref, Tournament, Triangle
 from cpwl.proof.exact_network import (
     Affine,
     Contest,

@@ -30,8 +30,9 @@ from flint import fmpq, fmpz, fmpz_mat
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cpwl.errors import CertificateError
 from cpwl.proof.cells import Bound, Cell, ExactDomain, Patterns
-from cpwl.proof.exact_network import CertificateError, ExactNetwork, describe
+from cpwl.proof.exact_network import ExactNetwork, describe
 
 Point = tuple[fmpz, ...]
 """A point in lowest terms: numerators, then their common denominator, which is positive."""

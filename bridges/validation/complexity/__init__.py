@@ -5,6 +5,7 @@ which limits; `draw` makes its figure. Imports no other section but what the sub
 """
 
 from bridges.validation.complexity.figure import draw
-from bridges.validation.complexity.measurement import Complexity, measure
+from bridges.validation.complexity.measurement import measure
+from bridges.validation.complexity.result import Complexity
 
 __all__ = ["Complexity", "draw", "measure"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bridges.validation.complexity.neighbourhoods import zaslavsky
 
@@ -13,9 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from bridges.validation.complexity.measurement import Complexity
+    from bridges.validation.complexity.result import Complexity
 
-Array = NDArray[np.float64]
 
 # Okabe and Ito's, which colour-blind readers can tell apart
 _STYLES = {

@@ -32,12 +32,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import approx
 import cpwl
@@ -50,9 +49,11 @@ from bridges.validation.complexity.neighbourhoods import (
     zaslavsky,
 )
 from bridges.validation.complexity.planting import float32_values, near_knots
+from bridges.validation.complexity.result import Complexity
 from bridges.validation.complexity.rows import left_out_rows, rows_of
 from bridges.validation.findings import Row
-from bridges.validation.subject import Array, Subject, uniform
+from bridges.validation.subject import Subject, uniform
+from cpwl.arrays import Floats
 
 METHODS: Mapping[str, tuple[Literal["jvp", "hull"], torch.dtype]] = {
     "jvp float64": ("jvp", torch.float64),
@@ -65,53 +66,6 @@ _MEMORY = 2**30  # bytes that the enumeration of one neighbourhood may take
 _SMALLEST = 1e-6  # radius
 _UNITS = 500  # of a network that `most_cells` is affordable with
 _FEWEST = 100  # cells that always are
-
-Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Complexity:
-    """Knots and cells in neighbourhoods of Q dimensions, R radii and n latents each.
-
-    Attributes
-    ----------
-    rows : tuple of Row
-    radius : float
-        The radius that agreement is claimed at; one of `radii`.
-    radii : (R,) float64 ndarray
-    directions : tuple of int
-        P, Q of them.
-    planted : (n,) bool ndarray
-        Latents drawn near a knot, anew at every radius. The others are uniform over the domain,
-        and the same at every radius.
-    z : (Q, R, n, *latent) float64 ndarray
-        The latents; float32 has their values.
-    cells, knots, folds : (Q, R, n) int64 ndarray
-        Exact; -1 where V_z was not enumerated.
-    proven : (Q, R, n) bool ndarray
-        Where the theorem's hypotheses hold.
-    fold_radius : (Q, m) float64 ndarray
-        The smallest radius with a fold, for the uniform latents; inf where none was found. In more
-        than two dimensions it is one of `radii`.
-    counts : mapping of str to (Q, R, n) int64 ndarray
-        Knots counted with "jvp float64", "hull float64", "jvp float32", "hull float32".
-    undecided : (Q, R, n) int64 ndarray
-        Units that "jvp float32" calls undecided.
-    """
-
-    rows: tuple[Row, ...]
-    radius: float
-    radii: Array
-    directions: tuple[int, ...]
-    planted: NDArray[np.bool_]
-    z: Array
-    cells: Counts
-    knots: Counts
-    folds: Counts
-    proven: NDArray[np.bool_]
-    fold_radius: Array
-    counts: Mapping[str, Counts]
-    undecided: Counts
 
 
 def measure(
@@ -283,7 +237,7 @@ def _radii(subject: Subject, radius: float, radii: Sequence[float] | None) -> li
     return sorted([radius, *(float(r) for r in radii if not math.isclose(r, radius))])
 
 
-def _basis(subject: Subject, P: int, rng: np.random.Generator) -> Array:
+def _basis(subject: Subject, P: int, rng: np.random.Generator) -> Floats:
     """Draw P orthonormal directions (P, *latent)."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     drawn = approx.neighbourhood(subject.latent_shape, P, generator)
@@ -291,8 +245,8 @@ def _basis(subject: Subject, P: int, rng: np.random.Generator) -> Array:
 
 
 def _latents(
-    subject: Subject, fixed: Array, basis: Array, radius: float, n: int, rng: np.random.Generator
-) -> Array:
+    subject: Subject, fixed: Floats, basis: Floats, radius: float, n: int, rng: np.random.Generator
+) -> Floats:
     """Put latents near knots beside the fixed ones; uniform ones where there are no knots."""
     assert subject.partition is not None
     if bool((subject.partition.facet_unit < 0).all()):
@@ -302,7 +256,7 @@ def _latents(
     return np.concatenate([fixed, others])
 
 
-def _estimate(subject: Subject, z: Array, basis: Array, radius: float, name: str) -> approx.Knots:
+def _estimate(subject: Subject, z: Floats, basis: Floats, radius: float, name: str) -> approx.Knots:
     """Count with one method in one precision."""
     method, dtype = METHODS[name]
     return approx.knots(

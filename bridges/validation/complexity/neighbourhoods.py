@@ -17,10 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import cpwl
-from cpwl.arrays.ragged import Ragged, take_rows
-from cpwl.network.program.passes import held_switching
-
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats, Ints, Ragged, take_rows
+from cpwl.network.program import held_switching
 
 _POOLINGS = ("max_pool", "adaptive_max_pool", "amax", "amin")
 _FLAT = 1e-7  # vertices so near to a hyperplane, in radii, lie in it
@@ -39,8 +37,8 @@ class Structure(NamedTuple):
         Number of the window that the unit is a match of, or -1.
     """
 
-    stage: NDArray[np.int64]
-    window: NDArray[np.int64]
+    stage: Ints
+    window: Ints
 
 
 class Neighbourhood(NamedTuple):
@@ -90,9 +88,9 @@ def zaslavsky(knots: int, dim: int) -> int:
 def neighbourhood(
     network: cpwl.Network,
     units: Structure,
-    z: Array,
+    z: Floats,
     radius: float,
-    basis: Array,
+    basis: Floats,
     memory: int,
 ) -> Neighbourhood:
     """Enumerate V_z = {z + c @ basis : |c|_1 <= radius}.
@@ -115,8 +113,8 @@ def neighbourhood(
 
 
 def _passed(
-    partition: cpwl.Partition, inner: NDArray[np.int64], units: Structure
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    partition: cpwl.Partition, inner: Ints, units: Structure
+) -> tuple[NDArray[np.bool_], Ints]:
     """Tell which breakpoints are passed at each inner facet, (F, K), and whose they are, (K,)."""
     below, above = partition.facet_cells[inner].T
     differ = partition.patterns[below] ^ partition.patterns[above]
@@ -129,7 +127,7 @@ def _passed(
 
 def _knots(
     passed: NDArray[np.bool_],
-    owner: NDArray[np.int64],
+    owner: Ints,
     named: NDArray[np.int32],
     units: Structure,
 ) -> NDArray[np.bool_]:
@@ -148,7 +146,7 @@ def _knots(
     return columns[:, columns.any(axis=0)]
 
 
-def _folds(partition: cpwl.Partition, facets: NDArray[np.int64], radius: float) -> bool:
+def _folds(partition: cpwl.Partition, facets: Ints, radius: float) -> bool:
     """Whether the facets lie in more than one hyperplane."""
     points = partition.points[np.unique(_corners(partition, facets))]
     if len(points) <= partition.dim:
@@ -157,7 +155,7 @@ def _folds(partition: cpwl.Partition, facets: NDArray[np.int64], radius: float) 
     return bool(off > _FLAT * radius * math.sqrt(len(points)))
 
 
-def _fold_radius(partition: cpwl.Partition, facets: NDArray[np.int64], radius: float) -> float:
+def _fold_radius(partition: cpwl.Partition, facets: Ints, radius: float) -> float:
     """Return the least radius at which a knot that folds has facets in two hyperplanes.
 
     That is the distance of the nearest facet outside of the hyperplane of the nearest of all: of
@@ -179,7 +177,7 @@ def _fold_radius(partition: cpwl.Partition, facets: NDArray[np.int64], radius: f
     return float(away[off.any(axis=1)].min(initial=radius))
 
 
-def segment_distances(a: Array, b: Array) -> Array:
+def segment_distances(a: Floats, b: Floats) -> Floats:
     """Return the least |x|_1 on each segment from a to b, both (n, 2)."""
     # |x|_1 is convex and linear between the ends and the places where a coordinate is zero
     step = b - a
@@ -190,18 +188,18 @@ def segment_distances(a: Array, b: Array) -> Array:
     return np.abs(places).sum(axis=-1).min(axis=1)
 
 
-def _corners(partition: cpwl.Partition, facets: NDArray[np.int64]) -> NDArray[np.int32]:
+def _corners(partition: cpwl.Partition, facets: Ints) -> NDArray[np.int32]:
     """List the vertices of facets, end to end."""
     return take_rows(Ragged(partition.facet_offsets, partition.facet_corners), facets)[1]
 
 
 def _proven(
     partition: cpwl.Partition,
-    owner: NDArray[np.int64],
+    owner: Ints,
     units: Structure,
-    z: Array,
+    z: Floats,
     radius: float,
-    basis: Array,
+    basis: Floats,
 ) -> bool:
     """Whether the theorem of `bridges.complexity` holds for every unit of the network."""
     network = partition.network
@@ -228,7 +226,7 @@ def _proven(
     return True
 
 
-def _slopes(partition: cpwl.Partition, z: Array, basis: Array) -> tuple[Array, Array]:
+def _slopes(partition: cpwl.Partition, z: Floats, basis: Floats) -> tuple[Floats, Floats]:
     """Return every switching function at z, and its largest slope along the basis in any cell."""
     network = partition.network
     assert network is not None

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bridges.validation.subject import Subject
-from cpwl.arrays.ragged import Ragged, take_rows
-
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats, Ragged, take_rows
 
 _TRIES = 8
 
 
 def near_knots(
-    subject: Subject, basis: Array, radius: float, n: int, rng: np.random.Generator
-) -> Array:
+    subject: Subject, basis: Floats, radius: float, n: int, rng: np.random.Generator
+) -> Floats:
     """Draw latents (n, *latent), of float32 values, whose V_z has a point of a knot in it.
 
     Units are drawn first, then one of their facets in the domain and a point x of it; z is then
@@ -41,12 +38,12 @@ def near_knots(
     return z
 
 
-def float32_values(z: Array) -> Array:
+def float32_values(z: Floats) -> Floats:
     """Round to what float32 has, in float64: the same point for both."""
     return z.astype(np.float32).astype(np.float64)
 
 
-def _points_of_facets(subject: Subject, n: int, rng: np.random.Generator) -> Array:
+def _points_of_facets(subject: Subject, n: int, rng: np.random.Generator) -> Floats:
     """Draw points (n, *latent) on the knots, all units being equally likely."""
     partition = subject.partition
     assert partition is not None
@@ -65,7 +62,7 @@ def _points_of_facets(subject: Subject, n: int, rng: np.random.Generator) -> Arr
     return subject.domain.slice.embed(s)
 
 
-def _in_cross_polytope(n: int, dim: int, rng: np.random.Generator) -> Array:
+def _in_cross_polytope(n: int, dim: int, rng: np.random.Generator) -> Floats:
     """Draw points (n, dim) uniformly in {c : |c|_1 < 1}."""
     share = rng.dirichlet(np.ones(dim + 1), n)[:, :dim]  # uniform on {c >= 0 : sum c <= 1}
     return share * rng.choice([-1.0, 1.0], (n, dim))

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from bridges.validation.complexity.neighbourhoods import zaslavsky
 from bridges.validation.findings import Row
+from cpwl.arrays import Floats, Ints
 
 if TYPE_CHECKING:
-    from bridges.validation.complexity.measurement import Complexity
+    from bridges.validation.complexity.result import Complexity
 
-Array = NDArray[np.float64]
 
 _COVERED = 0.99  # of float32's errors, by what `approx.knots` says of its undecided units
 
@@ -84,18 +84,18 @@ def _at_radius(result: Complexity, q: int) -> list[Row]:
     return rows + _valid(result, q)
 
 
-def _shares(result: Complexity, q: int, name: str) -> Array:
+def _shares(result: Complexity, q: int, name: str) -> Floats:
     """Return the share of the enumerated latents with the exact number of knots, by radius."""
     known = result.knots[q] >= 0
     return _ratio((known & (result.counts[name][q] == result.knots[q])).sum(1), known.sum(1))
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> Array:
+def _ratio(part: Ints, whole: Ints) -> Floats:
     """Divide; NaN where there is nothing."""
     return np.where(whole > 0, part / np.maximum(whole, 1), math.nan)
 
 
-def _sweep(result: Complexity, q: int, values: Array) -> str:
+def _sweep(result: Complexity, q: int, values: Floats) -> str:
     """Write one number for every decade of the radius, and for the largest."""
     decade = np.abs(np.log10(result.radii) - np.round(np.log10(result.radii))) < 1e-6
     decade[-1] = True
@@ -147,7 +147,7 @@ def _bound(result: Complexity, q: int, r: int, place: str) -> Row:
     )  # fmt: skip
 
 
-def _above(cells: NDArray[np.int64], knots: NDArray[np.int64], P: int) -> Array:
+def _above(cells: Ints, knots: Ints, P: int) -> Floats:
     """Return cells divided by Zaslavsky's bound."""
     bound = [zaslavsky(max(n, 0), P) for n in knots.ravel().tolist()]
     return cells / np.array(bound, dtype=np.float64).reshape(cells.shape)
@@ -237,7 +237,7 @@ def _among(flags: NDArray[np.bool_], whose: str, what: str) -> str:
     return f"; of {flags.size} {whose} {flags.mean():.0%} {what}" if flags.size else ""
 
 
-def _gaps(radii: Array, known: NDArray[np.bool_]) -> str:
+def _gaps(radii: Floats, known: NDArray[np.bool_]) -> str:
     """Say from which radii on neighbourhoods were not enumerated."""
     some, none = ~known.all(axis=1), ~known.any(axis=1)
     text = f"some from r = {radius_text(radii[some].min())} on"

@@ -5,6 +5,7 @@ which limits; `draw` makes its figure. Imports no other section but what the sub
 """
 
 from bridges.validation.densities.figure import draw
-from bridges.validation.densities.measurement import Densities, measure
+from bridges.validation.densities.measurement import measure
+from bridges.validation.densities.result import Densities
 
 __all__ = ["Densities", "draw", "measure"]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 import cpwl
 from bridges.validation.densities.decoding import decode, stretches
 from bridges.validation.densities.nearest import ball_volume
 from bridges.validation.subject import Latents, Subject
-from cpwl.descriptors.spectra import Spectrum
-
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from cpwl.arrays import Floats, Ints
+from cpwl.descriptors import Spectrum
 
 # Of the way to the nearest border of the cell's image: rounding does not reach it.
 _INSIDE = 0.98
@@ -42,15 +39,15 @@ class Balls(NamedTuple):
     """
 
     cells: Ints
-    centres: Array
-    radii: Array
-    log_density: Array
-    expected: Array
+    centres: Floats
+    radii: Floats
+    log_density: Floats
+    expected: Floats
     counted: Ints
     samples: int
 
     @property
-    def deviations(self) -> Array:
+    def deviations(self) -> Floats:
         """Deviations in standard deviations of a binomial count, (Q,)."""
         share = self.expected / self.samples
         return (self.counted - self.expected) / np.sqrt(self.expected * (1 - share))
@@ -112,7 +109,9 @@ def count(subject: Subject, source: Spectrum, latents: Latents, most: int) -> Ba
     )
 
 
-def _counts(subject: Subject, latents: Latents, cells: Ints, centres: Array, radii: Array) -> Ints:
+def _counts(
+    subject: Subject, latents: Latents, cells: Ints, centres: Floats, radii: Floats
+) -> Ints:
     """Return how many latents of each cell are decoded within the radius of its centre's image."""
     assert subject.partition is not None
     number = np.full(subject.partition.num_cells, -1)
@@ -131,7 +130,7 @@ def _counts(subject: Subject, latents: Latents, cells: Ints, centres: Array, rad
     return counted
 
 
-def _depth(partition: cpwl.Partition, cell: int, centre: Array, triangle: Array) -> float:
+def _depth(partition: cpwl.Partition, cell: int, centre: Floats, triangle: Floats) -> float:
     """Return the distance in the image from a point of a cell to its nearest facet's plane.
 
     For a facet in {n . s = c} it is the least |A t| with n . t = c - n . s: |c - n . s| divided by

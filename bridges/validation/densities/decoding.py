@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from approx import JacobianOperator
-from approx.decoder.session import forward, prepare, session
+from approx.decoder import forward, prepare, session
 from bridges.validation.subject import Subject
-
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats
 
 # Numbers of a batch: those of its outputs, their derivatives and the units' values, so that a
 # batch takes some 100 MB whatever the network.
@@ -29,10 +28,10 @@ class Stretches(NamedTuple):
         R of the factorisation J U = Q R, U the slice's directions: |J U t| = |R t|.
     """
 
-    triangles: Array
+    triangles: Floats
 
     @property
-    def volume(self) -> Array:
+    def volume(self) -> Floats:
         """sqrt det (J U)^T (J U), (n,): by how much P-dimensional volume is stretched."""
         diagonal = np.diagonal(self.triangles, axis1=1, axis2=2)
         return np.abs(diagonal).prod(axis=1)
@@ -43,7 +42,7 @@ class Stretches(NamedTuple):
         return values[:, -1] > tolerance * values[:, 0]
 
 
-def decode(subject: Subject, s: Array) -> Array:
+def decode(subject: Subject, s: Floats) -> Floats:
     """Return the decoder's outputs (n, D) at slice coordinates (n, P), computed in float64."""
     outputs = np.empty((len(s), subject.outputs))
     if not len(s):
@@ -56,7 +55,7 @@ def decode(subject: Subject, s: Array) -> Array:
     return outputs
 
 
-def stretches(subject: Subject, s: Array) -> Stretches:
+def stretches(subject: Subject, s: Floats) -> Stretches:
     """Return what autograd's Jacobian does to the slice at (n, P), computed in float64."""
     place = subject.domain.slice
     z = torch.from_numpy(place.embed(s))

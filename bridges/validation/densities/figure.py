@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
 from scipy import stats
+
+from cpwl.arrays import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,12 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     from bridges.validation.densities.balls import Balls
-    from bridges.validation.densities.measurement import Densities
     from bridges.validation.densities.nearest import Nearest
     from bridges.validation.densities.rejection import Samples
-    from cpwl.density.density import Entropy
+    from bridges.validation.densities.result import Densities
+    from cpwl.density import Entropy
 
-Array = NDArray[np.float64]
 
 # Okabe and Ito's, which colour-blind readers can tell apart
 _BLUE, _SKY, _ORANGE, _GREY = "#0072B2", "#56B4E9", "#D55E00", "0.45"
@@ -116,7 +116,7 @@ def _entropies(ax: Axes, entropy: Entropy, near: Nearest | None) -> None:
     ax.legend(**_ABOVE, ncols=1 if overlaps else 2)
 
 
-def _points(left: Axes, right: Axes, samples: Samples, corners: Array) -> None:
+def _points(left: Axes, right: Axes, samples: Samples, corners: Floats) -> None:
     """Draw the two samples side by side in slice coordinates."""
     right.sharex(left)
     right.sharey(left)

@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
 import cpwl
 from bridges.validation.densities import balls as balls_module
 from bridges.validation.densities import nearest as nearest_module
 from bridges.validation.densities import rejection
 from bridges.validation.densities import rows as density_rows
-from bridges.validation.densities.balls import Balls
 from bridges.validation.densities.decoding import cost, decode, stretches
 from bridges.validation.densities.figure import draw as draw
 from bridges.validation.densities.nearest import Nearest
-from bridges.validation.densities.rejection import Samples
-from bridges.validation.findings import Row
+from bridges.validation.densities.result import Densities
 from bridges.validation.subject import Latents, Subject, uniform
-from cpwl.density.density import Entropy
-from cpwl.descriptors.spectra import Spectrum
-
-Array = NDArray[np.float64]
+from cpwl.descriptors import Spectrum
 
 # Numbers that a network makes in all the passes that count samples: a second for the toys, half a
 # minute for a convolutional generator, which gets fewer samples.
 _BUDGET = 2**29
 # Coordinates of all the outputs among which neighbours are searched: 128 MB.
 _STORED = 2**24
-
-
-@dataclass(frozen=True, eq=False)
-class Densities:
-    """Agreement of densities, entropies and samples on a slice.
-
-    Attributes
-    ----------
-    rows : tuple of Row
-    entropy : Entropy
-        The exact one.
-    balls : Balls or None
-        Samples counted in balls of the image, and the exact density there.
-    nearest : Nearest or None
-        The entropy estimated from nearest neighbours; None for P > 3.
-    samples : Samples or None
-        Points uniform on the image.
-    corners : (M, P) float64 ndarray
-        Of the domain.
-
-    Where every cell is squeezed there is no density, and nothing but the exact entropy.
-    """
-
-    rows: tuple[Row, ...]
-    entropy: Entropy
-    balls: Balls | None
-    nearest: Nearest | None
-    samples: Samples | None
-    corners: Array
 
 
 def measure(

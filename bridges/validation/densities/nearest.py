@@ -6,13 +6,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.special import digamma
 
-from cpwl.density.latents import log_or_minus_inf
-
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats, Ints
+from cpwl.density import log_or_minus_inf
 
 # A tree over more coordinates than this looks at most of the points.
 _COORDINATES = 16
@@ -38,13 +36,13 @@ class Nearest(NamedTuple):
         three largest sizes allow within two standard errors; infinite where there is one size only.
     """
 
-    sizes: NDArray[np.int64]
-    entropy: Array
+    sizes: Ints
+    entropy: Floats
     error: float
     bias: float
 
 
-def estimate(points: Array, dim: int, neighbours: int = 3) -> Nearest:
+def estimate(points: Floats, dim: int, neighbours: int = 3) -> Nearest:
     """Estimate the differential entropy of a distribution on a surface.
 
     Parameters
@@ -88,7 +86,7 @@ def ball_volume(dim: int) -> float:
     return math.pi ** (dim / 2) / math.gamma(dim / 2 + 1)
 
 
-def kth_distances(points: Array, k: int) -> Array:
+def kth_distances(points: Floats, k: int) -> Floats:
     """Return the Euclidean distance (n,) of each point (n, D) to its k-th nearest neighbour.
 
     With many coordinates the search runs in an orthogonal projection, which makes no distance
@@ -122,7 +120,7 @@ def kth_distances(points: Array, k: int) -> Array:
     return result
 
 
-def _entropy(points: Array, dim: int, k: int) -> float:
+def _entropy(points: Floats, dim: int, k: int) -> float:
     """Return the estimate from one sample."""
     mean_log = float(log_or_minus_inf(kth_distances(points, k)).mean())
     return float(digamma(len(points)) - digamma(k)) + math.log(ball_volume(dim)) + dim * mean_log

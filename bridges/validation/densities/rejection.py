@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 import cpwl
 from bridges.validation.densities.decoding import Stretches, decode
 from bridges.validation.densities.two_samples import TwoSamples, energy_test
 from bridges.validation.subject import Latents, Subject
-from cpwl.descriptors.spectra import Spectrum
-
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats
+from cpwl.descriptors import Spectrum
 
 # Fewer points tell no two distributions apart.
 _FEWEST = 50
@@ -40,9 +38,9 @@ class Samples(NamedTuple):
         Outputs of `uniform` against those of `accepted`.
     """
 
-    drawn: Array
-    accepted: Array
-    uniform: Array
+    drawn: Floats
+    accepted: Floats
+    uniform: Floats
     acceptance: float
     proposals: int
     outputs: TwoSamples | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial import ConvexHull
 
@@ -15,10 +14,9 @@ from bridges.validation.densities.decoding import Stretches
 from bridges.validation.densities.nearest import Nearest
 from bridges.validation.densities.rejection import Samples
 from bridges.validation.findings import Row
-from cpwl.density.density import Entropy
-from cpwl.descriptors.spectra import Spectrum
-
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats
+from cpwl.density import Entropy
+from cpwl.descriptors import Spectrum
 
 _SECTION = "density"
 # Standard errors that a limit leaves room for: one agreement in 16,000 is missed.
@@ -173,7 +171,7 @@ def squeezed_rows() -> list[Row]:
     return [Row(_SECTION, "squeezed cells", "all", "probability", 1.0, note=note)]
 
 
-def _tails(balls: Balls) -> Array:
+def _tails(balls: Balls) -> Floats:
     """Return the probability of counts as far from what is expected, on the same side, (Q,)."""
     law = stats.binom(balls.samples, balls.expected / balls.samples)
     least = np.minimum(law.cdf(balls.counted), law.sf(balls.counted - 1))
@@ -186,6 +184,6 @@ def _within(quantity: str, case: str, statistic: str, value: float, limit: float
     return Row(_SECTION, quantity, case, statistic, value, -limit, limit, note)
 
 
-def _spread(values: Array, mass: Array) -> float:
+def _spread(values: Floats, mass: Floats) -> float:
     """Return the standard deviation of values that have these probabilities."""
     return math.sqrt(float(mass @ np.square(values - float(mass @ values))))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from cpwl.arrays import Floats
 
 # Relabellings made at once, and at least.
 _AT_ONCE = 250
@@ -31,10 +30,10 @@ class TwoSamples(NamedTuple):
 
     p_value: float
     distance: float
-    null: Array
+    null: Floats
 
 
-def energy_test(x: Array, y: Array, permutations: int, rng: np.random.Generator) -> TwoSamples:
+def energy_test(x: Floats, y: Floats, permutations: int, rng: np.random.Generator) -> TwoSamples:
     """Test whether samples x (m, d) and y (n, d) come from the same distribution.
 
     Parameters
@@ -73,7 +72,7 @@ def energy_test(x: Array, y: Array, permutations: int, rng: np.random.Generator)
     return TwoSamples(p_value, distance, null)
 
 
-def _powers(points: Array) -> Array:
+def _powers(points: Floats) -> Floats:
     """Return the fourth roots of all distances (n, n) between points (n, d)."""
     points = points - points.mean(axis=0)
     square = np.einsum("nd,nd->n", points, points)

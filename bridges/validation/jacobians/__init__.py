@@ -4,7 +4,9 @@
 which limits; `draw` makes its figure. Imports no other section but what the subject shares.
 """
 
+from bridges.validation.autograd import true_jacobians
 from bridges.validation.jacobians.figure import draw
-from bridges.validation.jacobians.measurement import Jacobians, measure, true_jacobians
+from bridges.validation.jacobians.measurement import measure
+from bridges.validation.jacobians.result import Jacobians
 
-__all__ = ["Jacobians", "draw", "measure", "true_jacobians"]
+__all__ = ["Jacobians", "draw", "measure"]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from bridges.validation.jacobians.measurement import Jacobians
+    from bridges.validation.jacobians.result import Jacobians
 
 _NONE = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
 _ORANGE = "#D55E00"

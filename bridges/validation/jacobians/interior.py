@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 import cpwl
 from bridges.validation.subject import Latents, Subject
-from cpwl.density.latents import uniform_in_cells
+from cpwl.arrays import Ints
+from cpwl.density import uniform_in_cells
 
 _ROWS = 256
 
 
-def inner_points(subject: Subject, cells: NDArray[np.int64], rng: np.random.Generator) -> Latents:
+def inner_points(subject: Subject, cells: Ints, rng: np.random.Generator) -> Latents:
     """Draw a point of every cell: a uniform one, moved half of the way to the mean of the corners.
 
     There a function that is affine and not negative on the cell has at least 1 / (2 corners) of

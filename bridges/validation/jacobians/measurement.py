@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -18,8 +17,10 @@ from bridges.validation import autograd
 from bridges.validation.findings import Row
 from bridges.validation.jacobians.figure import draw as draw
 from bridges.validation.jacobians.interior import clear_of_knots, inner_points
-from bridges.validation.subject import Array, Latents, Subject, uniform
-from cpwl.density.latents import uniform_in_cells
+from bridges.validation.jacobians.result import Jacobians
+from bridges.validation.subject import Latents, Subject, uniform
+from cpwl.arrays import Floats
+from cpwl.density import uniform_in_cells
 
 _IDENTITY = 64  # coordinates up to which every direction is multiplied
 _COTANGENTS = 16  # random directions of an output that has more
@@ -30,30 +31,6 @@ SWITCHED = 1e-4  # relative error of a float32 Jacobian above which it is anothe
 
 AUTOGRAD, FORWARD, REVERSE = "autograd", "operator J X", "operator J^T Y"
 VALUES, SINGLE, DIFFERENCES = "decoder's values", "autograd, float32", "central differences"
-
-
-@dataclass(frozen=True, eq=False)
-class Jacobians:
-    """Agreement of Jacobians at n latents.
-
-    Attributes
-    ----------
-    rows : tuple of Row
-    latents : Latents
-        One inside each cell compared; uniform ones where there are no cells.
-    errors : mapping of str to (n,) float64 ndarray
-        Relative errors by what was compared; see `measure`.
-    clear : (n,) bool ndarray
-        Where float64 can tell the cell; the limits are claimed there.
-    limit : float
-        Largest relative error that is taken for rounding.
-    """
-
-    rows: tuple[Row, ...]
-    latents: Latents
-    errors: Mapping[str, Array]
-    clear: NDArray[np.bool_]
-    limit: float
 
 
 def measure(
@@ -114,14 +91,6 @@ def measure(
     if subject.partition is None:
         return _smooth(subject, uniform(subject, latents, rng), X, Y, limit)
     return _exact(subject, cells, X, Y, limit, rng)
-
-
-def true_jacobians(subject: Subject, latents: Latents) -> Array:
-    """Return the Jacobians (n, D, E): A_w of the latents' cells, or autograd's without cells."""
-    if subject.partition is None:
-        return autograd.dense(subject.decoder, latents.z, subject.outputs).numpy()
-    maps = [A for A, _ in cpwl.affine_maps(subject.partition, latents.cells, wrt="latent")]
-    return np.concatenate(maps)
 
 
 def _exact(
@@ -203,7 +172,7 @@ def _products(
     z: Tensor,
     X: Tensor,
     Y: Tensor,
-    gaps: Mapping[str, Array],
+    gaps: Mapping[str, Floats],
     part: slice,
     A: Tensor | None,
 ) -> Tensor:
@@ -224,7 +193,7 @@ def _exact_rows(
     partition: cpwl.Partition,
     here: Latents,
     there: Latents,
-    errors: Mapping[str, Array],
+    errors: Mapping[str, Floats],
     clear: NDArray[np.bool_],
     X: Tensor,
     limit: float,
@@ -261,7 +230,7 @@ def _exact_rows(
 
 
 def _worst(
-    quantity: str, case: str, error: Array, at: Latents, mask: NDArray[np.bool_], limit: float
+    quantity: str, case: str, error: Floats, at: Latents, mask: NDArray[np.bool_], limit: float
 ) -> Row:
     """Return the row of the largest error and where it is; NaN, which fails, if there is none."""
     where = np.flatnonzero(mask)
@@ -279,7 +248,7 @@ def _worst(
     )  # fmt: skip
 
 
-def _median(quantity: str, case: str, error: Array, mask: NDArray[np.bool_]) -> Row:
+def _median(quantity: str, case: str, error: Floats, mask: NDArray[np.bool_]) -> Row:
     value = float(np.median(error[mask])) if mask.any() else math.nan
     return Row("jacobian", quantity, case, "median relative error", value)
 
@@ -311,11 +280,11 @@ def _blocks(z: Tensor, X: Tensor, Y: Tensor) -> Iterator[slice]:
         yield slice(start, stop)
 
 
-def _norms(M: Tensor) -> Array:
+def _norms(M: Tensor) -> Floats:
     return M.flatten(1).norm(dim=1).numpy()
 
 
-def _relative(gap: Array, size: Array) -> Array:
+def _relative(gap: Floats, size: Floats) -> Floats:
     """Return errors relative to sizes, or to a small share of their median."""
     scale = np.maximum(size, _FLOOR * float(np.median(size)))
     return np.where(gap == 0, 0.0, gap / np.where(scale > 0, scale, np.finfo(float).tiny))

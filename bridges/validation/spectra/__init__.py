@@ -5,6 +5,7 @@ which limits; `draw` makes its figure. Imports no other section but what the sub
 """
 
 from bridges.validation.spectra.figure import draw
-from bridges.validation.spectra.measurement import Estimator, Spectra, default_methods, measure
+from bridges.validation.spectra.measurement import Estimator, default_methods, measure
+from bridges.validation.spectra.result import Spectra
 
 __all__ = ["Estimator", "Spectra", "default_methods", "draw", "measure"]

@@ -6,13 +6,12 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from approx import Spectrum, spectrum
-from approx.spectra.methods import DenseOperator
+from approx.spectra import DenseOperator
 from bridges.validation.spectra.haar import Law
 from bridges.validation.spectra.runs import Runs, predict, run
-from bridges.validation.subject import Array
+from cpwl.arrays import Floats, Ints
 
 _BLOCK, _DEPTH = 16, 14  # of "topk", by default
 _PRODUCTS = 8, 16, 32, 64  # of "predict"
@@ -28,9 +27,9 @@ class Curve(NamedTuple):
     psi, nu : (m,) float64 ndarray
     """
 
-    products: Array
-    psi: Array
-    nu: Array
+    products: Floats
+    psi: Floats
+    nu: Floats
 
     def slope(self, descriptor: str) -> float:
         """Return d log error / d log products by least squares; NaN below three points."""
@@ -46,7 +45,7 @@ def of_paper(runs: Runs, law: Law) -> Curve:
     seeds = len(runs.psi)
     sizes = [2**i for i in range(20) if 8 * 2**i <= seeds] or [1]
 
-    def error(values: Array, truth: Array, size: int) -> float:
+    def error(values: Floats, truth: Floats, size: int) -> float:
         groups = seeds // size
         means = values[: groups * size].reshape(groups, size, -1).mean(axis=1)
         return _rms(means - truth.mean(axis=0))
@@ -58,7 +57,7 @@ def of_paper(runs: Runs, law: Law) -> Curve:
     )
 
 
-def of_predict(op: DenseOperator, given: Runs, seeds: NDArray[np.int64], law: Law) -> Curve:
+def of_predict(op: DenseOperator, given: Runs, seeds: Ints, law: Law) -> Curve:
     """Predict from 8, 16, 32, 64 products, as far as these are fewer than k."""
     k = given.k
     found = []
@@ -74,7 +73,7 @@ def of_predict(op: DenseOperator, given: Runs, seeds: NDArray[np.int64], law: La
     return _curve(found)
 
 
-def of_topk(op: DenseOperator, k: int, seeds: NDArray[np.int64], psi: Array, nu: Array) -> Curve:
+def of_topk(op: DenseOperator, k: int, seeds: Ints, psi: Floats, nu: Floats) -> Curve:
     """Deepen the Krylov space from the first depth that holds k directions; psi, nu (n,): truth."""
     shallow = -(-k // _BLOCK)
     depths = sorted(
@@ -93,7 +92,7 @@ def _krylov(op: DenseOperator, k: int, seed: int, *, depth: int) -> Spectrum:
     return spectrum(op, method="topk", k=k, generator=seed, block=_BLOCK, depth=depth)
 
 
-def of_runs(runs: Runs, psi: Array, nu: Array) -> Curve:
+def of_runs(runs: Runs, psi: Floats, nu: Floats) -> Curve:
     """Return the one point of a method as it was run; psi, nu (n,): truth."""
     return _curve([(runs.products, _rms(runs.psi - psi), _rms(runs.nu - nu))])
 
@@ -103,5 +102,5 @@ def _curve(found: list[tuple[int, float, float]]) -> Curve:
     return Curve(products, psi, nu)
 
 
-def _rms(x: Array) -> float:
+def _rms(x: Floats) -> float:
     return float(np.sqrt(np.square(x).mean()))

@@ -8,14 +8,14 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from bridges.validation.spectra.haar import psi_nu
+from cpwl.arrays import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from bridges.validation.spectra.measurement import Spectra
+    from bridges.validation.spectra.result import Spectra
     from bridges.validation.spectra.runs import Runs
-    from bridges.validation.subject import Array
 
 _COLOURS = {"exact": "#000000", "topk": "#009E73", "paper": "#D55E00", "predict": "#0072B2"}
 _OTHERS = "#CC79A7", "#E69F00", "#56B4E9"
@@ -50,7 +50,7 @@ def draw(result: Spectra, figure: Figure | SubFigure) -> None:
             ax.spines[["top", "right"]].set_visible(False)
 
 
-def _against_generator(ax: Axes, result: Spectra, descriptor: str, truth: Array) -> None:
+def _against_generator(ax: Axes, result: Spectra, descriptor: str, truth: Floats) -> None:
     """Draw what the first seed says of the latents' order."""
     symbol = _SYMBOLS[descriptor]
     x = truth - truth.mean()

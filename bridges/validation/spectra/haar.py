@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bridges.validation.subject import Array
+from cpwl.arrays import Floats
 
 _AT_ONCE = 2**22  # entries of the products whose singular values are taken in one call
 
@@ -22,11 +22,11 @@ class Law(NamedTuple):
     psi, nu : (draws, n) float64 ndarray
     """
 
-    psi: Array
-    nu: Array
+    psi: Floats
+    nu: Floats
 
 
-def psi_nu(values: Array, tolerance: float) -> tuple[Array, Array]:
+def psi_nu(values: Floats, tolerance: float) -> tuple[Floats, Floats]:
     """Return psi and nu of singular values (..., k), from the definitions.
 
     psi = sum of log sigma over sigma > tolerance * largest; nu = exp(-sum a log a) with
@@ -47,7 +47,7 @@ def tolerance(*sizes: int) -> float:
 
 
 def law(
-    values: Array, outputs: int, columns: int, k: int, draws: int, rng: np.random.Generator
+    values: Floats, outputs: int, columns: int, k: int, draws: int, rng: np.random.Generator
 ) -> Law:
     """Draw psi and nu of W A for Haar W (k, D) and matrices A with given singular values.
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bridges.validation.findings import Row
-from bridges.validation.jacobians.measurement import true_jacobians
+from bridges.validation.autograd import true_jacobians
 from bridges.validation.spectra import convergence as convergence_module
 from bridges.validation.spectra.convergence import Curve
 from bridges.validation.spectra.figure import draw as draw
 from bridges.validation.spectra.haar import Law, law
+from bridges.validation.spectra.result import Spectra
 from bridges.validation.spectra.rows import Truth, rows_of, truth
 from bridges.validation.spectra.runs import (
     Estimator,
@@ -27,43 +25,14 @@ from bridges.validation.spectra.runs import (
     run,
     topk,
 )
-from bridges.validation.subject import Array, Latents, Subject, uniform
+from bridges.validation.subject import Subject, uniform
+from cpwl.arrays import Ints
 
 __all__ = ["Estimator", "Runs", "Spectra", "default_methods", "draw", "measure"]
 
 _NUMBERS = 2**26  # entries of the Jacobians of all latents
 _SHARE = 0.35  # k over the smallest effective rank: predictions are safe below 0.5
 _PRODUCTS = 16  # of a prediction, which is none unless k is more
-
-
-@dataclass(frozen=True, eq=False)
-class Spectra:
-    """Estimates of psi and nu, and what they should be.
-
-    Attributes
-    ----------
-    rows : tuple of Row
-    latents : Latents
-        n uniform latents.
-    singular_values : (n, r) float64 ndarray
-        Of the true Jacobians, r = min(D, E).
-    k : int
-        What the methods were asked for.
-    runs : mapping of str to Runs
-        By the method's name.
-    laws : mapping of int to Law
-        By k: psi_W and nu_W of random W (k, D).
-    convergence : mapping of str to Curve
-        Errors against products by the method's name.
-    """
-
-    rows: tuple[Row, ...]
-    latents: Latents
-    singular_values: Array
-    k: int
-    runs: Mapping[str, Runs]
-    laws: Mapping[int, Law]
-    convergence: Mapping[str, Curve]
 
 
 def measure(
@@ -185,7 +154,7 @@ def _converging(
     op: Matrices,
     found: Truth,
     laws: Mapping[int, Law],
-    probes: NDArray[np.int64],
+    probes: Ints,
 ) -> Curve:
     """Return errors over products: of approx's own methods a sweep, of others what they gave."""
     if one.method == "paper":

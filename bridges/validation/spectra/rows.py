@@ -14,7 +14,7 @@ from bridges.validation.findings import Row
 from bridges.validation.spectra.convergence import Curve
 from bridges.validation.spectra.haar import Law, psi_nu, tolerance
 from bridges.validation.spectra.runs import Runs
-from bridges.validation.subject import Array
+from cpwl.arrays import Floats
 
 LIMIT = 1e-9
 """Relative error of a Jacobian that is taken for rounding; as in `bridges.jacobians`."""
@@ -39,16 +39,16 @@ class Truth(NamedTuple):
         D and E.
     """
 
-    values: Array
+    values: Floats
     clear: NDArray[np.bool_]
     outputs: int
     columns: int
 
-    def largest(self, k: int) -> tuple[Array, Array]:
+    def largest(self, k: int) -> tuple[Floats, Floats]:
         """Return psi and nu (n,) of the k largest singular values."""
         return psi_nu(self.values[:, :k], 0.0)
 
-    def condition(self, k: int) -> Array:
+    def condition(self, k: int) -> Floats:
         """Return by how much psi of the k largest moves per relative error of J, at most, (n,).
 
         Every singular value moves by at most the error's norm (Weyl): sum of |J|_F / sigma_i.
@@ -58,7 +58,7 @@ class Truth(NamedTuple):
         return (np.where(kept, norms, 0.0) / np.where(kept, self.values[:, :k], 1.0)).sum(axis=1)
 
     @property
-    def effective_rank(self) -> Array:
+    def effective_rank(self) -> Floats:
         """(sum sigma^2)^2 / sum sigma^4, (n,); NaN for a zero Jacobian."""
         squares = np.square(self.values)
         second = np.square(squares).sum(axis=1)
@@ -66,7 +66,7 @@ class Truth(NamedTuple):
         return np.square(squares.sum(axis=1)) / some
 
 
-def truth(jacobians: Array) -> Truth:
+def truth(jacobians: Floats) -> Truth:
     """Take the singular values of Jacobians (n, D, E)."""
     values = np.linalg.svd(jacobians, compute_uv=False)
     outputs, columns = jacobians.shape[1:]
@@ -238,7 +238,7 @@ def _theory(k: int, law: Law, found: Truth) -> list[Row]:
     ]  # fmt: skip
 
 
-def leading_order(found: Truth, k: int) -> tuple[Array, Array]:
+def leading_order(found: Truth, k: int) -> tuple[Floats, Floats]:
     """Return psi_W and nu_W (n,) to first order in k / r_eff; NaN for a zero Jacobian."""
     r = found.effective_rank
     norm = np.linalg.norm(found.values, axis=1)
@@ -262,7 +262,7 @@ def _spread_limits(seeds: int) -> tuple[float, float]:
     return math.sqrt(freedom / low), math.sqrt(freedom / high)
 
 
-def _variance_of_mean(values: Array) -> float:
+def _variance_of_mean(values: Floats) -> float:
     """Variance of the mean over seeds and latents of (S, n), seeds being independent."""
     means = values.mean(axis=1)
     return float(means.var(ddof=1) / len(means)) if len(means) > 1 else 0.0
@@ -272,12 +272,12 @@ def _case(name: str, one: Runs) -> str:
     return f"{name}, k = {one.k}"
 
 
-def _rank_correlation(a: Array, b: Array) -> float:
+def _rank_correlation(a: Floats, b: Floats) -> float:
     """Return Spearman's correlation: that of the ranks, ties at their mean."""
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
-def _max(values: Array) -> float:
+def _max(values: Floats) -> float:
     return float(values.max()) if len(values.ravel()) else math.nan
 
 

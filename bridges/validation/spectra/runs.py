@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from approx import JacobianOperator, Spectrum, spectrum
-from approx.spectra.methods import DenseOperator
-from bridges.validation.subject import Array, Latents, Subject
+from approx.spectra import DenseOperator
+from bridges.validation.subject import Latents, Subject
+from cpwl.arrays import Floats, Ints
 
 Estimator = Callable[[DenseOperator, int, int], Spectrum]
 """From an operator in float64, k and a seed to psi and nu of its latents."""
@@ -45,15 +46,15 @@ class Runs(NamedTuple):
     definition: str
     k: int
     products: int
-    psi: Array
-    nu: Array
-    psi_stderr: Array
-    nu_stderr: Array
-    psi_interval: Array
-    nu_interval: Array
+    psi: Floats
+    nu: Floats
+    psi_stderr: Floats
+    nu_stderr: Floats
+    psi_interval: Floats
+    nu_interval: Floats
     fell_back: NDArray[np.bool_]
 
-    def of(self, descriptor: str) -> tuple[Array, Array, Array]:
+    def of(self, descriptor: str) -> tuple[Floats, Floats, Floats]:
         """Return values, standard errors and intervals of "psi" or "nu"."""
         if descriptor == "psi":
             return self.psi, self.psi_stderr, self.psi_interval
@@ -146,7 +147,7 @@ def estimated_jacobians(subject: Subject, at: Latents) -> Matrices:
     return Matrices(torch.cat(parts))
 
 
-def run(estimator: Estimator, op: DenseOperator, k: int, seeds: NDArray[np.int64]) -> Runs:
+def run(estimator: Estimator, op: DenseOperator, k: int, seeds: Ints) -> Runs:
     """Run a method over seeds: once if it is not random, over four at most if it states bounds."""
     first = estimator(op, k, int(seeds[0]))
     if first.seed is None:

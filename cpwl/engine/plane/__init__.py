@@ -1,0 +1,10 @@
+"""Enumeration in one and two dimensions: each cell is cut by all columns at once.
+
+A convex polygon (or segment) goes in, a `Refined` complex comes out. Imports nothing of
+`cpwl.engine.space`.
+"""
+
+from cpwl.engine.plane.complex import Refined
+from cpwl.engine.plane.refinement import coarse, refine
+
+__all__ = ["Refined", "coarse", "refine"]

@@ -4,78 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.parallel import in_parallel
-from cpwl.arrays.ragged import prefix
-from cpwl.engine.plane import cutting_kernels
+from cpwl.arrays import Ints, in_parallel, prefix
+from cpwl.engine.plane import cutting_kernels, edge_kernels
+from cpwl.engine.plane.complex import Complex
 from cpwl.engine.plane.signs import StageSigns
 from cpwl.engine.plane.tightening import scale_of, sharpened
-from cpwl.engine.rational.arbiter import Arbiter, Vertices
+from cpwl.engine.rational import Arbiter, Vertices
+from cpwl.engine.work import TooLargeError
 
 # Vertices whose place on their edge rounding leaves open by more than this share of the domain's
 # extent are computed exactly, so that their coordinates are good ones.
 _BLURRED = 1e-12
-
-
-@dataclass(frozen=True, eq=False)
-class Complex:
-    """Cells, edges and vertices of a subdivided polygon (P = 2) or segment (P = 1).
-
-    In one dimension the points ascend, cell i is the interval from point i to point i + 1, and the
-    edges are the cells; the arrays below ``edge_points`` are then empty.
-    """
-
-    points: NDArray[np.float64]  # (V, P)
-    error: NDArray[np.float64]  # (V,) bound on the distance from the vertex that is meant
-    names: NDArray[np.int64]  # (V,) the arbiter's numbers, which hold what is meant
-    patterns: NDArray[np.uint64]  # (C, W) packed bits of the stages so far
-    edge_points: NDArray[np.int32]  # (E, 2)
-    edge_cells: NDArray[np.int32]  # (E, 2) left and right of the edge, -1 outside
-    edge_unit: NDArray[np.int32]  # (E,) unit whose knot the edge lies on, -1 - i on side i
-    cell_offsets: NDArray[np.int64]  # (C + 1,)
-    cell_corners: NDArray[np.int32]  # (N,) anticlockwise
-    cell_edges: NDArray[np.int32]  # (N,) edge from each corner to the next
-    point_unit: NDArray[np.int32]  # (V,) only P = 1: unit whose knot the point is, -1 at the ends
-    corners: NDArray[np.float64]  # (M, P) of the domain
-    undecided: int = 0  # sides of vertices that were taken as float64 has them
-    broken: int = 0  # cells left whole because their signs were inconsistent
-
-    @property
-    def vertices(self) -> Vertices:
-        """All there is to know about the vertices."""
-        return Vertices(self.points, self.error, self.names)
-
-
-class TooLargeError(Exception):
-    """The refined complex would take more memory than there is room for."""
-
-    def __init__(self, needed: int, stage: int = 0) -> None:
-        super().__init__(needed, stage)
-        self.needed = needed
-        self.stage = stage
-
-
-def whole(corners: Vertices) -> Complex:
-    """Make the complex of an undivided polygon (anticlockwise corners) or segment (two ends)."""
-    n, dim = corners.points.shape
-    empty = np.empty((0, 2), np.int32)
-    patterns = np.empty((1, 0), np.uint64)
-    nothing = np.empty(0, np.int32)
-    if dim == 1:
-        return Complex(
-            *corners, patterns, np.array([[0, 1]], np.int32), empty, nothing,
-            np.empty(0, np.int64), nothing, nothing, np.full(2, -1, np.int32), corners.points,
-        )  # fmt: skip
-    ring = np.arange(n, dtype=np.int32)
-    return Complex(
-        *corners, patterns, np.stack([ring, np.roll(ring, -1)], axis=1),
-        np.stack([np.zeros(n, np.int32), np.full(n, -1, np.int32)], axis=1),
-        -1 - ring, np.array([0, n]), ring, ring, nothing, corners.points,
-    )  # fmt: skip
 
 
 def split(
@@ -126,7 +70,7 @@ def _place_vertices(
     complex_: Complex,
     signs: StageSigns,
     stage: int,
-    n_new: NDArray[np.int64],
+    n_new: Ints,
     arbiter: Arbiter,
     out: Vertices,
     pool: ThreadPoolExecutor,
@@ -139,7 +83,7 @@ def _place_vertices(
     scale = scale_of(complex_.corners)
     in_parallel(
         pool,
-        lambda a, b: cutting_kernels.place_vertices(
+        lambda a, b: edge_kernels.place_vertices(
             complex_.points, complex_.error, complex_.edge_points, first, signs.offsets,
             signs.where, signs.spread, signs.blur, signs.fresh, signs.column,
             scale, a, b, out.points, out.error, edge, column, blur,
@@ -154,7 +98,7 @@ def _place_vertices(
     out.points[:], out.error[:], _ = sharpened(out, blur > _BLURRED * extent, arbiter)
 
 
-def _count_fresh(signs: StageSigns) -> NDArray[np.int64]:
+def _count_fresh(signs: StageSigns) -> Ints:
     """Count the new vertices on every edge."""
     total = prefix(signs.fresh)
     return total[signs.offsets[1:]] - total[signs.offsets[:-1]]
@@ -177,7 +121,7 @@ def _split_segment(
     bits = np.empty((n_cells, signs.pos.shape[1]), np.uint64)
     in_parallel(
         pool,
-        lambda a, b: cutting_kernels.split_intervals(
+        lambda a, b: edge_kernels.split_intervals(
             signs.pos, signs.neg, signs.offsets, signs.column, signs.fresh, child, a, b, bits
         ),
         len(n_new),
@@ -308,7 +252,7 @@ def _cut_exactly(
     cell: int,
     cut: Callable[[int, int, NDArray[np.int32], NDArray[np.int32]], int],
     count: NDArray[np.int32],
-    names: NDArray[np.int64],
+    names: Ints,
     signs: StageSigns,
     stage: int,
     arbiter: Arbiter,
@@ -330,8 +274,8 @@ def _cut_exactly(
 def _fill_segments(
     target: NDArray[np.int32],
     edge_points: NDArray[np.int32],
-    n_new: NDArray[np.int64],
-    edge_first: NDArray[np.int64],
+    n_new: Ints,
+    edge_first: Ints,
     n_points: int,
 ) -> None:
     """Write the ends of the segments of all edges: v0 - x - y - v1 with new vertices x, y."""
@@ -351,7 +295,7 @@ def _fill_segments(
 def _close_gaps(
     complex_: Complex,
     made: NDArray[np.int32],
-    bases: NDArray[np.int64],
+    bases: Ints,
     inner_points: int,
     inner_edges: int,
 ) -> Complex:
@@ -380,7 +324,7 @@ def _close_gaps(
     )
 
 
-def _used(bases: NDArray[np.int64], made: NDArray[np.int32], start: int) -> NDArray[np.bool_]:
+def _used(bases: Ints, made: NDArray[np.int32], start: int) -> NDArray[np.bool_]:
     """Flag the places in use: all before ``start``, then ``made[c]`` from ``bases[c]`` on."""
     used = np.zeros(int(bases[-1]), np.bool_)
     used[:start] = True

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.rational.arbiter import Arbiter
-
-
-class Columns(NamedTuple):
-    """Columns with what decides their signs; see `_kernels.pack_signs`."""
-
-    unit: NDArray[np.int64]
-    value: NDArray[np.float64]
-    slack: NDArray[np.float64]
-    slope: NDArray[np.float64]
-    tolerance: NDArray[np.float64]
-    noise: NDArray[np.float64]  # size of the errors that are really met
-
-    def take(self, which: NDArray[np.int64]) -> Columns:
-        """Return some of the columns."""
-        return Columns(
-            self.unit[which], self.value[which], self.slack[which], self.slope[which],
-            self.tolerance[which], self.noise[which],
-        )  # fmt: skip
+from cpwl.arrays import Floats, Ints
+from cpwl.engine import column_kernels
+from cpwl.engine.columns import Columns
+from cpwl.engine.rational import Arbiter
 
 
 class Decisions:
@@ -50,11 +33,11 @@ class Decisions:
 
     def settle(
         self,
-        kept: NDArray[np.int64],
-        names: NDArray[np.int64],
-        held: NDArray[np.float64],
-        values: NDArray[np.float64],
-        error: NDArray[np.float64],
+        kept: Ints,
+        names: Ints,
+        held: Floats,
+        values: Floats,
+        error: Floats,
         pos: NDArray[np.uint64],
         neg: NDArray[np.uint64],
     ) -> None:
@@ -63,7 +46,7 @@ class Decisions:
         for block, first in ((held, 0), (values, len(held))):
             row, column = np.empty((2, self.waiting), np.int64)
             mine = error[first : first + len(block)]
-            n = cutting_kernels.list_doubts(block, mine, *chosen, row, column)
+            n = column_kernels.list_doubts(block, mine, *chosen, row, column)
             row, column = row[:n] + first, column[:n]
             keys = list(zip(names[row].tolist(), kept[column].tolist(), strict=True))
             fresh = np.array([key not in self._made for key in keys], np.bool_)
@@ -81,8 +64,8 @@ class Decisions:
         self.waiting = 0
 
     def order(
-        self, names: NDArray[np.int64], kept: NDArray[np.int64], crossing: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]] | None:
+        self, names: Ints, kept: Ints, crossing: NDArray[np.int32]
+    ) -> tuple[Ints, Floats, NDArray[np.bool_]] | None:
         """Order the crossings of an edge exactly: order, places, which differ from the one before.
 
         None if that is out of reach; the crossings in doubt then fall together.

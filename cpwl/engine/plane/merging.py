@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cpwl.arrays.parallel import in_parallel
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.plane.cutting import Complex, prefix
+from cpwl.arrays import Ints, last_difference
+from cpwl.engine.contests import clear_lost, same_pattern
+from cpwl.engine.plane.complex import Complex
+from cpwl.engine.plane.cutting import prefix
 
 
 def merge_contested(
@@ -55,73 +56,14 @@ def merge_contested(
     same = same_pattern(patterns, *sides[candidates].T)
     removed, left = candidates[same], candidates[~same]
     unit = unit.copy()
-    unit[left] = _deciding(patterns, sides[left], bit_unit)
+    unit[left] = bit_unit[last_difference(patterns, sides[left])]
     if complex_.points.shape[1] == 1:
         return merge_intervals(replace(complex_, patterns=patterns, point_unit=unit), removed)
     complex_ = replace(complex_, patterns=patterns, edge_unit=unit)
     return merge_polygons(complex_, removed, fixed)
 
 
-def clear_lost(
-    patterns: NDArray[np.uint64],
-    contests: NDArray[np.int32],
-    bit_unit: NDArray[np.int32],
-    base: NDArray[np.int32],
-    pool: ThreadPoolExecutor,
-) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-    """Clear the bits of units that have no effect; see `merge_contested` for the arguments.
-
-    Returns the units that may have been cleared, and the patterns.
-    """
-    bit_of = np.full(len(base), -1, np.int64)
-    used = np.flatnonzero(bit_unit >= 0)
-    bit_of[bit_unit[used]] = used
-    parent, piece, child = contests.T
-    matters = (bit_of[child] >= 0) & ((bit_of[parent] >= 0) | (base[parent] == piece))
-    parent, piece, child = parent[matters], piece[matters], child[matters]
-    if len(child) == 0:
-        return child, patterns
-    patterns = patterns.copy()
-    in_parallel(
-        pool,
-        lambda a, b: cutting_kernels.clear_lost(
-            patterns, bit_of[parent], piece, bit_of[child], a, b
-        ),
-        len(patterns),
-        nanoseconds=2 * len(child),
-    )
-    return child, patterns
-
-
-def _deciding(
-    patterns: NDArray[np.uint64], sides: NDArray, bit_unit: NDArray[np.int32]
-) -> NDArray[np.int32]:
-    """Name the units of facets between cells with different winners anew.
-
-    It is the unit of the last bit that differs: the match in which the two sides' winners meet, for
-    all later ones are decided alike. Earlier ones may have no effect on one of the sides.
-    """
-    last = np.zeros(len(sides), np.int64)
-    word = np.zeros(len(sides), np.uint64)
-    for w in range(patterns.shape[1]):
-        differ = patterns[sides[:, 0], w] ^ patterns[sides[:, 1], w]
-        last[differ != 0] = w
-        word[differ != 0] = differ[differ != 0]
-    bits = np.unpackbits(
-        word.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8), axis=1, bitorder="little"
-    )
-    return bit_unit[64 * last + 63 - np.argmax(bits[:, ::-1], axis=1)]
-
-
-def same_pattern(patterns: NDArray[np.uint64], a: NDArray, b: NDArray) -> NDArray[np.bool_]:
-    """Compare the patterns of pairs of cells, a word at a time to save memory."""
-    same = np.ones(len(a), np.bool_)
-    for word in range(patterns.shape[1]):
-        same &= patterns[a, word] == patterns[b, word]
-    return same
-
-
-def merge_intervals(complex_: Complex, removed: NDArray[np.int64]) -> Complex:
+def merge_intervals(complex_: Complex, removed: Ints) -> Complex:
     """Drop inner points of a subdivided segment."""
     keep = np.ones(len(complex_.points), np.bool_)
     keep[removed] = False
@@ -137,9 +79,7 @@ def merge_intervals(complex_: Complex, removed: NDArray[np.int64]) -> Complex:
     )
 
 
-def merge_polygons(
-    complex_: Complex, removed: NDArray[np.int64], fixed: NDArray[np.bool_]
-) -> Complex:
+def merge_polygons(complex_: Complex, removed: Ints, fixed: NDArray[np.bool_]) -> Complex:
     """Drop edges between cells with the same pattern, and the vertices that they leave behind.
 
         +-----+-----+         +-----------+
@@ -219,10 +159,10 @@ def merge_polygons(
 
 def _left_behind(
     edge_points: NDArray[np.int32],
-    removed: NDArray[np.int64],
+    removed: Ints,
     edge_stays: NDArray[np.bool_],
     fixed: NDArray[np.bool_],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Ints]:
     """Find the vertices that the removed edges leave with no edge, or with two in one line.
 
     Returns the flags (V,) of the vertices that stay, of those that are straight, and the edges at
@@ -243,7 +183,7 @@ def _loops(
     group: NDArray[np.int32],
     changes: NDArray[np.bool_],
     edge_stays: NDArray[np.bool_],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Ints, Ints, Ints]:
     """Lay the loops around the groups of cells that change, group after group.
 
     Returns the start vertex, edge and group of every half-edge, in order.
@@ -286,10 +226,10 @@ def _components(a: NDArray, b: NDArray, n: int) -> NDArray[np.int32]:
 
 def _runs(
     edge_points: NDArray[np.int32],
-    edges: NDArray[np.int64],
+    edges: Ints,
     straight: NDArray[np.bool_],
     n_edges: int,
-) -> NDArray[np.int64]:
+) -> Ints:
     """Name the straight run that each edge belongs to after its first edge."""
     point = edge_points.reshape(-1)
     local = np.repeat(np.arange(len(edges)), 2)

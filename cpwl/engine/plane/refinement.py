@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import nbytes, padded
-from cpwl.domain.domain import Slice
+from cpwl.arrays import Ints, nbytes, padded, pattern_kernels
 from cpwl.engine.bounds import Bounds
-from cpwl.engine.plane import cutting, cutting_kernels
+from cpwl.engine.plane import cutting
+from cpwl.engine.plane.complex import Complex, Refined, whole
 from cpwl.engine.plane.merging import merge_contested
 from cpwl.engine.plane.signs import stage_signs
-from cpwl.engine.plane.strips import Refined, TilesDisagreeError, cut_polygon, glue
+from cpwl.engine.plane.strips import TilesDisagreeError, cut_polygon, glue
 from cpwl.engine.plane.tightening import sharpen, tighten
-from cpwl.engine.rational.arbiter import Arbiter, Vertices
-from cpwl.network.network import Network
+from cpwl.engine.rational import Vertices
+from cpwl.engine.work import TooLargeError, Work
 
 # Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
 _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
@@ -31,19 +28,6 @@ _DEEPEST = 12
 _LOOK_AGAIN = 1e-9
 _WORTH_IT = 1e-6
 _POOR = 1e-6
-
-
-@dataclass(frozen=True)
-class Work:
-    """What all stages and tiles share."""
-
-    network: Network
-    arbiter: Arbiter
-    slice: Slice
-    embed: Callable[[NDArray[np.float64]], torch.Tensor]
-    memory: int
-    pool: ThreadPoolExecutor
-    report: Callable[[float, int], None]  # share of the domain's work done, cells found
 
 
 def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) -> Refined:
@@ -63,10 +47,10 @@ def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) ->
     """
     try:
         return _whole(work, corners, share)
-    except cutting.TooLargeError as error:
+    except TooLargeError as error:
         needed = error.needed
     if depth == _DEEPEST:
-        raise cutting.TooLargeError(needed)
+        raise TooLargeError(needed)
     low, high = corners.points.min(axis=0), corners.points.max(axis=0)
     axis = int(np.argmax(high - low))
     n = int(np.clip(np.ceil(2.5 * needed / work.memory), 2, 16))
@@ -89,7 +73,7 @@ def coarse(work: Work, corners: Vertices) -> Refined:
     """Subdivide a domain by as many stages as fit into the memory."""
     try:
         return _whole(work, corners, 1.0)
-    except cutting.TooLargeError as error:
+    except TooLargeError as error:
         needed, stages = error.needed, error.stage
     made = _whole(work, corners, 1.0, stages)
     return replace(made, stages=stages, needed=needed)
@@ -98,7 +82,7 @@ def coarse(work: Work, corners: Vertices) -> Refined:
 def _whole(work: Work, corners: Vertices, share: float, stages: int | None = None) -> Refined:
     """Subdivide a domain in one go, by all stages or the first few."""
     network = work.network
-    current = cutting.whole(corners)
+    current = whole(corners)
     bounds = Bounds(network, work.slice, corners.points)
     base = np.zeros(network.num_units, np.int32)
     bit_unit, bit_piece = np.empty(0, np.int32), np.empty(0, np.int64)
@@ -121,8 +105,8 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
                 current = cutting.split(
                     current, signs, stage, column_unit, work.arbiter, room, work.pool
                 )
-            except cutting.TooLargeError as error:
-                raise cutting.TooLargeError(error.needed, stage) from None
+            except TooLargeError as error:
+                raise TooLargeError(error.needed, stage) from None
             bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
             bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
             current = _improve(work, current, bounds, stage + 1, corners, bit_unit, base)
@@ -137,13 +121,13 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
 
 def _improve(
     work: Work,
-    current: cutting.Complex,
+    current: Complex,
     bounds: Bounds,
     stages: int,
     corners: Vertices,
     bit_unit: NDArray[np.int32],
     base: NDArray[np.int32],
-) -> cutting.Complex:
+) -> Complex:
     """Bring the errors of the vertices down to where they leave few signs in doubt."""
     network, arbiter = work.network, work.arbiter
     if stages == network.num_stages:  # no signs are left
@@ -151,9 +135,9 @@ def _improve(
     if not arbiter.exact:
         return current
 
-    def pieces_of(cells: NDArray[np.int64]) -> NDArray[np.int32]:
+    def pieces_of(cells: Ints) -> NDArray[np.int32]:
         out = np.empty((len(cells), network.num_units), np.int32)
-        cutting_kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
+        pattern_kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
         return out
 
     extent = float(np.ptp(corners.points, axis=0).max())

@@ -17,13 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpwl.arrays.parallel import in_parallel
-from cpwl.arrays.ragged import pack_row, prefix
+from cpwl.arrays import (
+    EPS,
+    Floats,
+    Ints,
+    in_parallel,
+    pack_row,
+    pattern_kernels,
+    prefix,
+    unpack_row,
+)
+from cpwl.engine import column_kernels
 from cpwl.engine.bounds import Bounds
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.plane.doubts import Columns, Decisions
-from cpwl.engine.rational.arbiter import Arbiter, Vertices
-from cpwl.network.network import Network
+from cpwl.engine.columns import Columns
+from cpwl.engine.plane import edge_kernels
+from cpwl.engine.plane.doubts import Decisions
+from cpwl.engine.rational import Arbiter, Vertices
+from cpwl.network import Network
 
 # Larger blocks gain nothing in BLAS, leave the caches, and have their pages mapped anew each time.
 _MOST_BYTES = 2**26
@@ -40,17 +50,17 @@ _CARRIED_OVER = 16.0
 class StageSigns:
     """Signs of a stage's varying columns at the vertices, and their crossings with the edges."""
 
-    unit: NDArray[np.int64]  # (K,) unit of each column, counted within the stage
-    value: NDArray[np.float64]  # (K,) the column's breakpoint
-    piece: NDArray[np.int64]  # (K,) piece of the unit below it
-    base: NDArray[np.int64]  # (n_stage,) piece of each unit where none of its columns is positive
+    unit: Ints  # (K,) unit of each column, counted within the stage
+    value: Floats  # (K,) the column's breakpoint
+    piece: Ints  # (K,) piece of the unit below it
+    base: Ints  # (n_stage,) piece of each unit where none of its columns is positive
     pos: NDArray[np.uint64]  # (V, ceil(K / 64)) packed: the column is positive at the vertex
     neg: NDArray[np.uint64]  # likewise negative
-    offsets: NDArray[np.int64]  # (E + 1,) crossings of each edge
+    offsets: Ints  # (E + 1,) crossings of each edge
     column: NDArray[np.int32]  # (X,) which column crosses
-    where: NDArray[np.float64]  # (X,) position as a fraction of the edge, ascending
-    spread: NDArray[np.float64]  # (X,) bound on the position's error
-    blur: NDArray[np.float64]  # (X,) what rounding can really do to it
+    where: Floats  # (X,) position as a fraction of the edge, ascending
+    spread: Floats  # (X,) bound on the position's error
+    blur: Floats  # (X,) what rounding can really do to it
     fresh: NDArray[np.bool_]  # (X,) False: in the same point as the crossing before
     undecided: int  # values within the bound that were taken as float64 has them
 
@@ -58,11 +68,11 @@ class StageSigns:
 class _Crossings(NamedTuple):
     """Crossings of some edges; entries as in `StageSigns`."""
 
-    per_edge: NDArray[np.int64]
+    per_edge: Ints
     column: NDArray[np.int32]
-    where: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    blur: NDArray[np.float64]
+    where: Floats
+    spread: Floats
+    blur: Floats
     fresh: NDArray[np.bool_]
 
 
@@ -70,12 +80,12 @@ class _Crossings(NamedTuple):
 class _Block:
     """What is kept of one block of vertices: packed signs on the columns that vary in it."""
 
-    rows: NDArray[np.int64]
-    kept: NDArray[np.int64]
+    rows: Ints
+    kept: Ints
     positive: NDArray[np.bool_]  # sign of the columns that are not kept
     pos: NDArray[np.uint64]
     neg: NDArray[np.uint64]
-    edges: NDArray[np.int64]
+    edges: Ints
     crossings: _Crossings
 
 
@@ -83,7 +93,7 @@ class _Block:
 def stage_signs(
     network: Network,
     stage: int,
-    embed: Callable[[NDArray[np.float64]], torch.Tensor],
+    embed: Callable[[Floats], torch.Tensor],
     vertices: Vertices,
     edges: NDArray[np.int32],
     bounds: Bounds,
@@ -117,7 +127,7 @@ def stage_signs(
     per_row = network.bytes_per_sample(stage) + 16 * n_units
     size = int(min(_MOST_ROWS, max(_FEWEST_ROWS, min(memory, _MOST_BYTES) // per_row)))
 
-    def values_at(rows: NDArray[np.int64]) -> torch.Tensor:
+    def values_at(rows: Ints) -> torch.Tensor:
         return network.preactivations(embed(points[rows]), stage)
 
     reach = None, None
@@ -127,7 +137,7 @@ def stage_signs(
         margin = bound.slack + 1e-9 * (1 + np.maximum(np.abs(low), np.abs(high)))
         reach = low - margin, high + margin
     knots = network.knots(stage, *reach)
-    rounding = 2 * cutting_kernels.EPS * np.abs(knots.value)
+    rounding = 2 * EPS * np.abs(knots.value)
     slack = bound.slack[knots.unit] + rounding
     if arbiter.exact:
         tolerance = np.full(len(slack), np.inf)
@@ -178,9 +188,9 @@ def stage_signs(
         )  # fmt: skip
         new_pos, new_neg = pos[len(held) :], neg[len(held) :]
         ever_positive |= positive
-        ever_positive[kept] |= _unpack_row(np.bitwise_or.reduce(new_pos, axis=0), len(kept))
+        ever_positive[kept] |= unpack_row(np.bitwise_or.reduce(new_pos, axis=0), len(kept))
         everywhere = positive.copy()
-        everywhere[kept] = _unpack_row(np.bitwise_and.reduce(new_pos, axis=0), len(kept))
+        everywhere[kept] = unpack_row(np.bitwise_and.reduce(new_pos, axis=0), len(kept))
         always_positive &= everywhere
         crossings = crossings._replace(column=kept[crossings.column].astype(np.int32))
         blocks.append(_Block(new, kept, positive, new_pos, new_neg, mine, crossings))
@@ -205,21 +215,16 @@ def stage_signs(
     )  # fmt: skip
 
 
-def _unpack_row(words: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
-    """Unpack a packed row of n flags."""
-    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:n].astype(np.bool_)
-
-
 class _Sweep(NamedTuple):
     """Order in which vertices are evaluated, and when edges are done and vertices not needed."""
 
-    order: NDArray[np.int64]  # (V,) vertices
-    last_use: NDArray[np.int64]  # (V,) last place in the order at which an edge needs the vertex
-    edge_order: NDArray[np.int64]  # (E,) edges by the place of their later end
-    edge_end: NDArray[np.int64]  # (E,) that place, ascending
+    order: Ints  # (V,) vertices
+    last_use: Ints  # (V,) last place in the order at which an edge needs the vertex
+    edge_order: Ints  # (E,) edges by the place of their later end
+    edge_end: Ints  # (E,) that place, ascending
 
 
-def _plan_sweep(points: NDArray[np.float64], edges: NDArray[np.int32], *, in_one: bool) -> _Sweep:
+def _plan_sweep(points: Floats, edges: NDArray[np.int32], *, in_one: bool) -> _Sweep:
     """Sweep along the first coordinate; in any order if all vertices come in one block."""
     if in_one:
         never = np.full(len(points), -1)
@@ -236,9 +241,9 @@ def _plan_sweep(points: NDArray[np.float64], edges: NDArray[np.int32], *, in_one
 
 
 def _pack(
-    held: NDArray[np.float64],
-    values: NDArray[np.float64],
-    error: NDArray[np.float64],
+    held: Floats,
+    values: Floats,
+    error: Floats,
     columns: Columns,
     pool: ThreadPoolExecutor,
     decide: Decisions,
@@ -248,12 +253,12 @@ def _pack(
     pos = np.empty((len(held) + len(values), words), np.uint64)
     neg = np.empty_like(pos)
     new_pos, new_neg = pos[len(held) :], neg[len(held) :]
-    of_held = cutting_kernels.pack_signs(
+    of_held = column_kernels.pack_signs(
         held, error[: len(held)], *columns[:5], 0, len(held), pos, neg
     )
     of_new = in_parallel(
         pool,
-        lambda a, b: cutting_kernels.pack_signs(
+        lambda a, b: column_kernels.pack_signs(
             values, error[len(held) :], *columns[:5], a, b, new_pos, new_neg
         ),
         len(values),
@@ -267,12 +272,12 @@ Order = Callable[[int, NDArray[np.int32]], tuple[NDArray, NDArray, NDArray] | No
 
 
 def _cross(
-    ends: NDArray[np.int64],
+    ends: Ints,
     pos: NDArray[np.uint64],
     neg: NDArray[np.uint64],
-    held: NDArray[np.float64],
-    values: NDArray[np.float64],
-    error: NDArray[np.float64],
+    held: Floats,
+    values: Floats,
+    error: Floats,
     columns: Columns,
     pool: ThreadPoolExecutor,
     exactly: Order,
@@ -281,7 +286,7 @@ def _cross(
     count = np.empty(len(ends), np.int64)
     in_parallel(
         pool,
-        lambda a, b: cutting_kernels.count_crossings(ends, pos, neg, a, b, count),
+        lambda a, b: edge_kernels.count_crossings(ends, pos, neg, a, b, count),
         len(ends),
         nanoseconds=5 * pos.shape[1],
     )
@@ -292,7 +297,7 @@ def _cross(
     doubtful = np.empty(len(ends), np.bool_)
     in_parallel(
         pool,
-        lambda a, b: cutting_kernels.place_crossings(
+        lambda a, b: edge_kernels.place_crossings(
             ends, pos, neg, held, values, error, *columns[:5], offsets, a, b,
             column, where, spread, change, fresh, doubtful,
         ),
@@ -306,18 +311,16 @@ def _cross(
         if settled is not None:
             order, where[span], fresh[span] = settled
             column[span] = column[span][order]
-            spread[span] = blur[span] = 2 * cutting_kernels.EPS
+            spread[span] = blur[span] = 2 * EPS
     return _Crossings(count, column, where, spread, blur, fresh)
 
 
-def _extremes(
-    held: NDArray[np.float64], values: NDArray[np.float64], pool: ThreadPoolExecutor
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _extremes(held: Floats, values: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
     """Smallest and largest value of every unit, refusing values that are not finite."""
 
-    def work(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def work(rows: Floats) -> Floats:
         out = np.empty((3, values.shape[1]))
-        cutting_kernels.column_range(rows, *out)
+        column_kernels.column_range(rows, *out)
         return out
 
     parts = in_parallel(pool, lambda a, b: work(values[a:b]), len(values), values.shape[1])
@@ -331,12 +334,12 @@ def _extremes(
 
 
 def _range_of_units(
-    values_at: Callable[[NDArray[np.int64]], torch.Tensor],
+    values_at: Callable[[Ints], torch.Tensor],
     n_points: int,
     size: int,
     n_units: int,
     pool: ThreadPoolExecutor,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Floats, Floats]:
     """Range of every unit over all vertices, hence over the domain."""
     low = np.full(n_units, np.inf)
     high = np.full(n_units, -np.inf)
@@ -349,7 +352,7 @@ def _range_of_units(
 
 
 def _assemble(
-    blocks: list[_Block], active: NDArray[np.int64], n_points: int, pool: ThreadPoolExecutor
+    blocks: list[_Block], active: Ints, n_points: int, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Bring the packed signs of all blocks onto the columns that vary anywhere; uses them up."""
     words = (len(active) + 63) // 64
@@ -372,7 +375,7 @@ def _assemble(
             word_fill = pack_row(fill)
             in_parallel(
                 pool,
-                lambda a, b, s=packed, t=target, f=word_fill, o=spread: cutting_kernels.spread_bits(
+                lambda a, b, s=packed, t=target, f=word_fill, o=spread: pattern_kernels.spread_bits(
                     s, t, f, a, b, o
                 ),
                 len(block.rows),
@@ -382,7 +385,7 @@ def _assemble(
     return pos, neg
 
 
-def _join_crossings(blocks: list[_Block], n_edges: int) -> tuple[NDArray[np.int64], _Crossings]:
+def _join_crossings(blocks: list[_Block], n_edges: int) -> tuple[Ints, _Crossings]:
     """Bring the crossings of all blocks into the order of the edges; the offsets, and all else."""
     edge = np.concatenate([b.edges for b in blocks])
     count = np.concatenate([b.crossings.per_edge for b in blocks])

@@ -9,39 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import pack_row, padded, prefix
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.plane.cutting import Complex
-from cpwl.engine.plane.merging import clear_lost, merge_intervals, merge_polygons, same_pattern
-from cpwl.engine.rational.arbiter import Arbiter, Vertices
-from cpwl.network.network import Network
+from cpwl.arrays import EPS, Ints, pack_row, padded, pattern_kernels, prefix
+from cpwl.engine.contests import clear_lost, same_pattern
+from cpwl.engine.plane.complex import Complex, Refined
+from cpwl.engine.plane.merging import merge_intervals, merge_polygons
+from cpwl.engine.rational import Arbiter, Vertices
+from cpwl.network import Network
 
 
 class TilesDisagreeError(Exception):
     """Two neighbouring tiles differ on the line between them; another line will do."""
-
-
-@dataclass(frozen=True, eq=False)
-class Refined:
-    """A complex with the meaning of its bits.
-
-    ``bit_unit`` and ``bit_piece`` (64 * W,): bit j says that its unit is above the knot that
-    bounds this piece from above; both -1 for padding. ``base`` (num_units,): piece of each unit
-    where none of its bits is set.
-    """
-
-    complex: Complex
-    bit_unit: NDArray[np.int32]
-    bit_piece: NDArray[np.int64]
-    base: NDArray[np.int32]
-    undecided: int
-    stages: int
-    needed: int = 0
 
 
 def cut_polygon(
@@ -75,7 +57,7 @@ def _half(corners: Vertices, axis: int, line: float, sign: int, arbiter: Arbiter
                 corners.names[None, [low, high]], -1 - axis, np.zeros(1, np.int64), np.array([line])
             )
             spread = 4 * max(corners.error[low], corners.error[high])
-            out.append((x, spread + 16 * cutting_kernels.EPS * np.abs([start, end]).max(), name))
+            out.append((x, spread + 16 * EPS * np.abs([start, end]).max(), name))
     points, error, names = zip(*out, strict=True)
     order = np.argsort(np.array(points)[:, 0]) if n == 2 else np.arange(len(points))
     return Vertices(np.array(points)[order], np.array(error)[order], np.array(names)[order])
@@ -138,9 +120,7 @@ def _join_intervals(parts: list[Complex]) -> Complex:
     )
 
 
-def _join_polygons(
-    parts: list[Complex], axis: int, lines: Sequence[float]
-) -> tuple[Complex, NDArray[np.int64]]:
+def _join_polygons(parts: list[Complex], axis: int, lines: Sequence[float]) -> tuple[Complex, Ints]:
     """Put strips side by side; also returns the edges on the lines between them.
 
     What lies on a line is numbered with the strip on its left; the strip on its right only adds
@@ -201,7 +181,7 @@ def _join_polygons(
     return joined, np.concatenate(seams).astype(np.int64)
 
 
-def _along(c: Complex, axis: int, line: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _along(c: Complex, axis: int, line: float) -> tuple[Ints, Ints]:
     """Vertices and edges of a strip on one of its cutting lines, in order along it."""
     other = 1 - axis
     on_line = c.points[:, axis] == line
@@ -212,7 +192,7 @@ def _along(c: Complex, axis: int, line: float) -> tuple[NDArray[np.int64], NDArr
 
 
 def _renumbered(
-    n: int, shared: NDArray[np.int64], partner: NDArray[np.int64], first: int
+    n: int, shared: Ints, partner: Ints, first: int
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Give own items numbers from ``first`` on, shared ones their partners'; flag the own."""
     own = np.ones(n, np.bool_)
@@ -225,7 +205,7 @@ def _renumbered(
 
 def _put_on_common_bits(
     tiles: list[Refined], network: Network, pool: ThreadPoolExecutor
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+) -> tuple[NDArray[np.int32], Ints, NDArray[np.int32]]:
     """Rewrite the patterns in ``tiles`` on the columns that vary in any of them.
 
     Returns the units and pieces of the common bits, and the common base.
@@ -251,7 +231,7 @@ def _put_on_common_bits(
         fill[used] = tile.base[unit] > bit_piece[used]
         fill[target[mine]] = False
         patterns = np.empty((len(tile.complex.patterns), len(bit_unit) // 64), np.uint64)
-        cutting_kernels.spread_bits(
+        pattern_kernels.spread_bits(
             tile.complex.patterns, target, pack_row(fill), 0, len(patterns), patterns
         )
         # a unit that has no effect and did not vary in its tile has its bit only now
@@ -260,6 +240,6 @@ def _put_on_common_bits(
     return bit_unit, bit_piece, base
 
 
-def _key(unit: NDArray, piece: NDArray) -> NDArray[np.int64]:
+def _key(unit: NDArray, piece: NDArray) -> Ints:
     """One number for a unit and a piece, sorted by unit, then piece."""
     return (unit.astype(np.int64) << 32) + (piece + 2**31)

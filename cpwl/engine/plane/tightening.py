@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cpwl.arrays import EPS, Floats, Ints
 from cpwl.engine.bounds import Bounds
-from cpwl.engine.plane.cutting_kernels import EPS
-from cpwl.engine.rational.arbiter import Arbiter, Vertices
+from cpwl.engine.rational import Arbiter, Vertices
 from cpwl.engine.residuals import residual_errors
-from cpwl.network.network import Network
+from cpwl.network import Network
 
 if TYPE_CHECKING:
-    from cpwl.engine.plane.cutting import Complex
+    from cpwl.engine.plane.complex import Complex
 
 
 def sharpen(complex_: Complex, arbiter: Arbiter, largest: float) -> Complex:
@@ -42,7 +42,7 @@ def tighten(
     bounds: Bounds,
     stages: int,
     corners: Vertices,
-    pieces_of: Callable[[NDArray[np.int64]], NDArray[np.int32]],
+    pieces_of: Callable[[Ints], NDArray[np.int32]],
     largest: float,
 ) -> Complex:
     """Replace error bounds larger than this by what the residuals of the knots show.
@@ -65,9 +65,7 @@ def tighten(
     return replace(complex_, error=error)
 
 
-def _incident(
-    complex_: Complex, wanted: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _incident(complex_: Complex, wanted: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
     """List (vertex, a cell there, knot) for every edge at the wanted vertices, by vertices."""
     if complex_.points.shape[1] == 1:
         vertex = np.flatnonzero(wanted)
@@ -86,7 +84,7 @@ def _incident(
     return vertex[mine][order].astype(np.int64), cell.astype(np.int64), knot
 
 
-def _sides(corners: Vertices) -> NDArray[np.float64]:
+def _sides(corners: Vertices) -> Floats:
     """Describe the sides by unit normals, offsets and errors; see `residual_errors`."""
     points, error = corners.points, corners.error
     rounding = 8 * EPS * np.abs(points).max()
@@ -101,6 +99,6 @@ def _sides(corners: Vertices) -> NDArray[np.float64]:
     return np.column_stack([normal, offset, off])
 
 
-def scale_of(points: NDArray[np.float64]) -> float:
+def scale_of(points: Floats) -> float:
     """Power of two that brings the largest coordinate near 1."""
     return 2.0 ** -int(np.clip(np.frexp(np.abs(points).max())[1], -1000, 1000))

@@ -1,0 +1,9 @@
+"""Rational arithmetic for the signs that float64 leaves open.
+
+A vertex's definition (which knots meet there) and a unit go in; -1, 0 or +1 comes out, or the
+vertex's exact coordinates. Imports the network and the domain.
+"""
+
+from cpwl.engine.rational.arbiter import Arbiter, Vertices
+
+__all__ = ["Arbiter", "Vertices"]

@@ -17,10 +17,11 @@ import numpy as np
 from flint import fmpq
 from numpy.typing import NDArray
 
-from cpwl.domain.domain import Domain
+from cpwl.arrays import Floats, Ints
+from cpwl.domain import Domain
 from cpwl.engine.rational.evaluator import Evaluator, Line, Point, located
 from cpwl.engine.rational.numbers import Vector, exact
-from cpwl.network.network import Network
+from cpwl.network import Network
 
 # Values are kept for as many vertices as hold about this many integers, a few hundred MB at most.
 _MOST_KEPT = 2**21
@@ -29,9 +30,9 @@ _MOST_KEPT = 2**21
 class Vertices(NamedTuple):
     """Vertices of a complex: coordinates, bounds on their errors, and numbers at the arbiter's."""
 
-    points: NDArray[np.float64]  # (V, P)
-    error: NDArray[np.float64]  # (V,)
-    names: NDArray[np.int64]  # (V,)
+    points: Floats  # (V, P)
+    error: Floats  # (V,)
+    names: Ints  # (V,)
 
 
 class Arbiter:
@@ -85,7 +86,7 @@ class Arbiter:
         parents: NDArray[np.integer],
         stage: int,
         unit: NDArray[np.integer],
-        value: NDArray[np.float64],
+        value: Floats,
     ) -> int:
         """Register the points between two vertices where a unit of a stage equals a value.
 
@@ -114,7 +115,7 @@ class Arbiter:
         vertices: NDArray[np.integer],
         stage: int,
         unit: NDArray[np.integer],
-        value: NDArray[np.float64],
+        value: Floats,
     ) -> NDArray[np.int8]:
         """Sign of (unit - value) at each vertex, exactly."""
         out = np.empty(len(vertices), np.int8)
@@ -134,7 +135,7 @@ class Arbiter:
         b: int,
         stage: int,
         unit: NDArray[np.integer],
-        value: NDArray[np.float64],
+        value: Floats,
     ) -> list[fmpq]:
         """Where units equal values on the segment from a to b, as fractions of it, exactly."""
         self.decided += len(unit)
@@ -142,7 +143,7 @@ class Arbiter:
         pairs = list(zip(unit.tolist(), value.tolist(), strict=True))
         return [_crossing(at_a.minus(u, v), at_b.minus(u, v)) for u, v in pairs]
 
-    def points(self, vertices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
+    def points(self, vertices: Sequence[int] | NDArray[np.integer]) -> Floats:
         """Coordinates (n, P), correctly rounded."""
         places = [self.point(int(v)) for v in vertices]
         rounded = [[int(x.p) / int(x.q) for x in point] for point in places]

@@ -9,11 +9,10 @@ import numpy as np
 from flint import fmpq, fmpz
 from scipy.sparse import csr_array
 
-from cpwl.domain.domain import Slice
+from cpwl.domain import Slice
 from cpwl.engine.rational.numbers import Vector, aligned
 from cpwl.engine.rational.steps import POINT, Affine, Bend, bend_of
-from cpwl.network.program.matrices import Matrices
-from cpwl.network.program.program import Program
+from cpwl.network.program import Matrices, Program
 
 Point = tuple[fmpq, ...]
 

@@ -14,13 +14,11 @@ from typing import Protocol
 
 import numpy as np
 from flint import fmpz, fmpz_mat
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from cpwl.arrays import Floats
 from cpwl.engine.rational.numbers import Constants, Vector, aligned, compare, integers
-from cpwl.network.program import max_pooling, nonlinearities
-from cpwl.network.program.passes import single_values
-from cpwl.network.program.program import Program, Ref
+from cpwl.network.program import Program, Ref, max_pooling, nonlinearities, single_values
 
 Values = Mapping[int, Vector]
 # The point in slice coordinates among the values of the steps.
@@ -34,7 +32,7 @@ _FEW = 3
 class Affine:
     """An affine step: offset + the sum of its parts."""
 
-    def __init__(self, parts: Sequence[tuple[int, csr_array]], offset: NDArray[np.float64]) -> None:
+    def __init__(self, parts: Sequence[tuple[int, csr_array]], offset: Floats) -> None:
         self._size = len(offset)
         self._parts = [(source, _Matrix(matrix)) for source, matrix in parts if matrix.nnz]
         self._offset = integers(offset) if offset.any() else None
@@ -259,6 +257,6 @@ class _Tournament:
         return numbers
 
 
-def _spread(value: object, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _spread(value: object, shape: tuple[int, ...]) -> Floats:
     """Broadcast a constant operand or coefficient to a flat sample."""
     return np.broadcast_to(np.asarray(value, dtype=np.float64), (1, *shape)).reshape(-1)

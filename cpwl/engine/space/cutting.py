@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.engine.plane.cutting import TooLargeError
+from cpwl.arrays import EPS, Floats, unpack
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.lattice import Lattice
 from cpwl.engine.space.workspace import (
@@ -27,6 +27,7 @@ from cpwl.engine.space.workspace import (
     open_sweep,
     reserve,
 )
+from cpwl.engine.work import TooLargeError
 
 # A new vertex is computed exactly, and rounded, if it is likely to be off by more than the first
 # share of the domain's extent or the second share of its distance from the origin, or cannot be
@@ -49,9 +50,9 @@ class Split(NamedTuple):
 
 def split(
     lattice: Lattice,
-    values: NDArray[np.float64],
+    values: Floats,
     columns: Columns,
-    evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    evaluate: Callable[[Floats], Floats],
     judge: Judge,
     room: int,
 ) -> Split:
@@ -85,7 +86,7 @@ def split(
     pos, neg = _decide_all(sweep)
     anywhere, everywhere = np.bitwise_or.reduce(pos), np.bitwise_and.reduce(pos)
     total = len(columns.unit)
-    varies, above = (_flags(x)[:total] for x in (anywhere & ~everywhere, everywhere))
+    varies, above = (unpack(x)[:total] for x in (anywhere & ~everywhere, everywhere))
     for batch in range(len(anywhere)):
         _start_batch(sweep, batch, pos[:, batch], neg[:, batch])
         first, last = BATCH * batch, min(BATCH * (batch + 1), total)
@@ -110,12 +111,6 @@ def _growth_to_come(sweep: Sweep, cells_before: int, done: int, total: int) -> f
         return 1.0
     offset = done / (so_far - 1)
     return ((offset + total) / (offset + done)) ** dim
-
-
-def _flags(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Unpack rows of words, lowest bit first: (..., W) -> (..., 64 W)."""
-    data = np.ascontiguousarray(words).astype("<u8", copy=False).view(np.uint8)
-    return np.unpackbits(data, axis=-1, bitorder="little").astype(np.bool_)
 
 
 # --- signs at the vertices ---------------------------------------------------------------------
@@ -146,7 +141,7 @@ def _decide(sweep: Sweep, batch: int, first: int) -> None:
 def _ask(sweep: Sweep, batch: int, first: int) -> None:
     """Have the signs decided that float64 left open, at the vertices from number ``first`` on."""
     v, columns = sweep.vertices, sweep.columns
-    row, bit = np.nonzero(_flags(v.unsure[first : v.count, None]))
+    row, bit = np.nonzero(unpack(v.unsure[first : v.count, None]))
     row += first
     column = BATCH * batch + bit
     unit, knot = columns.unit[column], columns.knot[column]
@@ -269,7 +264,7 @@ def _cut_edges(sweep: Sweep, column: int, found: NDArray[np.int32]) -> None:
             rows = first + np.flatnonzero(poor)
             v.points[rows] = points = sweep.judge.points(v.names[rows])
             size = np.abs(points).max(axis=1) * np.sqrt(points.shape[1])
-            v.error[rows] = v.likely[rows] = kernels.EPS * size + 2.0**-1000
+            v.error[rows] = v.likely[rows] = EPS * size + 2.0**-1000
             v.rounds[rows] = 0
             v.values[rows] = sweep.evaluate(points)[:, v.dropped :]
     if unsure:

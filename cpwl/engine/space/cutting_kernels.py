@@ -21,7 +21,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, uint64
 
-EPS = 2.0**-52
+from cpwl.arrays import EPS
+
 WHOLE = -1
 BROKEN = -2
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import take_rows
-from cpwl.engine.rational.arbiter import Arbiter
-from cpwl.engine.space.cutting_kernels import EPS
+from cpwl.arrays import EPS, Floats, magnitude, take_rows
+from cpwl.engine.rational import Arbiter
 from cpwl.engine.space.lattice import Corners, Lattice
 from cpwl.geometry import flatness_kernels as kernels
-from cpwl.geometry.measure import magnitude
 
 # In units of eps times the largest coordinate, up to a factor of 2: estimated errors of vertices
 # that are worth a look, and errors that facets may show. `check` allows them 64.
@@ -18,9 +15,7 @@ _DOUBTFUL = 128
 _FLAT = 16
 
 
-def straightened(
-    lattice: Lattice, found: Corners, arbiter: Arbiter, *, merged: bool
-) -> NDArray[np.float64]:
+def straightened(lattice: Lattice, found: Corners, arbiter: Arbiter, *, merged: bool) -> Floats:
     """Return the vertices, computed exactly where a facet is bent by more than their rounding.
 
     The engine places vertices as well as it needs them, and estimates their errors. The estimates

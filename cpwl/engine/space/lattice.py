@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.parallel import in_parallel
-from cpwl.arrays.ragged import Ragged, prefix
-from cpwl.domain.corners import face_lattice
-from cpwl.domain.domain import Domain
-from cpwl.engine.rational.arbiter import Vertices
+from cpwl.arrays import Floats, Ints, Ragged, in_parallel, prefix
+from cpwl.domain import Domain, face_lattice
+from cpwl.engine.rational import Vertices
 from cpwl.engine.space import cutting_kernels as kernels
 
 
@@ -26,10 +24,10 @@ class Lattice:
     several faces of dimension k - 1 in one plane.
     """
 
-    points: NDArray[np.float64]  # (V, P)
-    error: NDArray[np.float64]  # (V,) bound on the distance of a point from the exact vertex
-    likely: NDArray[np.float64]  # (V,) the same as an estimate
-    names: NDArray[np.int64]  # (V,) the arbiter's numbers of the vertices
+    points: Floats  # (V, P)
+    error: Floats  # (V,) bound on the distance of a point from the exact vertex
+    likely: Floats  # (V,) the same as an estimate
+    names: Ints  # (V,) the arbiter's numbers of the vertices
     faces: tuple[Ragged, ...]  # entry k - 1: dimension k = 1..P, by the faces of dimension k - 1
     facet_bit: NDArray[np.int32]  # (F,) bit of the pattern that differs, -1 - i on domain side i
     patterns: NDArray[np.uint64]  # (C, W) packed bits of the stages so far
@@ -104,9 +102,22 @@ def _corners_of(
     return Ragged(prefix(size), np.concatenate([part for chunk in parts for part in chunk]))
 
 
-def compact(start: NDArray[np.int64], size: NDArray[np.int32], items: NDArray[np.int32]) -> Ragged:
+def compact(start: Ints, size: NDArray[np.int32], items: NDArray[np.int32]) -> Ragged:
     """Lay ragged rows end to end."""
     offsets = prefix(size)
     out = np.empty(offsets[-1], np.int32)
     kernels.pack_rows(start, size, items, offsets, out)
     return Ragged(offsets, out)
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedLattice:
+    """A lattice with the meaning of its bits, and how far it goes."""
+
+    lattice: Lattice
+    bit_unit: NDArray[np.int32]  # (64 W,) unit of each bit, -1 for padding
+    base: NDArray[np.int32]  # (num_units,) piece of each unit where none of its bits is set
+    undecided: int
+    broken: int
+    stages: int  # that were worked off
+    needed: int  # bytes that the next stage would have taken, 0 if all were worked off

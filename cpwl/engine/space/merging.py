@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cpwl.arrays.ragged import Ragged, prefix
-from cpwl.engine.plane.merging import clear_lost, same_pattern
+from cpwl.arrays import Ints, Ragged, last_difference, prefix
+from cpwl.engine.contests import clear_lost, same_pattern
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.lattice import Lattice
 
@@ -47,29 +47,11 @@ def merge_contested(
     candidates = inner[contested[bit_unit[bit[inner]]]]
     same = same_pattern(patterns, *sides[candidates].T)
     removed, left = candidates[same], candidates[~same]
-    bit[left] = _last_difference(patterns, sides[left])
+    bit[left] = last_difference(patterns, sides[left])
     return merge(replace(lattice, patterns=patterns, facet_bit=bit), removed)
 
 
-def _last_difference(patterns: NDArray[np.uint64], sides: NDArray) -> NDArray[np.int64]:
-    """Find the last bit that differs between pairs of cells.
-
-    It is that of the match in which the two sides' winners meet, for all later ones are decided
-    alike. Earlier ones may have no effect on one of the sides.
-    """
-    last = np.zeros(len(sides), np.int64)
-    for w in range(patterns.shape[1]):
-        differ = patterns[sides[:, 0], w] ^ patterns[sides[:, 1], w]
-        flags = np.unpackbits(
-            differ.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8),
-            axis=1, bitorder="little",
-        )  # fmt: skip
-        found = 64 * w + 63 - np.argmax(flags[:, ::-1], axis=1)
-        last[differ != 0] = found[differ != 0]
-    return last
-
-
-def merge(lattice: Lattice, removed: NDArray[np.int64]) -> Lattice:
+def merge(lattice: Lattice, removed: Ints) -> Lattice:
     """Drop facets between cells of one pattern, and all faces that nothing ends at any more.
 
         +-----+-----+         +-----------+
@@ -132,26 +114,26 @@ def merge(lattice: Lattice, removed: NDArray[np.int64]) -> Lattice:
     )
 
 
-def _incidences(faces: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _incidences(faces: Ragged) -> tuple[Ints, Ints]:
     """List the pairs of a face and a face of its boundary."""
     owner = np.repeat(np.arange(len(faces.offsets) - 1), np.diff(faces.offsets))
     return owner, faces.items.astype(np.int64)
 
 
-def _pairs(owner: NDArray, item: NDArray, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _pairs(owner: NDArray, item: NDArray, chosen: NDArray[np.bool_]) -> Ints:
     """List (item, owner, owner) for the chosen items, each of which has two owners."""
     at = np.flatnonzero(chosen[item])
     at = at[np.argsort(item[at], kind="stable")].reshape(-1, 2)
     return np.stack([item[at[:, 0]], owner[at[:, 0]], owner[at[:, 1]]], axis=1)
 
 
-def _components(a: NDArray, b: NDArray, n: int) -> NDArray[np.int64]:
+def _components(a: NDArray, b: NDArray, n: int) -> Ints:
     """Label the connected components of n nodes, in the order of their first nodes."""
     graph = coo_array((np.ones(len(a), np.bool_), (a, b)), (n, n))
     return connected_components(graph, False)[1].astype(np.int64)
 
 
-def _numbered(group: NDArray[np.int64], gone: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _numbered(group: Ints, gone: NDArray[np.bool_]) -> Ints:
     """Give the groups that stay numbers in their order, and -1 to what is gone."""
     stays = np.zeros(int(group.max()) + 1, np.bool_)
     stays[group[~gone]] = True
@@ -159,7 +141,7 @@ def _numbered(group: NDArray[np.int64], gone: NDArray[np.bool_]) -> NDArray[np.i
     return np.where(gone, -1, new[group])
 
 
-def _firsts(number: NDArray[np.int64]) -> NDArray[np.int64]:
+def _firsts(number: Ints) -> Ints:
     """Find the first member of every number."""
     first = np.empty(int(number.max()) + 1, np.int64)
     order = np.flatnonzero(number >= 0)[::-1]

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import padded
-from cpwl.domain.domain import Domain
+from cpwl.arrays import EPS, Floats, Ints, padded, pattern_kernels
+from cpwl.domain import Domain
+from cpwl.engine import column_kernels
 from cpwl.engine.bounds import Bounds, StageBounds
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.plane.cutting import TooLargeError
-from cpwl.engine.plane.refinement import Work
 from cpwl.engine.space import lattice as lattices
 from cpwl.engine.space.cutting import Columns, split
-from cpwl.engine.space.lattice import Lattice
+from cpwl.engine.space.lattice import Lattice, RefinedLattice
 from cpwl.engine.space.merging import merge_contested
 from cpwl.engine.space.tightening import side_planes, tighten
-from cpwl.network.network import Knots
+from cpwl.engine.work import TooLargeError, Work
+from cpwl.network import Knots
 
 # Blocks of vertices that are evaluated at once; larger ones only leave the caches.
 _MOST_BYTES = 2**26
@@ -31,19 +30,6 @@ _CARRIED_OVER = 16.0
 # Error bounds of vertices larger than this share of the domain's extent are tightened before the
 # next stage: smaller ones leave fewer signs in doubt than the second look costs.
 _LOOK_AGAIN = 1e-8
-
-
-@dataclass(frozen=True, eq=False)
-class RefinedLattice:
-    """A lattice with the meaning of its bits, and how far it goes."""
-
-    lattice: Lattice
-    bit_unit: NDArray[np.int32]  # (64 W,) unit of each bit, -1 for padding
-    base: NDArray[np.int32]  # (num_units,) piece of each unit where none of its bits is set
-    undecided: int
-    broken: int
-    stages: int  # that were worked off
-    needed: int  # bytes that the next stage would have taken, 0 if all were worked off
 
 
 def refine_lattice(work: Work, domain: Domain) -> RefinedLattice:
@@ -67,9 +53,9 @@ def refine_lattice(work: Work, domain: Domain) -> RefinedLattice:
     )
     undecided = broken = 0
 
-    def pieces_of(cells: NDArray[np.int64]) -> NDArray[np.int32]:
+    def pieces_of(cells: Ints) -> NDArray[np.int32]:
         out = np.empty((len(cells), network.num_units), np.int32)
-        cutting_kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
+        pattern_kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
         return out
 
     for stage in range(network.num_stages):
@@ -105,9 +91,9 @@ class _Seen:
     """One stage seen from the vertices of a lattice."""
 
     columns: Columns  # those that may vary
-    values: NDArray[np.float64]  # (V, K)
-    base: NDArray[np.int64]  # (n_stage,) piece of each unit where none of the columns is positive
-    evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    values: Floats  # (V, K)
+    base: Ints  # (n_stage,) piece of each unit where none of the columns is positive
+    evaluate: Callable[[Floats], Floats]
 
 
 def _look(work: Work, stage: int, lattice: Lattice, bounds: Bounds) -> _Seen:
@@ -120,12 +106,12 @@ def _look(work: Work, stage: int, lattice: Lattice, bounds: Bounds) -> _Seen:
     size = int(min(_MOST_ROWS, max(_FEWEST_ROWS, min(work.memory // 2, _MOST_BYTES) // per_row)))
     blocks = [slice(a, min(a + size, n_points)) for a in range(0, n_points, size)]
 
-    def units_at(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def units_at(points: Floats) -> Floats:
         return network.preactivations(work.embed(points), stage).numpy()
 
     # all units' values are kept if they take a small part of the memory, otherwise computed twice
     room = work.memory - lattices.nbytes(lattice)
-    held: list[NDArray[np.float64]] | None = [] if 32 * n_points * n_units <= room else None
+    held: list[Floats] | None = [] if 32 * n_points * n_units <= room else None
     low, high = np.full(n_units, np.inf), np.full(n_units, -np.inf)
     surely_low, surely_high = high.copy(), low.copy()  # of what is known for certain
     for block in blocks:
@@ -156,7 +142,7 @@ def _look(work: Work, stage: int, lattice: Lattice, bounds: Bounds) -> _Seen:
     if needed > room:
         raise TooLargeError(needed)
 
-    def evaluate(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def evaluate(points: Floats) -> Floats:
         return units_at(points)[:, columns.unit] - columns.knot
 
     values = np.empty((n_points, len(kept)))
@@ -168,10 +154,10 @@ def _look(work: Work, stage: int, lattice: Lattice, bounds: Bounds) -> _Seen:
     return _Seen(columns, values, base, evaluate)
 
 
-def _extend(low: NDArray, high: NDArray, values: NDArray[np.float64]) -> None:
+def _extend(low: NDArray, high: NDArray, values: Floats) -> None:
     """Extend ranges by the values of a block, refusing values that are not finite."""
     block_low, block_high, defect = np.empty((3, values.shape[1]))
-    cutting_kernels.column_range(values, block_low, block_high, defect)
+    column_kernels.column_range(values, block_low, block_high, defect)
     if np.isnan(defect).any():
         raise FloatingPointError(
             "Expected finite pre-activations on the whole domain, got inf or NaN: the network "
@@ -183,14 +169,14 @@ def _extend(low: NDArray, high: NDArray, values: NDArray[np.float64]) -> None:
 
 def _columns(stage: int, knots: Knots, bound: StageBounds) -> Columns:
     """Put the knots of a stage and what bounds the errors of its units together."""
-    rounding = 2 * cutting_kernels.EPS * np.abs(knots.value)
+    rounding = 2 * EPS * np.abs(knots.value)
     slack = bound.slack[knots.unit] + rounding
     tolerance = np.minimum(slack, _CARRIED_OVER * bound.fresh[knots.unit] + rounding)
     lipschitz = bound.lipschitz[knots.unit]
     return Columns(stage, knots.unit, knots.value, slack, lipschitz, tolerance)
 
 
-def _take(columns: Columns, which: NDArray[np.int64]) -> Columns:
+def _take(columns: Columns, which: Ints) -> Columns:
     """Return some of the columns."""
     stage, unit, knot, slack, lipschitz, tolerance = columns
     return Columns(

@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.ragged import Ragged
-from cpwl.domain.domain import Domain
+from cpwl.arrays import EPS, Floats, Ints, Ragged
+from cpwl.domain import Domain
 from cpwl.engine.bounds import Bounds
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.rational.arbiter import Vertices
+from cpwl.engine.rational import Vertices
 from cpwl.engine.residuals import residual_errors
 from cpwl.engine.space.lattice import Lattice
-from cpwl.network.network import Network
+from cpwl.network import Network
 
 
 def tighten(
@@ -23,9 +22,9 @@ def tighten(
     network: Network,
     bounds: Bounds,
     stages: int,
-    sides: NDArray[np.float64],
+    sides: Floats,
     bit_unit: NDArray[np.int32],
-    pieces_of: Callable[[NDArray[np.int64]], NDArray[np.int32]],
+    pieces_of: Callable[[Ints], NDArray[np.int32]],
     largest: float,
 ) -> Lattice:
     """Replace error bounds larger than this by what the residuals of the knots show.
@@ -62,9 +61,7 @@ def tighten(
     return replace(lattice, error=error)
 
 
-def _around(
-    lattice: Lattice, vertices: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _around(lattice: Lattice, vertices: Ints) -> tuple[Ints, Ints, Ints]:
     """List the pairs of one of these vertices and a facet there, and one cell at each vertex."""
     vertex, face = vertices, vertices
     facets = vertex, face
@@ -75,9 +72,7 @@ def _around(
     return *facets, face[first]
 
 
-def _above(
-    vertex: NDArray[np.int64], face: NDArray[np.int64], faces: Ragged
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _above(vertex: Ints, face: Ints, faces: Ragged) -> tuple[Ints, Ints]:
     """Go from pairs (vertex, face) to pairs with the faces of one dimension more, sorted."""
     wanted = np.zeros(int(faces.items.max()) + 1, np.bool_)
     wanted[face] = True
@@ -95,7 +90,7 @@ def _above(
     return np.divmod(pairs, count)
 
 
-def side_planes(domain: Domain, corners: Vertices) -> NDArray[np.float64]:
+def side_planes(domain: Domain, corners: Vertices) -> Floats:
     """Describe the sides of a domain by unit normals, offsets and errors, (sides, P + 2).
 
     A point x of a side has |normal . x - offset| <= error, for so have the side's corners.
@@ -107,6 +102,6 @@ def side_planes(domain: Domain, corners: Vertices) -> NDArray[np.float64]:
         normal = np.linalg.svd(mine - mine.mean(axis=0))[2][-1]
         height = mine @ normal
         row[:dim], row[dim] = normal, height.mean()
-        rounding = 4 * (dim + 1) * cutting_kernels.EPS * np.abs(points).max()
+        rounding = 4 * (dim + 1) * EPS * np.abs(points).max()
         row[dim + 1] = np.abs(height - row[dim]).max() + corners.error[list(side)].max() + rounding
     return out

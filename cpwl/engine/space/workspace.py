@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.engine.plane import cutting_kernels
-from cpwl.engine.plane.cutting import TooLargeError
+from cpwl.arrays import EPS, Floats, Ints, pattern_kernels
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.lattice import Lattice, compact
+from cpwl.engine.work import TooLargeError
 
 BATCH = 64
 # Arrays grow by this factor while there is room, and to this many entries at least.
@@ -29,11 +29,11 @@ class Columns(NamedTuple):
     """
 
     stage: int
-    unit: NDArray[np.int64]  # (K,) counted within the stage, ascending
-    knot: NDArray[np.float64]  # (K,) ascending within a unit
-    slack: NDArray[np.float64]  # (K,)
-    lipschitz: NDArray[np.float64]  # (K,)
-    tolerance: NDArray[np.float64]  # (K,) what counts as zero where nothing can be proven
+    unit: Ints  # (K,) counted within the stage, ascending
+    knot: Floats  # (K,) ascending within a unit
+    slack: Floats  # (K,)
+    lipschitz: Floats  # (K,)
+    tolerance: Floats  # (K,) what counts as zero where nothing can be proven
 
 
 class Judge(Protocol):
@@ -41,13 +41,11 @@ class Judge(Protocol):
 
     exact: bool
 
-    def add(
-        self, parents: NDArray, stage: int, unit: NDArray, value: NDArray[np.float64], /
-    ) -> int: ...
+    def add(self, parents: NDArray, stage: int, unit: NDArray, value: Floats, /) -> int: ...
     def signs(
-        self, vertices: NDArray, stage: int, unit: NDArray, value: NDArray[np.float64], /
+        self, vertices: NDArray, stage: int, unit: NDArray, value: Floats, /
     ) -> NDArray[np.int8]: ...
-    def points(self, vertices: NDArray, /) -> NDArray[np.float64]: ...
+    def points(self, vertices: NDArray, /) -> Floats: ...
 
 
 @dataclass(eq=False)
@@ -56,7 +54,7 @@ class Level:
 
     count: int
     end: int  # of the items in use
-    start: NDArray[np.int64]
+    start: Ints
     size: NDArray[np.int32]
     items: NDArray[np.int32]
     pos: NDArray[np.uint64]
@@ -73,12 +71,12 @@ class Vertices:
 
     count: int
     dropped: int
-    points: NDArray[np.float64]
-    error: NDArray[np.float64]
-    likely: NDArray[np.float64]
-    names: NDArray[np.int64]
+    points: Floats
+    error: Floats
+    likely: Floats
+    names: Ints
     rounds: NDArray[np.int32]  # how often values were interpolated from interpolated ones
-    values: NDArray[np.float64]
+    values: Floats
     pos: NDArray[np.uint64]
     neg: NDArray[np.uint64]
     unsure: NDArray[np.uint64]
@@ -91,11 +89,11 @@ class Sweep:
 
     columns: Columns
     judge: Judge
-    evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    evaluate: Callable[[Floats], Floats]
     room: int
     extent: float  # of the domain
-    rounding: NDArray[np.float64]  # (K,) bound on the rounding of one interpolation
-    most: NDArray[np.float64]  # (K,) what errors are taken to be at most where nothing is proven
+    rounding: Floats  # (K,) bound on the rounding of one interpolation
+    most: Floats  # (K,) what errors are taken to be at most where nothing is proven
     first_bit: int  # of the stage
     vertices: Vertices
     levels: list[Level]  # entry k - 1: dimension k
@@ -109,9 +107,9 @@ class Sweep:
 
 def open_sweep(
     lattice: Lattice,
-    values: NDArray[np.float64],
+    values: Floats,
     columns: Columns,
-    evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    evaluate: Callable[[Floats], Floats],
     judge: Judge,
     room: int,
 ) -> Sweep:
@@ -138,7 +136,7 @@ def open_sweep(
     proven = np.full(len(columns.unit), np.inf)
     return Sweep(
         columns, judge, evaluate, room, float(np.ptp(lattice.points, axis=0).max()),
-        4 * kernels.EPS * np.abs(values).max(axis=0),
+        4 * EPS * np.abs(values).max(axis=0),
         proven if judge.exact else columns.tolerance, 64 * lattice.patterns.shape[1],
         vertices, levels, levels[0].items.reshape(-1, 2).copy(), lattice.facet_bit,
         np.zeros((cells, batches), np.uint64),
@@ -245,7 +243,7 @@ def close_sweep(sweep: Sweep, patterns: NDArray[np.uint64], varies: NDArray[np.b
         target[: len(varies)] = new_bit
         source, words = words, np.empty((n, -(-int(varies.sum()) // BATCH)), np.uint64)
         nothing = np.zeros(words.shape[1], np.uint64)
-        cutting_kernels.spread_bits(source, target, nothing, 0, n, words)
+        pattern_kernels.spread_bits(source, target, nothing, 0, n, words)
     n_facets = v.count if len(levels) == 1 else levels[-2].count
     bit = sweep.bit[:n_facets].copy()
     mine = bit >= sweep.first_bit

@@ -1,0 +1,22 @@
+"""Capture of a torch module as a program of affine and piecewise-linear steps.
+
+A module goes in, a `Program` comes out, checked against the module. Knows no `Network`.
+"""
+
+from cpwl.network.capture.fx_nodes import SKIPPED, packet_name
+from cpwl.network.capture.lowering import Listing, Lowered, Operation, lower
+from cpwl.network.capture.tracing import export, float64_copy, list_graph
+from cpwl.network.capture.verification import verify
+
+__all__ = [
+    "SKIPPED",
+    "Listing",
+    "Lowered",
+    "Operation",
+    "export",
+    "float64_copy",
+    "list_graph",
+    "lower",
+    "packet_name",
+    "verify",
+]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cpwl.network.program.rounding import Rounding, absolute
+from cpwl.network.program import Rounding, absolute
 
 aten = torch.ops.aten
 

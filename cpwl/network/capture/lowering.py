@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from cpwl.arrays import Ints
 from cpwl.errors import CaptureError, UnsupportedOperationError
 from cpwl.network.capture.affine_operations import Affine, Call, NotPiecewiseLinear, affine_rule
 from cpwl.network.capture.fx_nodes import (
@@ -28,9 +29,7 @@ from cpwl.network.capture.fx_nodes import (
 from cpwl.network.capture.numbering import number_contests, number_units
 from cpwl.network.capture.piecewise_operations import Bend, Rewrite, nonlinear_rule
 from cpwl.network.capture.triangle_waves import Wave, find_triangles
-from cpwl.network.program.nonlinearities import Triangle
-from cpwl.network.program.program import Program, Ref, Step, references
-from cpwl.network.program.rounding import Rounding
+from cpwl.network.program import Program, Ref, Rounding, Step, Triangle, references
 
 SQUASHINGS = ("tanh", "sigmoid")
 REMEDY = "Use approx, which handles any differentiable module, or replace the operation."
@@ -77,7 +76,7 @@ class _Builder:
     last_stage: list[int] = field(default_factory=list)
     value: dict[Node, Any] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
-    contests: dict[int, tuple[NDArray[np.int64], ...]] = field(default_factory=dict)
+    contests: dict[int, tuple[Ints, ...]] = field(default_factory=dict)
 
 
 def lower(listing: Listing, *, refuse: bool = True) -> Lowered:

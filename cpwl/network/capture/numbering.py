@@ -8,7 +8,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.network.program.program import Head, Plan, Program, Step, make_plan
+from cpwl.arrays import Ints
+from cpwl.network.program import Head, Plan, Program, Step, make_plan
 
 
 def number_units(steps: tuple[Step, ...], last_stage: Sequence[int], output: int) -> Program:
@@ -36,9 +37,7 @@ def _stage_plan(steps: tuple[Step, ...], stage: tuple[Head, ...]) -> Plan:
     return make_plan(steps, {index for head in stage for index in steps[head.step].inputs})
 
 
-def number_contests(
-    program: Program, contests: dict[int, tuple[NDArray[np.int64], ...]]
-) -> NDArray[np.int32]:
+def number_contests(program: Program, contests: dict[int, tuple[Ints, ...]]) -> NDArray[np.int32]:
     """Translate contests, which count units within a tournament, to the network's numbers."""
     rows = [np.zeros((0, 3), np.int64)]
     first_unit = program.first_unit

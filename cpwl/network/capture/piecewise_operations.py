@@ -8,17 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from cpwl.arrays import Ints
 from cpwl.network.capture.affine_operations import Call, NotPiecewiseLinear
-from cpwl.network.program.max_pooling import (
+from cpwl.network.program import (
+    Extremum,
+    Nonlinearity,
+    Pointwise,
     adaptive_windows,
+    clamp_pieces,
     make_tournament,
     pooling_taps,
     strided_windows,
 )
-from cpwl.network.program.nonlinearities import Extremum, Nonlinearity, Pointwise, clamp_pieces
 
 REFUSED = {
     **dict.fromkeys(
@@ -52,7 +55,7 @@ class Bend(NamedTuple):
 
     nonlinearity: Nonlinearity
     operands: tuple[Any, ...]
-    contests: tuple[NDArray[np.int64], ...] = ()
+    contests: tuple[Ints, ...] = ()
 
 
 class Rewrite(NamedTuple):
@@ -246,7 +249,7 @@ def _tournament(
     call: Call,
     kind: str,
     largest: bool,
-    taps: NDArray[np.int64],
+    taps: Ints,
     native: Callable[[Tensor], Tensor],
 ) -> Bend | Rewrite:
     if taps.shape[1] == 1 or int((taps >= 0).sum(axis=1).max()) == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,7 @@ from torch.fx import Node
 from cpwl.errors import CaptureError
 from cpwl.network.capture.lowering import Listing
 from cpwl.network.capture.tracing import random_points
-from cpwl.network.program import passes as execution
-from cpwl.network.program.program import Program, Step, fill
-
-if TYPE_CHECKING:
-    from cpwl.network.network import Network
+from cpwl.network.program import Program, Step, Triangle, error_analysis, fill, passes
 
 POINTS = 3
 RELATIVE_TOLERANCE = 1e-10
@@ -28,11 +24,16 @@ MIXING = "The module mixes the samples of a batch; make it treat each sample on 
 
 
 def verify(
-    network: Network, module: nn.Module, copied: nn.Module, listing: Listing, upto: str | None
+    program: Program,
+    input_shape: tuple[int, ...],
+    module: nn.Module,
+    copied: nn.Module,
+    listing: Listing,
+    upto: str | None,
 ) -> None:
     """Check a capture on random points.
 
-    The network against the float64 copy and against a copy in the module's own dtype; that every
+    The program against the float64 copy and against a copy in the module's own dtype; that every
     affine step is affine; that samples do not influence each other; and that `apply_pieces` at a
     point's own pieces gives the network's value.
 
@@ -41,28 +42,29 @@ def verify(
     CaptureError
         Naming what differed, and by how much.
     """
-    z, y = _finite_points(network)
-    tolerance = WAVE_TOLERANCE if _has_wave(network) else RELATIVE_TOLERANCE
+    z, y = _finite_points(program, input_shape)
+    tolerance = WAVE_TOLERANCE if _has_wave(program) else RELATIVE_TOLERANCE
     # where an output cancels to nothing, what is left is its own rounding
-    absolute = 2 * execution.output_bound(network.program, z).max().item()
+    absolute = 2 * error_analysis.output_bound(program, z).max().item()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = copied(z)
         if upto is None:
             _compare("the module in float64", y, expected, tolerance, absolute)
-            _compare_in_own_dtype(network, module, z)
+            _compare_in_own_dtype(program, module, z)
         else:
             cut, end = _graph_values(listing, z)
             _compare("the exported module", end, expected, RELATIVE_TOLERANCE, absolute)
             _compare(f"the module up to '{upto}'", y, cut, tolerance, absolute)
-    rows = torch.cat([network(row[None]) for row in z])
+    rows = torch.cat([passes.evaluate(program, row[None]) for row in z])
     _compare("itself, one sample at a time", y, rows, RELATIVE_TOLERANCE, absolute, MIXING)
-    _check_affine(network.program)
-    held = network.apply_pieces(z, network.pieces(z))
+    _check_affine(program)
+    num_units = sum(head.units for heads in program.heads for head in heads)
+    held = passes.apply_pieces(program, z, passes.pieces(program, z, num_units))
     _compare("itself with its pieces held fixed", y, held, RELATIVE_TOLERANCE, absolute)
 
 
-def _has_wave(network: Network) -> bool:
-    return any(group.kind == "triangle" for group in network.groups)
+def _has_wave(program: Program) -> bool:
+    return any(isinstance(step.nonlinearity, Triangle) for step in program.steps)
 
 
 def _compare(
@@ -87,11 +89,11 @@ def _compare(
         )
 
 
-def _finite_points(network: Network) -> tuple[Tensor, Tensor]:
+def _finite_points(program: Program, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Random points at which the network does not overflow, near 0 if need be, and its values."""
-    z = random_points(POINTS, network.input_shape, seed=1)
+    z = random_points(POINTS, input_shape, seed=1)
     for scale in (1.0, 2.0**-100, 2.0**-1000):
-        y = network(z * scale)
+        y = passes.evaluate(program, z * scale)
         if bool(torch.isfinite(y).all()):
             return z * scale, y
     raise CaptureError(
@@ -100,7 +102,7 @@ def _finite_points(network: Network) -> tuple[Tensor, Tensor]:
     )
 
 
-def _compare_in_own_dtype(network: Network, module: nn.Module, z: Tensor) -> None:
+def _compare_in_own_dtype(program: Program, module: nn.Module, z: Tensor) -> None:
     """Compare with a copy that keeps dtype and device, as far as that dtype's rounding allows."""
     tensors = (*module.parameters(), *module.buffers())
     parameters = [p for p in tensors if p.is_floating_point()]
@@ -118,10 +120,10 @@ def _compare_in_own_dtype(network: Network, module: nn.Module, z: Tensor) -> Non
         return  # the dtype's range is too small for these points, not the capture wrong
     eps = torch.finfo(dtype).eps
     z = rounded.to(device="cpu", dtype=torch.float64)
-    bound = execution.output_bound(network.program, z).max().item()
+    bound = error_analysis.output_bound(program, z).max().item()
     _compare(
         f"the module in {dtype}",
-        network(z),
+        passes.evaluate(program, z),
         own,
         eps**0.5,
         bound * eps / torch.finfo(torch.float64).eps,
@@ -150,7 +152,7 @@ def _graph_values(listing: Listing, z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_affine(program: Program) -> None:
     """Check f(x + y) + f(0) = f(x) + f(y) for every affine step, on a batch of one."""
-    sizes = execution.single_values(program)
+    sizes = error_analysis.single_values(program)
     for index in program.output_plan.order:
         step = program.steps[index]
         if step.kind != "affine":
@@ -169,6 +171,6 @@ def _check_affine(program: Program) -> None:
 
 
 def _value(step: Step, values: dict[int, Any]) -> Tensor:
-    lookup = execution.Lookup(values)
+    lookup = error_analysis.Lookup(values)
     args = [fill(arg, lookup) for arg in step.args]
     return step.function(*args, **{key: fill(arg, lookup) for key, arg in step.kwargs.items()})

@@ -1,0 +1,70 @@
+"""A captured network as data, and the passes that run it.
+
+A `Program` and a batch go in; values, pieces, rounding errors and sparse matrices come out.
+Imports only arrays and errors.
+"""
+
+from cpwl.network.program.error_analysis import Analysis, output_bound, single_values
+from cpwl.network.program.matrices import Matrices, read_matrices
+from cpwl.network.program.max_pooling import (
+    Tournament,
+    adaptive_windows,
+    make_tournament,
+    pooling_taps,
+    strided_windows,
+)
+from cpwl.network.program.nonlinearities import (
+    Extremum,
+    Nonlinearity,
+    Pointwise,
+    Triangle,
+    clamp_pieces,
+    largest_slope,
+)
+from cpwl.network.program.passes import held_switching
+from cpwl.network.program.program import (
+    Head,
+    Plan,
+    Program,
+    Ref,
+    Step,
+    as_batch,
+    fill,
+    make_plan,
+    peak_values,
+    references,
+)
+from cpwl.network.program.rounding import Rounding, absolute, gamma
+
+__all__ = [
+    "Analysis",
+    "Extremum",
+    "Head",
+    "Matrices",
+    "Nonlinearity",
+    "Plan",
+    "Pointwise",
+    "Program",
+    "Ref",
+    "Rounding",
+    "Step",
+    "Tournament",
+    "Triangle",
+    "absolute",
+    "adaptive_windows",
+    "as_batch",
+    "clamp_pieces",
+    "fill",
+    "gamma",
+    "held_switching",
+    "largest_slope",
+    "make_plan",
+    "make_tournament",
+    "output_bound",
+    "peak_values",
+    "pooling_taps",
+    "read_matrices",
+    "references",
+    "single_values",
+    "strided_windows",
+]

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
+from cpwl.arrays import Floats
+from cpwl.network.program.error_analysis import single_values
 from cpwl.network.program.nonlinearities import Triangle
-from cpwl.network.program.passes import single_values
 from cpwl.network.program.program import Program, Step, fill
 
 # A step with more places in its dense matrix, or a network with more entries or units, is not read:
@@ -40,7 +41,7 @@ class Part(NamedTuple):
 
     source: int
     matrix: csr_array
-    rows: NDArray[np.float64]
+    rows: Floats
     norm: float
 
 
@@ -48,7 +49,7 @@ class AffineMap(NamedTuple):
     """An affine step on flat samples: offset + the sum of its parts."""
 
     parts: tuple[Part, ...]
-    offset: NDArray[np.float64]
+    offset: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,7 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
     return AffineMap(tuple(parts), offset)
 
 
-def _row_norms(matrix: csr_array) -> NDArray[np.float64]:
+def _row_norms(matrix: csr_array) -> Floats:
     """Bound the rows' Euclidean norms from above."""
     row = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
     largest = np.zeros(len(matrix.indptr) - 1)

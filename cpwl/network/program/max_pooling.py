@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cpwl.network.program.nonlinearities import UNIT_ROUNDOFF, MaybeError, add_errors
+from cpwl.arrays import UNIT_ROUNDOFF, Ints
+from cpwl.network.program.nonlinearities import MaybeError, add_errors
 
-Indices = NDArray[np.int64]
+Indices = Ints
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-UNIT_ROUNDOFF = 2.0**-53
+from cpwl.arrays import UNIT_ROUNDOFF
+
 Coefficient = Tensor | float
 MaybeError = Tensor | None
 

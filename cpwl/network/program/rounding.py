@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-UNIT_ROUNDOFF = 2.0**-53
-SMALLEST = 2.0**-1074
+from cpwl.arrays import UNIT_ROUNDOFF
 
 
 class Rounding(NamedTuple):

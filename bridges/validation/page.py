@@ -16,7 +16,7 @@ from bridges.validation.page_style import STYLE
 from bridges.validation.text import limits, number
 
 if TYPE_CHECKING:
-    from bridges.validation.report import Report, Section
+    from bridges.validation.findings import Findings, Section
 
 _DOTS = 96  # CSS pixels in an inch; pictures have twice as many, for dense screens
 # Nothing is loaded and nothing runs, whatever a note or a title contains.
@@ -25,7 +25,7 @@ _LONG = 16  # letters of a setting that takes a line of its own
 _PACKAGES = ("cpwl", "torch", "numpy", "scipy", "numba")
 
 
-def page(report: Report) -> str:
+def page(report: Findings) -> str:
     """Return the page of a report."""
     parts = [
         "<!doctype html>",
@@ -54,7 +54,7 @@ def page(report: Report) -> str:
     return "\n".join([*parts, "</main>", *_foot(report), "</body>", "</html>", ""])
 
 
-def _head(report: Report) -> Iterator[str]:
+def _head(report: Findings) -> Iterator[str]:
     """Title, facts, verdict, what disagrees, and a link to each section."""
     yield "<header>"
     yield '<p class="eyebrow">Exact engine and estimates held against each other</p>'
@@ -144,7 +144,7 @@ def _figure(section: Section) -> str:
     )
 
 
-def _foot(report: Report) -> Iterator[str]:
+def _foot(report: Findings) -> Iterator[str]:
     """Everything that is needed to repeat the report."""
     yield "<footer><h2>To repeat it</h2>"
     yield '<dl class="settings">'

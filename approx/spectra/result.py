@@ -1,0 +1,108 @@
+"""Spectrum: psi and nu of a batch of latents, their errors and what they are of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """psi and nu of a batch of latents, with their errors and how they were had.
+
+    All tensors are on the CPU, the real ones in float64.
+
+    Parameters
+    ----------
+    psi, nu : (B,) tensor
+        Local scaling, sum of log sigma_i, and local rank, exp(-sum alpha_i log alpha_i) with
+        alpha_i = sigma_i / sum sigma + 1e-30, over the k singular values of `definition` that are
+        not zero. Both are 0 for a zero Jacobian.
+    psi_stderr, nu_stderr : (B,) tensor
+        For "predict" and "paper": standard deviation of the difference between the value and psi_W
+        of another, independent draw of W, so that the spread over W is in it (for "paper", twice).
+        0 for "exact"; NaN for "topk", whose error is a bound and not random.
+    psi_interval, nu_interval : (B, 2) tensor
+        95 % interval for psi_W of another draw (for its mean over W too, with room to spare). For
+        "topk": from the value (each singular value found is a lower bound) to the value at found +
+        residual bound.
+    effective_rank : (B,) tensor
+        (sum sigma^2)^2 / sum sigma^4 over all of J, estimated from the products made; 0 for a zero
+        Jacobian, NaN where k = 1 cannot tell.
+    rank : (B,) int64 tensor
+        How many of the k singular values are not zero. k where "predict" did not fall back.
+    fell_back : (B,) bool tensor
+        Whether "predict" made all k products, and so is "paper" for that latent.
+    products : int
+        Jacobian products per latent, J x and J^T y together; the batch's most.
+    method, used : str
+        What was asked for, and what was done: they differ where "predict" fell back.
+    k : int
+    seed : int or None
+        Gives the same result again as `generator=seed`; None where nothing is random.
+    definition : str
+        What psi and nu are of.
+    tolerance : float
+        Singular values at most this times the latent's largest count as zero.
+    singular_values : (B, k) tensor or None
+        Descending; NaN for latents that were predicted, None if all were.
+    """
+
+    psi: Tensor
+    nu: Tensor
+    psi_stderr: Tensor
+    nu_stderr: Tensor
+    psi_interval: Tensor
+    nu_interval: Tensor
+    effective_rank: Tensor
+    rank: Tensor
+    fell_back: Tensor
+    products: int
+    method: str
+    used: str
+    k: int
+    seed: int | None
+    definition: str
+    tolerance: float
+    singular_values: Tensor | None
+
+
+def draw_seed(generator: torch.Generator | int | None) -> int:
+    """Return a seed: the integer itself, one drawn from the generator, or a fresh one.
+
+    Call it once and pass the integer on where several operators are to see the same probes.
+    """
+    if generator is None:
+        return torch.Generator().seed() & (2**63 - 1)
+    if isinstance(generator, torch.Generator):
+        if generator.device.type != "cpu":
+            raise ValueError(
+                f"Expected a generator on the CPU, got one on {generator.device}: probes are drawn "
+                "there so that a seed means the same on every device; use torch.Generator()."
+            )
+        return int(torch.randint(2**63 - 1, (), generator=generator))
+    return int(generator)
+
+
+def psi_nu(values: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return psi, nu and the rank, each (B,), of singular values (B, k) in descending order.
+
+    psi = sum of log sigma_i over sigma_i > tolerance * sigma_1; nu over all of them. 0 and 0 where
+    all are zero.
+    """
+    kept = values > tolerance * values[:, :1]
+    psi = torch.where(kept, values, 1).log().sum(dim=1)
+    total = values.sum(dim=1, keepdim=True)
+    alpha = values / torch.where(total > 0, total, 1) + 1e-30
+    nu = (-(alpha * alpha.log()).sum(dim=1)).exp()
+    return psi, torch.where(total[:, 0] > 0, nu, 0), kept.sum(dim=1)
+
+
+def pair(low: Tensor, high: Tensor) -> Tensor:
+    return torch.stack([low, high], dim=1)
+
+
+def around(value: Tensor, half: Tensor) -> Tensor:
+    return pair(value - half, value + half)

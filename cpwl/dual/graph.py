@@ -1,0 +1,125 @@
+"""Graph of cells that share facets, and regions of one affine map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cpwl.affine import columns_and_offsets, num_outputs
+from cpwl.arrays import Ints
+
+if TYPE_CHECKING:
+    from cpwl.partition import Partition
+
+
+def adjacency(partition: Partition) -> nx.Graph:
+    """Return the graph of the cells that share a facet.
+
+    Returns
+    -------
+    networkx.Graph
+        Nodes 0..C-1 are cells. An edge has the attributes `unit`, the unit that switches there,
+        and `facet`, the facet's index (the last one, where two cells share several in one plane).
+        Needs no network.
+    """
+    inner = np.flatnonzero((partition.facet_cells >= 0).all(axis=1))
+    graph = nx.Graph()
+    graph.add_nodes_from(range(partition.num_cells))
+    ends = partition.facet_cells[inner].tolist()
+    units, facets = partition.facet_unit[inner].tolist(), inner.tolist()
+    graph.add_edges_from(
+        (a, b, {"unit": unit, "facet": facet})
+        for (a, b), unit, facet in zip(ends, units, facets, strict=True)
+    )
+    return graph
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Connected sets of cells on which G is one affine map.
+
+    Parameters
+    ----------
+    index : (C,) int64 ndarray
+        Region of each cell, numbered by the lowest cell in them.
+    count : int
+        The number of regions.
+    tolerance : float
+        Neighbouring maps that differ by at most this share of the larger one coincide.
+    merged, kept : float
+        The largest difference that was taken as none, and the smallest that was not (0 and inf
+        where there is no such facet). A wide gap between them says that the tolerance did not
+        matter.
+    """
+
+    index: Ints
+    count: int
+    tolerance: float
+    merged: float
+    kept: float
+
+
+def regions(partition: Partition, *, tolerance: float = 1e-10) -> Regions:
+    """Merge the cells whose neighbours carry the same affine map.
+
+    Parameters
+    ----------
+    partition : Partition
+        With its network.
+    tolerance : float
+        See `Regions`. Where a unit is switched off downstream the two maps agree to the last bit;
+        where several units cancel they agree to rounding, about 1e-15 times the depth.
+
+    Notes
+    -----
+    G is continuous, so the maps of two neighbours agree on their facet and differ by a rank-one
+    jump; comparing A alone suffices. One pass over the maps.
+    """
+    outputs = num_outputs(partition)
+    count = partition.num_cells
+    width = min(outputs, _PROJECTIONS)
+    project = np.eye(outputs)
+    if outputs > width:
+        # fixed, so that the same partition always gets the same regions
+        project = np.random.default_rng(7).standard_normal((outputs, width)) / np.sqrt(width)
+    maps = np.empty((count, width, partition.dim))
+    start = 0
+    for base, columns in columns_and_offsets(partition):
+        stop = start + len(base)
+        maps[start:stop] = np.moveaxis(columns @ project, 0, 2)
+        start = stop
+    inner = (partition.facet_cells >= 0).all(axis=1)
+    a, b = partition.facet_cells[inner].T
+    size = np.sqrt(np.square(maps).sum(axis=(1, 2)))
+    jump = np.sqrt(np.square(maps[a] - maps[b]).sum(axis=(1, 2)))
+    larger = np.maximum(size[a], size[b])
+    relative = jump / np.where(larger > 0, larger, 1.0)
+    same = relative <= tolerance
+    links = coo_array((np.ones(int(same.sum()), np.int8), (a[same], b[same])), shape=(count, count))
+    found, labels = connected_components(links, directed=False)
+    _, first, index = np.unique(labels, return_index=True, return_inverse=True)
+    index = np.argsort(np.argsort(first))[index]
+    merged, kept = relative[same].max(initial=0.0), relative[~same].min(initial=np.inf)
+    return Regions(index, int(found), tolerance, float(merged), float(kept))
+
+
+def hash_columns(patterns: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return one 64-bit key per pattern (splitmix64 over the words)."""
+    key = np.full(len(patterns), 0x9E3779B97F4A7C15, np.uint64)
+    for word in patterns.T:
+        key = (key ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        key ^= key >> np.uint64(31)
+    return key
+
+
+# With more outputs than this, jumps are measured in as many random projections of the outputs:
+# all of them lose a jump by a factor 1e-9 with probability below 1e-70.
+_PROJECTIONS = 8

@@ -1,0 +1,61 @@
+"""Kernels on the values of columns at vertices: ranges, signs, and what float64 leaves in doubt."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, uint64
+
+
+@njit(cache=True, nogil=True)
+def column_range(values, low, high, defect):
+    """Smallest and largest entry of each column, inf and -inf where there are no rows.
+
+    ``defect`` is NaN in a column that holds inf or NaN and 0 in all others.
+    """
+    low[:] = np.inf
+    high[:] = -np.inf
+    defect[:] = 0.0
+    for r in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            v = values[r, j]
+            low[j] = v if v < low[j] else low[j]
+            high[j] = v if v > high[j] else high[j]
+            defect[j] += v - v
+
+
+@njit(cache=True, nogil=True)
+def pack_signs(values, error, unit, shift, slack, slope, tolerance, start, stop, pos, neg):
+    """Pack the signs of ``values[:, unit[k]] - shift[k]``.
+
+    In doubt is what lies within ``slack[k] + slope[k] * error[row]`` of zero; it is taken as zero
+    where it is within ``tolerance[k]``. Returns how many values are in doubt.
+    """
+    near = 0
+    for r in range(start, stop):
+        for w in range(pos.shape[1]):
+            p = uint64(0)
+            n = uint64(0)
+            first = 64 * w
+            for k in range(first, min(first + 64, unit.shape[0])):
+                v = values[r, unit[k]] - shift[k]
+                doubt = slack[k] + slope[k] * error[r]
+                zero = min(doubt, tolerance[k])
+                p |= uint64(v > zero) << uint64(k - first)
+                n |= uint64(v < -zero) << uint64(k - first)
+                near += abs(v) <= doubt
+            pos[r, w] = p
+            neg[r, w] = n
+    return near
+
+
+@njit(cache=True, nogil=True)
+def list_doubts(values, error, unit, shift, slack, slope, rows, columns):
+    """List the rows and columns of the values in doubt, and return how many; see `pack_signs`."""
+    n = 0
+    for r in range(values.shape[0]):
+        for k in range(unit.shape[0]):
+            if abs(values[r, unit[k]] - shift[k]) <= slack[k] + slope[k] * error[r]:
+                rows[n] = r
+                columns[n] = k
+                n += 1
+    return n
