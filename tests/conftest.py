@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from bridges.cli import group
 
@@ -17,6 +18,15 @@ def data() -> Path:
     if not folder:
         pytest.skip("set the environment variable CPWL_DATA to the folder with the real networks")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One torch thread: on tiny networks more of them only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ VALUES = {"taef2": 120, "sd": 80}
 
 def measure(*arguments: Any) -> dict[str, Any]:
     """Run `descriptors` once, in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.descriptors", *map(str, arguments)]
+    worker = Path(__file__).with_name("descriptors.py")
+    command = [sys.executable, str(worker), *map(str, arguments)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode:
         raise RuntimeError(f"{arguments}: {done.stderr.strip().splitlines()[-1]}")

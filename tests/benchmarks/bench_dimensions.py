@@ -8,7 +8,7 @@ table and asserts the project's targets. `bench_peers` holds the same networks a
 
 from __future__ import annotations
 
-from tests.benchmarks.measuring import best, measure
+from benchmarks.measuring import best, measure
 
 # cells, and the most seconds that the issue allows for cells, facets, adjacency and maps
 NETWORKS = {"3-16-16-3": (4287, None), "4-10-10-3": (5672, 0.06), "3-32-32-3": (39175, 0.4)}

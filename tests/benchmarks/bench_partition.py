@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.benchmarks.measuring import best, measure
+from benchmarks.measuring import best, measure
 
 NETWORKS = {"2-20-20-20-3": 1839, "2-64-64-64-3": 18863, "2-128-128-128-3": 65799,
             "2-256-256-256-3": 269845, "2-512-512-512-3": None}  # fmt: skip

@@ -1,7 +1,7 @@
 """cpwl against SplineCam, regioncam, relucent and affinitree, on the same networks: one table.
 
     pytest tests/benchmarks/bench_peers.py -s
-    python -m tests.benchmarks.bench_peers --networks 3-16-16-3 --peers affinitree --limit 60
+    python -m benchmarks.bench_peers --networks 3-16-16-3 --peers affinitree --limit 60
 
 Every measurement is a process of its own, and cpwl takes its turn before and after each peer; the
 rows of cpwl are the best of all its turns. cpwl computes cells, patterns, faces of every dimension,
@@ -22,7 +22,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from tests.benchmarks.measuring import NotFinishedError, best, measure
+from benchmarks.measuring import NotFinishedError, best, measure
 
 PLANE, SPACE = ("splinecam", "regioncam", "affinitree", "relucent"), ("affinitree", "relucent")
 # cells, proven by cpwl and checked by other means in the tests; who is measured

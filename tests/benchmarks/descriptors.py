@@ -1,9 +1,9 @@
 """Time descriptors of one decoder in a process of its own; print one line of JSON.
 
-    python -m tests.benchmarks.descriptors times taef2 [--threads 2] [--columns 120] [--rounds 3]
-    python -m tests.benchmarks.descriptors memory sd --engine loop
-    python -m tests.benchmarks.descriptors flops sd
-    python -m tests.benchmarks.descriptors stream silu --latents 1000
+    python -m benchmarks.descriptors times taef2 [--threads 2] [--columns 120] [--rounds 3]
+    python -m benchmarks.descriptors memory sd --engine loop
+    python -m benchmarks.descriptors flops sd
+    python -m benchmarks.descriptors stream silu --latents 1000
 
 ``loop`` is what a user writes today: one forward pass and a loop of k `torch.autograd.grad` calls
 with `retain_graph=True` on orthonormal cotangents, their singular values; and ``passes``, 8 forward
@@ -31,8 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does
 
+from support import decoders
+
 from approx import JacobianOperator, describe, knots, spectrum
-from tests import decoders
 
 Decoder = Callable[[Tensor], Any]
 

@@ -1,10 +1,10 @@
-"""Digests of partitions, array by array: does another version of the engine make the same bits?
+"""Digests of partitions, array by array, to tell whether two versions make the same bits.
 
     CPWL_DATA=... python tests/benchmarks/digests.py [NAME ...] > digests.txt
 
-prints a line for each array of each partition: benchmark networks, degenerate and convolutional ones,
-domains worked off in strips, and, with CPWL_DATA, the slices of the real networks. Two versions on the
-same machine with the same torch are compared by `diff`.
+prints a line for each array of each partition: benchmark networks, degenerate and convolutional
+ones, domains worked off in strips, and, with CPWL_DATA, the slices of the real networks. Two
+versions on the same machine with the same torch are compared by `diff`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 
 import cpwl
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # slices lie beside this folder
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does
 
 Make = Callable[[], cpwl.Partition]
 
@@ -69,7 +69,7 @@ def partitions() -> Iterator[tuple[str, Make]]:
     for dim in (2, 3):
         yield f"max-pooling, {dim}-D", lambda dim=dim: _pooling(dim)
     if folder := os.environ.get("CPWL_DATA"):
-        from slices import all_slices
+        from real.slices import all_slices
 
         for name, make in all_slices(Path(folder)):
             yield name, lambda make=make: cpwl.subdivide(*make(), progress=False)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import wraps
 
 import torch
+from benchmarks.common import Found
 from torch import nn
 
 import cpwl
 from cpwl.engine import bounds
 from cpwl.engine.plane import refinement
 from cpwl.engine.rational import arbiter
-from tests.benchmarks.common import Found
 
 
 def capture(module: nn.Sequential, size: float) -> tuple[cpwl.Network, cpwl.Domain]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 900  # seconds
@@ -23,12 +24,14 @@ def measure(
     SplineCam runs in the interpreter that SPLINECAM_PYTHON names, if there is one: it needs
     graph-tool, which no package index has for this one.
     """
-    python, quiet = sys.executable, os.environ | {"TQDM_DISABLE": "1"}  # SplineCam's: a bar a cell
+    python, tests = sys.executable, str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
+    quiet = os.environ | {"PYTHONPATH": path, "TQDM_DISABLE": "1"}  # SplineCam's: a bar a cell
     if engine == "splinecam":
         if not os.environ.get("SPLINECAM"):
             raise RuntimeError(f"{engine} on {widths}: set SPLINECAM to the folder of a checkout")
         python = os.environ.get("SPLINECAM_PYTHON", python)
-    command = [python, "-m", "tests.benchmarks.worker", engine, widths]
+    command = [python, "-m", "benchmarks.worker", engine, widths]
     command += [f"--{name}={value}" for name, value in options.items()]
     try:
         done = subprocess.run(

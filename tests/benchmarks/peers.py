@@ -16,10 +16,9 @@ from functools import partial
 
 import numpy as np
 import torch
+from benchmarks.common import Found
 from scipy.optimize import linprog
 from torch import Tensor, nn
-
-from tests.benchmarks.common import Found
 
 
 def regioncam_engine(module: nn.Sequential, size: float, limit: float) -> Callable[[], Found]:

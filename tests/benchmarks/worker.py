@@ -1,6 +1,6 @@
 """Time one engine on one benchmark network in a process of its own; print one line of JSON.
 
-    python -m tests.benchmarks.worker cpwl 2-64-64-64-3 [--size 10] [--repeat 3] [--cores 2]
+    PYTHONPATH=tests python -m benchmarks.worker cpwl 2-64-64-64-3 [--size 10] [--repeat 3] [--cores 2]
 
 Engines, on the box [-size, size]^P whose dimension is the network's first width:
 
@@ -31,8 +31,7 @@ import resource
 import time
 
 import torch
-
-from tests.benchmarks.common import Found, count_patterns, digest, make_network
+from benchmarks.common import Found, count_patterns, digest, make_network
 
 OURS = ("cpwl", "maps", "floor")
 PEERS = ("regioncam", "splinecam", "affinitree", "relucent")
@@ -54,7 +53,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
         torch.set_num_threads(args.cores)
     home = "engines" if args.engine in OURS else "peers"
-    engines = importlib.import_module(f"tests.benchmarks.{home}")
+    engines = importlib.import_module(f"benchmarks.{home}")
     make = engines.ENGINES[args.engine]
     inputs, outputs = args.widths.split("-")[0], args.widths.split("-")[-1]
     make(make_network(f"{inputs}-8-8-{outputs}"), args.size, args.limit)()

@@ -1,1 +1,0 @@
-"""Benchmarks: off by default, each run by naming its file to pytest (see README, "Measured")."""

@@ -1,0 +1,112 @@
+"""What `knots` refuses, and what it says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has it
+from support.decoders import latents
+from torch import Tensor, nn
+
+from approx import DecoderError, knots
+
+NET = nn.Sequential(nn.Linear(6, 8), nn.ReLU()).eval()
+Z = latents((6,), 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("Expected a positive radius, got 0", lambda: knots(NET, Z, radius=0)),
+        ("Expected a positive radius, got nan", lambda: knots(NET, Z, radius=math.nan)),
+        ("Expected a positive window, got -1", lambda: knots(NET, Z, window=-1)),
+        ("Expected method as 'jvp' or 'hull', got 'svd'", lambda: knots(NET, Z, method="svd")),
+        ("Expected batch as a positive integer", lambda: knots(NET, Z, batch=0)),
+        ("between 1 and 6 directions .* got 7", lambda: knots(NET, Z, directions=7)),
+        ("between 1 and 6 directions .* got 0", lambda: knots(NET, Z, directions=0)),
+        (
+            r"directions of shape \(P, 6\) .* got \(2, 5\)",
+            lambda: knots(NET, Z, directions=torch.ones(2, 5)),
+        ),
+        (
+            "finite floating-point directions, got NaN",
+            lambda: knots(NET, Z, directions=torch.full((2, 6), math.nan)),
+        ),
+        (
+            "finite floating-point directions, got torch.int64",
+            lambda: knots(NET, Z, directions=torch.ones(2, 6, dtype=torch.long)),
+        ),
+        ("Expected floating-point latents, got dtype torch.int64", lambda: knots(NET, Z.long())),
+        ("Expected finite latents", lambda: knots(NET, Z * math.nan)),
+        (
+            "Expected a decoder with units .* executes linear, tanh",
+            lambda: knots(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), Z),
+        ),
+        (
+            "Expected a decoder with units .* executes linear",
+            lambda: knots(nn.Linear(6, 8), Z, method="hull"),
+        ),
+        ("Expected the same layers for every latent", lambda: knots(Branching(), BRANCHING)),
+    ],
+)
+def test_what_knots_refuses(message, call):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+class Branching(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return F.relu(z) if float(z.detach().sum()) > 0 else F.silu(z).abs()
+
+
+BRANCHING = torch.tensor([[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, -3.0, -4.0]])
+
+
+@pytest.mark.parametrize("method", ["jvp", "hull"])
+def test_decoders_that_knots_refuses(method):
+    dropout = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout())
+    with pytest.raises(DecoderError, match="in training mode"):
+        knots(dropout.train(), Z, method=method)
+    with pytest.raises(DecoderError, match="draws random numbers"):
+        knots(lambda z: F.relu(NET(z)) + torch.rand(1), Z, method=method)
+    with pytest.raises(DecoderError, match="Expected finite outputs"):
+        knots(lambda z: F.relu(NET(z)) / 0, Z, method=method)
+    with pytest.raises(DecoderError, match="Expected a tensor from the decoder"):
+        knots(lambda z: {"image": NET(z)}, Z, method=method)
+    found = knots(lambda z: {"image": NET(z)}, Z, method=method, output=lambda y: y["image"])
+    assert found.layers == ("1",)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_units_that_cannot_be_seen_are_refused():
+    recurrent = nn.RNN(6, 4, nonlinearity="relu", batch_first=True)
+    with pytest.raises(NotImplementedError, match="got rnn_relu, whose units lie inside"):
+        knots(lambda z: recurrent(z[:, None])[0], Z)
+    scripted = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(6, 8), nn.ReLU())))
+    with pytest.raises(NotImplementedError, match="got the TorchScript module '0'"):
+        knots(scripted.eval(), Z)
+
+
+def test_out_of_memory_halves_the_batch_and_says_what_would_fit():
+    class Tight(nn.Module):
+        def __init__(self, most: int) -> None:
+            super().__init__()
+            self.inner, self.most, self.seen = NET, most, []
+
+        def forward(self, z: Tensor) -> Tensor:
+            self.seen.append(len(z))
+            if len(z) > self.most:
+                raise torch.OutOfMemoryError("out of memory: tried to allocate 1 TiB")
+            return self.inner(z)
+
+    z = latents((6,), 8)
+    tight = Tight(2)
+    found = knots(tight, z, radius=0.1, batch=8)
+    assert tight.seen == [8, 4, 2, 2, 2, 2]
+    assert torch.equal(found.count, knots(NET, z, radius=0.1).count)
+    with pytest.raises(MemoryError, match=r"one latent and 4 directions, .* fewer directions"):
+        knots(Tight(0), z)
+    with pytest.raises(MemoryError, match="more memory, or in a narrower dtype"):
+        knots(Tight(0), z, method="hull")

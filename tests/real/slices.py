@@ -1,0 +1,140 @@
+"""Slices of the real networks in `$CPWL_DATA`, for the tests and for the README's table.
+
+    CPWL_DATA=... python tests/real/slices.py
+
+prints the table: cells, seconds, peak memory and check() of each slice, worked off in a process of
+its own with the kernels' cache warm.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import cpwl
+from bridges.networks import pretrained
+
+ACAS_ADVISORIES = ("clear of conflict", "weak left", "weak right", "strong left", "strong right")
+
+
+def _digits(data: Path) -> pretrained.Images:
+    """Read the first 0, 1 and 7 of the MNIST test digits."""
+    return pretrained.first_of(pretrained.read_images("mnist", 100, data), (0, 1, 7))
+
+
+def _latents(*shape: int) -> torch.Tensor:
+    """Three standard normal latents from a fixed seed."""
+    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _around(slice_: cpwl.Slice, zoom: float) -> cpwl.Domain:
+    """A square about the middle of the anchors, `zoom` times as wide as they lie apart."""
+    assert slice_.anchors is not None
+    middle = slice_.anchors.mean(axis=0)
+    half = zoom * np.ptp(slice_.anchors, axis=0).max() / 2
+    return slice_.box(middle - half, middle + half)
+
+
+def mnist_gan(data: Path, zoom: float = 1.5) -> tuple[cpwl.Network, cpwl.Domain]:
+    """MNIST GAN before its tanh, through three latents."""
+    network = cpwl.Network.from_torch(pretrained.mnist_gan(data), (64,), upto="tanh")
+    return network, _around(cpwl.Slice.through(*_latents(64)), zoom)
+
+
+def mnist_vae(data: Path, zoom: float = 2.0) -> tuple[cpwl.Network, cpwl.Domain]:
+    """MNIST VAE decoder before its sigmoid, through the codes of the first 0, 1 and 7."""
+    network = cpwl.Network.from_torch(pretrained.mnist_vae_decoder(data), (20,), upto="sigmoid")
+    codes = pretrained.codes(_digits(data), data)
+    return network, _around(cpwl.Slice.through(*codes), zoom)
+
+
+def dcgan_faces(data: Path, zoom: float = 0.002) -> tuple[cpwl.Network, cpwl.Domain]:
+    """DCGAN faces before their tanh, about the middle of three latents."""
+    network = cpwl.Network.from_torch(pretrained.dcgan_faces(data), (100, 1, 1), upto="tanh")
+    return network, _around(cpwl.Slice.through(*_latents(100, 1, 1)), zoom)
+
+
+def sd_latents(data: Path, zoom: float = 0.0007) -> tuple[cpwl.Network, cpwl.Domain]:
+    """The SD-latent decoder on 4 x 8 x 8 latents, about the middle of three of them."""
+    network = cpwl.Network.from_torch(pretrained.sd_latent_decoder(data), (4, 8, 8))
+    return network, _around(cpwl.Slice.through(*_latents(4, 8, 8)), zoom)
+
+
+def acas(data: Path, name: str) -> tuple[cpwl.Network, cpwl.Domain]:
+    """Bearing and distance of the intruder, on a head-on course at the speeds' means.
+
+    The inputs are normalised: distance (feet - 19791) / 60261, angles / 2 pi.
+    """
+    network = cpwl.Network.from_onnx(data / "onnx" / f"acasxu_{name}.onnx")
+    origin = np.zeros(network.input_shape)
+    origin.reshape(-1)[2] = -0.5
+    basis = np.zeros((2, *network.input_shape))
+    basis[0].reshape(-1)[1] = 1
+    basis[1].reshape(-1)[0] = 1
+    return network, cpwl.Slice(origin, basis).box([-0.5, -0.328], [0.5, 0.679])
+
+
+def cifar_resnet(data: Path, zoom: float = 0.05) -> tuple[cpwl.Network, cpwl.Domain]:
+    """The residual CIFAR-10 classifier, about the middle of three noise images."""
+    network = cpwl.Network.from_onnx(data / "onnx" / "cifar10_resnet_2b.onnx")
+    return network, _around(cpwl.Slice.through(*_latents(*network.input_shape)), zoom)
+
+
+def mnist_convnet(data: Path, zoom: float = 0.05) -> tuple[cpwl.Network, cpwl.Domain]:
+    """The max-pooling ConvNet, about the middle of three test digits."""
+    network = cpwl.Network.from_onnx(data / "onnx" / "mnist_convnet_maxpool.onnx")
+    digits = _digits(data).pixels.reshape(3, *network.input_shape)
+    return network, _around(cpwl.Slice.through(*digits), zoom)
+
+
+def all_slices(data: Path) -> Iterator[tuple[str, Callable[[], tuple[cpwl.Network, cpwl.Domain]]]]:
+    """Name every slice of the README's table, with the function that makes it."""
+    yield "MNIST GAN 64-256-256-784", lambda: mnist_gan(data)
+    yield "MNIST VAE decoder 20-400-784", lambda: mnist_vae(data)
+    yield "DCGAN faces 100-3x64x64", lambda: dcgan_faces(data)
+    yield "SD-latent decoder 4x8x8-3x16x16", lambda: sd_latents(data)
+    for name in ("1_1", "2_7", "4_3"):
+        yield f"ACAS Xu {name}", lambda name=name: acas(data, name)
+    yield "CIFAR-10 ResNet 2b", lambda: cifar_resnet(data)
+    yield "MNIST ConvNet, max-pooling", lambda: mnist_convnet(data)
+
+
+def report(name: str) -> None:
+    """Print one row of the table."""
+    make = dict(all_slices(Path(os.environ["CPWL_DATA"])))[name]
+    network, domain = make()
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clock = time.perf_counter()
+    partition = cpwl.subdivide(network, domain, progress=False)
+    seconds = time.perf_counter() - clock
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1000
+    findings = cpwl.check(partition)
+    width = float((domain.corners.max(axis=0) - domain.corners.min(axis=0)).max())
+    print(
+        f"| {name} | {network.num_units:,} | {width:.3g} | {partition.num_cells:,} "
+        f"| {seconds:.2f} | {peak:.0f} | {'ok' if findings.ok else 'FAILED'} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print the whole table, or the row that is named."""
+    if len(sys.argv) > 1:
+        report(sys.argv[1])
+        return
+    print("| network | units | slice width | cells | seconds | peak MB above start | check() |")
+    print("|---" * 7 + "|", flush=True)
+    for name, _ in all_slices(Path(os.environ["CPWL_DATA"])):
+        subprocess.run([sys.executable, __file__, name], check=True)
+
+
+if __name__ == "__main__":
+    main()

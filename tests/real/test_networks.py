@@ -1,0 +1,78 @@
+"""Slices of the real networks: every one complete, checked, and small enough for every commit."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import shapely
+from real.slices import (
+    ACAS_ADVISORIES,
+    acas,
+    cifar_resnet,
+    dcgan_faces,
+    mnist_convnet,
+    mnist_gan,
+    mnist_vae,
+    sd_latents,
+)
+
+import cpwl
+from cpwl.decision import decision_regions
+
+# (network and slice, fewest cells that make the test worth its name)
+SLICES = {
+    "mnist_gan": (partial(mnist_gan, zoom=0.5), 5_000),
+    "mnist_vae": (partial(mnist_vae, zoom=1.2), 5_000),
+    "dcgan_faces": (partial(dcgan_faces, zoom=0.0001), 50),
+    "sd_latents": (partial(sd_latents, zoom=0.0002), 20),
+    "cifar_resnet": (partial(cifar_resnet, zoom=0.02), 200),
+    "mnist_convnet": (partial(mnist_convnet, zoom=0.02), 200),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slice_is_complete_and_checks(name, data):
+    make, fewest = SLICES[name]
+    network, domain = make(data)
+    partition = cpwl.subdivide(network, domain, progress=False)
+    assert partition.status.complete
+    assert partition.num_cells >= fewest
+    cpwl.check(partition, samples=16).require()
+
+
+@pytest.mark.parametrize("name", ["1_1", "2_7", "4_3"])
+def test_advisories_of_a_collision_avoidance_controller(name, data):
+    network, domain = acas(data, name)
+    partition = cpwl.subdivide(network, domain, progress=False)
+    cpwl.check(partition, samples=256).require()
+    regions = decision_regions(partition, "argmin")
+    polygons = shapely.polygons(
+        [
+            shapely.linearrings(regions.corners[a:b, :2])
+            for a, b in pairwise(regions.offsets.tolist())
+        ]
+    )
+    shares = np.bincount(regions.label, shapely.area(polygons), len(ACAS_ADVISORIES))
+    assert shares.sum() == pytest.approx(domain.volume, rel=1e-9)
+    # the advisory of random points, from the network itself
+    points = np.random.default_rng(0).uniform(*domain.corners[[0, 2]], size=(4000, 2))
+    scores = network(domain.slice.embed(points)).numpy()
+    counts = np.bincount(scores.argmin(axis=1), minlength=len(ACAS_ADVISORIES))
+    expected = shares / domain.volume
+    spread = np.sqrt(expected * (1 - expected) * len(points)) + 1
+    assert (np.abs(counts - expected * len(points)) < 5 * spread).all()
+    assert (expected > 0.001).sum() >= 2
+
+
+def test_anchors_lie_in_cells_whose_maps_decode_them(data):
+    network, domain = mnist_vae(data)
+    partition = cpwl.subdivide(network, domain, progress=False)
+    anchors = domain.slice.anchors
+    cells = cpwl.locate(partition, anchors)
+    maps, offsets = next(cpwl.affine_maps(partition, cells))
+    decoded = np.einsum("ndp,np->nd", maps, anchors) + offsets
+    expected = network(domain.slice.embed(anchors)).numpy()
+    assert np.abs(decoded - expected).max() < 1e-11
