@@ -228,6 +228,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
     """Write one result in the format of its suffix, whole or not at all."""
+    import cpwl
     from cpwl import export, plot
     from cpwl.files import atomic_path
 

@@ -201,7 +201,7 @@ def test_local_complexity_needs_all_cells(monkeypatch):
     partition = grid((0.1,), (0.2,), ())
     status = partition.status._replace(complete=False, needed=10**9, stages=0)
     monkeypatch.setattr(
-        "cpwl.engine.enumeration.subdivide",
+        "cpwl.descriptors.complexity.subdivide",
         lambda *_, **__: dataclasses.replace(partition, status=status),
     )
     with pytest.raises(cpwl.PartitionError, match="Give subdivide 1,000,000,000 bytes of `memory`"):

@@ -58,7 +58,7 @@ def test_cells_behind_a_dead_unit_are_one_region(outputs):
     assert found.count == len(expected)
     for cells in expected:
         assert len(set(found.index[sorted(cells)])) == 1
-    assert found.merged == 0.0
+    assert found.merged <= np.finfo(float).eps  # rounding alone: products may differ by place
     _, first = np.unique(found.index, return_index=True)
     assert (np.diff(first) > 0).all()  # numbered by their lowest cell
 
