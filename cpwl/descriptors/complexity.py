@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cpwl.domain import cross_polytope
+from cpwl.engine import subdivide
 from cpwl.partition import require_complete
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ def local_complexity(
     -----
     Enumerates the partition of V_z (`cpwl.subdivide`); the cost is that of its cells.
     """
-    from cpwl.engine import subdivide
-
     domain = cross_polytope(z, radius, basis)
     partition = subdivide(network, domain, memory=memory, progress=False)
     require_complete(partition)
