@@ -183,6 +183,15 @@ def check(
 
     Measured on 269,845 cells of 2-256-256-256-3: 0.8 s and 50 MB for the arrays, and 3 s for the
     sample, which is two forward passes a stage and P + 1 for the maps.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> report = cpwl.check(partition)
+    >>> report.ok, report.faces, report.euler
+    (True, (9, 12, 4), 1)
     """
     p = partition
     log = Log(p)

@@ -80,6 +80,18 @@ def sweep(
     Notes
     -----
     About a third of a second a frame for 1,000 cells.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (3,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1, -1], [1, 1, 1]))
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "cube.gif")
+    ...     cpwl.plot.sweep(partition, path, frames=1)
+    ...     print(path.is_file())
+    True
     """
     solids.require_space(partition)
     network = require_network(partition)

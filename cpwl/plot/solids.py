@@ -80,6 +80,17 @@ def cells3d(
     exploded. The others are painted cell by cell from back to front; that order is exact, since
     moving the cells of a subdivision apart keeps them on their sides of every cut. Half a second
     for 5,000 cells, some five for 40,000.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (3,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1, -1], [1, 1, 1]))
+    >>> from matplotlib import pyplot
+    >>> axes = cpwl.plot.cells3d(partition, "psi", explode=0)
+    >>> axes.get_zlabel()
+    '$s_2$'
+    >>> pyplot.close()
     """
     require_space(partition)
     if not (np.isfinite(explode) and explode >= 0):
