@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from cpwl import decision
 from cpwl.affine import num_outputs
-from cpwl.descriptors import sizes
+from cpwl.descriptors import volumes
 from cpwl.plot import drawing
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def partition(
     if partition.dim == 1:
         return drawing.steps(partition, data, label, ax, knots)
     if data is not None:
-        norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
+        norm, extend = drawing.norm(data, volumes(partition), limits)
         colours = drawing.fill(ax, partition, data, cmap, norm)
         if colorbar:
             drawing.colorbar(ax, colours, label, extend)
@@ -175,7 +175,7 @@ def image(
     if data is None:
         pieces.set_facecolor("0.85")
     else:
-        norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
+        norm, extend = drawing.norm(data, volumes(partition), limits)
         pieces.set(array=data, cmap=cmap, norm=norm)
         if colorbar:
             drawing.colorbar(ax, pieces, label or name, extend, pad=0.1)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from cpwl.arrays import Floats
-from cpwl.descriptors import sizes
+from cpwl.descriptors import volumes
 from cpwl.geometry import Plane, Polygons, solid_loops
 from cpwl.plot import drawing
 from cpwl.plot.painting import Painting
@@ -106,7 +106,7 @@ def cells3d(
     if data is None:
         colours = np.tile(_GREY, (partition.num_cells, 1))
     else:
-        norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
+        norm, extend = drawing.norm(data, volumes(partition), limits)
         shades = ScalarMappable(norm, cmap)
         colours = rgba(data, shades)
         if colorbar:
