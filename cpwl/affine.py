@@ -74,6 +74,15 @@ def affine_maps(
     -----
     Nothing is fitted to vertices: the network is evaluated with every unit held on the cell's
     piece. P + 1 forward passes per cell for slice coordinates, min(E, D) + 1 for latents.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> for A, b in cpwl.affine_maps(partition, [0, 1]):
+    ...     print(A.tolist(), b.tolist())
+    [[[0.5, 0.0], [0.0, 0.5]], [[1.0, 0.0], [0.0, 0.5]]] [[0.0, 0.0], [0.0, 0.0]]
     """
     for base, columns in columns_and_offsets(partition, cells, wrt=wrt, chunk=chunk):
         yield np.ascontiguousarray(columns.transpose(1, 2, 0)), base

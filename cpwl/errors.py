@@ -7,6 +7,14 @@ class CaptureError(ValueError):
     """A module, file or argument that cannot be made into a `Network`.
 
     The message says what was expected, what was got and what to do.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> cpwl.Network.from_torch(torch.nn.ReLU(), (0,))
+    Traceback (most recent call last):
+        ...
+    cpwl.errors.CaptureError: Expected input_shape as positive sizes of one sample, got (0,)...
     """
 
 
@@ -19,6 +27,15 @@ class UnsupportedOperationError(CaptureError):
         The operation's name without overload, e.g. ``"silu"``.
     place : str
         Module path (and node name) of the operation.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> try:
+    ...     cpwl.Network.from_torch(torch.nn.SiLU(), (2,))
+    ... except cpwl.UnsupportedOperationError as error:
+    ...     print(error.operation)
+    silu
     """
 
     def __init__(self, operation: str, place: str, reason: str, remedy: str) -> None:
@@ -32,7 +49,19 @@ class UnsupportedOperationError(CaptureError):
 
 
 class PartitionError(ValueError):
-    """A partition that failed `check`, or one that is incomplete where all cells are needed."""
+    """A partition that failed `check`, or one that is incomplete where all cells are needed.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> import dataclasses
+    >>> cpwl.check(dataclasses.replace(partition, points=2 * partition.points)).require()
+    Traceback (most recent call last):
+        ...
+    cpwl.errors.PartitionError: Expected a partition of 4 cells that passes all 24 checks, got ...
+    """
 
 
 class CertificateError(ValueError):
@@ -42,6 +71,17 @@ class CertificateError(ValueError):
     ----------
     cell : int or None
         Number of the cell where the proof fails, None where it is not about one cell.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> import dataclasses
+    >>> cpwl.certify(dataclasses.replace(partition, points=2 * partition.points))
+    Traceback (most recent call last):
+        ...
+    cpwl.errors.CertificateError: cell ...: expected ...
     """
 
     def __init__(self, cell: int | None, expected: str, got: str, remedy: str = "") -> None:

@@ -45,6 +45,15 @@ def to_geodataframe(
         geopandas is missing.
     ValueError
         An unknown name, a column of the wrong length, or a partition of dimension 3 or more.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> frame = cpwl.to_geodataframe(partition, ["volume", "rank"])
+    >>> list(frame.columns), frame["rank"].tolist()
+    (['cell', 'volume', 'rank', 'geometry'], [2, 2, 2, 2])
     """
     try:
         import geopandas
@@ -72,6 +81,25 @@ def write_geoparquet(
 
     QGIS, DuckDB's spatial extension and pandas read it (geometry as WKB, in slice coordinates and
     therefore without a reference system).
+
+    Raises
+    ------
+    ImportError, ValueError
+        As for `to_geodataframe`; also an ImportError where pyarrow is missing.
+    FileNotFoundError
+        The folder of `path` does not exist.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> import geopandas, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "square.parquet")
+    ...     cpwl.write_geoparquet(partition, path, ["volume"])
+    ...     geopandas.read_parquet(path).volume.tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     frame = to_geodataframe(partition, descriptors)
     with atomic_path(path) as part:
@@ -106,6 +134,15 @@ def surface(
         trimesh is missing.
     ValueError
         Neither a 2-D partition with 3 outputs nor a 3-D one, or values of the wrong length.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (3,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1, -1], [1, 1, 1]))
+    >>> mesh = cpwl.surface(partition)  # eight cubes of twelve triangles
+    >>> mesh.faces.shape, mesh.face_attributes["cell"].max().item()
+    ((96, 3), 7)
     """
     try:
         import trimesh
@@ -155,8 +192,22 @@ def write_mesh(
 
     Raises
     ------
-    ValueError
-        Another suffix; else as for `surface`.
+    FileNotFoundError
+        The folder of `path` does not exist.
+    ImportError, ValueError
+        As for `surface`; also a ValueError for another suffix.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (3,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1, -1], [1, 1, 1]))
+    >>> import pathlib, tempfile, trimesh
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "cube.ply")
+    ...     cpwl.write_mesh(partition, path)
+    ...     trimesh.load_mesh(path).faces.shape
+    (96, 3)
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".ply", ".glb"):

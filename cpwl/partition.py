@@ -109,6 +109,16 @@ class Partition:
     Cells meet face to face: two of them share one facet or none. Only max-pooling, whose ties are
     no knots where they change nothing, makes an exception in P >= 3: cells that it joined may have
     several facets in one plane, and may share several with a neighbour.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> partition
+    Partition(4 cells, 12 facets, 9 vertices in 2-D, complete)
+    >>> partition.pieces().tolist()
+    [[0, 0], [1, 0], [1, 1], [0, 1]]
     """
 
     network: Network | None

@@ -56,6 +56,18 @@ def save_partition(partition: Partition, path: str | os.PathLike[str]) -> None:
         The folder of `path` does not exist.
     ValueError
         A partition that was itself loaded without its network.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "square.npz")
+    ...     cpwl.save_partition(partition, path)
+    ...     print(path.is_file())
+    True
     """
     place = partition.domain.slice
     network = require_network(partition)
@@ -88,7 +100,7 @@ def save_partition(partition: Partition, path: str | os.PathLike[str]) -> None:
 
 
 def load_partition(path: str | os.PathLike[str], network: Network | None = None) -> Partition:
-    """Read a partition written by `save`.
+    """Read a partition written by `save_partition`.
 
     Parameters
     ----------
@@ -104,6 +116,18 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
         No such file.
     ValueError
         Not a partition file, a damaged one, or a network other than the one stored.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "square.npz")
+    ...     cpwl.save_partition(partition, path)
+    ...     cpwl.load_partition(path, network)
+    Partition(4 cells, 12 facets, 9 vertices in 2-D, complete)
     """
     from cpwl.partition import Partition, Status
 

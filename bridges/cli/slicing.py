@@ -72,7 +72,7 @@ def domain_of(latent_shape: tuple[int, ...], place: Place) -> cpwl.Domain:
             "Expected --box LO HI for this slice, got none. "
             "Give it once for all axes, or once for each."
         )
-    from bridges.validation.subject import around
+    from bridges.validation import around
 
     return around(plane)
 

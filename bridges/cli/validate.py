@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     import cpwl
-    from bridges.validation.report import Report
+    from bridges.validation import Report
 
 _TABLES = (".csv", ".parquet")
 _PAGES = (".html",)
@@ -90,7 +90,7 @@ def validate(
     from bridges.cli.writing import check_packages, write_all
 
     check_packages(output)
-    from bridges.validation.run import validate
+    from bridges.validation import validate
 
     module, domain = _read(model, read_shape(input_shape), Place(**place))
     other = None
@@ -144,7 +144,7 @@ def _read(model: str, shape: tuple[int, ...] | None, place: Place) -> tuple[nn.M
 
 def _write(report: Report, path: Path) -> None:
     """Write the page or a table, whole or not at all."""
-    from bridges.validation.text import write_csv
+    from bridges.validation import write_csv
     from cpwl.files import atomic_path
 
     if path.suffix in _PAGES:

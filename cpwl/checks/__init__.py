@@ -5,6 +5,7 @@ A `Partition` goes in; a report of invariants with figures comes out. Imports no
 it checks.
 """
 
+from cpwl.checks.findings import Limits, Tolerances
 from cpwl.checks.report import check
 
-__all__ = ["check"]
+__all__ = ["Limits", "Tolerances", "check"]

@@ -22,8 +22,6 @@ from cpwl.geometry import half_spaces, levels
 from cpwl.network import Network
 from cpwl.partition import Partition
 
-# More sets of P planes than this take longer than all other checks of a usual partition.
-_MOST = 1 << 18
 # Planes are told apart, and corners from the planes that miss them, at this share of the domain.
 _CLEAR = 1e-7
 
@@ -80,7 +78,7 @@ def check_counts(partition: Partition, log: Log) -> Arrangement:
     normals, offsets = found
     knots, dim = len(normals), p.dim
     planes, sides = half_spaces(p.domain)
-    if comb(knots + len(sides), dim) > _MOST:
+    if comb(knots + len(sides), dim) > log.limits.intersections:
         return Arrangement(f"{knots} knots and {len(sides)} sides are too many to intersect", knots)
     meets = _meets(p, normals, offsets, planes, sides)
     if meets is None:

@@ -1,4 +1,4 @@
-"""What the parts of `check` share: tolerances, findings and the log that collects them."""
+"""Tolerances, limits and findings of a check, and the log that collects them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ class Tolerances(NamedTuple):
     """Pre-activations, in units of the network's bound on their rounding error."""
 
 
+class Limits(NamedTuple):
+    """How much is worked on at a time, so that memory stays bounded, and what is not begun."""
+
+    cells: int = 1 << 16
+    """Cells at a time."""
+    facets: int = 1 << 16
+    """Facets at a time."""
+    items: int = 1 << 20
+    """Facets of cells at a time."""
+    bytes: int = 1 << 27
+    """Bytes of the values that a network gives at a time."""
+    intersections: int = 1 << 18
+    """Sets of P planes: to intersect more takes longer than all other checks."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """The outcome of one check: how many things were tested, how many failed, and where first."""
@@ -36,10 +51,11 @@ class Finding:
 
 
 class Log:
-    """Collects findings; turns a failing index into words."""
+    """Findings as they come in; a failing index becomes words."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, limits: Limits) -> None:
         self.partition = partition
+        self.limits = limits
         self.findings: list[Finding] = []
 
     def add(self, name: str, kind: str, tested: int, failed: NDArray) -> None:

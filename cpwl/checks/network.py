@@ -16,8 +16,6 @@ from cpwl.network import Network
 from cpwl.network.program import output_bound
 from cpwl.partition import Partition
 
-_BYTES_AT_ONCE = 1 << 27
-
 
 def choose(items: Ints, count: int, random: np.random.Generator) -> Ints:
     """Choose `count` of the items, ascending; all of them if there are no more."""
@@ -52,7 +50,7 @@ def check_knots(
         first, last = (int(x) for x in network.stage_offsets[stage : stage + 2])
         here = np.flatnonzero((first <= unit) & (unit < last))
         here = here[np.argsort(facet[here], kind="stable")]
-        for rows in _runs(len(here), _sample_bytes(partition, stage)):
+        for rows in _runs(len(here), _sample_bytes(partition, stage), log):
             mine, own = facet[here[rows]], unit[here[rows]]
             pieces = partition.pieces(partition.facet_cells[mine].reshape(-1).astype(np.int64))
             lost = _without_effect(network, pieces)
@@ -114,7 +112,7 @@ def check_continuity(partition: Partition, facets: Ints, log: Log, tolerances: T
     """Check that the maps on both sides of a facet agree at its corners; return the worst error."""
     outputs = int(np.prod(_network(partition).output_shape, dtype=np.int64))
     errors, scales = [np.empty(0)], [np.empty(0)]
-    for rows in _runs(len(facets), 48 * outputs * (partition.dim + 1)):
+    for rows in _runs(len(facets), 48 * outputs * (partition.dim + 1), log):
         mine = facets[rows]
         cells = partition.facet_cells[mine].astype(np.int64)
         ends = np.repeat(partition.points[_facet_corners(partition, mine)], 2, axis=0)
@@ -139,7 +137,7 @@ def check_centres(
     undecided, wrong = 0, []
     for stage in range(network.num_stages):
         first, last = (int(x) for x in network.stage_offsets[stage : stage + 2])
-        for rows in _runs(len(cells), _sample_bytes(partition, stage)):
+        for rows in _runs(len(cells), _sample_bytes(partition, stage), log):
             z = _latents(partition, centres[rows])
             pieces = partition.pieces(cells[rows])
             least, most = _possible_pieces(partition, z, stage, tolerances)
@@ -153,7 +151,8 @@ def check_centres(
 
     outputs = int(np.prod(network.output_shape, dtype=np.int64))
     errors, scales = [np.empty(0)], [np.empty(0)]
-    for rows in _runs(len(cells), 24 * outputs * (partition.dim + 1) + _sample_bytes(partition)):
+    each = 24 * outputs * (partition.dim + 1) + _sample_bytes(partition)
+    for rows in _runs(len(cells), each, log):
         value, scale = _evaluate_maps(partition, cells[rows], centres[rows][:, None, :])
         z = _latents(partition, centres[rows])
         expected = network(z).numpy().reshape(len(value), -1)
@@ -261,9 +260,9 @@ def _sample_bytes(partition: Partition, stage: int | None = None) -> int:
     return 16 * network.num_units + max((network.bytes_per_sample(s) for s in stages), default=0)
 
 
-def _runs(count: int, bytes_each: int) -> Iterator[slice]:
-    """Cut range(count) into slices of about _BYTES_AT_ONCE."""
-    size = max(1, _BYTES_AT_ONCE // max(1, bytes_each))
+def _runs(count: int, bytes_each: int, log: Log) -> Iterator[slice]:
+    """Cut range(count) into slices that keep to the limit on bytes."""
+    size = max(1, log.limits.bytes // max(1, bytes_each))
     return (slice(start, start + size) for start in range(0, count, size))
 
 

@@ -1,8 +1,7 @@
 """Checks of a partition's arrays alone: incidence, shapes, boundary and patterns, all complete.
 
-What only holds for polygons and intervals; `_check_faces` has its counterpart for P >= 3.
-
-Runs of cells or facets are worked on at a time, so that memory stays at a few bytes a cell.
+The checks of shapes hold for polygons and intervals; `cpwl.checks.space` has those for P >= 3.
+They take a run of cells or facets at a time, so that memory stays at a few bytes a cell.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ from cpwl.arrays import Floats, Ints, next_corner, unpack
 from cpwl.checks.findings import EPS, SMALLEST, Log, Tolerances
 from cpwl.partition import Partition
 
-_CELLS_AT_ONCE = 1 << 16
-_FACETS_AT_ONCE = 1 << 16
 
-
-def _cell_chunks(partition: Partition) -> Iterator[tuple[int, Ints, slice]]:
-    """Yield (first cell, offsets from 0, corner slice) of runs of cells."""
+def _cell_chunks(partition: Partition, cells: int) -> Iterator[tuple[int, Ints, slice]]:
+    """Yield (first cell, offsets from 0, corner slice) of runs of so many cells."""
     offsets = partition.cell_offsets
-    for first in range(0, partition.num_cells, _CELLS_AT_ONCE):
-        own = offsets[first : first + _CELLS_AT_ONCE + 1]
+    for first in range(0, partition.num_cells, cells):
+        own = offsets[first : first + cells + 1]
         yield first, own - own[0], slice(int(own[0]), int(own[-1]))
 
 
@@ -89,7 +85,7 @@ def check_incidence(partition: Partition, log: Log) -> int:
     seen = np.zeros(2 * facets, np.uint8)  # how often side 0 or 1 of each facet is in a loop
     used = np.zeros(len(p.points), np.bool_)
     wrong = []
-    for first, offsets, corners in _cell_chunks(p):
+    for first, offsets, corners in _cell_chunks(p, log.limits.cells):
         start = p.cell_corners[corners].astype(np.int64)
         facet = p.cell_facets[corners].astype(np.int64)
         cell = np.repeat(np.arange(first, first + len(offsets) - 1), np.diff(offsets))
@@ -151,7 +147,7 @@ def _check_shapes(
     p, off = partition, rounding(partition, tolerances)
     total, smallest, flat = 0.0, math.inf, 0
     negative, dented = [], []
-    for first, offsets, corners in _cell_chunks(p):
+    for first, offsets, corners in _cell_chunks(p, log.limits.cells):
         z = p.points[p.cell_corners[corners]]
         starts = offsets[:-1]
         if p.dim == 1:
@@ -249,8 +245,8 @@ def check_differences(partition: Partition, log: Log) -> Differences:
     p = partition
     inner = np.flatnonzero((p.facet_cells >= 0).all(1))
     wrong, facets, units = [], [], []
-    for first in range(0, len(inner), _FACETS_AT_ONCE):
-        facet = inner[first : first + _FACETS_AT_ONCE]
+    for first in range(0, len(inner), log.limits.facets):
+        facet = inner[first : first + log.limits.facets]
         left, right = p.facet_cells[facet].T
         changed = p.patterns[left] ^ p.patterns[right]
         row, unit = set_bits(changed, p.bit_unit)

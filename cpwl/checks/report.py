@@ -15,12 +15,13 @@ import numpy as np
 from cpwl.arrays import magnitude
 from cpwl.checks import network, plane, space
 from cpwl.checks.counts import Arrangement, check_counts
-from cpwl.checks.findings import Finding, Log, Tolerances
+from cpwl.checks.findings import Finding, Limits, Log, Tolerances
 from cpwl.domain import Domain
 from cpwl.errors import PartitionError
 from cpwl.partition import Partition
 
-_DEFAULTS = Tolerances()
+_TOLERANCES = Tolerances()
+_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def check(
     *,
     samples: int = 2048,
     generator: np.random.Generator | None = None,
-    tolerances: Tolerances = _DEFAULTS,
+    tolerances: Tolerances = _TOLERANCES,
+    limits: Limits = _LIMITS,
 ) -> CheckReport:
     """Check a partition's combinatorics, geometry, patterns and maps.
 
@@ -167,6 +169,9 @@ def check(
     generator : numpy.random.Generator, optional
         Chooses the sample; by default one with a fixed seed, so that reports are reproducible.
     tolerances : Tolerances
+        How far floating-point figures may be off; kept in the report.
+    limits : Limits
+        How much is worked on at a time.
 
     Returns
     -------
@@ -183,9 +188,18 @@ def check(
 
     Measured on 269,845 cells of 2-256-256-256-3: 0.8 s and 50 MB for the arrays, and 3 s for the
     sample, which is two forward passes a stage and P + 1 for the maps.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> report = cpwl.check(partition)
+    >>> report.ok, report.faces, report.euler
+    (True, (9, 12, 4), 1)
     """
     p = partition
-    log = Log(p)
+    log = Log(p, limits)
     none = math.nan
     faces, euler, volumes = (), 0, (none, none, 0)
     arrangement = Arrangement("its arrays do not fit each other")

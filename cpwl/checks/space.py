@@ -23,9 +23,6 @@ from cpwl.geometry import flatness_kernels as kernels
 from cpwl.geometry import half_spaces, levels, measures, normals
 from cpwl.partition import Partition
 
-_ITEMS_AT_ONCE = 1 << 20
-_FACETS_AT_ONCE = 1 << 16
-
 
 def check_incidence(partition: Partition, log: Log) -> int:
     """Check how cells, facets and their faces name one another; return the Euler characteristic."""
@@ -82,17 +79,17 @@ def _check_order(p: Partition, log: Log) -> None:
     """Check that a facet's first cell is the one below its unit's breakpoint."""
     inner = np.flatnonzero((p.facet_cells >= 0).all(1))
     wrong = [np.flatnonzero(p.facet_cells[:, 0] < 0)]  # on the boundary the one cell is first
-    for start in range(0, len(inner), _FACETS_AT_ONCE):
-        facet = inner[start : start + _FACETS_AT_ONCE]
+    for start in range(0, len(inner), log.limits.facets):
+        facet = inner[start : start + log.limits.facets]
         first, second = p.facet_cells[facet].T
         row, unit = set_bits(p.patterns[first] & ~p.patterns[second], p.bit_unit)
         wrong.append(facet[np.unique(row[unit == p.facet_unit[facet[row]]])])
     log.add("facets name the cell below first", "facet", p.num_facets, np.concatenate(wrong))
 
 
-def _runs(sizes: Ints) -> Iterator[Ints]:
-    """Cut 0..len(sizes) - 1 into runs whose sizes add up to about _ITEMS_AT_ONCE."""
-    run = np.cumsum(sizes) // _ITEMS_AT_ONCE
+def _runs(sizes: Ints, items: int) -> Iterator[Ints]:
+    """Cut 0..len(sizes) - 1 into runs whose sizes add up to about so many items."""
+    run = np.cumsum(sizes) // items
     return iter(np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(run)) + 1))
 
 
@@ -167,7 +164,7 @@ def _check_volumes(
     """Check that volumes, by the divergence theorem, add up; return error, smallest, flat cells."""
     total, smallest, flat = 0.0, math.inf, 0
     listed = Ragged(p.cell_facet_offsets, p.cell_facets)
-    for run in _runs(np.diff(p.cell_facet_offsets)):
+    for run in _runs(np.diff(p.cell_facet_offsets), log.limits.items):
         count, facet = take_rows(listed, run)
         row = np.repeat(np.arange(len(run)), count)
         turn = np.where(p.facet_cells[facet, 0] == run[row], 1.0, -1.0)

@@ -63,6 +63,11 @@ def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
     tolerance : float
         See `Overlap`.
 
+    Raises
+    ------
+    ValueError, PartitionError
+        As for `affine_maps`.
+
     Notes
     -----
     Squeezed cells cannot take part. For the others, with P coordinates and D outputs:
@@ -77,6 +82,14 @@ def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
 
     For P >= 3 what would need the union of polytopes stays "unknown": images in one plane, and
     D = P where no cell is turned over.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.overlap(partition).between_cells
+    'none'
     """
     outputs = num_outputs(partition)
     cells, dim = partition.num_cells, partition.dim

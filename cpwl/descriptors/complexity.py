@@ -38,6 +38,15 @@ def local_complexity(
     Notes
     -----
     Enumerates the partition of V_z (`cpwl.subdivide`); the cost is that of its cells.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> cpwl.local_complexity(network, [0.0, 0.0], 0.1, [[1, 0], [0, 1]])
+    4
+    >>> cpwl.local_complexity(network, [0.0, 1.0], 0.1, [[1, 0], [0, 1]])
+    2
     """
     domain = cross_polytope(z, radius, basis)
     partition = subdivide(network, domain, memory=memory, progress=False)

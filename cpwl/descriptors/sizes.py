@@ -19,7 +19,15 @@ def volumes(partition: Partition) -> Floats:
 
     Summed from terms of one sign whose coordinates are differences from a vertex of the cell
     itself, so that a small cell far from the origin loses nothing to cancellation. Needs no
-    network. Cost: every face of any dimension is measured once.
+    network. Cost: one measurement of every face of every dimension.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.volumes(partition).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     exponent = magnitude(partition.points)
     minors = _cells(partition, exponent).minors[:, 0]
@@ -31,6 +39,14 @@ def centroids(partition: Partition) -> Floats:
     """Return the centre of mass of every cell in slice coordinates, (C, P).
 
     Exact up to rounding, and inside the cell; needs no network. Cost: as for `volumes`.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.centroids(partition).tolist()
+    [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]
     """
     exponent = magnitude(partition.points)
     return np.ldexp(_cells(partition, exponent).centroid, exponent)
@@ -56,10 +72,23 @@ def image_volumes(
     tolerance : float, optional
         As for `spectrum`.
 
+    Raises
+    ------
+    ValueError
+        A `source` of other cells or of other coordinates, or neither a network nor a `source`.
+
     Notes
     -----
     0 where the rank is below P: such a cell is squeezed into fewer dimensions, although its psi,
     a sum over the non-zero singular values, is finite.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.image_volumes(partition).round(12).tolist()
+    [0.25, 0.5, 1.0, 0.5]
     """
     given = spectrum(partition, tolerance=tolerance) if source is None else source
     require_slice(partition, given)

@@ -69,6 +69,11 @@ def spectrum(
         n * eps, as in numpy.linalg.matrix_rank, where n is the longest axis of any factor of A:
         the largest of the numbers of outputs, latents and units in one stage.
 
+    Raises
+    ------
+    ValueError, PartitionError
+        As for `affine_maps`.
+
     Notes
     -----
     matrix_rank takes n = max(A.shape), the rounding error of a matrix that was rounded once. A is
@@ -79,6 +84,17 @@ def spectrum(
 
     Cost: `affine_maps` plus O(D) per cell for P <= 2. The condition number is not squared: A is
     reduced by an orthogonal factorisation to a small triangle, whose singular values are taken.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> found = cpwl.spectrum(partition)
+    >>> found.singular_values.tolist()
+    [[0.5, 0.5], [1.0, 0.5], [1.0, 1.0], [1.0, 0.5]]
+    >>> found.rank.tolist(), found.dropped.tolist()
+    ([2, 2, 2, 2], [0, 0, 0, 0])
     """
     index = cell_indices(partition, cells)
     outputs = num_outputs(partition)
@@ -121,6 +137,14 @@ def local_scaling(
     -----
     log sqrt det(A^T A) at full column rank; 0, the empty sum, for a constant map. How many
     singular values were dropped is in `spectrum(...).dropped`.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.local_scaling(partition).round(4).tolist()
+    [-1.3863, -0.6931, 0.0, -0.6931]
     """
     given = _spectrum(source, wrt, tolerance)
     return np.log(_kept(given, fill=1.0)).sum(axis=1)
@@ -131,8 +155,16 @@ def local_rank(
 ) -> Floats:
     """Return nu = exp(-sum alpha_i log alpha_i), alpha_i = sigma_i / sum sigma + 1e-30, (C,).
 
-    Between 1 and the rank; 0 for a constant map, where the alpha_i do not exist. Arguments as for
-    `local_scaling`.
+    The effective rank of Roy and Vetterli (2007). Between 1 and the rank; 0 for a constant map,
+    where the alpha_i do not exist. Arguments as for `local_scaling`.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.local_rank(partition).round(4).tolist()
+    [2.0, 1.8899, 2.0, 1.8899]
     """
     given = _spectrum(source, wrt, tolerance)
     values = _kept(given, fill=0.0)
@@ -148,6 +180,14 @@ def condition_number(
 
     Arguments as for `local_scaling`. A map with fewer outputs than coordinates is measured by its
     k = D singular values.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.condition_number(partition).tolist()
+    [1.0, 2.0, 1.0, 2.0]
     """
     given = _spectrum(source, wrt, tolerance)
     values = given.singular_values

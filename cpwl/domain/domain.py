@@ -33,6 +33,15 @@ class Slice:
     ------
     ValueError
         Shapes that do not fit, NaN or inf, or linearly dependent rows.
+
+    Examples
+    --------
+    >>> import cpwl
+    >>> plane = cpwl.Slice([0, 0, 1], [[1, 0, 0], [0, 1, 0]])
+    >>> plane.embed([[2, 3]]).tolist()
+    [[2.0, 3.0, 1.0]]
+    >>> plane.project([[2, 3, 9]]).round(12).tolist()
+    [[2.0, 3.0]]
     """
 
     origin: Floats
@@ -85,6 +94,13 @@ class Slice:
         ------
         ValueError
             Latents of different shapes, more than seven, or one in the span of those before it.
+
+        Examples
+        --------
+        >>> import cpwl
+        >>> plane = cpwl.Slice.through([0, 0, 0], [3, 4, 0], [0, 0, 2])
+        >>> plane.anchors.tolist()
+        [[0.0, 0.0], [5.0, 0.0], [0.0, 2.0]]
         """
         latents = [floats(z, f"z{i}") for i, z in enumerate((z0, z1, *others))]
         check_dim(len(latents) - 1)
@@ -234,6 +250,13 @@ class Domain:
     ValueError
         NaN or inf, P > 6, lo >= hi, fewer than three distinct corners, no volume, or a polygon
         that is not convex.
+
+    Examples
+    --------
+    >>> import cpwl
+    >>> square = cpwl.Domain([[0, 0], [0, 2], [2, 2], [2, 0]], cpwl.Slice([0, 0], [[1, 0], [0, 1]]))
+    >>> square.volume, square.corners.tolist()
+    (4.0, [[2.0, 0.0], [2.0, 2.0], [0.0, 2.0], [0.0, 0.0]])
     """
 
     corners: Floats

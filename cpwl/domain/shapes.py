@@ -26,7 +26,8 @@ def box(lo: Any, hi: Any) -> Domain:
 
     Examples
     --------
-    >>> box([-10, -10], [10, 10]).volume
+    >>> import cpwl
+    >>> cpwl.box([-10, -10], [10, 10]).volume
     400.0
     """
     low, _ = bounds(lo, hi)
@@ -34,7 +35,24 @@ def box(lo: Any, hi: Any) -> Domain:
 
 
 def polygon(vertices: Any) -> Domain:
-    """Return the convex polygon with these corners (M, 2), in order, in R^2 itself."""
+    """Return the convex polygon with these corners, in order, in R^2 itself.
+
+    Parameters
+    ----------
+    vertices : (M, 2) array_like
+        Either way round; the stored corners run anticlockwise.
+
+    Raises
+    ------
+    ValueError
+        Fewer than three distinct corners, corners on one line, or a polygon that is not convex.
+
+    Examples
+    --------
+    >>> import cpwl
+    >>> cpwl.polygon([[0, 0], [1, 0], [0, 1]]).volume
+    0.5
+    """
     return _identity(2).polygon(vertices)
 
 
@@ -45,6 +63,17 @@ def segment(a: Any, b: Any) -> Domain:
     ----------
     a, b : array_like or torch.Tensor, (*latent,)
         Two distinct latents of one shape; plain numbers stand for shape (1,).
+
+    Raises
+    ------
+    ValueError
+        Equal latents, latents of different shapes, NaN or inf.
+
+    Examples
+    --------
+    >>> import cpwl
+    >>> cpwl.segment([0, 0], [3, 4]).volume
+    5.0
     """
     line = Slice.through(np.atleast_1d(floats(a, "a")), np.atleast_1d(floats(b, "b")))
     assert line.anchors is not None  # `through` always sets them
@@ -67,6 +96,12 @@ def cross_polytope(center: Any, radius: float, basis: Any) -> Domain:
     ------
     ValueError
         A radius that is not positive, rows that are not orthonormal, or P > 6.
+
+    Examples
+    --------
+    >>> import cpwl
+    >>> cpwl.cross_polytope([0, 0, 1], 0.5, [[1, 0, 0], [0, 1, 0]]).volume
+    0.5
     """
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(
@@ -100,7 +135,8 @@ def simplex(vertices: Any) -> Domain:
 
     Examples
     --------
-    >>> simplex([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 3]]).volume
+    >>> import cpwl
+    >>> cpwl.simplex([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 3]]).volume
     0.5
     """
     corners = floats(vertices, "vertices")
@@ -137,7 +173,9 @@ def polytope(A: Any, b: Any) -> Domain:
 
     Examples
     --------
-    >>> polytope([[-1, 0, 0], [0, -1, 0], [0, 0, -1], [1, 1, 3]], [0, 0, 0, 1]).exact_corners[1]
+    >>> import cpwl
+    >>> corner = cpwl.polytope([[-1, 0, 0], [0, -1, 0], [0, 0, -1], [1, 1, 3]], [0, 0, 0, 1])
+    >>> corner.exact_corners[1]
     (Fraction(0, 1), Fraction(0, 1), Fraction(1, 3))
     """
     normals, limits = half_spaces(A, b)

@@ -51,6 +51,14 @@ def locate(partition: Partition, points: ArrayLike, *, tolerance: float = 1e-12)
     One evaluation of the network gives a point's activation pattern, which is looked up among
     those of the cells; only points that lie on a knot within rounding are searched by position: in
     an R-tree, for P >= 3 by walking from the cell whose centroid is nearest.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.locate(partition, [[0.5, 0.5], [-0.5, 0.5], [3, 3]]).tolist()
+    [2, 3, -1]
     """
     s = np.asarray(points, dtype=np.float64)
     if s.ndim != 2 or s.shape[1] != partition.dim or not np.isfinite(s).all():

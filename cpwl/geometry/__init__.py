@@ -4,6 +4,7 @@ A `Partition` goes in; volumes, centroids, normals, polygons and solids come out
 partition as data.
 """
 
+from cpwl.geometry import solid_loops
 from cpwl.geometry.measure import Measures, half_spaces, levels, measures, normals, triangulate
 from cpwl.geometry.shapely_cells import polygons
 from cpwl.geometry.solid_loops import Plane, Polygons
@@ -17,5 +18,6 @@ __all__ = [
     "measures",
     "normals",
     "polygons",
+    "solid_loops",
     "triangulate",
 ]

@@ -19,6 +19,14 @@ def polygons(partition: Partition) -> NDArray[np.object_]:
     ------
     ValueError
         A partition of another dimension.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.polygons(partition)[0]
+    <POLYGON ((-1 -1, 0 -1, 0 0, -1 0, -1 -1))>
     """
     if partition.dim == 1:
         raise ValueError(

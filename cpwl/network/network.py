@@ -95,6 +95,16 @@ class Network:
     matrices : Matrices
         The affine operations as sparse matrices, for rational arithmetic and norms; empty, with
         the reason, if they are too large.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> network
+    Network(input_shape=(2,), output_shape=(2,), num_units=2, stage_offsets=array([0, 2]))
+    >>> z = torch.tensor([[-1.0, 3.0]])
+    >>> network(z).tolist(), network.pieces(z).tolist()
+    ([[-0.5, 3.0]], [[0, 1]])
     """
 
     input_shape: tuple[int, ...]
@@ -141,6 +151,14 @@ class Network:
         Notes
         -----
         Takes seconds, nearly all of it in `torch.export`.
+
+        Examples
+        --------
+        >>> import cpwl, torch
+        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Tanh())
+        >>> network = cpwl.Network.from_torch(module, (2,), upto="tanh")
+        >>> [(operation.name, operation.kind) for operation in network.operations]
+        [('0', 'affine'), ('1', 'cpwl')]
         """
         shape = _check_shape(input_shape)
         if not isinstance(module, nn.Module):

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from cpwl.arrays import Floats
-from cpwl.descriptors import sizes
+from cpwl.descriptors import volumes
 from cpwl.domain import Domain, Slice
 from cpwl.dual import locate
 from cpwl.engine import subdivide
@@ -80,6 +80,18 @@ def sweep(
     Notes
     -----
     About a third of a second a frame for 1,000 cells.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (3,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1, -1], [1, 1, 1]))
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "cube.gif")
+    ...     cpwl.plot.sweep(partition, path, frames=1)
+    ...     print(path.is_file())
+    True
     """
     solids.require_space(partition)
     network = require_network(partition)
@@ -97,7 +109,7 @@ def sweep(
         raise ValueError(f"Expected a path ending in .gif, got '{path}'. Only GIF is written.")
     data, name = drawing.resolve(partition, values)
     assert data is not None  # there are values
-    norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
+    norm, extend = drawing.norm(data, volumes(partition), limits)
     shades = ScalarMappable(norm, cmap)
     colours = solids.rgba(data, shades)
     faces = solid_loops.cells(partition)

@@ -13,7 +13,7 @@ from matplotlib.tri import Triangulation
 from numpy.typing import ArrayLike
 
 from cpwl.arrays import Floats, Ints
-from cpwl.descriptors import table
+from cpwl.descriptors import describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def resolve(
     if values is None:
         return None, None
     if isinstance(values, str):
-        found = table.describe(partition, [values])[values]
+        found = describe(partition, [values])[values]
         return np.asarray(found, dtype=np.float64), LABELS[values]
     data = np.asarray(values, dtype=np.float64)
     if data.shape != (partition.num_cells,):

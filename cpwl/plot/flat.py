@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from cpwl import decision
 from cpwl.affine import num_outputs
-from cpwl.descriptors import sizes
+from cpwl.descriptors import volumes
 from cpwl.plot import drawing
 
 if TYPE_CHECKING:
@@ -74,6 +74,17 @@ def partition(
     Above 20,000 cells the colours are rasterised. Line widths shrink as knots get denser; where
     even the thinnest lines would cover more than 30 % of the picture, the knots of the deepest
     stages are left out, all of them if need be.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> from matplotlib import pyplot
+    >>> axes = cpwl.plot.partition(partition, "psi")
+    >>> axes.get_xlabel()
+    '$s_0$'
+    >>> pyplot.close()
     """
     drawing.require_flat(partition)
     ax = _axes(ax)
@@ -82,7 +93,7 @@ def partition(
     if partition.dim == 1:
         return drawing.steps(partition, data, label, ax, knots)
     if data is not None:
-        norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
+        norm, extend = drawing.norm(data, volumes(partition), limits)
         colours = drawing.fill(ax, partition, data, cmap, norm)
         if colorbar:
             drawing.colorbar(ax, colours, label, extend)
@@ -129,6 +140,17 @@ def image(
     -----
     matplotlib sorts every piece by depth: about 10 s for 1e5 cells. For a larger surface export PLY
     or GLB, or choose a smaller domain.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> from matplotlib import pyplot
+    >>> module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LeakyReLU(0.5))
+    >>> network = cpwl.Network.from_torch(module, (2,))
+    >>> axes = cpwl.plot.image(cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1])))
+    >>> axes.get_zlabel()
+    'output 2'
+    >>> pyplot.close()
     """
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
@@ -153,7 +175,7 @@ def image(
     if data is None:
         pieces.set_facecolor("0.85")
     else:
-        norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
+        norm, extend = drawing.norm(data, volumes(partition), limits)
         pieces.set(array=data, cmap=cmap, norm=norm)
         if colorbar:
             drawing.colorbar(ax, pieces, label or name, extend, pad=0.1)
@@ -184,6 +206,22 @@ def decision_boundary(
         A new one by default.
     **style
         Passed on to the lines: color, linewidth, linestyle, label, ...
+
+    Raises
+    ------
+    ValueError
+        Equal or missing outputs, or a partition of dimension 3 or more.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> from matplotlib import pyplot
+    >>> axes = cpwl.plot.decision_boundary(partition, 0, 1)
+    >>> len(axes.collections[0].get_segments())
+    2
+    >>> pyplot.close()
     """
     ax = _axes(ax)
     segments = decision.decision_segments(partition, i, j)
@@ -224,6 +262,23 @@ def decision_regions(
         A new one by default.
     legend : bool
         Whether to list the outputs that win somewhere.
+
+    Raises
+    ------
+    ValueError
+        A partition that is not two-dimensional, a single output, another `decide`, or labels or
+        colours of another number than outputs.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> from matplotlib import pyplot
+    >>> axes = cpwl.plot.decision_regions(partition, labels=["right", "upper"])
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['right', 'upper']
+    >>> pyplot.close()
     """
     ax = _axes(ax)
     regions = decision.decision_regions(partition, decide)
@@ -255,6 +310,30 @@ def mark(ax: Axes, anchors: ArrayLike, labels: Sequence[str] | None = None, **st
     """Mark points given by slice coordinates (k, P), for example `slice.anchors`, and name them.
 
     On a one-dimensional plot the marks stand on the lower edge.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    anchors : (k, 1) or (k, 2) array_like
+    labels : sequence of k str, optional
+    **style
+        Passed on to the markers: color, s, marker, ...
+
+    Raises
+    ------
+    ValueError
+        Coordinates of another shape, or not one label for each.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> from matplotlib import pyplot
+    >>> axes = cpwl.plot.mark(cpwl.plot.partition(partition), [[0.5, 0.5]], ["z0"])
+    >>> [text.get_text() for text in axes.texts]
+    ['z0']
+    >>> pyplot.close()
     """
     points = np.atleast_2d(np.asarray(anchors, dtype=np.float64))
     if points.ndim != 2 or points.shape[1] not in (1, 2):

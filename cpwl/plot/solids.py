@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from cpwl.arrays import Floats
-from cpwl.descriptors import sizes
+from cpwl.descriptors import volumes
 from cpwl.geometry import Plane, Polygons, solid_loops
 from cpwl.plot import drawing
 from cpwl.plot.painting import Painting
@@ -80,6 +80,17 @@ def cells3d(
     exploded. The others are painted cell by cell from back to front; that order is exact, since
     moving the cells of a subdivision apart keeps them on their sides of every cut. Half a second
     for 5,000 cells, some five for 40,000.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (3,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1, -1], [1, 1, 1]))
+    >>> from matplotlib import pyplot
+    >>> axes = cpwl.plot.cells3d(partition, "psi", explode=0)
+    >>> axes.get_zlabel()
+    '$s_2$'
+    >>> pyplot.close()
     """
     require_space(partition)
     if not (np.isfinite(explode) and explode >= 0):
@@ -95,7 +106,7 @@ def cells3d(
     if data is None:
         colours = np.tile(_GREY, (partition.num_cells, 1))
     else:
-        norm, extend = drawing.norm(data, sizes.volumes(partition), limits)
+        norm, extend = drawing.norm(data, volumes(partition), limits)
         shades = ScalarMappable(norm, cmap)
         colours = rgba(data, shades)
         if colorbar:

@@ -1,7 +1,7 @@
 """Affine operations: what torch calls them, when they are affine, and how they round.
 
-`affine_rule(call)` returns how to execute an ATen operation, or None if the table does not know it.
-It raises `NotPiecewiseLinear` with a reason where the operation is known and not affine in its
+`TABLE`, at the end, has the rule of every ATen operation that may be affine. A rule returns how to
+execute a call; it raises `NotPiecewiseLinear` with a reason where the call is not affine in its
 input-dependent arguments.
 """
 
@@ -61,60 +61,10 @@ class Affine(NamedTuple):
     scratch: int = 0
 
 
-# fmt: off
-IDENTITIES = frozenset({
-    "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "_to_copy", "to",
-    "dropout", "feature_dropout", "native_dropout", "positive",
-})
-MOVES = frozenset({
-    "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip",
-    "roll", "index_select", "index", "repeat", "unfold", "im2col", "diagonal", "gather", "tril",
-    "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d",
-    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-    "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
-})
-# fmt: on
-RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten"})
-POOLS = frozenset(["avg_pool1d", "avg_pool2d", "avg_pool3d"])
-# fmt: off
-ADAPTIVE = frozenset({
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-})
-# fmt: on
-INTERPOLATIONS = frozenset(["upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"])
-PRODUCTS = frozenset(["mm", "bmm", "matmul", "mv", "dot", "linear"])
-
-
 def affine_rule(call: Call) -> Affine | None:
-    """Look up an operation; see the module's docstring."""
-    name = call.name
-    if name in IDENTITIES:
-        return _identity(call)
-    if name in RESHAPES:
-        _first_only(call)
-        return Affine(torch.reshape, call.args, call.kwargs, Rounding(0))
-    if name in MOVES:
-        _first_only(call)
-        return Affine(_squeeze(call), call.args, call.kwargs, Rounding(0))
-    if name in POOLS:
-        kernel = call.args[1]
-        terms = prod(kernel) if isinstance(kernel, (list, tuple)) else kernel
-        return Affine(call.function, call.args, call.kwargs, Rounding(terms + 1))
-    if name in ADAPTIVE:
-        shape = call.shapes[0]
-        assert shape is not None
-        out = call.args[1] if isinstance(call.args[1], (list, tuple)) else [call.args[1]]
-        terms = prod(-(-size // o) + 1 for size, o in zip(shape[-len(out) :], out, strict=True))
-        return Affine(call.function, call.args, call.kwargs, Rounding(terms + 1))
-    if name in INTERPOLATIONS:
-        return Affine(call.function, call.args, call.kwargs, Rounding(16))
-    if name in PRODUCTS:
-        return _product(call)
-    handler = _HANDLERS.get(name)
-    return None if handler is None else handler(call)
+    """Apply the rule of an operation; None where `TABLE` does not know it."""
+    rule = TABLE.get(call.name)
+    return None if rule is None else rule(call)
 
 
 def _identity(call: Call) -> Affine:
@@ -124,6 +74,16 @@ def _identity(call: Call) -> Affine:
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
         raise NotPiecewiseLinear(f"it rounds input-dependent values to {dtype}")
     return Affine(None, call.args, call.kwargs, Rounding(0))
+
+
+def _reshape(call: Call) -> Affine:
+    _first_only(call)
+    return Affine(torch.reshape, call.args, call.kwargs, Rounding(0))
+
+
+def _move(call: Call) -> Affine:
+    _first_only(call)
+    return Affine(_squeeze(call), call.args, call.kwargs, Rounding(0))
 
 
 def _squeeze(call: Call) -> Callable[..., Tensor]:
@@ -139,6 +99,24 @@ def _squeeze(call: Call) -> Callable[..., Tensor]:
 def _first_only(call: Call) -> None:
     if any(call.data[1:]):
         raise NotPiecewiseLinear("where it reads depends on the input")
+
+
+def _pool(call: Call) -> Affine:
+    kernel = call.args[1]
+    terms = prod(kernel) if isinstance(kernel, (list, tuple)) else kernel
+    return Affine(call.function, call.args, call.kwargs, Rounding(terms + 1))
+
+
+def _adaptive_pool(call: Call) -> Affine:
+    shape = call.shapes[0]
+    assert shape is not None
+    out = call.args[1] if isinstance(call.args[1], (list, tuple)) else [call.args[1]]
+    terms = prod(-(-size // o) + 1 for size, o in zip(shape[-len(out) :], out, strict=True))
+    return Affine(call.function, call.args, call.kwargs, Rounding(terms + 1))
+
+
+def _interpolation(call: Call) -> Affine:
+    return Affine(call.function, call.args, call.kwargs, Rounding(16))
 
 
 def _over_batch(call: Call, axes: Any) -> None:
@@ -388,30 +366,48 @@ def _fold(call: Call) -> Affine:
     return Affine(call.function, call.args, call.kwargs, Rounding(prod(call.args[2])))
 
 
-_HANDLERS: dict[str, Callable[[Call], Affine]] = {
-    "sum": _reduction,
-    "mean": _reduction,
+# fmt: off
+TABLE: dict[str, Callable[[Call], Affine]] = {
+    **dict.fromkeys((
+        "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "_to_copy",
+        "to", "dropout", "feature_dropout", "native_dropout", "positive",
+    ), _identity),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten"), _reshape),
+    **dict.fromkeys((
+        "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip",
+        "roll", "index_select", "index", "repeat", "unfold", "im2col", "diagonal", "gather",
+        "tril", "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes", "pixel_shuffle",
+        "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d",
+        "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+        "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+        "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    ), _move),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _pool),
+    **dict.fromkeys((
+        "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    ), _adaptive_pool),
+    **dict.fromkeys(
+        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), _interpolation
+    ),
+    **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot", "linear"), _product),
+    **dict.fromkeys(("sum", "mean"), _reduction),
     "cumsum": _cumsum,
-    "addmm": _addmm,
-    "baddbmm": _addmm,
+    **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "convolution": _convolution,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "native_batch_norm": _batch_norm,
-    "batch_norm": _batch_norm,
-    "add": _add,
-    "sub": _add,
-    "rsub": _add,
+    **dict.fromkeys(
+        ("_native_batch_norm_legit_no_training", "native_batch_norm", "batch_norm"), _batch_norm
+    ),
+    **dict.fromkeys(("add", "sub", "rsub"), _add),
     "mul": _mul,
-    "div": _div,
-    "true_divide": _div,
+    **dict.fromkeys(("div", "true_divide"), _div),
     "neg": _negate,
-    "cat": _join,
-    "stack": _join,
+    **dict.fromkeys(("cat", "stack"), _join),
     "constant_pad_nd": _pad,
     "where": _where,
     "masked_fill": _masked_fill,
     "copy": _copy,
-    "slice_scatter": _scatter,
-    "select_scatter": _scatter,
+    **dict.fromkeys(("slice_scatter", "select_scatter"), _scatter),
     "col2im": _fold,
 }
+# fmt: on

@@ -1,10 +1,14 @@
-"""Which ATen operations are CPWL, and as what: `nonlinear_rule(call)`."""
+"""Piecewise-linear operations: what torch calls them, and which units they consist of.
+
+`TABLE`, at the end, has the rule of every ATen operation that may be continuous and piecewise
+linear, and of those that are refused for a reason of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -23,28 +27,7 @@ from cpwl.network.program import (
     strided_windows,
 )
 
-REFUSED = {
-    **dict.fromkeys(
-        ("le", "lt", "ge", "gt", "eq", "ne"),
-        "it compares input-dependent values, which in general jumps (hardshrink, elu and "
-        "torch.where consist of it); write it with relu, clamp, abs or maximum",
-    ),
-    "floor": "it jumps",
-    "ceil": "it jumps",
-    "round": "it jumps",
-    "trunc": "it jumps",
-    "frac": "it jumps",
-    "sign": "it jumps",
-    "remainder": "it jumps",
-    "fmod": "it jumps",
-    "floor_divide": "it jumps",
-    "sin": "it is not piecewise linear",
-    "cos": "it is not piecewise linear",
-    "asin": "it is not piecewise linear",
-    "acos": "it is not piecewise linear",
-}
-TRIANGLE_FORMS = ["floor", "round", "remainder", "floor_divide", "sin", "cos", "asin", "acos"]
-TRIANGLE_HINT = (
+_OUTSIDE_WAVES = (
     "; only inside a triangle wave, abs(remainder(x + a, p) - p/2), "
     "abs(x - p*floor(x/p + 1/2)), asin(sin(x)) or acos(cos(x)), is it accepted"
 )
@@ -65,12 +48,18 @@ class Rewrite(NamedTuple):
 
 
 def nonlinear_rule(call: Call) -> Bend | Rewrite | None:
-    """Look up an operation; None if the table does not know it or it is affine after all."""
-    if call.name in REFUSED:
-        hint = TRIANGLE_HINT if call.name in TRIANGLE_FORMS else ""
-        raise NotPiecewiseLinear(REFUSED[call.name] + hint)
-    handler = _HANDLERS.get(call.name)
-    return None if handler is None else handler(call)
+    """Apply the rule of an operation; None where `TABLE` does not know it."""
+    rule = TABLE.get(call.name)
+    return None if rule is None else rule(call)
+
+
+def _refuse(reason: str) -> Callable[[Call], NoReturn]:
+    """Return the rule of an operation that is never piecewise linear."""
+
+    def rule(call: Call) -> NoReturn:
+        raise NotPiecewiseLinear(reason)
+
+    return rule
 
 
 def _argument(call: Call, position: int, name: str, default: Any) -> Any:
@@ -269,31 +258,31 @@ def _axes(value: Any, count: int) -> list[int]:
     return listed * count if len(listed) == 1 else listed
 
 
-_HANDLERS: dict[str, Callable[[Call], Bend | Rewrite]] = {
+TABLE: dict[str, Callable[[Call], Bend | Rewrite]] = {
     "relu": _relu,
-    "leaky_relu": _leaky,
-    "rrelu_with_noise_functional": _leaky,
-    "prelu": _prelu,
-    "_prelu_kernel": _prelu,
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "clamp_max": _clamp,
-    "hardtanh": _clamp,
+    **dict.fromkeys(("leaky_relu", "rrelu_with_noise_functional"), _leaky),
+    **dict.fromkeys(("prelu", "_prelu_kernel"), _prelu),
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "hardtanh"), _clamp),
     "abs": _abs,
     "threshold": _threshold,
     "hardsigmoid": _hardsigmoid,
-    "maximum": _extremum,
-    "minimum": _extremum,
-    "amax": _reduction,
-    "amin": _reduction,
-    "max": _reduction,
-    "min": _reduction,
-    "max_pool1d": _pool,
-    "max_pool2d": _pool,
-    "max_pool3d": _pool,
-    "max_pool2d_with_indices": _pool,
-    "max_pool3d_with_indices": _pool,
-    "adaptive_max_pool1d": _pool,
-    "adaptive_max_pool2d": _pool,
-    "adaptive_max_pool3d": _pool,
+    **dict.fromkeys(("maximum", "minimum"), _extremum),
+    **dict.fromkeys(("amax", "amin", "max", "min"), _reduction),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _pool),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _pool),
+    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"), _pool),
+    **dict.fromkeys(
+        ("le", "lt", "ge", "gt", "eq", "ne"),
+        _refuse(
+            "it compares input-dependent values, which in general jumps (hardshrink, elu and "
+            "torch.where consist of it); write it with relu, clamp, abs or maximum"
+        ),
+    ),
+    **dict.fromkeys(("ceil", "trunc", "frac", "sign", "fmod"), _refuse("it jumps")),
+    **dict.fromkeys(
+        ("floor", "round", "remainder", "floor_divide"), _refuse("it jumps" + _OUTSIDE_WAVES)
+    ),
+    **dict.fromkeys(
+        ("sin", "cos", "asin", "acos"), _refuse("it is not piecewise linear" + _OUTSIDE_WAVES)
+    ),
 }

@@ -4,6 +4,7 @@ A `Program` and a batch go in; values, pieces, rounding errors and sparse matric
 Imports only arrays and errors.
 """
 
+from cpwl.network.program import error_analysis, max_pooling, nonlinearities, passes
 from cpwl.network.program.error_analysis import Analysis, output_bound, single_values
 from cpwl.network.program.matrices import Matrices, read_matrices
 from cpwl.network.program.max_pooling import (
@@ -54,13 +55,17 @@ __all__ = [
     "adaptive_windows",
     "as_batch",
     "clamp_pieces",
+    "error_analysis",
     "fill",
     "gamma",
     "held_switching",
     "largest_slope",
     "make_plan",
     "make_tournament",
+    "max_pooling",
+    "nonlinearities",
     "output_bound",
+    "passes",
     "peak_values",
     "pooling_taps",
     "read_matrices",

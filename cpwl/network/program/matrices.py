@@ -24,11 +24,10 @@ from cpwl.network.program.error_analysis import single_values
 from cpwl.network.program.nonlinearities import Triangle
 from cpwl.network.program.program import Program, Step, fill
 
-# A step with more places in its dense matrix, or a network with more entries or units, is not read:
-# reading takes seconds, and max-pooling over zeros asks for exact values at every vertex, which are
-# then as many integers as there are units.
+# A step with more places in its dense matrix, or a network with more units, is not read: reading
+# takes seconds, and max-pooling over zeros asks for exact values at every vertex, which are then as
+# many integers as there are units.
 _MOST_PLACES = 2**26
-_MOST_ENTRIES = 2**20
 _MOST_UNITS = 8192
 _BLOCK = 256
 
@@ -66,8 +65,11 @@ class Matrices:
         return not self.reason
 
 
-def read_matrices(program: Program) -> Matrices:
-    """Read all affine steps; costs one backward pass of each step for each of its outputs."""
+def read_matrices(program: Program, *, most_entries: int = 2**20) -> Matrices:
+    """Read all affine steps, unless together they have more than `most_entries` coefficients.
+
+    Cost: one backward pass of each step for each of its outputs.
+    """
     units = sum(head.units for heads in program.heads for head in heads)
     if units > _MOST_UNITS:
         return Matrices({}, reason=f"it has {units:,} units, more than {_MOST_UNITS:,}")
@@ -92,10 +94,9 @@ def read_matrices(program: Program) -> Matrices:
         except (NotImplementedError, RuntimeError) as error:  # torch has no derivative
             return Matrices({}, reason=f"{step.name} ({step.target}) has no matrix: {error}")
         entries += sum(part.matrix.nnz for part in steps[index].parts)
-        if entries > _MOST_ENTRIES:
-            return Matrices(
-                {}, reason=f"its affine operations have more than {_MOST_ENTRIES:,} entries"
-            )
+        if entries > most_entries:
+            reason = f"its affine operations have more than {most_entries:,} entries"
+            return Matrices({}, reason=reason)
     return Matrices(steps, entries)
 
 

@@ -12,6 +12,7 @@ from support.strategies import BOX, cancelling_network, random_network
 
 import cpwl
 from cpwl import PartitionError
+from cpwl.checks import Limits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -260,12 +261,9 @@ def test_a_wrong_order_on_a_line_is_found(line) -> None:
     assert "loops and facets agree" in failed(wrong)
 
 
-def test_chunks_do_not_change_the_report(plane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_report(plane) -> None:
     whole = cpwl.check(plane)
-    monkeypatch.setattr("cpwl.checks.plane._CELLS_AT_ONCE", 7)
-    monkeypatch.setattr("cpwl.checks.plane._FACETS_AT_ONCE", 5)
-    monkeypatch.setattr("cpwl.checks.network._BYTES_AT_ONCE", 4096)
-    chunked = cpwl.check(plane)
+    chunked = cpwl.check(plane, limits=Limits(cells=7, facets=5, bytes=4096))
     assert [one.failures for one in whole.findings] == [one.failures for one in chunked.findings]
     assert chunked.volume_error < 1e-13
     assert chunked.smallest_volume == whole.smallest_volume

@@ -15,6 +15,7 @@ from support.strategies import cancelling_network, random_network
 
 import cpwl
 from cpwl.arrays.ragged import Ragged, prefix
+from cpwl.checks import Limits
 
 Change = Callable[[cpwl.Partition], cpwl.Partition]
 
@@ -383,17 +384,14 @@ def test_domains_of_any_size_are_checked(dim, size) -> None:
     assert cpwl.volumes(partition).max() == pytest.approx(largest, rel=1e-12)
 
 
-def test_too_many_knots_to_intersect_are_not_counted(space, monkeypatch) -> None:
-    monkeypatch.setattr("cpwl.checks.counts._MOST", 10)
-    reason = cpwl.check(space).arrangement.reason
+def test_too_many_knots_to_intersect_are_not_counted(space) -> None:
+    reason = cpwl.check(space, limits=Limits(intersections=10)).arrangement.reason
     assert reason == "5 knots and 6 sides are too many to intersect"
 
 
-def test_chunks_do_not_change_the_report(space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_report(space) -> None:
     partitions = [space, *(change(space) for change, _ in DAMAGE.values())]
     whole = [cpwl.check(partition) for partition in partitions]
-    monkeypatch.setattr("cpwl.checks.space._ITEMS_AT_ONCE", 50)
-    monkeypatch.setattr("cpwl.checks.space._FACETS_AT_ONCE", 5)
     for partition, before in zip(partitions, whole, strict=True):
-        after = cpwl.check(partition)
+        after = cpwl.check(partition, limits=Limits(items=50, facets=5))
         assert [one.failures for one in after.findings] == [x.failures for x in before.findings]

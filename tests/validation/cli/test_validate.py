@@ -17,7 +17,7 @@ from torch import nn
 import cpwl
 from bridges.cli import group
 from bridges.networks.toys import RADIUS, TOYS, Toy, random_mlp
-from bridges.validation import run as run_module
+from bridges import validation
 
 
 def _save(module, shape, path):
@@ -74,7 +74,7 @@ def asked(monkeypatch):
         calls.append((module, domain, options))
         return reports.report(failing=options["seed"] == 13)
 
-    monkeypatch.setattr(run_module, "validate", validate)
+    monkeypatch.setattr(validation, "validate", validate)
     return calls
 
 
@@ -143,7 +143,7 @@ def test_interrupted_work_leaves_nothing(run, monkeypatch, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "validate", interrupted)
+    monkeypatch.setattr(validation, "validate", interrupted)
     status, _, err = run("validate @plane.pt2 --box 0 1 --html a.html -o a.csv")
     assert (status, err.strip()) == (130, "cpwl: interrupted; nothing was left half-written.")
     assert list(tmp_path.iterdir()) == []
