@@ -1,13 +1,14 @@
-"""What float64 can be trusted with: rounding errors and Lipschitz constants over a domain.
+"""Bounds on the errors of float64 over a domain: rounding errors and Lipschitz constants.
 
 A switching function h is computed at a float64 point x near a vertex x* that is known within
 ``error``. Then
 
     |computed h(x) - h(x*)| <= slack + lipschitz * error,
 
-with ``slack`` from a running error analysis (see `cpwl.network.program.rounding`) whose magnitudes hold for the
-whole domain, because h is affine on every cell and was bounded at all vertices of the stages
-before, and ``lipschitz`` from the spectral norms of the affine operations in between.
+where ``slack`` comes from a running error analysis (see `cpwl.network.program.rounding`) and
+``lipschitz`` from the spectral norms of the affine operations in between. The magnitudes in the
+analysis hold for the whole domain: h is affine on every cell, and the units of the stages before
+were bounded at all vertices.
 """
 
 from __future__ import annotations
@@ -115,13 +116,14 @@ class Bounds:
         self.unit_lipschitz[first : first + len(slack)] = lipschitz
         return StageBounds(slack, lipschitz, fresh, terms)
 
-    def give(self, stage: int, low: Floats, high: Floats) -> None:
-        """Take note of the range (n_stage,) of a stage's units over the domain."""
+    def give(self, stage: int, low: Floats, high: Floats, error: float) -> None:
+        """Take a stage's computed values (n_stage,) at vertices known within ``error``."""
         first = int(self._network.stage_offsets[stage])
         span = slice(first, first + len(low))
+        off = self.unit_slack[span] + self.unit_lipschitz[span] * error
         reach = self.margin * self.unit_lipschitz[span]
-        self._low[span] = low - reach
-        self._high[span] = high + reach
+        self._low[span] = (low - off) - reach
+        self._high[span] = (high + off) + reach
 
     def _step(self, index: int, step: Step) -> None:
         """Bound magnitude, error and slope of one step's value."""

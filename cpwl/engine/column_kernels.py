@@ -24,11 +24,11 @@ def column_range(values, low, high, defect):
 
 
 @njit(cache=True, nogil=True)
-def pack_signs(values, error, unit, shift, slack, slope, tolerance, start, stop, pos, neg):
-    """Pack the signs of ``values[:, unit[k]] - shift[k]``.
+def pack_signs(values, error, unit, knot, slack, lipschitz, tolerance, start, stop, pos, neg):
+    """Pack the signs of ``values[:, unit[k]] - knot[k]``.
 
-    In doubt is what lies within ``slack[k] + slope[k] * error[row]`` of zero; it is taken as zero
-    where it is within ``tolerance[k]``. Returns how many values are in doubt.
+    In doubt is what lies within ``slack[k] + lipschitz[k] * error[row]`` of zero; it is taken as
+    zero where it is within ``tolerance[k]``. Returns how many values are in doubt.
     """
     near = 0
     for r in range(start, stop):
@@ -37,8 +37,8 @@ def pack_signs(values, error, unit, shift, slack, slope, tolerance, start, stop,
             n = uint64(0)
             first = 64 * w
             for k in range(first, min(first + 64, unit.shape[0])):
-                v = values[r, unit[k]] - shift[k]
-                doubt = slack[k] + slope[k] * error[r]
+                v = values[r, unit[k]] - knot[k]
+                doubt = slack[k] + lipschitz[k] * error[r]
                 zero = min(doubt, tolerance[k])
                 p |= uint64(v > zero) << uint64(k - first)
                 n |= uint64(v < -zero) << uint64(k - first)
@@ -49,12 +49,12 @@ def pack_signs(values, error, unit, shift, slack, slope, tolerance, start, stop,
 
 
 @njit(cache=True, nogil=True)
-def list_doubts(values, error, unit, shift, slack, slope, rows, columns):
+def list_doubts(values, error, unit, knot, slack, lipschitz, rows, columns):
     """List the rows and columns of the values in doubt, and return how many; see `pack_signs`."""
     n = 0
     for r in range(values.shape[0]):
         for k in range(unit.shape[0]):
-            if abs(values[r, unit[k]] - shift[k]) <= slack[k] + slope[k] * error[r]:
+            if abs(values[r, unit[k]] - knot[k]) <= slack[k] + lipschitz[k] * error[r]:
                 rows[n] = r
                 columns[n] = k
                 n += 1

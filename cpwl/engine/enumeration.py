@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from cpwl.arrays import Floats, available_cores
+from cpwl.arrays import available_cores
 from cpwl.domain import Domain
-from cpwl.engine.plane import Refined, coarse, refine
+from cpwl.engine.columns import units_of
+from cpwl.engine.plane import Complex, Refined, coarse, refine
 from cpwl.engine.rational import Arbiter
 from cpwl.engine.space import RefinedLattice, refine_lattice, straightened
 from cpwl.engine.space import corners as lattice_corners
@@ -32,9 +33,9 @@ def subdivide(
         A domain of dimension 1 to 6 whose slice embeds into the network's input.
     memory : int, default 2 GiB
         Bytes that the work may take beyond the partition that is returned. Vertices are evaluated
-        in blocks that fit; a 1-D or 2-D domain whose refinement does not fit is worked off in
-        strips, which are glued without a trace: no vertex is doubled and no cell is cut. Gluing
-        takes about as much again as the partition.
+        in blocks that fit; a 1-D or 2-D domain whose refinement does not fit is refined in strips,
+        which are glued without a trace: no vertex is doubled and no cell is cut. Gluing takes about
+        as much again as the partition.
     progress : bool
         Show a progress bar over the network's stages on standard error.
 
@@ -93,10 +94,6 @@ def subdivide(
         )
 
     arbiter = Arbiter(network, domain)
-    corners = arbiter.corners()
-
-    def embed(s: Floats) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(domain.slice.embed(s)))
 
     with (
         ThreadPoolExecutor(available_cores()) as pool,
@@ -110,59 +107,99 @@ def subdivide(
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
 
-        work = Work(network, arbiter, domain.slice, embed, memory, pool, report)
+        work = Work(
+            network=network, arbiter=arbiter, slice=domain.slice, memory=memory, pool=pool,
+            report=report,
+        )  # fmt: skip
         if domain.dim > 2:
-            return _finish_lattice(work, domain, refine_lattice(work, domain))
+            lattice = refine_lattice(work, domain)
+            return _finish(work, domain, lattice, lattice.broken, _of_lattice(work, lattice))
+        corners = arbiter.corners()
         try:
             made = refine(work, corners)
         except TooLargeError:
             made = coarse(work, corners)
-    return _finish(network, domain, made, arbiter)
+        complex_ = made.complex
+        geometry = _of_polygons(complex_) if domain.dim == 2 else _of_intervals(complex_)
+        return _finish(work, domain, made, complex_.broken, geometry)
 
 
-def _finish(network: Network, domain: Domain, made: Refined, arbiter: Arbiter) -> Partition:
-    """Name the complex's arrays as a partition does."""
-    c = made.complex
-    made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
-    complete = made.stages == network.num_stages and c.broken == 0
+def _finish(
+    work: Work,
+    domain: Domain,
+    made: Refined | RefinedLattice,
+    broken: int,
+    geometry: dict[str, Any],
+) -> Partition:
+    """Make a partition of the meaning of the bits, how far they go, and the other arrays."""
+    network = work.network
+    complete = made.stages == network.num_stages and broken == 0
     status = Status(
-        complete=complete, exact=complete and made.undecided == 0, arbitrated=arbiter.decided,
-        undecided=made.undecided, broken=c.broken, needed=made.needed, stages=made.stages,
+        complete=complete, exact=complete and made.undecided == 0, arbitrated=work.arbiter.decided,
+        undecided=made.undecided, broken=broken, needed=made.needed, stages=made.stages,
     )  # fmt: skip
-    meaning = ((), c.patterns, made.bit_unit, made.base, status)
-    if domain.dim == 2:
-        return Partition(
-            network, domain, c.points, c.cell_offsets, c.cell_corners, c.cell_offsets,
-            c.cell_edges, 2 * np.arange(len(c.edge_points) + 1), c.edge_points.reshape(-1),
-            c.edge_cells, np.maximum(c.edge_unit, np.int32(-1)), *meaning,
-        )  # fmt: skip
+    base = made.base.copy()
+    base[network.stage_offsets[made.stages] :] = -1  # of stages that were not reached
+    return Partition(
+        network=network, domain=domain, bit_unit=made.bit_unit, unit_base=base, status=status,
+        **geometry,
+    )  # fmt: skip
+
+
+def _of_polygons(c: Complex) -> dict[str, Any]:
+    """Name the arrays of a complex as a partition does, P = 2."""
+    return {
+        "points": c.points,
+        "cell_offsets": c.cell_offsets,
+        "cell_corners": c.cell_corners,
+        "cell_facet_offsets": c.cell_offsets,
+        "cell_facets": c.cell_edges,
+        "facet_offsets": 2 * np.arange(len(c.edge_points) + 1),
+        "facet_corners": c.edge_points.reshape(-1),
+        "facet_cells": c.edge_cells,
+        "facet_unit": np.maximum(c.edge_unit, np.int32(-1)),
+        "skeleton": (),
+        "patterns": c.patterns,
+    }
+
+
+def _of_intervals(c: Complex) -> dict[str, Any]:
+    """Name the arrays of a complex as a partition does, P = 1: the points are the facets."""
     n = len(c.patterns)
     below = np.arange(-1, n, dtype=np.int32)
     above = np.append(below[1:], np.int32(-1))
     ends, offsets = c.edge_points.reshape(-1), 2 * np.arange(n + 1)
-    return Partition(
-        network, domain, c.points, offsets, ends, offsets, ends.copy(), np.arange(n + 2),
-        np.arange(n + 1, dtype=np.int32), np.stack([below, above], axis=1), c.point_unit, *meaning,
-    )  # fmt: skip
+    return {
+        "points": c.points,
+        "cell_offsets": offsets,
+        "cell_corners": ends,
+        "cell_facet_offsets": offsets,
+        "cell_facets": ends.copy(),
+        "facet_offsets": np.arange(n + 2),
+        "facet_corners": np.arange(n + 1, dtype=np.int32),
+        "facet_cells": np.stack([below, above], axis=1),
+        "facet_unit": c.point_unit,
+        "skeleton": (),
+        "patterns": c.patterns,
+    }
 
 
-def _finish_lattice(work: Work, domain: Domain, made: RefinedLattice) -> Partition:
-    """Name a lattice's arrays as a partition does."""
-    network, lattice = work.network, made.lattice
+def _of_lattice(work: Work, made: RefinedLattice) -> dict[str, Any]:
+    """Name the arrays of a lattice as a partition does, with vertices that fit their facets."""
+    lattice = made.lattice
     found = lattice_corners(lattice, work.pool)
-    cells, cell_facets, facets, sides = found
-    merged = len(network.contests) > 0
-    points = straightened(lattice, found, work.arbiter, merged=merged)
-    made.base[network.stage_offsets[made.stages] :] = -1  # not worked off
-    complete = made.stages == network.num_stages and made.broken == 0
-    status = Status(
-        complete=complete, exact=complete and made.undecided == 0, arbitrated=work.arbiter.decided,
-        undecided=made.undecided, broken=made.broken, needed=made.needed, stages=made.stages,
-    )  # fmt: skip
-    unit = np.full(len(lattice.facet_bit), -1, np.int32)
-    inner = lattice.facet_bit >= 0
-    unit[inner] = made.bit_unit[lattice.facet_bit[inner]]
-    return Partition(
-        network, domain, points, *cells, *cell_facets, *facets, sides, unit,
-        lattice.faces[:-1], lattice.patterns, made.bit_unit, made.base, status,
-    )  # fmt: skip
+    merged = len(work.network.contests) > 0
+    unit = units_of(lattice.facet_bit, made.bit_unit)
+    return {
+        "points": straightened(lattice, found, work.arbiter, merged=merged),
+        "cell_offsets": found.cells.offsets,
+        "cell_corners": found.cells.items,
+        "cell_facet_offsets": found.cell_facets.offsets,
+        "cell_facets": found.cell_facets.items,
+        "facet_offsets": found.facets.offsets,
+        "facet_corners": found.facets.items,
+        "facet_cells": found.sides,
+        "facet_unit": np.maximum(unit, np.int32(-1)),
+        "skeleton": lattice.faces[:-1],
+        "patterns": lattice.patterns,
+    }

@@ -18,12 +18,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints
+from cpwl.arrays import EPS, Floats, Ints, prefix
 from cpwl.engine.bounds import Bounds
 from cpwl.network import Network
 from cpwl.network.program import held_switching
 
-_BLOCK = 4096
+_BLOCK_ROWS = 4096
+
+
+def can_tighten(network: Network, stages: int) -> bool:
+    """Whether all units of the first stages have finitely many breakpoints, known beforehand."""
+    return not any(network.stage_is_periodic(stage) for stage in range(stages))
+
+
+def knot_table(row: Ints, knot: Ints, n: int, absent: int) -> Ints:
+    """Lay pairs (row, knot), ascending in rows, out as a table (n, m) filled up with ``absent``."""
+    count = np.bincount(row, minlength=n)
+    table = np.full((n, int(count.max())), absent, np.int64)
+    table[row, np.arange(len(row)) - np.repeat(prefix(count)[:-1], count)] = knot
+    return table
 
 
 def residual_errors(
@@ -43,12 +56,12 @@ def residual_errors(
     stages : int
         Stages that the knots belong to.
     points, error : (n, P), (n,)
-        The vertices and what is known so far.
+        The vertices, and the bounds on their errors so far.
     pieces : (n, num_units)
         Those of a cell at each vertex.
     knots : (n, m)
         Units whose knots pass through each vertex, -1 - i for side i of the domain, and any number
-        from num_units on for none.
+        from num_units on for none; see `knot_table`.
     sides : (number of sides, P + 2)
         Unit normals, offsets and errors: normal . x - offset = 0 on the side, within the error.
 
@@ -59,8 +72,8 @@ def residual_errors(
     """
     out = error.copy()
     step = bounds.margin / 2
-    for first in range(0, len(points), _BLOCK):
-        rows = slice(first, first + _BLOCK)
+    for first in range(0, len(points), _BLOCK_ROWS):
+        rows = slice(first, first + _BLOCK_ROWS)
         usable = error[rows] <= step
         if usable.any():
             block = np.arange(first, first + len(usable))[usable]

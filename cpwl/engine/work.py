@@ -1,4 +1,4 @@
-"""What all stages of an enumeration share, and the refusal of one that is too large."""
+"""What all stages of an enumeration share, and the refusal of a stage that is too large."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from cpwl.arrays import Floats
@@ -14,15 +15,14 @@ from cpwl.engine.rational import Arbiter
 from cpwl.network import Network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
-    """What all stages and tiles share."""
+    """What all stages and strips of one enumeration share."""
 
     network: Network
     arbiter: Arbiter
     slice: Slice
-    embed: Callable[[Floats], torch.Tensor]
-    memory: int
+    memory: int  # bytes
     pool: ThreadPoolExecutor
     report: Callable[[float, int], None]  # share of the domain's work done, cells found
 
@@ -34,3 +34,9 @@ class TooLargeError(Exception):
         super().__init__(needed, stage)
         self.needed = needed
         self.stage = stage
+
+
+def units_at(work: Work, stage: int, points: Floats) -> Floats:
+    """Evaluate the units (n, n_stage) of a stage at points (n, P) of the slice."""
+    latents = torch.from_numpy(np.ascontiguousarray(work.slice.embed(points)))
+    return work.network.preactivations(latents, stage).numpy()

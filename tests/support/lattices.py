@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from oracles.layers import LINEAR, Layer, layer, network
 from support.agreement import capture
@@ -28,13 +27,12 @@ def arbitrated(
     net: cpwl.Network, domain: cpwl.Domain, memory: int = 2**30
 ) -> tuple[RefinedLattice, Arbiter]:
     """Subdivide a domain as a lattice, and return who knows its vertices exactly as well."""
-
-    def embed(s: NDArray[np.float64]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(domain.slice.embed(s)))
-
     with ThreadPoolExecutor(1) as pool:
         arbiter = Arbiter(net, domain)
-        work = Work(net, arbiter, domain.slice, embed, memory, pool, lambda share, cells: None)
+        work = Work(
+            network=net, arbiter=arbiter, slice=domain.slice, memory=memory, pool=pool,
+            report=lambda share, cells: None,
+        )  # fmt: skip
         return refine_lattice(work, domain), arbiter
 
 

@@ -4,7 +4,7 @@ A convex polygon (or segment) goes in, a `Refined` complex comes out. Imports no
 `cpwl.engine.space`.
 """
 
-from cpwl.engine.plane.complex import Refined
+from cpwl.engine.plane.complex import Complex, Refined
 from cpwl.engine.plane.refinement import coarse, refine
 
-__all__ = ["Refined", "coarse", "refine"]
+__all__ = ["Complex", "Refined", "coarse", "refine"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,70 +14,85 @@ from cpwl.engine.columns import Columns
 from cpwl.engine.rational import Arbiter
 
 
+class Rows(NamedTuple):
+    """Vertices whose units are at hand: those held from blocks before, then those of a block."""
+
+    names: Ints  # (H + B,) the arbiter's numbers
+    error: Floats  # (H + B,)
+    held: Floats  # (H, n_stage)
+    new: Floats  # (B, n_stage)
+
+    @property
+    def parts(self) -> tuple[tuple[slice, Floats], tuple[slice, Floats]]:
+        """The rows of the held and of the new values, with the values."""
+        n = len(self.held)
+        return (slice(0, n), self.held), (slice(n, n + len(self.new)), self.new)
+
+
 class Decisions:
     """What float64 leaves open in one stage: settled by the arbiter, or counted."""
 
-    def __init__(self, arbiter: Arbiter, stage: int, columns: Columns) -> None:
+    def __init__(self, arbiter: Arbiter, columns: Columns) -> None:
         self.arbiter = arbiter
-        self.stage = stage
         self.columns = columns
         self.undecided = 0
-        self.waiting = 0
         self._made: dict[tuple[int, int], int] = {}  # vertices that are held come several times
-
-    def found(self, held: int, new: int) -> None:
-        """Take note of how many values are in doubt."""
-        if self.arbiter.exact:
-            self.waiting = held + new
-        else:
-            self.undecided += new
 
     def settle(
         self,
         kept: Ints,
-        names: Ints,
-        held: Floats,
-        values: Floats,
-        error: Floats,
+        rows: Rows,
+        in_doubt: tuple[int, int],
         pos: NDArray[np.uint64],
         neg: NDArray[np.uint64],
     ) -> None:
-        """Set the bits of the values that are waiting."""
-        chosen = self.columns.take(kept)[:4]
-        for block, first in ((held, 0), (values, len(held))):
-            row, column = np.empty((2, self.waiting), np.int64)
-            mine = error[first : first + len(block)]
-            n = column_kernels.list_doubts(block, mine, *chosen, row, column)
-            row, column = row[:n] + first, column[:n]
-            keys = list(zip(names[row].tolist(), kept[column].tolist(), strict=True))
-            fresh = np.array([key not in self._made for key in keys], np.bool_)
-            which = kept[column[fresh]]
-            signs = self.arbiter.signs(
-                names[row[fresh]], self.stage, self.columns.unit[which], self.columns.value[which]
-            )
-            asked = [key for key, new in zip(keys, fresh.tolist(), strict=True) if new]
-            self._made.update(zip(asked, signs.tolist(), strict=True))
-            sign = np.array([self._made[key] for key in keys], np.int8)
+        """Set the bits of the values in doubt, or count them.
+
+        ``in_doubt`` says how many of the held and of the new values these are. Without rational
+        arithmetic they keep the bits that they have; held ones were counted when they were new.
+        """
+        if not self.arbiter.exact:
+            self.undecided += in_doubt[1]
+            return
+        chosen = self.columns.take(kept)
+        for (span, values), count in zip(rows.parts, in_doubt, strict=True):
+            if count == 0:
+                continue
+            row, column = np.empty((2, count), np.int64)
+            column_kernels.list_doubts(
+                values, rows.error[span], chosen.unit, chosen.knot, chosen.slack, chosen.lipschitz,
+                row, column,
+            )  # fmt: skip
+            row += span.start
+            sign = self._signs(rows.names[row], kept[column])
             bit = np.uint64(1) << (column & 63).astype(np.uint64)
             for packed, wanted in ((pos, sign > 0), (neg, sign < 0)):
                 at = row[wanted], column[wanted] >> 6
                 np.bitwise_or.at(packed, at, bit[wanted])
-        self.waiting = 0
 
-    def order(
-        self, names: Ints, kept: Ints, crossing: NDArray[np.int32]
-    ) -> tuple[Ints, Floats, NDArray[np.bool_]] | None:
-        """Order the crossings of an edge exactly: order, places, which differ from the one before.
+    def _signs(self, names: Ints, columns: Ints) -> NDArray[np.int8]:
+        """Have the signs of columns at vertices decided, each pair once."""
+        keys = list(zip(names.tolist(), columns.tolist(), strict=True))
+        fresh = np.array([key not in self._made for key in keys], np.bool_)
+        which = columns[fresh]
+        signs = self.arbiter.signs(
+            names[fresh], self.columns.stage, self.columns.unit[which], self.columns.knot[which]
+        )
+        asked = [key for key, new in zip(keys, fresh.tolist(), strict=True) if new]
+        self._made.update(zip(asked, signs.tolist(), strict=True))
+        return np.array([self._made[key] for key in keys], np.int8)
+
+    def order(self, names: Ints, which: Ints) -> tuple[Ints, Floats, NDArray[np.bool_]] | None:
+        """Order the columns that cross an edge exactly: order, places, which differ from the last.
 
         None if that is out of reach; the crossings in doubt then fall together.
         """
         if not self.arbiter.exact:
             self.undecided += 1
             return None
-        which = kept[crossing]
         places = self.arbiter.places(
-            int(names[0]), int(names[1]), self.stage,
-            self.columns.unit[which], self.columns.value[which],
+            int(names[0]), int(names[1]), self.columns.stage,
+            self.columns.unit[which], self.columns.knot[which],
         )  # fmt: skip
         order = sorted(range(len(places)), key=places.__getitem__)
         fresh = [i == 0 or places[order[i]] != places[order[i - 1]] for i in range(len(order))]

@@ -1,24 +1,22 @@
-"""Merging neighbouring cells of a complex that are really one cell.
+"""Merging of neighbouring cells of a complex that are really one cell.
 
-Two things cut too finely. A max-pooling unit is captured as a tree of pairwise maxima, and knots
-inside a half of the tree that loses have no effect. And a domain that was worked off in tiles has
-been cut where no knot is. In both cases the pieces have the same pattern and their union is convex.
+Two things cut too finely: a knot of a max-pooling unit that has no effect (see
+`cpwl.engine.contests`), and a line along which a domain was cut into strips. In both cases the
+pieces have the same pattern and their union is convex.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from cpwl.arrays import Ints, last_difference
-from cpwl.engine.contests import clear_lost, same_pattern
+from cpwl.arrays import Ints, Ragged, next_corner, prefix, take_rows
+from cpwl.engine.contests import clear_lost, compare_sides, components
 from cpwl.engine.plane.complex import Complex
-from cpwl.engine.plane.cutting import prefix
 
 
 def merge_contested(
@@ -33,34 +31,25 @@ def merge_contested(
 
     Parameters
     ----------
-    contests : (K, 3)
-        (parent unit, piece, child unit): while the parent is on the piece, the child has no effect.
-    bit_unit : (64 * W,)
-        Unit of each bit of the patterns, -1 for padding.
-    base : (num_units,)
-        Pieces of the units that do not vary.
+    contests, bit_unit, base
+        As in `cpwl.engine.contests.clear_lost`.
     fixed : (V,)
         The vertices that stay: the domain's own corners.
     """
-    child, patterns = clear_lost(complex_.patterns, contests, bit_unit, base, pool)
-    if len(child) == 0:
+    cleared, patterns = clear_lost(complex_.patterns, contests, bit_unit, base, pool)
+    if len(cleared) == 0:
         return complex_
-    contested = np.zeros(len(base), np.bool_)
-    contested[child] = True
     if complex_.points.shape[1] == 1:
-        unit = complex_.point_unit
+        unit = complex_.point_unit.copy()
         sides = np.stack([np.arange(-1, len(unit) - 1), np.arange(len(unit))], axis=1)
     else:
-        unit, sides = complex_.edge_unit, complex_.edge_cells
-    candidates = np.flatnonzero((unit >= 0) & contested[np.maximum(unit, 0)])
-    same = same_pattern(patterns, *sides[candidates].T)
-    removed, left = candidates[same], candidates[~same]
-    unit = unit.copy()
-    unit[left] = bit_unit[last_difference(patterns, sides[left])]
+        unit, sides = complex_.edge_unit.copy(), complex_.edge_cells
+    found = compare_sides(patterns, cleared, unit, sides)
+    unit[found.left] = bit_unit[found.deciding]
     if complex_.points.shape[1] == 1:
-        return merge_intervals(replace(complex_, patterns=patterns, point_unit=unit), removed)
+        return merge_intervals(replace(complex_, patterns=patterns, point_unit=unit), found.removed)
     complex_ = replace(complex_, patterns=patterns, edge_unit=unit)
-    return merge_polygons(complex_, removed, fixed)
+    return merge_polygons(complex_, found.removed, fixed)
 
 
 def merge_intervals(complex_: Complex, removed: Ints) -> Complex:
@@ -97,46 +86,18 @@ def merge_polygons(complex_: Complex, removed: Ints, fixed: NDArray[np.bool_]) -
     edge_stays = np.ones(n_edges, np.bool_)
     edge_stays[removed] = False
     point_stays, straight, by_straight = _left_behind(edge_points, removed, edge_stays, fixed)
-    group = _components(edge_cells[removed, 0], edge_cells[removed, 1], n_cells)
+    group = components(edge_cells[removed, 0], edge_cells[removed, 1], n_cells)
     first_cell = np.empty(int(group.max()) + 1, np.int64)
     first_cell[group[::-1]] = np.arange(n_cells)[::-1]
 
     changes = np.zeros(n_cells, np.bool_)
     touched = edge_cells[np.concatenate([removed, by_straight])]
     changes[touched[touched >= 0]] = True
-    start, edge, owner = _loops(complex_, group, changes, edge_stays)
-
-    # the two edges that meet in a straight vertex become one, named after the first of them
+    loops = _loops(complex_, group, changes, edge_stays)
     run = _runs(edge_points[by_straight], by_straight, straight, n_edges)
-    kept = ~straight[start]
-    start, edge, owner = start[kept], run[edge[kept]], owner[kept]
     edge_stays[by_straight] = run[by_straight] == by_straight
-    after = np.arange(1, len(owner) + 1)
-    loop_first = np.flatnonzero(np.concatenate([[True], np.diff(owner) > 0]))
-    after[np.append(loop_first[1:], len(owner)) - 1] = loop_first
-    straightened = np.flatnonzero(np.isin(edge, run[by_straight]))
-    names, first = np.unique(edge[straightened], return_index=True)
-    edge_points[names, 0] = start[straightened[first]]
-    edge_points[names, 1] = start[after[straightened[first]]]
-    edge_cells[names, 0] = first_cell[owner[straightened[first]]]
-    edge_cells[names, 1] = -1
-    second = np.ones(len(straightened), np.bool_)
-    second[first] = False
-    second = straightened[second]
-    edge_cells[edge[second], 1] = first_cell[owner[second]]
-
-    sizes = np.diff(complex_.cell_offsets)[first_cell]
-    changed_groups, count = np.unique(owner, return_counts=True)
-    sizes[changed_groups] = count
-    offsets = prefix(sizes)
-    is_changed = np.zeros(len(first_cell), np.bool_)
-    is_changed[changed_groups] = True
-    new_slot = np.repeat(is_changed, sizes)
-    old_slot = np.repeat(changes, np.diff(complex_.cell_offsets))
-    corners = np.empty(len(new_slot), np.int32)
-    edges = np.empty(len(new_slot), np.int32)
-    corners[new_slot], corners[~new_slot] = start, complex_.cell_corners[~old_slot]
-    edges[new_slot], edges[~new_slot] = edge, complex_.cell_edges[~old_slot]
+    loops = _straighten(loops, straight, run, by_straight, first_cell, edge_points, edge_cells)
+    offsets, corners, edges = _replace_loops(complex_, loops, changes, first_cell)
 
     new_point, new_edge = (
         np.cumsum(stays, dtype=np.int32) - np.int32(1) for stays in (point_stays, edge_stays)
@@ -155,6 +116,61 @@ def merge_polygons(complex_: Complex, removed: Ints, fixed: NDArray[np.bool_]) -
         cell_corners=new_point[corners],
         cell_edges=new_edge[edges],
     )
+
+
+class _Loops(NamedTuple):
+    """Half-edges around groups of cells, in the order of the groups and along each loop."""
+
+    start: Ints  # vertex
+    edge: Ints
+    owner: Ints  # group
+
+
+def _straighten(
+    loops: _Loops,
+    straight: NDArray[np.bool_],
+    run: Ints,
+    by_straight: Ints,
+    first_cell: Ints,
+    edge_points: NDArray[np.int32],
+    edge_cells: NDArray[np.int32],
+) -> _Loops:
+    """Join the edges of every straight run into one, named after the first of them.
+
+    The joined edges' ends and cells are written into ``edge_points`` and ``edge_cells``: an edge
+    runs along the loop that comes first, which is on its left.
+    """
+    kept = ~straight[loops.start]
+    start, edge, owner = loops.start[kept], run[loops.edge[kept]], loops.owner[kept]
+    sizes = np.bincount(owner, minlength=len(first_cell))
+    end = start[next_corner(prefix(sizes[sizes > 0]))]
+    joined = np.flatnonzero(np.isin(edge, run[by_straight]))
+    names, first = np.unique(edge[joined], return_index=True)
+    at_second = np.ones(len(joined), np.bool_)
+    at_second[first] = False
+    left, right = joined[first], joined[at_second]
+    edge_points[names] = np.stack([start[left], end[left]], axis=1)
+    edge_cells[names, 0] = first_cell[owner[left]]
+    edge_cells[names, 1] = -1
+    edge_cells[edge[right], 1] = first_cell[owner[right]]
+    return _Loops(start, edge, owner)
+
+
+def _replace_loops(
+    complex_: Complex, loops: _Loops, changes: NDArray[np.bool_], first_cell: Ints
+) -> tuple[Ints, NDArray[np.int32], NDArray[np.int32]]:
+    """Offsets, corners and edges of all groups: those of cells that stay, and the new loops."""
+    old_sizes = np.diff(complex_.cell_offsets)
+    sizes = old_sizes[first_cell]
+    groups, count = np.unique(loops.owner, return_counts=True)
+    sizes[groups] = count
+    is_new = np.zeros(len(first_cell), np.bool_)
+    is_new[groups] = True
+    new_slot, old_slot = np.repeat(is_new, sizes), np.repeat(changes, old_sizes)
+    corners, edges = np.empty((2, len(new_slot)), np.int32)
+    corners[new_slot], corners[~new_slot] = loops.start, complex_.cell_corners[~old_slot]
+    edges[new_slot], edges[~new_slot] = loops.edge, complex_.cell_edges[~old_slot]
+    return prefix(sizes), corners, edges
 
 
 def _left_behind(
@@ -183,21 +199,15 @@ def _loops(
     group: NDArray[np.int32],
     changes: NDArray[np.bool_],
     edge_stays: NDArray[np.bool_],
-) -> tuple[Ints, Ints, Ints]:
-    """Lay the loops around the groups of cells that change, group after group.
-
-    Returns the start vertex, edge and group of every half-edge, in order.
-    """
+) -> _Loops:
+    """Lay the loops around the groups of cells that change."""
     cells = np.flatnonzero(changes)
-    sizes = np.diff(complex_.cell_offsets)[cells]
+    offsets = complex_.cell_offsets
+    sizes, start = take_rows(Ragged(offsets, complex_.cell_corners), cells)
+    edge = take_rows(Ragged(offsets, complex_.cell_edges), cells)[1].astype(np.int64)
+    start = start.astype(np.int64)
     owner = np.repeat(group[cells].astype(np.int64), sizes)
-    first = prefix(sizes)
-    slots = np.arange(first[-1]) + np.repeat(complex_.cell_offsets[cells] - first[:-1], sizes)
-    start = complex_.cell_corners[slots].astype(np.int64)
-    after = np.arange(1, len(start) + 1)
-    after[first[1:] - 1] = first[:-1]
-    end = start[after]
-    edge = complex_.cell_edges[slots].astype(np.int64)
+    end = start[next_corner(prefix(sizes))]
     stays = edge_stays[edge]
     start, end, edge, owner = start[stays], end[stays], edge[stays], owner[stays]
 
@@ -216,12 +226,7 @@ def _loops(
         going = current != begin
         current, begin = current[going], begin[going]
     order = np.lexsort((place, owner))
-    return start[order], edge[order], owner[order]
-
-
-def _components(a: NDArray, b: NDArray, n: int) -> NDArray[np.int32]:
-    """Label the connected components of n nodes, in the order of their first nodes."""
-    return connected_components(coo_array((np.ones(len(a), np.bool_), (a, b)), (n, n)), False)[1]
+    return _Loops(start[order], edge[order], owner[order])
 
 
 def _runs(
@@ -235,7 +240,7 @@ def _runs(
     local = np.repeat(np.arange(len(edges)), 2)
     meets = np.flatnonzero(straight[point])
     pair = local[meets[np.argsort(point[meets], kind="stable")]].reshape(-1, 2)
-    component = _components(pair[:, 0], pair[:, 1], len(edges))
+    component = components(pair[:, 0], pair[:, 1], len(edges))
     name = np.full(int(component.max(initial=-1)) + 1, n_edges)
     np.minimum.at(name, component, edges)
     run = np.arange(n_edges)

@@ -1,4 +1,4 @@
-"""Working a domain off stage by stage, whole or, where memory is short, in tiles."""
+"""Refinement of a polygon or segment stage by stage: whole or, where memory is short, in strips."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays import Ints, nbytes, padded, pattern_kernels
+from cpwl.arrays import nbytes, padded
 from cpwl.engine.bounds import Bounds
+from cpwl.engine.contests import contests_of
 from cpwl.engine.plane import cutting
 from cpwl.engine.plane.complex import Complex, Refined, whole
 from cpwl.engine.plane.merging import merge_contested
@@ -16,18 +17,19 @@ from cpwl.engine.plane.signs import stage_signs
 from cpwl.engine.plane.strips import TilesDisagreeError, cut_polygon, glue
 from cpwl.engine.plane.tightening import sharpen, tighten
 from cpwl.engine.rational import Vertices
+from cpwl.engine.residuals import can_tighten
 from cpwl.engine.work import TooLargeError, Work
 
 # Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
 _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
-_DEEPEST = 12
-# Error bounds of vertices, as shares of the domain's extent: a larger one is worth a second look,
-# and one that is still larger than the other worth the vertex in rational arithmetic, for it leaves
-# signs of the next stages in doubt, each of which costs as much. All that would be looked at again
-# have to add up to a share that can be expected to leave a sign in doubt.
-_LOOK_AGAIN = 1e-9
-_WORTH_IT = 1e-6
-_POOR = 1e-6
+_NESTED_STRIPS_AT_MOST = 12
+# Error bounds of vertices, as shares of the domain's extent. TIGHTEN_ABOVE: bound the vertex anew
+# from the residuals of its knots, once all bounds above add up to TIGHTEN_SUMS_ABOVE: less than
+# that leaves no sign in doubt. RECOMPUTE_ABOVE: compute the vertex in rational arithmetic, which
+# costs as much as settling one doubtful sign.
+_TIGHTEN_ABOVE = 1e-9
+_TIGHTEN_SUMS_ABOVE = 1e-6
+_RECOMPUTE_ABOVE = 1e-6
 
 
 def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) -> Refined:
@@ -49,7 +51,7 @@ def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) ->
         return _whole(work, corners, share)
     except TooLargeError as error:
         needed = error.needed
-    if depth == _DEEPEST:
+    if depth == _NESTED_STRIPS_AT_MOST:
         raise TooLargeError(needed)
     low, high = corners.points.min(axis=0), corners.points.max(axis=0)
     axis = int(np.argmax(high - low))
@@ -86,16 +88,10 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
     bounds = Bounds(network, work.slice, corners.points)
     base = np.zeros(network.num_units, np.int32)
     bit_unit, bit_piece = np.empty(0, np.int32), np.empty(0, np.int64)
-    stage_of_contest = (
-        np.searchsorted(network.stage_offsets, network.contests[:, 0], side="right") - 1
-    )
     undecided = 0
     for stage in range(network.num_stages if stages is None else stages):
         first = int(network.stage_offsets[stage])
-        signs = stage_signs(
-            network, stage, work.embed, current.vertices, current.edge_points, bounds,
-            work.arbiter, work.memory // 2, work.pool,
-        )  # fmt: skip
+        signs = stage_signs(work, stage, current.vertices, current.edge_points, bounds)
         base[first : first + len(signs.base)] = signs.base
         undecided += signs.undecided
         if len(signs.unit):
@@ -110,13 +106,16 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
             bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
             bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
             current = _improve(work, current, bounds, stage + 1, corners, bit_unit, base)
-        contests = network.contests[stage_of_contest == stage]
+        contests = contests_of(network, stage)
         if len(contests):
             fixed = np.arange(len(current.points)) < len(corners.points)
             current = merge_contested(current, contests, bit_unit, base, fixed, work.pool)
         work.report(share / network.num_stages, len(current.patterns))
     undecided += current.undecided
-    return Refined(current, bit_unit, bit_piece, base, undecided, network.num_stages)
+    return Refined(
+        complex=current, bit_unit=bit_unit, bit_piece=bit_piece, base=base, undecided=undecided,
+        stages=network.num_stages,
+    )  # fmt: skip
 
 
 def _improve(
@@ -134,16 +133,9 @@ def _improve(
         return sharpen(current, arbiter, np.finfo(float).max)
     if not arbiter.exact:
         return current
-
-    def pieces_of(cells: Ints) -> NDArray[np.int32]:
-        out = np.empty((len(cells), network.num_units), np.int32)
-        pattern_kernels.unpack_pieces(current.patterns[cells], bit_unit, base, out)
-        return out
-
     extent = float(np.ptp(corners.points, axis=0).max())
-    doubtful = current.error[current.error > _LOOK_AGAIN * extent].sum() > _WORTH_IT * extent
-    if doubtful and not any(network.stage_is_periodic(stage) for stage in range(stages)):
-        current = tighten(
-            current, network, bounds, stages, corners, pieces_of, _LOOK_AGAIN * extent
-        )
-    return sharpen(current, arbiter, _POOR * extent)
+    largest = _TIGHTEN_ABOVE * extent
+    total = current.error[current.error > largest].sum()
+    if total > _TIGHTEN_SUMS_ABOVE * extent and can_tighten(network, stages):
+        current = tighten(current, network, bounds, stages, corners, bit_unit, base, largest)
+    return sharpen(current, arbiter, _RECOMPUTE_ABOVE * extent)

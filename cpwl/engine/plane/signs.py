@@ -1,20 +1,19 @@
 """One stage of the network seen from the vertices of a complex.
 
-Every column (a unit and one of its breakpoints) is evaluated once at every vertex, in blocks that
-fit the memory budget; what remains is one sign a vertex and column, packed, and the places where
-columns cross the edges. A sign is decided here and nowhere else: by float64 where a rigorous bound
-on its error allows it, and otherwise by the arbiter, in rational arithmetic.
+Every column is evaluated once at every vertex, in blocks that fit the memory; what remains is one
+sign for each vertex and column, packed, and the places where columns cross the edges. A sign is
+decided here and nowhere else: by float64 where a rigorous bound on its error allows it, and
+otherwise by the arbiter, in rational arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cpwl.arrays import (
@@ -29,21 +28,11 @@ from cpwl.arrays import (
 )
 from cpwl.engine import column_kernels
 from cpwl.engine.bounds import Bounds
-from cpwl.engine.columns import Columns
+from cpwl.engine.columns import Columns, block_rows, read_columns, unit_range
 from cpwl.engine.plane import edge_kernels
-from cpwl.engine.plane.doubts import Decisions
-from cpwl.engine.rational import Arbiter, Vertices
-from cpwl.network import Network
-
-# Larger blocks gain nothing in BLAS, leave the caches, and have their pages mapped anew each time.
-_MOST_BYTES = 2**26
-_MOST_ROWS = 16384
-_FEWEST_ROWS = 64
-# What layers before the last carry over stays below its bound by this factor and more.
-_PESSIMISM = 64
-# The rigorous bound grows with depth much faster than errors do. Where a network is too large for
-# rational arithmetic, zero is what lies within this many times the last layer's part of the bound.
-_CARRIED_OVER = 16.0
+from cpwl.engine.plane.doubts import Decisions, Rows
+from cpwl.engine.rational import Vertices
+from cpwl.engine.work import Work, units_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +69,9 @@ class _Crossings(NamedTuple):
 class _Block:
     """What is kept of one block of vertices: packed signs on the columns that vary in it."""
 
-    rows: Ints
+    vertices: Ints
+    low: Floats  # (n_stage,) range of the units in the block
+    high: Floats
     kept: Ints
     positive: NDArray[np.bool_]  # sign of the columns that are not kept
     pos: NDArray[np.uint64]
@@ -91,28 +82,16 @@ class _Block:
 
 @np.errstate(over="ignore")  # an infinite bound leaves the sign to rational arithmetic
 def stage_signs(
-    network: Network,
-    stage: int,
-    embed: Callable[[Floats], torch.Tensor],
-    vertices: Vertices,
-    edges: NDArray[np.int32],
-    bounds: Bounds,
-    arbiter: Arbiter,
-    memory: int,
-    pool: ThreadPoolExecutor,
+    work: Work, stage: int, vertices: Vertices, edges: NDArray[np.int32], bounds: Bounds
 ) -> StageSigns:
     """Evaluate a stage at all vertices.
 
     Parameters
     ----------
-    embed : callable
-        Maps (n, P) slice coordinates to the (n, *input_shape) float64 batch that the network takes.
     vertices, edges : V vertices, (E, 2)
         The complex so far; the stage is affine on each of its cells.
     bounds : Bounds
         Knows the ranges of the stages before; is given this one's.
-    memory : int
-        Bytes that the blocks may take.
 
     Notes
     -----
@@ -120,98 +99,113 @@ def stage_signs(
     values at a vertex stay until the last of its edges has been seen, so that nothing is evaluated
     twice and only the vertices along the front are held.
     """
-    points = vertices.points
-    n_units = int(network.stage_offsets[stage + 1] - network.stage_offsets[stage])
+    network, n_points = work.network, len(vertices.points)
     bound = bounds.stage(stage)
-
-    per_row = network.bytes_per_sample(stage) + 16 * n_units
-    size = int(min(_MOST_ROWS, max(_FEWEST_ROWS, min(memory, _MOST_BYTES) // per_row)))
-
-    def values_at(rows: Ints) -> torch.Tensor:
-        return network.preactivations(embed(points[rows]), stage)
-
-    reach = None, None
+    size = block_rows(network, stage, work.memory // 2)
+    span = None
     if network.stage_is_periodic(stage):
-        low, high = _range_of_units(values_at, len(points), size, n_units, pool)
-        # wider, so that a unit that only touches a knot has it too, wherever the domain ends
-        margin = bound.slack + 1e-9 * (1 + np.maximum(np.abs(low), np.abs(high)))
-        reach = low - margin, high + margin
-    knots = network.knots(stage, *reach)
-    rounding = 2 * EPS * np.abs(knots.value)
-    slack = bound.slack[knots.unit] + rounding
-    if arbiter.exact:
-        tolerance = np.full(len(slack), np.inf)
-    else:
-        tolerance = _CARRIED_OVER * bound.fresh[knots.unit] + rounding
-    # The rounding error of a sum of n terms is some sqrt(n) times smaller than its bound (Higham
-    # and Mary, A new approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 2019),
-    # and the partial sums as much smaller than the sum of magnitudes in the bound.
-    noise = np.maximum(bound.fresh[knots.unit], slack / _PESSIMISM) / bound.terms
-    lipschitz = bound.lipschitz[knots.unit]
-    every = Columns(knots.unit, knots.value, slack, lipschitz, tolerance, noise)
-    decide = Decisions(arbiter, stage, every)
+        parts = (vertices.points[a : a + size] for a in range(0, n_points, size))
+        span = _joint_range(
+            unit_range(units_at(work, stage, points), work.pool) for points in parts
+        )
+    columns, base = read_columns(network, stage, bound, span, proven=work.arbiter.exact)
+    decide = Decisions(work.arbiter, columns)
+    blocks = list(_blocks(work, columns, vertices, edges, decide, size))
 
-    sweep = _plan_sweep(points, edges, in_one=len(points) <= size)
-    blocks: list[_Block] = []
-    lowest, highest = np.full(n_units, np.inf), np.full(n_units, -np.inf)
-    ever_positive = np.zeros(len(knots.unit), np.bool_)
-    always_positive = np.ones(len(knots.unit), np.bool_)
-    row_of = np.empty(len(points), np.int64)
+    low, high = _joint_range((block.low, block.high) for block in blocks)
+    bounds.give(stage, low, high, vertices.error.max())
+    sometimes, always = _positive(blocks, len(columns.unit))
+    active = np.flatnonzero(sometimes & ~always)
+    first_of_unit = np.searchsorted(columns.unit, columns.unit)
+    piece = base[columns.unit] + np.arange(len(columns.unit)) - first_of_unit
+    np.add.at(base, columns.unit[always], 1)
+    offsets, crossings = _join_crossings(blocks, len(edges))
+    # block after block leaves the list, and the memory
+    in_turn = (blocks.pop() for _ in range(len(blocks)))
+    pos, neg = _assemble(in_turn, active, n_points, work.pool)
+    position = np.empty(len(columns.unit), np.int32)
+    position[active] = np.arange(len(active))
+    return StageSigns(
+        unit=columns.unit[active], value=columns.knot[active], piece=piece[active], base=base,
+        pos=pos, neg=neg, offsets=offsets, column=position[crossings.column],
+        where=crossings.where, spread=crossings.spread, blur=crossings.blur, fresh=crossings.fresh,
+        undecided=decide.undecided,
+    )  # fmt: skip
+
+
+def _joint_range(ranges: Iterable[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Smallest and largest value of every unit over all blocks."""
+    low, high = zip(*ranges, strict=True)
+    return np.min(low, axis=0), np.max(high, axis=0)
+
+
+def _positive(blocks: list[_Block], n_columns: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Flag the columns that are positive at some vertex, and at all of them."""
+    sometimes, always = np.zeros(n_columns, np.bool_), np.ones(n_columns, np.bool_)
+    for block in blocks:
+        kept, everywhere = block.kept, block.positive.copy()
+        everywhere[kept] = unpack_row(np.bitwise_and.reduce(block.pos, axis=0), len(kept))
+        always &= everywhere
+        sometimes |= block.positive
+        sometimes[kept] |= unpack_row(np.bitwise_or.reduce(block.pos, axis=0), len(kept))
+    return sometimes, always
+
+
+def _blocks(
+    work: Work,
+    columns: Columns,
+    vertices: Vertices,
+    edges: NDArray[np.int32],
+    decide: Decisions,
+    size: int,
+) -> Iterator[_Block]:
+    """Evaluate block after block, and hold the values that edges of later blocks need."""
+    offsets, n_points = work.network.stage_offsets, len(vertices.points)
+    sweep = _plan_sweep(vertices.points, edges, in_one=n_points <= size)
+    row_of = np.empty(n_points, np.int64)
     held = np.empty(0, np.int64)
-    held_values = np.empty((0, n_units))
-    first_edge = 0
-    for start in range(0, len(points), size):
-        stop = min(start + size, len(points))
+    held_values = np.empty((0, int(offsets[columns.stage + 1] - offsets[columns.stage])))
+    for start in range(0, n_points, size):
+        stop = min(start + size, n_points)
         new = sweep.order[start:stop]
-        rows = np.concatenate([held, new])
-        row_of[rows] = np.arange(len(rows))
-        values = values_at(new).numpy()
-        low, high = _extremes(held_values, values, pool)
-        np.minimum(lowest, low, out=lowest)
-        np.maximum(highest, high, out=highest)
-        error = vertices.error[rows]
-        low, high = (x[knots.unit] - knots.value for x in (low, high))
-        doubt = every.slack + every.slope * error.max()
-        kept = np.flatnonzero((low <= doubt) & (high >= -doubt))
-        positive = low > doubt
-        pos, neg = _pack(held_values, values, error, every.take(kept), pool, decide)
-        if decide.waiting:
-            decide.settle(kept, vertices.names[rows], held_values, values, error, pos, neg)
-        last_edge = int(np.searchsorted(sweep.edge_end, stop))
-        mine = sweep.edge_order[first_edge:last_edge]
-        first_edge = last_edge
-        crossings = _cross(
-            row_of[edges[mine]], pos, neg, held_values, values, error, every.take(kept), pool,
-            lambda e, crossing, kept=kept, mine=mine: decide.order(
-                vertices.names[edges[mine[e]]], kept, crossing
-            ),
-        )  # fmt: skip
-        new_pos, new_neg = pos[len(held) :], neg[len(held) :]
-        ever_positive |= positive
-        ever_positive[kept] |= unpack_row(np.bitwise_or.reduce(new_pos, axis=0), len(kept))
-        everywhere = positive.copy()
-        everywhere[kept] = unpack_row(np.bitwise_and.reduce(new_pos, axis=0), len(kept))
-        always_positive &= everywhere
-        crossings = crossings._replace(column=kept[crossings.column].astype(np.int32))
-        blocks.append(_Block(new, kept, positive, new_pos, new_neg, mine, crossings))
+        at = np.concatenate([held, new])
+        row_of[at] = np.arange(len(at))
+        values = units_at(work, columns.stage, vertices.points[new])
+        rows = Rows(vertices.names[at], vertices.error[at], held_values, values)
+        first, last = np.searchsorted(sweep.edge_end, [start, stop])
+        mine = sweep.edge_order[first:last]
+        yield _block(new, mine, rows, row_of[edges[mine]], columns, decide, work.pool)
         still, also = (sweep.last_use[x] >= stop for x in (held, new))
         held = np.concatenate([held[still], new[also]])
         held_values = np.concatenate([held_values[still], values[also]])
 
-    margin = bound.slack + bound.lipschitz * vertices.error.max()
-    bounds.give(stage, lowest - margin, highest + margin)
-    active = np.flatnonzero(ever_positive & ~always_positive)
-    first_of_unit = np.searchsorted(knots.unit, knots.unit)
-    piece = knots.base[knots.unit] + np.arange(len(knots.unit)) - first_of_unit
-    base = knots.base.copy()
-    np.add.at(base, knots.unit[always_positive], 1)
-    offsets, crossings = _join_crossings(blocks, len(edges))
-    pos, neg = _assemble(blocks, active, len(points), pool)
-    position = np.empty(len(knots.unit), np.int32)
-    position[active] = np.arange(len(active))
-    return StageSigns(
-        knots.unit[active], knots.value[active], piece[active], base, pos, neg,
-        offsets, position[crossings.column], *crossings[2:], decide.undecided,
+
+def _block(
+    vertices: Ints,
+    edges: Ints,
+    rows: Rows,
+    ends: Ints,
+    columns: Columns,
+    decide: Decisions,
+    pool: ThreadPoolExecutor,
+) -> _Block:
+    """Decide the signs of a block of new vertices, and place the crossings of its edges.
+
+    ``ends`` are the edges by the rows of their ends.
+    """
+    low, high = _joint_range(unit_range(values, pool) for _, values in rows.parts)
+    lowest, highest = (x[columns.unit] - columns.knot for x in (low, high))
+    doubt = columns.slack + columns.lipschitz * rows.error.max()
+    kept = np.flatnonzero((lowest <= doubt) & (highest >= -doubt))
+    chosen = columns.take(kept)
+    pos, neg, in_doubt = _pack(rows, chosen, pool)
+    decide.settle(kept, rows, in_doubt, pos, neg)
+    crossings = _cross(ends, pos, neg, rows, chosen, decide, kept, pool)
+    new = slice(len(rows.held), None)
+    return _Block(
+        vertices=vertices, low=low, high=high, kept=kept, positive=lowest > doubt, pos=pos[new],
+        neg=neg[new], edges=edges,
+        crossings=crossings._replace(column=kept[crossings.column].astype(np.int32)),
     )  # fmt: skip
 
 
@@ -241,46 +235,36 @@ def _plan_sweep(points: Floats, edges: NDArray[np.int32], *, in_one: bool) -> _S
 
 
 def _pack(
-    held: Floats,
-    values: Floats,
-    error: Floats,
-    columns: Columns,
-    pool: ThreadPoolExecutor,
-    decide: Decisions,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Pack the signs of all rows; what is in doubt is zero until it is settled."""
-    words = (len(columns.unit) + 63) // 64
-    pos = np.empty((len(held) + len(values), words), np.uint64)
-    neg = np.empty_like(pos)
-    new_pos, new_neg = pos[len(held) :], neg[len(held) :]
-    of_held = column_kernels.pack_signs(
-        held, error[: len(held)], *columns[:5], 0, len(held), pos, neg
-    )
-    of_new = in_parallel(
-        pool,
-        lambda a, b: column_kernels.pack_signs(
-            values, error[len(held) :], *columns[:5], a, b, new_pos, new_neg
-        ),
-        len(values),
-        nanoseconds=2 * len(columns.unit),
-    )
-    decide.found(of_held, sum(of_new))
-    return pos, neg
+    rows: Rows, columns: Columns, pool: ThreadPoolExecutor
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], tuple[int, int]]:
+    """Pack the signs of all rows, and count the held and the new values in doubt.
 
+    What is in doubt is zero until it is settled.
+    """
+    pos, neg = np.empty((2, len(rows.error), (len(columns.unit) + 63) // 64), np.uint64)
+    in_doubt = []
+    for span, values in rows.parts:
 
-Order = Callable[[int, NDArray[np.int32]], tuple[NDArray, NDArray, NDArray] | None]
+        def pack(start: int, stop: int, span: slice = span, values: Floats = values) -> int:
+            return column_kernels.pack_signs(
+                values, rows.error[span], columns.unit, columns.knot, columns.slack,
+                columns.lipschitz, columns.tolerance, start, stop, pos[span], neg[span],
+            )  # fmt: skip
+
+        found = in_parallel(pool, pack, len(values), nanoseconds=2 * len(columns.unit))
+        in_doubt.append(sum(found))
+    return pos, neg, (in_doubt[0], in_doubt[1])
 
 
 def _cross(
     ends: Ints,
     pos: NDArray[np.uint64],
     neg: NDArray[np.uint64],
-    held: Floats,
-    values: Floats,
-    error: Floats,
+    rows: Rows,
     columns: Columns,
+    decide: Decisions,
+    kept: Ints,
     pool: ThreadPoolExecutor,
-    exactly: Order,
 ) -> _Crossings:
     """List the crossings of edges, given by the rows of their ends."""
     count = np.empty(len(ends), np.int64)
@@ -298,7 +282,8 @@ def _cross(
     in_parallel(
         pool,
         lambda a, b: edge_kernels.place_crossings(
-            ends, pos, neg, held, values, error, *columns[:5], offsets, a, b,
+            ends, pos, neg, rows.held, rows.new, rows.error, columns.unit, columns.knot,
+            columns.slack, columns.lipschitz, columns.tolerance, offsets, a, b,
             column, where, spread, change, fresh, doubtful,
         ),
         count + 1,
@@ -307,59 +292,23 @@ def _cross(
     blur = columns.noise[column] / np.maximum(change, 2.0**-1000)
     for e in np.flatnonzero(doubtful).tolist():
         span = slice(offsets[e], offsets[e + 1])
-        settled = exactly(e, column[span])
+        settled = decide.order(rows.names[ends[e]], kept[column[span]])
         if settled is not None:
             order, where[span], fresh[span] = settled
             column[span] = column[span][order]
             spread[span] = blur[span] = 2 * EPS
-    return _Crossings(count, column, where, spread, blur, fresh)
-
-
-def _extremes(held: Floats, values: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
-    """Smallest and largest value of every unit, refusing values that are not finite."""
-
-    def work(rows: Floats) -> Floats:
-        out = np.empty((3, values.shape[1]))
-        column_kernels.column_range(rows, *out)
-        return out
-
-    parts = in_parallel(pool, lambda a, b: work(values[a:b]), len(values), values.shape[1])
-    low, high, defect = np.stack([*parts, work(held)], axis=1)
-    if np.isnan(defect).any():
-        raise FloatingPointError(
-            "Expected finite pre-activations on the whole domain, got inf or NaN: the network "
-            "overflows float64 there. Choose a smaller domain or rescale the weights."
-        )
-    return low.min(axis=0), high.max(axis=0)
-
-
-def _range_of_units(
-    values_at: Callable[[Ints], torch.Tensor],
-    n_points: int,
-    size: int,
-    n_units: int,
-    pool: ThreadPoolExecutor,
-) -> tuple[Floats, Floats]:
-    """Range of every unit over all vertices, hence over the domain."""
-    low = np.full(n_units, np.inf)
-    high = np.full(n_units, -np.inf)
-    for start in range(0, n_points, size):
-        rows = np.arange(start, min(start + size, n_points))
-        values = values_at(rows).numpy()
-        block_low, block_high = _extremes(values[:0], values, pool)
-        low, high = np.minimum(low, block_low), np.maximum(high, block_high)
-    return low, high
+    return _Crossings(
+        per_edge=count, column=column, where=where, spread=spread, blur=blur, fresh=fresh
+    )
 
 
 def _assemble(
-    blocks: list[_Block], active: Ints, n_points: int, pool: ThreadPoolExecutor
+    blocks: Iterable[_Block], active: Ints, n_points: int, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Bring the packed signs of all blocks onto the columns that vary anywhere; uses them up."""
+    """Bring the packed signs of all blocks onto the columns that vary anywhere."""
     words = (len(active) + 63) // 64
-    pos = np.empty((n_points, words), np.uint64)
-    neg = np.empty_like(pos)
-    while blocks:
-        block = blocks.pop()
+    pos, neg = np.empty((2, n_points, words), np.uint64)
+    for block in blocks:
         target = np.searchsorted(active, block.kept)
         varies = target < len(active)
         varies[varies] = active[target[varies]] == block.kept[varies]
@@ -371,17 +320,17 @@ def _assemble(
             (block.pos, constant & above, pos),
             (block.neg, constant & ~above, neg),
         ):
-            spread = np.empty((len(block.rows), words), np.uint64)
+            spread = np.empty((len(block.vertices), words), np.uint64)
             word_fill = pack_row(fill)
             in_parallel(
                 pool,
                 lambda a, b, s=packed, t=target, f=word_fill, o=spread: pattern_kernels.spread_bits(
                     s, t, f, a, b, o
                 ),
-                len(block.rows),
+                len(block.vertices),
                 nanoseconds=2 * len(active),
             )
-            out[block.rows] = spread
+            out[block.vertices] = spread
     return pos, neg
 
 
@@ -402,5 +351,4 @@ def _join_crossings(blocks: list[_Block], n_edges: int) -> tuple[Ints, _Crossing
         out[target] = part
         return out
 
-    column, where, spread, blur, fresh = map(joined, _Crossings._fields[1:])
-    return offsets, _Crossings(per_edge, column, where, spread, blur, fresh)
+    return offsets, _Crossings(per_edge, *map(joined, _Crossings._fields[1:]))

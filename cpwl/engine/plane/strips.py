@@ -1,4 +1,4 @@
-"""Gluing the tiles of a domain that was too large to be worked off whole.
+"""Strips of a domain that is too large to be refined whole: cut apart, and glued.
 
 The domain is cut into strips by lines on which no vertex lies. Along such a line both strips have
 the same vertices, where knots cross it, and the same patterns; so the vertices are identified in
@@ -23,7 +23,7 @@ from cpwl.network import Network
 
 
 class TilesDisagreeError(Exception):
-    """Two neighbouring tiles differ on the line between them; another line will do."""
+    """Two neighbouring strips differ on the line between them; another line will do."""
 
 
 def cut_polygon(
@@ -71,7 +71,9 @@ def glue(
     network: Network,
     pool: ThreadPoolExecutor,
 ) -> Refined:
-    """Glue strips, given in order, along the lines between them; uses up the list of strips.
+    """Glue strips, given in order, along the lines between them.
+
+    Takes the list of strips over and empties it, so that memory holds everything about once.
 
     Raises
     ------
@@ -98,7 +100,10 @@ def glue(
     else:
         fixed = np.isin(joined.names, corners.names)
         merged = merge_polygons(joined, seam, fixed)
-    return Refined(merged, bit_unit, bit_piece, base, undecided, network.num_stages)
+    return Refined(
+        complex=merged, bit_unit=bit_unit, bit_piece=bit_piece, base=base, undecided=undecided,
+        stages=network.num_stages,
+    )  # fmt: skip
 
 
 def _join_intervals(parts: list[Complex]) -> Complex:

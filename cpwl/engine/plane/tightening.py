@@ -1,26 +1,26 @@
-"""How well the vertices of a complex are known, and making them known better."""
+"""Error bounds of a complex's vertices.
+
+They are tightened from the knots that pass through a vertex, or removed by computing it exactly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints
+from cpwl.arrays import EPS, SMALLEST, Floats, Ints, magnitude
 from cpwl.engine.bounds import Bounds
+from cpwl.engine.columns import pieces_of
+from cpwl.engine.plane.complex import Complex
 from cpwl.engine.rational import Arbiter, Vertices
-from cpwl.engine.residuals import residual_errors
+from cpwl.engine.residuals import knot_table, residual_errors
 from cpwl.network import Network
-
-if TYPE_CHECKING:
-    from cpwl.engine.plane.complex import Complex
 
 
 def sharpen(complex_: Complex, arbiter: Arbiter, largest: float) -> Complex:
-    """Compute the vertices with a larger error bound than this from their definition."""
+    """Compute exactly the vertices with a larger error bound than this."""
     better = sharpened(complex_.vertices, complex_.error > largest, arbiter)
     return replace(complex_, points=better.points, error=better.error)
 
@@ -32,7 +32,7 @@ def sharpened(vertices: Vertices, poor: NDArray[np.bool_], arbiter: Arbiter) -> 
     points, error = vertices.points.copy(), vertices.error.copy()
     points[poor] = arbiter.points(vertices.names[poor])
     # twice: half an ulp for each of at most two coordinates
-    error[poor] = 2 * EPS * np.abs(points[poor]).max(axis=1) + 2.0**-1074
+    error[poor] = 2 * EPS * np.abs(points[poor]).max(axis=1) + SMALLEST
     return Vertices(points, error, vertices.names)
 
 
@@ -42,25 +42,24 @@ def tighten(
     bounds: Bounds,
     stages: int,
     corners: Vertices,
-    pieces_of: Callable[[Ints], NDArray[np.int32]],
+    bit_unit: NDArray[np.int32],
+    base: NDArray[np.int32],
     largest: float,
 ) -> Complex:
     """Replace error bounds larger than this by what the residuals of the knots show.
 
-    ``pieces_of`` gives the pieces of cells, (n, num_units).
+    ``stages`` have been worked through; ``bit_unit`` and ``base`` are as in `Refined`.
     """
     poor = complex_.error > largest
     if not poor.any():
         return complex_
     vertex, cell, knot = _incident(complex_, poor)
-    rows, first, count = np.unique(vertex, return_index=True, return_counts=True)
-    knots = np.full((len(rows), int(count.max())), network.num_units, np.int64)
-    row = np.repeat(np.arange(len(rows)), count)
-    knots[row, np.arange(len(vertex)) - np.repeat(first, count)] = knot
+    rows, first, row = np.unique(vertex, return_index=True, return_inverse=True)
     error = complex_.error.copy()
     error[rows] = residual_errors(
-        network, bounds, stages, complex_.points[rows], error[rows], pieces_of(cell[first]), knots,
-        _sides(corners),
+        network, bounds, stages, complex_.points[rows], error[rows],
+        pieces_of(complex_.patterns[cell[first]], bit_unit, base),
+        knot_table(row, knot, len(rows), network.num_units), _sides(corners),
     )  # fmt: skip
     return replace(complex_, error=error)
 
@@ -101,4 +100,4 @@ def _sides(corners: Vertices) -> Floats:
 
 def scale_of(points: Floats) -> float:
     """Power of two that brings the largest coordinate near 1."""
-    return 2.0 ** -int(np.clip(np.frexp(np.abs(points).max())[1], -1000, 1000))
+    return 2.0 ** -int(np.clip(magnitude(points), -1000, 1000))

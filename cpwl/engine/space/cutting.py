@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl.arrays import EPS, Floats, unpack
+from cpwl.engine.columns import Columns
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.lattice import Lattice
 from cpwl.engine.space.workspace import (
     BATCH,
-    Columns,
     Judge,
     Sweep,
     close_sweep,

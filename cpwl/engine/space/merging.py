@@ -1,8 +1,7 @@
-"""Merging the cells of a lattice that max-pooling cut without effect.
+"""Merging of the cells of a lattice that max-pooling cut without effect.
 
-A max-pooling unit is captured as a tree of pairwise maxima, and knots inside a half of the tree
-that loses have no effect. The cells on both sides then have the same pattern, and their union is
-convex.
+The cells on both sides of such a knot have the same pattern, and their union is convex; see
+`cpwl.engine.contests`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from cpwl.arrays import Ints, Ragged, last_difference, prefix
-from cpwl.engine.contests import clear_lost, same_pattern
+from cpwl.arrays import Ints, Ragged, prefix
+from cpwl.engine.columns import units_of
+from cpwl.engine.contests import clear_lost, compare_sides, components
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.lattice import Lattice
 
@@ -33,22 +31,17 @@ def merge_contested(
     Parameters
     ----------
     contests, bit_unit, base
-        As in `cpwl.engine.plane.merging.merge_contested`.
+        As in `cpwl.engine.contests.clear_lost`.
     """
-    child, patterns = clear_lost(lattice.patterns, contests, bit_unit, base, pool)
-    if len(child) == 0:
+    cleared, patterns = clear_lost(lattice.patterns, contests, bit_unit, base, pool)
+    if len(cleared) == 0:
         return lattice
-    contested = np.zeros(len(base), np.bool_)
-    contested[child] = True
     bit = lattice.facet_bit.copy()
     sides = np.full((len(bit), 2), -1, np.int32)
     kernels.facet_sides(*lattice.faces[-1], bit, lattice.patterns, sides)
-    inner = np.flatnonzero(bit >= 0)
-    candidates = inner[contested[bit_unit[bit[inner]]]]
-    same = same_pattern(patterns, *sides[candidates].T)
-    removed, left = candidates[same], candidates[~same]
-    bit[left] = last_difference(patterns, sides[left])
-    return merge(replace(lattice, patterns=patterns, facet_bit=bit), removed)
+    found = compare_sides(patterns, cleared, units_of(bit, bit_unit), sides)
+    bit[found.left] = found.deciding
+    return merge(replace(lattice, patterns=patterns, facet_bit=bit), found.removed)
 
 
 def merge(lattice: Lattice, removed: Ints) -> Lattice:
@@ -69,10 +62,30 @@ def merge(lattice: Lattice, removed: Ints) -> Lattice:
     """
     if len(removed) == 0:
         return lattice
+    group, gone = _joined(lattice, removed)
+    number = [_numbered(g, lost) for g, lost in zip(group, gone, strict=True)]
+    faces = [
+        _renumbered(old, number[k], number[k - 1]) for k, old in enumerate(lattice.faces, start=1)
+    ]
+    vertices = number[0] >= 0
+    return replace(
+        lattice,
+        points=lattice.points[vertices],
+        error=lattice.error[vertices],
+        likely=lattice.likely[vertices],
+        names=lattice.names[vertices],
+        faces=tuple(faces),
+        facet_bit=lattice.facet_bit[_firsts(number[-2])],
+        patterns=lattice.patterns[_firsts(number[-1])],
+    )
+
+
+def _joined(lattice: Lattice, removed: Ints) -> tuple[list[NDArray], list[NDArray[np.bool_]]]:
+    """Group the faces of each dimension 0..P that are joined, and flag those that are dropped."""
     dim = len(lattice.faces)
     counts = [len(lattice.points), *(len(faces.offsets) - 1 for faces in lattice.faces)]
     gone = [np.zeros(n, np.bool_) for n in counts]
-    group = [np.arange(n) for n in counts]
+    group: list[NDArray] = [np.arange(n) for n in counts]
     gone[dim - 1][removed] = True
     side = np.minimum(lattice.facet_bit, 0)  # of the domain; 0 inside
     for k in range(dim - 1, -1, -1):
@@ -89,29 +102,19 @@ def merge(lattice: Lattice, removed: Ints) -> Lattice:
         else:
             between = gone[k][item]
             pairs = _pairs(owner, item, np.bincount(item[between], minlength=counts[k]) == 2)
-        group[k + 1] = _components(pairs[:, 1], pairs[:, 2], counts[k + 1])
+        group[k + 1] = components(pairs[:, 1], pairs[:, 2], counts[k + 1])
+    return group, gone
 
-    number = [_numbered(g, lost) for g, lost in zip(group, gone, strict=True)]
-    faces = []
-    for k, old in enumerate(lattice.faces, start=1):
-        owner, item = _incidences(old)
-        owner, item = number[k][owner], number[k - 1][item]
-        alive = (owner >= 0) & (item >= 0)
-        n_items = int(number[k - 1].max()) + 1
-        rows, items = np.divmod(np.unique(owner[alive] * n_items + item[alive]), n_items)
-        sizes = np.bincount(rows, minlength=int(number[k].max()) + 1)
-        faces.append(Ragged(prefix(sizes), items.astype(np.int32)))
-    vertices = number[0] >= 0
-    return replace(
-        lattice,
-        points=lattice.points[vertices],
-        error=lattice.error[vertices],
-        likely=lattice.likely[vertices],
-        names=lattice.names[vertices],
-        faces=tuple(faces),
-        facet_bit=lattice.facet_bit[_firsts(number[dim - 1])],
-        patterns=lattice.patterns[_firsts(number[dim])],
-    )
+
+def _renumbered(faces: Ragged, number: Ints, below: Ints) -> Ragged:
+    """List the new faces by the new numbers of their boundaries, ascending; -1 is gone."""
+    owner, item = _incidences(faces)
+    owner, item = number[owner], below[item]
+    alive = (owner >= 0) & (item >= 0)
+    n_items = int(below.max()) + 1
+    rows, items = np.divmod(np.unique(owner[alive] * n_items + item[alive]), n_items)
+    sizes = np.bincount(rows, minlength=int(number.max()) + 1)
+    return Ragged(prefix(sizes), items.astype(np.int32))
 
 
 def _incidences(faces: Ragged) -> tuple[Ints, Ints]:
@@ -125,12 +128,6 @@ def _pairs(owner: NDArray, item: NDArray, chosen: NDArray[np.bool_]) -> Ints:
     at = np.flatnonzero(chosen[item])
     at = at[np.argsort(item[at], kind="stable")].reshape(-1, 2)
     return np.stack([item[at[:, 0]], owner[at[:, 0]], owner[at[:, 1]]], axis=1)
-
-
-def _components(a: NDArray, b: NDArray, n: int) -> Ints:
-    """Label the connected components of n nodes, in the order of their first nodes."""
-    graph = coo_array((np.ones(len(a), np.bool_), (a, b)), (n, n))
-    return connected_components(graph, False)[1].astype(np.int64)
 
 
 def _numbered(group: Ints, gone: NDArray[np.bool_]) -> Ints:

@@ -1,8 +1,7 @@
-"""Better error bounds for the vertices of a lattice, from the knots that pass through them."""
+"""Error bounds of a lattice's vertices, tightened from the knots that pass through them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 from cpwl.arrays import EPS, Floats, Ints, Ragged
 from cpwl.domain import Domain
 from cpwl.engine.bounds import Bounds
+from cpwl.engine.columns import pieces_of, units_of
 from cpwl.engine.rational import Vertices
-from cpwl.engine.residuals import residual_errors
+from cpwl.engine.residuals import knot_table, residual_errors
 from cpwl.engine.space.lattice import Lattice
 from cpwl.network import Network
 
@@ -24,7 +24,7 @@ def tighten(
     stages: int,
     sides: Floats,
     bit_unit: NDArray[np.int32],
-    pieces_of: Callable[[Ints], NDArray[np.int32]],
+    base: NDArray[np.int32],
     largest: float,
 ) -> Lattice:
     """Replace error bounds larger than this by what the residuals of the knots show.
@@ -32,11 +32,11 @@ def tighten(
     Parameters
     ----------
     stages : int
-        Stages that have been worked off.
+        Stages that have been worked through.
     sides
         As `side_planes` gives them.
-    pieces_of : callable
-        Gives the pieces (n, num_units) of cells.
+    bit_unit, base
+        As in `RefinedLattice`.
 
     Notes
     -----
@@ -46,18 +46,14 @@ def tighten(
     if len(poor) == 0:
         return lattice
     vertex, facet, cell = _around(lattice, poor)
-    bit = lattice.facet_bit[facet].astype(np.int64)
-    knot = bit.copy()  # sides of the domain have their numbers already
-    knot[bit >= 0] = bit_unit[bit[bit >= 0]]
+    knot = units_of(lattice.facet_bit[facet], bit_unit)
     row, knot = np.unique(np.stack([np.searchsorted(poor, vertex), knot]), axis=1)
-    first = np.searchsorted(row, np.arange(len(poor)))
-    count = np.diff(np.append(first, len(row)))
-    knots = np.full((len(poor), int(count.max())), network.num_units, np.int64)
-    knots[row, np.arange(len(row)) - np.repeat(first, count)] = knot
     error = lattice.error.copy()
     error[poor] = residual_errors(
-        network, bounds, stages, lattice.points[poor], error[poor], pieces_of(cell), knots, sides
-    )
+        network, bounds, stages, lattice.points[poor], error[poor],
+        pieces_of(lattice.patterns[cell], bit_unit, base),
+        knot_table(row, knot, len(poor), network.num_units), sides,
+    )  # fmt: skip
     return replace(lattice, error=error)
 
 
@@ -93,7 +89,7 @@ def _above(vertex: Ints, face: Ints, faces: Ragged) -> tuple[Ints, Ints]:
 def side_planes(domain: Domain, corners: Vertices) -> Floats:
     """Describe the sides of a domain by unit normals, offsets and errors, (sides, P + 2).
 
-    A point x of a side has |normal . x - offset| <= error, for so have the side's corners.
+    A point x of a side has |normal . x - offset| <= error, because the side's corners have.
     """
     points, dim = corners.points, corners.points.shape[1]
     out = np.empty((len(domain.sides), dim + 2))

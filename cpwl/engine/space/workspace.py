@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl.arrays import EPS, Floats, Ints, pattern_kernels
+from cpwl.engine.columns import Columns
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.lattice import Lattice, compact
 from cpwl.engine.work import TooLargeError
@@ -19,21 +20,6 @@ BATCH = 64
 # Arrays grow by this factor while there is room, and to this many entries at least.
 _GROWTH = 2.0
 _FEWEST = 1024
-
-
-class Columns(NamedTuple):
-    """The columns of a stage that may cut.
-
-    A column's value, computed at a computed point, is off by at most slack + lipschitz * (distance
-    of the point from the exact vertex).
-    """
-
-    stage: int
-    unit: Ints  # (K,) counted within the stage, ascending
-    knot: Floats  # (K,) ascending within a unit
-    slack: Floats  # (K,)
-    lipschitz: Floats  # (K,)
-    tolerance: Floats  # (K,) what counts as zero where nothing can be proven
 
 
 class Judge(Protocol):

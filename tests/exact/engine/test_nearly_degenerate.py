@@ -77,7 +77,9 @@ def test_vertices_that_cancellation_moves_are_put_back(dim: int, monkeypatch) ->
     # float64 puts them 1e-12 off the planes that they are on
     layers, domain = cancelling_network(3, dim), cube(dim)
     subdivide_and_compare(layers, domain, thin=True)
-    monkeypatch.setattr("cpwl.engine.enumeration.straightened", lambda lattice, *_, **__: lattice.points)
+    monkeypatch.setattr(
+        "cpwl.engine.enumeration.straightened", lambda lattice, *_, **__: lattice.points
+    )
     moved = cpwl.subdivide(capture(layers), domain.domain(), progress=False)
     wrong = {one.name for one in cpwl.check(moved).findings if one.failures}
     assert wrong == {"facets are flat", "cells are convex"}

@@ -29,11 +29,11 @@ from support.strategies import random_network
 
 import cpwl
 from bridges.networks.toys import random_mlp
+from cpwl.engine.columns import Columns
 from cpwl.engine.rational.arbiter import Vertices
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.cutting import split
 from cpwl.engine.space.lattice import Lattice, nbytes, whole
-from cpwl.engine.space.workspace import Columns
 from cpwl.network.program import read_matrices
 
 RNG = np.random.default_rng(0)
@@ -352,7 +352,10 @@ def _cut_by_noise(noise: float, seed: int, dim: int) -> tuple[Lattice, int, int]
         values = lattice.points @ normals[mine].T - offsets[mine]
         values += rng.uniform(-noise, noise, values.shape)
         slopes, slack = np.linalg.norm(normals[mine], axis=1), np.full(3, noise)
-        columns = Columns(stage, np.arange(3), np.zeros(3), slack, slopes, np.zeros(3))
+        columns = Columns(
+            stage=stage, unit=np.arange(3), knot=np.zeros(3), slack=slack, lipschitz=slopes,
+            tolerance=np.zeros(3), noise=slack,
+        )  # fmt: skip
         made = split(lattice, values, columns, _Nobody().points, _Nobody(), 2**30)
         lattice = made.lattice
         undecided += made.undecided
