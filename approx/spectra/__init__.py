@@ -4,7 +4,8 @@ An operator goes in; a `Spectrum` comes out, with errors and the definition of w
 Imports `approx.sketches`.
 """
 
-from approx.spectra.methods import DenseOperator, Method, spectrum
+from approx.spectra.estimators import DenseOperator
+from approx.spectra.methods import METHODS, check_method, spectrum
 from approx.spectra.result import Spectrum, draw_seed
 
-__all__ = ["DenseOperator", "Method", "Spectrum", "draw_seed", "spectrum"]
+__all__ = ["METHODS", "DenseOperator", "Spectrum", "check_method", "draw_seed", "spectrum"]

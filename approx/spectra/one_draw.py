@@ -1,4 +1,4 @@
-"""What one draw of W J says about J, and about other draws."""
+"""Effective rank of J and spread of psi_W and nu_W over W, from one draw of W J."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from approx.spectra.prediction import ratio
 
-_GROUPS = 8  # of rows left out together: as many spectra to take
+_GROUPS = 8  # groups of rows that the jackknife leaves out in turn: as many spectra to take
 
 
 def effective_rank(gram: Tensor, n: int) -> Tensor:
@@ -31,8 +31,8 @@ def effective_rank(gram: Tensor, n: int) -> Tensor:
 def spread_of_scaling(values: Tensor, rank: Tensor, rows: int) -> Tensor:
     """Return the standard deviation of psi_W over W from the singular values of one draw.
 
-    As in `_predict.scaling` it is the root of (log(1 - k / D) - log(1 - v)) / 2. From the equation
-    of the free compression at s = 0 and its derivative there, A = W M W^T has
+    As in `prediction.scaling` it is the root of (log(1 - k / D) - log(1 - v)) / 2. The equation of
+    the free compression at s = 0 and its derivative there give, for A = W M W^T,
     k tr A^-2 / (tr A^-1)^2 = 1 / (1 - v) - k / (D - k).
     """
     kept = torch.arange(values.shape[1]) < rank[:, None]
@@ -64,7 +64,7 @@ def spread_of_rank(gram: Tensor, nu: Tensor) -> Tensor:
 
     Jackknife over groups of rows of W of log(k / nu), which is proportional to k to leading order.
     A jackknife counts the part of the variance that is due to pairs of rows twice; that part is
-    (2 log(k / nu) nu / k)^2, as the k (k + 1) / 2 entries of W M W^T have it.
+    (2 log(k / nu) nu / k)^2, from the k (k + 1) / 2 entries of W M W^T.
     """
     k = gram.shape[-1]
     if k < 2:

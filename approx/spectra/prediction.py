@@ -1,17 +1,17 @@
-"""psi and nu of the paper's sketch W J from its expectation over W, with few products.
+"""Expectation of psi and nu of the paper's sketch W J over W, from few products.
 
-For Haar W (k, D) the singular values of W J concentrate: what they are is a functional of the
-spectrum of M = J J^T, and one that hardly sees anything but its first few moments. So the spectral
-measure sum_j lambda_j delta(lambda_j) of M is replaced by a quadrature rule with a few nodes, which
-block Lanczos gives from few products, and the functional is evaluated on the rule.
+For Haar W (k, D) the singular values of W J concentrate: they are a functional of the spectrum of
+M = J J^T, which depends on little but the first few moments. So a quadrature rule with a few nodes
+replaces the spectral measure sum_j lambda_j delta(lambda_j) of M. Block Lanczos gives the rule from
+few products, and the functional is evaluated on it.
 
 Why not the first order, psi_W ~ k log(||J||_F / sqrt D) - k^2 / (4 r_eff), from the traces of M
 and M^2 alone: on the spectrum of a pretrained decoder with 32 x 16 x 16 latents (TAEF2,
 k / r_eff = 0.19) it is 1.4 off, with a standard error of 1.0 from 16 rows, because tr(M^3) there is
 4.6 times what a flat spectrum has. U-statistics of tr(M^3) on triples of rows leave 0.9 of that and
-cost 30 % in noise; tr(M^4) would be needed and is not to be had from rows alone. The rule below
-leaves less than 0.1 on every spectrum tried, flat or not, up to k / r_eff = 0.5, at the noise of
-the first order.
+cost 30 % in noise; tr(M^4) would be needed, and rows alone do not give it. The rule below leaves
+less than 0.1 on every spectrum tried, flat or not, up to k / r_eff = 0.5, at the noise of the first
+order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Spectrum: psi and nu of a batch of latents, their errors and what they are of."""
+"""`Spectrum`: psi and nu of a batch of latents, with their errors and definition."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """psi and nu of a batch of latents, with their errors and how they were had.
+    """psi and nu of a batch of B latents, with their errors and the way they were estimated.
 
-    All tensors are on the CPU, the real ones in float64.
+    All tensors are on the CPU, the real ones in float64. `spectrum` makes it.
 
-    Parameters
+    Attributes
     ----------
     psi, nu : (B,) tensor
         Local scaling, sum of log sigma_i, and local rank, exp(-sum alpha_i log alpha_i) with
@@ -25,21 +25,22 @@ class Spectrum:
         of another, independent draw of W, so that the spread over W is in it (for "paper", twice).
         0 for "exact"; NaN for "topk", whose error is a bound and not random.
     psi_interval, nu_interval : (B, 2) tensor
-        95 % interval for psi_W of another draw (for its mean over W too, with room to spare). For
-        "topk": from the value (each singular value found is a lower bound) to the value at found +
-        residual bound.
+        95 % interval for psi_W of another draw, wider than needed for the mean over W. For "topk":
+        from the value (each singular value found is a lower bound) to the value that the singular
+        values plus their residual bounds give.
     effective_rank : (B,) tensor
         (sum sigma^2)^2 / sum sigma^4 over all of J, estimated from the products made; 0 for a zero
         Jacobian, NaN where k = 1 cannot tell.
     rank : (B,) int64 tensor
         How many of the k singular values are not zero. k where "predict" did not fall back.
     fell_back : (B,) bool tensor
-        Whether "predict" made all k products, and so is "paper" for that latent.
+        Whether "predict" made all k products: the latent's numbers are then those of "paper".
     products : int
         Jacobian products per latent, J x and J^T y together; the batch's most.
     method, used : str
-        What was asked for, and what was done: they differ where "predict" fell back.
+        The method asked for, and the one that ran: they differ where "predict" fell back.
     k : int
+        Number of singular values.
     seed : int or None
         Gives the same result again as `generator=seed`; None where nothing is random.
     definition : str
@@ -48,6 +49,17 @@ class Spectrum:
         Singular values at most this times the latent's largest count as zero.
     singular_values : (B, k) tensor or None
         Descending; NaN for latents that were predicted, None if all were.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import JacobianOperator, spectrum
+    >>> with JacobianOperator(torch.nn.Linear(3, 5), torch.zeros(2, 3)) as J:
+    ...     found = spectrum(J, method="paper", k=2, generator=0)
+    >>> found.psi.shape, found.psi_interval.shape, found.products
+    (torch.Size([2]), torch.Size([2, 2]), 2)
+    >>> found.definition
+    'singular values of W J, W (2, D) Haar, unscaled'
     """
 
     psi: Tensor
@@ -72,7 +84,31 @@ class Spectrum:
 def draw_seed(generator: torch.Generator | int | None) -> int:
     """Return a seed: the integer itself, one drawn from the generator, or a fresh one.
 
-    Call it once and pass the integer on where several operators are to see the same probes.
+    Call it once and pass the integer on where several operators must see the same probes.
+
+    Parameters
+    ----------
+    generator : torch.Generator, int or None
+        A CPU generator advances by one draw; None asks the operating system.
+
+    Returns
+    -------
+    int
+        Between 0 and 2^63 - 1, or the integer given.
+
+    Raises
+    ------
+    ValueError
+        A generator that is not on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import draw_seed
+    >>> draw_seed(7)
+    7
+    >>> draw_seed(torch.Generator().manual_seed(0)) == draw_seed(torch.Generator().manual_seed(0))
+    True
     """
     if generator is None:
         return torch.Generator().seed() & (2**63 - 1)
@@ -101,8 +137,10 @@ def psi_nu(values: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pair(low: Tensor, high: Tensor) -> Tensor:
+    """Return intervals (B, 2) from their ends."""
     return torch.stack([low, high], dim=1)
 
 
 def around(value: Tensor, half: Tensor) -> Tensor:
+    """Return intervals (B, 2) from their centres and half widths."""
     return pair(value - half, value + half)

@@ -16,18 +16,17 @@ from tqdm import tqdm
 from approx.complexity import Knots, knots
 from approx.decoder import SHARE, Output, check_latents, free_bytes, out_of_memory
 from approx.operator import JacobianOperator
-from approx.spectra import Method, Spectrum, spectrum
+from approx.spectra import METHODS, Spectrum, spectrum
 from approx.tables.batches import Batches, batch_test, stacked
-from approx.tables.plan import Neighbourhood, Plan, settle
+from approx.tables.plan import Neighbourhood, Options, Plan, settle
 from approx.tables.table import KNOTS, Descriptors
 
 __all__ = ["DescribeError", "describe"]
 
-_MOST = 256  # latents at a time: beyond, overhead is spread thin enough
-# measured over added up: TAEF2 takes 107 to 126 MiB a latent where its tensors come to 54 (layouts
-# that convolutions copy to, an allocator that does not give back)
+_MOST_LATENTS = 256  # at a time: beyond, overhead is spread thin enough
+# memory measured over memory added up: TAEF2 takes 107 to 126 MiB a latent where its tensors come
+# to 54 (layouts that convolutions copy to, an allocator that does not give back)
 _OVERHEAD = 2.5
-_SECONDS = 5.0  # that a batch should take: what an interruption may lose
 
 
 class DescribeError(RuntimeError):
@@ -36,7 +35,18 @@ class DescribeError(RuntimeError):
     Attributes
     ----------
     partial : Descriptors
-        The rows before it. The exception that stopped it is `__cause__`.
+        The rows of the batches before it. The exception that stopped it is `__cause__`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import DescribeError, describe
+    >>> latents = [torch.ones(2), torch.tensor([1.0, torch.nan])]
+    >>> try:
+    ...     describe(torch.nn.Linear(2, 3), latents, neighbourhood=None, batch=1, progress=False)
+    ... except DescribeError as error:
+    ...     print(len(error.partial))
+    1
     """
 
     partial: Descriptors
@@ -50,7 +60,7 @@ class DescribeError(RuntimeError):
         self.partial = partial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Done:
     """One batch: its results, and what they took."""
 
@@ -68,7 +78,7 @@ def describe(
     *,
     k: int | None = None,
     neighbourhood: Neighbourhood | None = (4, 1e-5),
-    method: Method = "predict",
+    method: str = "predict",
     batch: int | Literal["auto"] = "auto",
     progress: bool = True,
     generator: torch.Generator | int | None = None,
@@ -97,7 +107,7 @@ def describe(
         P, or the directions themselves (P, d), and r of the cross-polytope in which knots are
         counted, the same directions for all latents. None leaves delta out.
     method : {"predict", "paper", "topk", "exact"}
-        How psi and nu are had, see `spectrum`.
+        How psi and nu are estimated, see `spectrum`.
     batch : int or "auto"
         Latents at a time. "auto" runs the first one alone, and then as many as fit half of the free
         memory, up to 256, and take 5 s. Batches are halved when memory runs out.
@@ -156,23 +166,55 @@ def describe(
     100, so that psi holds the smallest singular values): psi by 0.6 to 8.6, nu by 0.17 or less:
     there use float32. Knots are then counted in float32: in bfloat16 TAEF2's delta was 1,400
     instead of 1, with every unit undecided.
+
+    psi, nu and delta after A. I. Humayun et al., "What secrets do your manifolds hold?", 2024; how
+    they are estimated is told at `spectrum` and `knots`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import describe
+    >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    >>> table = describe(decoder, torch.rand(5, 2), neighbourhood=(2, 0.1), progress=False)
+    >>> table.psi.shape, table.delta.dtype, table.k
+    ((5,), dtype('int64'), 2)
     """
     if isinstance(latents, Tensor):
         check_latents(latents)
         source, total = Batches([latents.detach()]), len(latents)
     else:
         source = Batches(stacked(latents, batch_test(decoder, output, dtype)))
-    plan = settle(
-        decoder, source, k, neighbourhood, method, generator, output, dtype, products,
-        knots_method, knots_dtype, max_bytes,
-    )  # fmt: skip
-    return _run(plan, source, total, batch, progress)
+    options = Options(
+        k=k,
+        neighbourhood=neighbourhood,
+        method=method,
+        batch=batch,
+        progress=progress,
+        generator=generator,
+        output=output,
+        dtype=dtype,
+        products=products,
+        knots_method=knots_method,
+        knots_dtype=knots_dtype,
+        max_bytes=max_bytes,
+    )
+    return run(settle(decoder, source, options), source, total)
 
 
-def _run(
-    plan: Plan, source: Batches, total: int | None, batch: int | Literal["auto"], progress: bool
+def run(
+    plan: Plan,
+    source: Batches,
+    total: int | None,
+    *,
+    free: Callable[[torch.device], int | None] = free_bytes,
+    seconds: float = 5.0,
 ) -> Descriptors:
-    """Describe batch after batch until the source is empty, or something stops it."""
+    """Describe batch after batch until the source is empty, or something stops it.
+
+    `free` tells how much memory a device has left. A batch of "auto" should take `seconds`: an
+    interruption loses at most these.
+    """
+    batch = plan.options.batch
     if batch != "auto" and (not isinstance(batch, int) or batch < 1):
         raise ValueError(
             f"Expected batch as a positive integer or 'auto', got {batch!r}: give 1 or more."
@@ -180,8 +222,9 @@ def _run(
     parts: list[_Done] = []
     shape: tuple[int, ...] = ()
     size = 1 if batch == "auto" else batch
-    most = _MOST
-    with tqdm(total=total, disable=not progress, unit="latent", dynamic_ncols=True) as bar:
+    most = _MOST_LATENTS
+    hidden = not plan.options.progress
+    with tqdm(total=total, disable=hidden, unit="latent", dynamic_ncols=True) as bar:
         try:
             while (z := source.take(size)) is not None:
                 begun = time.perf_counter()
@@ -198,7 +241,8 @@ def _run(
                 bar.update(len(z))
                 if batch == "auto":
                     spent = (time.perf_counter() - begun) / len(z)
-                    size = max(1, min(_fitting(done, z.device), most, int(_SECONDS / spent)))
+                    fits = _fitting(done, free(z.device))
+                    size = max(1, min(fits, most, int(seconds / spent)))
         except KeyboardInterrupt:
             if not parts:
                 raise
@@ -220,23 +264,37 @@ def _run(
 
 def _one(plan: Plan, z: Tensor) -> _Done:
     """Describe one batch."""
-    counted = None
+    counted, options = None, plan.options
     if plan.basis is not None:
         # A pass of its own, and before there is a graph: one that recorded a graph for the products
         # as well would save one of the 1 + P, and keep the tangents in it, 1 + P times the memory.
         counted = knots(
-            plan.knots_decoder, z, radius=plan.radius, directions=plan.basis,
-            method=plan.knots_method, output=plan.output, dtype=plan.knots_dtype, batch=len(z),
-        )  # fmt: skip
-    with JacobianOperator(plan.decoder, z, output=plan.output, dtype=plan.dtype) as op:
+            plan.knots_decoder,
+            z,
+            radius=plan.radius,
+            directions=plan.basis,
+            method=options.knots_method,
+            output=options.output,
+            dtype=options.knots_dtype,
+            batch=len(z),
+        )
+    with JacobianOperator(plan.decoder, z, output=options.output, dtype=options.dtype) as op:
         found = spectrum(
-            op, method=plan.method, k=plan.k, generator=plan.seed, products=plan.products,
-            max_bytes=plan.max_bytes,
-        )  # fmt: skip
+            op,
+            method=options.method,
+            k=options.k,
+            generator=plan.seed,
+            products=options.products,
+            max_bytes=options.max_bytes,
+        )
         return _Done(
-            found, counted, op.products, op.output_shape,
-            _bytes_each(op, found, plan), _most(op, plan),
-        )  # fmt: skip
+            spectrum=found,
+            knots=counted,
+            products=op.products,
+            output_shape=op.output_shape,
+            bytes_each=_bytes_each(op, found, plan),
+            most=_most(op, options),
+        )
 
 
 def _bytes_each(op: JacobianOperator, found: Spectrum, plan: Plan) -> float:
@@ -244,34 +302,45 @@ def _bytes_each(op: JacobianOperator, found: Spectrum, plan: Plan) -> float:
     layer = op.product_bytes / op.batch
     graph = op.graph_bytes / op.batch + layer
     tangents = 0 if plan.basis is None else (1 + len(plan.basis)) * layer
-    wide = 8  # bytes: what singular values are taken of is float64
-    if found.method == "exact":
-        kept = 3 * wide * op.rows * op.columns
-    elif found.method == "topk":
-        kept = 3 * op.dtype.itemsize * found.products * (op.rows + op.columns) / 2
-    else:
-        kept = 3 * wide * found.products * op.columns
-    return _OVERHEAD * max(graph + kept, tangents)
+    held = METHODS[found.method].held(op, found.products)
+    return _OVERHEAD * max(graph + held, tangents)
 
 
-def _most(op: JacobianOperator, plan: Plan) -> int:
+def _most(op: JacobianOperator, options: Options) -> int:
     """Return how many latents an option allows at a time."""
-    if plan.method != "exact":
-        return _MOST
-    return min(_MOST, max(1, int(plan.max_bytes / (8 * op.rows * op.columns))))
+    if not METHODS[options.method].dense:
+        return _MOST_LATENTS
+    return min(_MOST_LATENTS, max(1, int(options.max_bytes / (8 * op.rows * op.columns))))
 
 
-def _fitting(done: _Done, device: torch.device) -> int:
-    free = free_bytes(device)
+def _fitting(done: _Done, free: int | None) -> int:
+    """Return how many latents fit in the memory that is free, None where that is unknown."""
     return done.most if free is None else min(done.most, int(SHARE * free / done.bytes_each))
 
 
 def _table(plan: Plan, parts: list[_Done], shape: tuple[int, ...], complete: bool) -> Descriptors:
     """Join the batches' results."""
     first = parts[0]
-    spectra = [part.spectrum for part in parts]
-    counted = [part.knots for part in parts if part.knots is not None]
-    values = {
+    return Descriptors(
+        **_of_spectra([part.spectrum for part in parts]),
+        **_of_knots([part.knots for part in parts if part.knots is not None]),
+        products=np.concatenate([np.full(len(p.spectrum.psi), p.products) for p in parts]),
+        method=first.spectrum.method,
+        definition=first.spectrum.definition,
+        k=first.spectrum.k,
+        seed=plan.seed,
+        directions=0 if plan.basis is None else len(plan.basis),
+        radius=plan.radius,
+        dtype=_named(plan.ran_in),
+        latent_shape=shape,
+        output_shape=first.output_shape,
+        complete=complete,
+    )
+
+
+def _of_spectra(spectra: list[Spectrum]) -> dict[str, Any]:
+    """Return the columns of psi and nu."""
+    return {
         "psi": _joined(s.psi for s in spectra),
         "psi_error": _joined(s.psi_stderr for s in spectra),
         "psi_low": _joined(s.psi_interval[:, 0] for s in spectra),
@@ -283,39 +352,31 @@ def _table(plan: Plan, parts: list[_Done], shape: tuple[int, ...], complete: boo
         "effective_rank": _joined(s.effective_rank for s in spectra),
         "rank": _joined(s.rank for s in spectra),
         "fell_back": _joined(s.fell_back for s in spectra),
-        "products": np.concatenate([np.full(len(p.spectrum.psi), p.products) for p in parts]),
     }
-    knotted: dict[str, Any] = dict.fromkeys(KNOTS)
-    if counted:
-        knotted = {
-            "delta": _joined(c.count for c in counted),
-            "delta_error": _joined(c.undecided for c in counted),
-            "density": _joined(c.density for c in counted),
-            "soft": _joined(c.soft for c in counted),
-            "zaslavsky": _joined(c.zaslavsky for c in counted),
-        }
-    for column in (*values.values(), *knotted.values()):
-        if column is not None:
-            column.flags.writeable = False
-    return Descriptors(
-        **values,
-        **knotted,
-        method=first.spectrum.method,
-        definition=first.spectrum.definition,
-        k=first.spectrum.k,
-        seed=plan.seed,
-        directions=0 if plan.basis is None else len(plan.basis),
-        radius=plan.radius,
-        knots_method=counted[0].method if counted else "",
-        knots_dtype=str(counted[0].dtype).removeprefix("torch.") if counted else "",
-        passes=counted[0].passes if counted else 0,
-        units=int(counted[0].units.sum()) if counted else 0,
-        passed_over=counted[0].passed_over if counted else (),
-        dtype=str(plan.ran_in).removeprefix("torch."),
-        latent_shape=shape,
-        output_shape=first.output_shape,
-        complete=complete,
-    )
+
+
+def _of_knots(counted: list[Knots]) -> dict[str, Any]:
+    """Return the columns of delta and how it was counted; empty values without a neighbourhood."""
+    if not counted:
+        empty = {"knots_method": "", "knots_dtype": "", "passes": 0, "units": 0, "passed_over": ()}
+        return dict.fromkeys(KNOTS) | empty
+    first = counted[0]
+    return {
+        "delta": _joined(c.count for c in counted),
+        "delta_error": _joined(c.undecided for c in counted),
+        "density": _joined(c.density for c in counted),
+        "soft": _joined(c.soft for c in counted),
+        "zaslavsky": _joined(c.zaslavsky for c in counted),
+        "knots_method": first.method,
+        "knots_dtype": _named(first.dtype),
+        "passes": first.passes,
+        "units": int(first.units.sum()),
+        "passed_over": first.passed_over,
+    }
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _joined(columns: Iterable[Tensor]) -> Any:

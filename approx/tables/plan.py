@@ -1,10 +1,10 @@
-"""What `describe` does with every batch, settled once: dtypes, probes, directions."""
+"""Options of `describe`, and what is settled once for all batches: dtypes, probes, directions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,75 +12,80 @@ from torch import Tensor
 
 from approx.complexity import neighbourhood
 from approx.decoder import HALF, Output, prepare
-from approx.spectra import Method, draw_seed
+from approx.spectra import check_method, draw_seed
 from approx.tables.batches import Batches
 
 Neighbourhood = tuple[int | Tensor, float]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is done with every batch."""
+@dataclass(frozen=True, eq=False)
+class Options:
+    """What `describe` is asked for, under its own names."""
 
-    decoder: Callable[[Tensor], Any]
+    k: int | None
+    neighbourhood: Neighbourhood | None
+    method: str
+    batch: int | Literal["auto"]
+    progress: bool
+    generator: torch.Generator | int | None
     output: Output | None
     dtype: torch.dtype | None
-    method: Method
-    k: int | None
     products: int
+    knots_method: Literal["jvp", "hull"]
+    knots_dtype: torch.dtype | None
+    max_bytes: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is done with every batch: `options` with the dtypes settled, and what follows."""
+
+    options: Options
+    decoder: Callable[[Tensor], Any]
+    # in a dtype of their own, at least float32
+    knots_decoder: Callable[[Tensor], Any]
     seed: int
     basis: Tensor | None
     radius: float
-    knots_method: Literal["jvp", "hull"]
-    # in a dtype of their own, at least float32
-    knots_decoder: Callable[[Tensor], Any]
-    knots_dtype: torch.dtype | None
-    max_bytes: float
     ran_in: torch.dtype
 
 
-def settle(
-    decoder: Callable[[Tensor], Any],
-    source: Batches,
-    k: int | None,
-    around: Neighbourhood | None,
-    method: Method,
-    generator: torch.Generator | int | None,
-    output: Output | None,
-    dtype: torch.dtype | None,
-    products: int,
-    knots_method: Literal["jvp", "hull"],
-    knots_dtype: torch.dtype | None,
-    max_bytes: float,
-) -> Plan:
+def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) -> Plan:
     """Look at the first latent and settle everything that all batches share."""
     first = source.take(1)
     if first is None:
         raise ValueError("Expected at least one latent, got an empty iterable: give some.")
     source.put_back(first)
-    dtype = _working_dtype(dtype, first, method)
-    # a copy in another dtype is made here, once
-    prepared = prepare(decoder, first, output=output, dtype=dtype)
+    dtype = _working_dtype(options, first)
+    knots_dtype = options.knots_dtype
     if knots_dtype is None:
         knots_dtype = torch.float32 if dtype in HALF else dtype
-    if around is None or knots_dtype == dtype:
-        watched = prepared.call
-    else:
-        watched = prepare(decoder, first, output=output, dtype=knots_dtype).call
-    seed = draw_seed(generator)
-    basis, radius = _directions(around, first, seed)
+    # a copy in another dtype is made here, once
+    prepared = prepare(decoder, first, output=options.output, dtype=dtype)
+    watched = prepared
+    if options.neighbourhood is not None and knots_dtype != dtype:
+        watched = prepare(decoder, first, output=options.output, dtype=knots_dtype)
+    seed = draw_seed(options.generator)
+    basis, radius = _directions(options.neighbourhood, first, seed)
     return Plan(
-        prepared.call, output, dtype, method, k, products, seed, basis, radius, knots_method,
-        watched, knots_dtype, max_bytes, prepared.autocast or prepared.inner,
-    )  # fmt: skip
+        options=replace(options, dtype=dtype, knots_dtype=knots_dtype),
+        decoder=prepared.call,
+        knots_decoder=watched.call,
+        seed=seed,
+        basis=basis,
+        radius=radius,
+        ran_in=prepared.autocast or prepared.inner,
+    )
 
 
-def _working_dtype(dtype: torch.dtype | None, first: Tensor, method: Method) -> torch.dtype | None:
+def _working_dtype(options: Options, first: Tensor) -> torch.dtype | None:
     """Return the dtype to ask for: half precision is run in float32 unless asked otherwise."""
-    if method == "exact":
+    dtype = options.dtype
+    if check_method(options.method).dense:
         if dtype not in (None, torch.float64):
             raise ValueError(
-                f"Expected dtype=torch.float64 for method='exact', got {dtype}: leave it out."
+                f"Expected dtype=torch.float64 for method='{options.method}', got {dtype}: leave "
+                "it out."
             )
         return torch.float64
     if dtype is None and first.dtype in HALF:

@@ -1,4 +1,4 @@
-"""What `describe` returns: one row a latent, and what the numbers mean."""
+"""`Descriptors`: one row a latent, and what the numbers mean; tables joined and exported."""
 
 from __future__ import annotations
 
@@ -51,14 +51,17 @@ KNOTS = ("delta", "delta_error", "density", "soft", "zaslavsky")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Descriptors:
-    """psi, nu and delta of N latents, in the order in which these came.
+    """psi, nu and delta of N latents, in the order in which they came; made by `describe`.
+
+    The columns cannot be written to.
 
     Attributes
     ----------
     psi, nu : (N,) float64
         Local scaling and local rank of what `definition` says.
     psi_error, nu_error : (N,) float64
-        Standard errors; NaN for "topk", whose error is a bound, 0 for "exact".
+        Standard errors of psi and nu, with the spread over W for "predict" and "paper"; NaN for
+        "topk", whose error is a bound, 0 for "exact".
     psi_low, psi_high, nu_low, nu_high : (N,) float64
         Ends of the 95 % intervals ("topk": of the bound).
     effective_rank : (N,) float64
@@ -66,38 +69,48 @@ class Descriptors:
     rank : (N,) int64
         How many of the k singular values are not zero.
     fell_back : (N,) bool
-        Where "predict" made all k products after all.
+        Where "predict" made all k products.
     products : (N,) int64
-        Jacobian products made for the latent: those of its batch.
+        Jacobian products made for the latent, the same for all of its batch.
     delta, delta_error : (N,) int64, or None without a neighbourhood
         Knots that meet it, and how many of the units are undecided within rounding.
     density, soft, zaslavsky : (N,) float64, or None without a neighbourhood
         Knots per unit radius; delta_soft; Zaslavsky's bound. See `knots`.
     method, definition : str
-        Of psi and nu.
+        How psi and nu were estimated, and what they are of.
     k : int
-        Singular values behind psi and nu.
+        Number of singular values behind psi and nu.
     seed : int
-        `generator=seed` gives the same again.
+        `generator=seed` gives the same table again.
     directions : int
-        P; 0 without a neighbourhood.
+        P, of the neighbourhood; 0 without one.
     radius : float
-        r; NaN without a neighbourhood.
+        r, in units of the latents; NaN without a neighbourhood.
     knots_method : str
         "jvp" or "hull"; empty without a neighbourhood.
     knots_dtype : str
-        What delta was counted in; empty without a neighbourhood.
+        The dtype in which delta was counted; empty without a neighbourhood.
     passes : int
-        Forward passes' worth of work for delta, per latent.
+        Cost of delta per latent, in forward passes.
     units : int
-        How many units there are to have knots.
+        Number of units that could have knots.
     passed_over : tuple of str
         Bends and jumps that ran and are no units (softmax, tanh, ...).
     dtype : str
-        What the decoder ran in for psi and nu: "float32", "bfloat16" if under autocast to it, ...
+        The dtype in which the decoder ran for psi and nu: "float32", "bfloat16" if under autocast
+        to it, ...
     latent_shape, output_shape : tuple of int
+        Of one latent and one output, without the batch axis.
     complete : bool
         False if it was interrupted: the rows are then those of the first latents.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import describe
+    >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    >>> describe(decoder, torch.ones(3, 2), neighbourhood=(2, 0.1), generator=0, progress=False)
+    Descriptors(3 latents, predict, k=2, P=2, r=0.1, float32, seed=0, complete)
     """
 
     psi: Floats
@@ -133,6 +146,11 @@ class Descriptors:
     output_shape: tuple[int, ...]
     complete: bool
 
+    def __post_init__(self) -> None:
+        """Freeze the columns."""
+        for column in self.columns().values():
+            column.flags.writeable = False
+
     def __len__(self) -> int:
         return len(self.psi)
 
@@ -145,12 +163,12 @@ class Descriptors:
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns by name: those of delta only where it was asked for."""
+        """Return the columns (N,) by name: those of delta only where it was asked for."""
         found = {name: getattr(self, name) for name in LONG_NAMES}
         return {name: column for name, column in found.items() if column is not None}
 
     def attributes(self) -> dict[str, str | int | float | list[int]]:
-        """Return what describes the whole table, in types that files can hold."""
+        """Return the fields that describe the whole table, in types that files can hold."""
         result: dict[str, str | int | float | list[int]] = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -205,12 +223,27 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
     Parameters
     ----------
     tables : sequence of Descriptors
-        At least one. The result is complete if the last one is.
+        At least one.
+
+    Returns
+    -------
+    Descriptors
+        The rows of all in their order; complete if the last table is.
 
     Raises
     ------
     ValueError
         No tables, or different settings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import concatenate, describe
+    >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU())
+    >>> parts = [describe(decoder, z, neighbourhood=(2, 0.1), generator=0, progress=False)
+    ...          for z in torch.ones(2, 3, 2)]
+    >>> len(concatenate(parts))
+    6
     """
     if not tables:
         raise ValueError("Expected at least one table, got none: describe some latents first.")

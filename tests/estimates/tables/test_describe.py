@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import approx
 from approx import describe
+from approx.tables.batches import Batches
+from approx.tables.description import run
+from approx.tables.plan import Options, settle
 
 
 @pytest.mark.parametrize("method", ["predict", "paper", "topk", "exact"])
@@ -156,17 +158,20 @@ def test_work_and_memory_per_latent_do_not_grow_with_their_number() -> None:
     assert alive[1] <= 2 * 250 // 10
 
 
-def test_batches_by_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_by_free_memory() -> None:
     module, shape = decoders.relu_conv()
     calls = Calls(module).eval()
     z = decoders.latents(shape, 40)
+    options = Options(
+        k=5, neighbourhood=None, method="paper", batch="auto", progress=False, generator=5,
+        output=None, dtype=None, products=16, knots_method="jvp", knots_dtype=None, max_bytes=1e9,
+    )  # fmt: skip
     sizes = {}
     for free in (3 * 10**5, 6 * 10**5, 10**9):
         calls.sizes.clear()
-        monkeypatch.setattr(
-            sys.modules["approx.tables.description"], "free_bytes", lambda device, free=free: free
-        )
-        quiet(calls, z, method="paper", k=5, neighbourhood=None)
+        source = Batches([z])
+        plan = settle(calls, source, options)
+        run(plan, source, len(z), free=lambda device, free=free: free, seconds=1e6)
         assert calls.sizes[0] == 1
         sizes[free] = calls.sizes[1]
     assert 1 <= sizes[3 * 10**5] < sizes[6 * 10**5] < 39
