@@ -72,7 +72,7 @@ _TABLE = (
         function=lambda partition, source: condition_number(source or partition),
         label="condition number",
         unit="",
-        definition="Largest over smallest singular value of the cell's map, infinite where that is 0.",
+        definition="Largest over smallest singular value of the map, infinite where that is 0.",
         needs="maps",
     ),
     Descriptor(
