@@ -1,8 +1,10 @@
-"""Where the exact engine and the estimates meet: `validate`, toys, the demo, the `cpwl` command.
+"""Meeting place of the exact engine and the estimates: `validate`, networks, the `cpwl` command.
 
-The only package that may import both `cpwl` and `approx`.
+A module and a domain go into `validate`; a `Report` of how well both sides agree comes out. The
+only package that may import both `cpwl` and `approx`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,8 +16,6 @@ __all__ = ["AgreementError", "Report", "networks", "validate"]
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for: `cpwl --help` should not wait for torch."""
-    from importlib import import_module
-
     if name == "networks":
         return import_module("bridges.networks")
     if name in __all__:

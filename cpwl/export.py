@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def to_geodataframe(
     partition: Partition,
-    descriptors: Iterable[str] | Mapping[str, ArrayLike] = DESCRIPTORS,
+    descriptors: Iterable[str] | Mapping[str, ArrayLike] = tuple(DESCRIPTORS),
 ) -> GeoDataFrame:
     """Return the cells as a GeoDataFrame, one row per cell, descriptors as columns.
 
@@ -75,7 +75,7 @@ def to_geodataframe(
 def write_geoparquet(
     partition: Partition,
     path: str | os.PathLike[str],
-    descriptors: Iterable[str] | Mapping[str, ArrayLike] = DESCRIPTORS,
+    descriptors: Iterable[str] | Mapping[str, ArrayLike] = tuple(DESCRIPTORS),
 ) -> None:
     """Write `to_geodataframe` as GeoParquet, whole or not at all.
 

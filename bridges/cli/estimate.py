@@ -21,6 +21,7 @@ from bridges.cli.arguments import (
     read_shape,
     shaped_latents,
 )
+from bridges.cli.errors import Stopped
 
 # `cpwl --help` should not wait for torch: the commands import what they need.
 if TYPE_CHECKING:
@@ -98,14 +99,6 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-class Stopped(click.ClickException):
-    """The work ended early; what was done is kept. One line on stderr."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.exit_code = status  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Work(NamedTuple):

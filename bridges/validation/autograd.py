@@ -1,4 +1,4 @@
-"""Derivatives of a decoder by torch's own autograd: what `approx`'s products are held against."""
+"""Derivatives of a decoder by torch's own autograd, which `approx`'s products must equal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 import cpwl
 from approx.decoder import Prepared, prepare, session
-from bridges.validation import autograd
 from bridges.validation.subject import Latents, Subject
 from cpwl.arrays import Floats
 
@@ -109,6 +108,6 @@ def central_differences(decoder: Callable[[Tensor], Any], z: Tensor, X: Tensor) 
 def true_jacobians(subject: Subject, latents: Latents) -> Floats:
     """Return the Jacobians (n, D, E): A_w of the latents' cells, or autograd's without cells."""
     if subject.partition is None:
-        return autograd.dense(subject.decoder, latents.z, subject.outputs).numpy()
+        return dense(subject.decoder, latents.z, subject.outputs).numpy()
     maps = [A for A, _ in cpwl.affine_maps(subject.partition, latents.cells, wrt="latent")]
     return np.concatenate(maps)

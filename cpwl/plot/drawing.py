@@ -13,7 +13,7 @@ from matplotlib.tri import Triangulation
 from numpy.typing import ArrayLike
 
 from cpwl.arrays import Floats, Ints
-from cpwl.descriptors import describe
+from cpwl.descriptors import DESCRIPTORS, describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,14 +24,7 @@ if TYPE_CHECKING:
 
 
 # descriptors that `values` may name, and what their colour bar says
-LABELS = {
-    "psi": r"local scaling $\psi$",
-    "nu": r"local rank $\nu$",
-    "condition": "condition number",
-    "rank": "rank of the map",
-    "volume": "volume in the slice",
-    "image_volume": "volume of the image",
-}
+LABELS = {name: entry.label for name, entry in DESCRIPTORS.items()}
 
 # Okabe and Ito's palette without yellow, which is too light for lines
 _OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -14,9 +14,8 @@ from support.subjects import Sawtooth, exact, perturbed, picked, smooth
 from torch import Tensor, nn
 
 import cpwl
+from bridges.validation import jacobians
 from bridges.validation.autograd import true_jacobians
-from bridges.validation.jacobians import measurement
-from bridges.validation.jacobians.result import Jacobians
 from bridges.validation.subject import one_in_each, uniform
 
 SQUARE = cpwl.box([-2.0, -2.0], [2.0, 2.0])
@@ -28,14 +27,14 @@ def plane(*shape: int, extent: float = 2.0) -> cpwl.Domain:
     return cpwl.Slice.through(*through).box([-extent, -extent], [extent, extent])
 
 
-def all_agree(result: Jacobians) -> bool:
+def all_agree(result: jacobians.Jacobians) -> bool:
     return all(row.agrees for row in result.rows)
 
 
 def test_a_linear_map_is_its_own_jacobian():
     module, _ = decoders.linear([3.0, 1e-3], rows=5)
     found = exact(module, SQUARE)
-    result = measurement.measure(found)
+    result = jacobians.measure(found)
     assert all_agree(result)
     assert picked(result.rows, statistic="compared")[0].value == 1
     at = uniform(found, 7, np.random.default_rng(0))
@@ -52,7 +51,7 @@ def test_jacobians_of_an_arrangement_are_products_of_its_matrices():
     truth = second.weight * on[:, None] @ first.weight
     got = true_jacobians(found, at)
     np.testing.assert_allclose(got, truth.detach().numpy(), rtol=1e-13, atol=1e-14)
-    result = measurement.measure(found)
+    result = jacobians.measure(found)
     assert len(result.latents.s) == len(at.s) > 10
     assert all_agree(result)
 
@@ -60,27 +59,27 @@ def test_jacobians_of_an_arrangement_are_products_of_its_matrices():
 @pytest.mark.parametrize("depth", [1, 5, 8])
 def test_a_sawtooth_has_slopes_of_either_sign(depth: int):
     found = exact(Sawtooth(depth), cpwl.box([0.0], [1.0]))
-    result = measurement.measure(found)
+    result = jacobians.measure(found)
     assert picked(result.rows, statistic="compared")[0].value == 2**depth
     slopes = true_jacobians(found, result.latents)[:, 0, 0]
     piece = np.floor(result.latents.s[:, 0] * 2**depth)
     np.testing.assert_array_equal(slopes, np.where(piece % 2 == 0, 2**depth, -(2**depth)))
     assert result.clear.all()
     assert all_agree(result)
-    measurement.draw(result, Figure())
+    jacobians.draw(result, Figure())
 
 
 @pytest.mark.parametrize("name", decoders.CPWL)
 def test_decoders_of_every_kind_agree(name: str):
     module, shape = decoders.CPWL[name]()
-    result = measurement.measure(exact(module, plane(*shape, extent=4.0)), cells=60)
+    result = jacobians.measure(exact(module, plane(*shape, extent=4.0)), cells=60)
     assert picked(result.rows, statistic="compared")[0].value == 60
     assert result.clear.all()
     assert all_agree(result), [row for row in result.rows if not row.agrees]
 
 
 def test_a_skip_connection_with_clamped_units_agrees():
-    result = measurement.measure(exact(Skip(), SQUARE))
+    result = jacobians.measure(exact(Skip(), SQUARE))
     assert all_agree(result)
     assert result.clear.mean() > 0.9
 
@@ -100,7 +99,7 @@ def test_dead_inputs_of_a_pooling_do_not_hide_their_cells():
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        result = measurement.measure(exact(Pooled().eval(), SQUARE))
+        result = jacobians.measure(exact(Pooled().eval(), SQUARE))
     assert result.clear.all()
     assert all_agree(result)
 
@@ -109,8 +108,8 @@ def test_dead_inputs_of_a_pooling_do_not_hide_their_cells():
 def test_one_perturbed_weight_fails_what_concerns_it_and_nothing_else(wide: bool):
     module = mlp(70, 12, 90) if wide else mlp(2, 12, 12, 3)
     domain = plane(70, extent=8.0) if wide else SQUARE
-    assert all_agree(measurement.measure(exact(module, domain)))
-    result = measurement.measure(exact(module, domain, perturbed(module)))
+    assert all_agree(jacobians.measure(exact(module, domain)))
+    result = jacobians.measure(exact(module, domain, perturbed(module)))
     failed = {(row.quantity, row.case) for row in result.rows if not row.agrees}
     cases = "autograd", "operator J X", "operator J^T Y"
     assert failed == {*(("A_w", case) for case in cases), ("A_w z + b_w", "decoder's values")}
@@ -126,7 +125,7 @@ def test_latents_within_rounding_of_a_knot_are_not_claimed_and_none_is_a_failure
     with torch.no_grad():
         module[0].weight.fill_(1.0)
         module[0].bias.fill_(-1.0)  # the knot is at 1
-    result = measurement.measure(exact(module, cpwl.box([1 - 4e-16], [1 + 4e-16])))
+    result = jacobians.measure(exact(module, cpwl.box([1 - 4e-16], [1 + 4e-16])))
     assert picked(result.rows, statistic="unclear")[0].value == 2
     for case in ("autograd", "operator J X", "operator J^T Y"):
         row = picked(result.rows, quantity="A_w", case=case, statistic="worst")[0]
@@ -141,7 +140,7 @@ def test_float32_that_rounds_a_latent_across_a_knot_is_counted():
         module[0].weight.fill_(1.0)
         module[0].bias.fill_(-1.0)
     # both latents are 1 in float32, where the unit is off
-    result = measurement.measure(exact(module, cpwl.box([1 - 1e-9], [1 + 1e-9])))
+    result = jacobians.measure(exact(module, cpwl.box([1 - 1e-9], [1 + 1e-9])))
     assert picked(result.rows, case="autograd, float32", statistic="share")[0].value == 0.5
     assert all_agree(result)
 
@@ -149,10 +148,10 @@ def test_float32_that_rounds_a_latent_across_a_knot_is_counted():
 @pytest.mark.parametrize("name", decoders.SMOOTH)
 def test_smooth_decoders_agree_with_difference_quotients(name: str):
     module, shape = decoders.SMOOTH[name]()
-    result = measurement.measure(smooth(module, plane(*shape)), latents=6)
+    result = jacobians.measure(smooth(module, plane(*shape)), latents=6)
     assert all_agree(result), result.rows
     assert picked(result.rows, statistic="worst error estimate")[0].value < 1e-4
-    measurement.draw(result, Figure())
+    jacobians.draw(result, Figure())
 
 
 class _Wrong(torch.autograd.Function):
@@ -184,7 +183,7 @@ def test_difference_quotients_find_a_wrong_derivative():
             return _Wrong.apply(z) @ torch.ones(2, 3, dtype=z.dtype)  # type: ignore[no-any-return]
 
     found = smooth(Decoder(), SQUARE)
-    result = measurement.measure(found, latents=8)
+    result = jacobians.measure(found, latents=8)
     failed = [row for row in result.rows if not row.agrees]
     assert [row.case for row in failed] == ["operator J X against central differences"]
     assert failed[0].value > 10
@@ -211,7 +210,7 @@ def test_the_true_jacobians_of_few_outputs_are_those_of_torch():
 
 def test_cells_are_chosen_by_seed_and_results_follow_it():
     found = exact(mlp(2, 12, 12, 3), SQUARE)
-    one, same, other = (measurement.measure(found, cells=9, seed=s) for s in (1, 1, 2))
+    one, same, other = (jacobians.measure(found, cells=9, seed=s) for s in (1, 1, 2))
     assert one.rows == same.rows
     np.testing.assert_array_equal(one.latents.cells, same.latents.cells)
     assert set(one.latents.cells) != set(other.latents.cells)
@@ -221,7 +220,7 @@ def test_cells_are_chosen_by_seed_and_results_follow_it():
 
 def test_a_figure_of_a_plane_has_two_panels_and_a_bar():
     figure = Figure()
-    measurement.draw(measurement.measure(exact(mlp(2, 12, 12, 3), SQUARE), cells=50), figure)
+    jacobians.draw(jacobians.measure(exact(mlp(2, 12, 12, 3), SQUARE), cells=50), figure)
     assert len(figure.axes) == 3
 
 
@@ -229,4 +228,4 @@ def test_a_figure_of_a_plane_has_two_panels_and_a_bar():
 def test_counts_below_one_are_refused(name: str):
     found = exact(mlp(2, 3, 2), SQUARE)
     with pytest.raises(ValueError, match=f"Expected {name} >= 1, got 0: give how many"):
-        measurement.measure(found, **{name: 0})
+        jacobians.measure(found, **{name: 0})

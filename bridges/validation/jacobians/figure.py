@@ -1,4 +1,4 @@
-"""The figure of the Jacobians' agreement: how large the errors are, and where."""
+"""Figure of the Jacobians' agreement: how large the errors are, and where."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import NullLocator
+
+from bridges.validation.jacobians.result import AUTOGRAD, DIFFERENCES, SINGLE, SWITCHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +42,8 @@ def draw(result: Jacobians, figure: Figure | SubFigure) -> None:
     """
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _distributions(left, result)
-    if "autograd" not in result.errors:
-        _against_estimate(right, result.errors["central differences"])
+    if AUTOGRAD not in result.errors:
+        _against_estimate(right, result.errors[DIFFERENCES])
     elif result.latents.s.shape[1] == 2:
         _places(right, result)
     else:
@@ -79,16 +81,14 @@ def _distributions(ax: Axes, result: Jacobians) -> None:
 
 def _places(ax: Axes, result: Jacobians) -> None:
     """Draw the errors of autograd over a plane, and rings where float32 is on another cell."""
-    from bridges.validation.jacobians.measurement import SWITCHED
-
     x, y = result.latents.s.T
     points = ax.scatter(
-        x, y, c=_logarithm(result.errors["autograd"]), s=_size(len(x)), cmap="viridis",
+        x, y, c=_logarithm(result.errors[AUTOGRAD]), s=_size(len(x)), cmap="viridis",
         linewidths=0, rasterized=True,
     )  # fmt: skip
     bar = ax.figure.colorbar(points, ax=ax, pad=0.02)
     bar.set_label(r"$\log_{10}$ relative error of autograd, float64")
-    other = result.errors["autograd, float32"] > SWITCHED
+    other = result.errors[SINGLE] > SWITCHED
     if other.any():
         ax.plot(
             x[other], y[other], "o", mfc="none", mec=_ORANGE, ms=6, mew=1.2, linestyle="none",
@@ -106,7 +106,7 @@ def _places(ax: Axes, result: Jacobians) -> None:
 
 def _along(ax: Axes, result: Jacobians) -> None:
     """Draw the errors of autograd in both precisions along the first slice coordinate."""
-    for name in ("autograd", "autograd, float32"):
+    for name in (AUTOGRAD, SINGLE):
         label, colour, _ = _CURVES[name]
         error = np.maximum(result.errors[name], _NONE)
         ax.semilogy(result.latents.s[:, 0], error, ".", color=colour, ms=4, label=label)

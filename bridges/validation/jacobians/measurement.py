@@ -1,23 +1,31 @@
-"""The decoder's Jacobian, had in three ways, against the exact map A_w z + b_w of every cell."""
+"""Measurement of the decoder's Jacobian, in three ways, against the exact map of every cell."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import cpwl
 from approx import JacobianOperator
 from bridges.validation import autograd
-from bridges.validation.findings import Row
-from bridges.validation.jacobians.figure import draw as draw
 from bridges.validation.jacobians.interior import clear_of_knots, inner_points
-from bridges.validation.jacobians.result import Jacobians
+from bridges.validation.jacobians.result import (
+    AUTOGRAD,
+    DIFFERENCES,
+    ESTIMATE,
+    FORWARD,
+    REVERSE,
+    SINGLE,
+    VALUES,
+    Jacobians,
+)
+from bridges.validation.jacobians.rows import rows_of
 from bridges.validation.subject import Latents, Subject, uniform
 from cpwl.arrays import Floats
 from cpwl.density import uniform_in_cells
@@ -27,10 +35,6 @@ _COTANGENTS = 16  # random directions of an output that has more
 _NUMBERS = 2**25  # entries of all the matrices compared
 _AT_ONCE = 2**22  # entries of those that are held at a time
 _FLOOR = 1e-3  # of the median size, which an error is relative to where the map is smaller
-SWITCHED = 1e-4  # relative error of a float32 Jacobian above which it is another cell's
-
-AUTOGRAD, FORWARD, REVERSE = "autograd", "operator J X", "operator J^T Y"
-VALUES, SINGLE, DIFFERENCES = "decoder's values", "autograd, float32", "central differences"
 
 
 def measure(
@@ -55,9 +59,10 @@ def measure(
     Jacobians
         `errors` has, with cells: "autograd", "operator J X" and "operator J^T Y" against A_w,
         "decoder's values" at another point of the cell against A_w z + b_w, "autograd, float32"
-        against A_w. Without: "operator J X" against central differences (over their own error
-        estimate, so that 1 is the limit). Both have the operator's two against autograd:
-        "operator J X, autograd" and "operator J^T Y, autograd".
+        against A_w. Without: "central differences" against "operator J X", over their own error
+        estimate, so that 1 is the limit, and that relative estimate, "central differences'
+        estimate". Both have the operator's two against autograd: "operator J X, autograd" and
+        "operator J^T Y, autograd".
 
     Raises
     ------
@@ -89,12 +94,14 @@ def measure(
     X = _directions(subject)
     Y = _cotangents(subject.outputs, rng)
     if subject.partition is None:
-        return _smooth(subject, uniform(subject, latents, rng), X, Y, limit)
-    return _exact(subject, cells, X, Y, limit, rng)
+        result = _smooth(subject, uniform(subject, latents, rng), X, Y, limit)
+    else:
+        result = _exact(subject, cells, X, Y, limit=limit, rng=rng)
+    return replace(result, rows=rows_of(result))
 
 
 def _exact(
-    subject: Subject, most: int, X: Tensor, Y: Tensor, limit: float, rng: np.random.Generator
+    subject: Subject, most: int, X: Tensor, Y: Tensor, *, limit: float, rng: np.random.Generator
 ) -> Jacobians:
     """Compare on the cells."""
     partition, network = subject.partition, subject.network
@@ -109,10 +116,8 @@ def _exact(
     there = Latents(s, torch.from_numpy(subject.domain.slice.embed(s)), chosen)
     clear = clear_of_knots(network, partition, here, there)
 
-    names = [AUTOGRAD, FORWARD, REVERSE, VALUES, SINGLE]
-    names += [f"{FORWARD}, {AUTOGRAD}", f"{REVERSE}, {AUTOGRAD}"]
-    gaps = {name: np.empty(len(chosen)) for name in names}
-    sizes, terms = np.empty(len(chosen)), np.empty(len(chosen))
+    blocks: list[dict[str, Floats]] = []
+    sizes, terms = np.empty((2, len(chosen)))
     along = "latent" if X.shape[0] == X.shape[1] else "slice"
     parts = zip(
         _blocks(here.z, X, Y),
@@ -121,136 +126,75 @@ def _exact(
     )
     for part, (A_w, b_w) in parts:
         A, b, z = torch.from_numpy(A_w), torch.from_numpy(b_w), here.z[part]
-        _products(subject, z, X, Y, gaps, part, A)
+        found = _distances(subject, z, X, Y, A)[1]
         sizes[part] = A.flatten(1).norm(dim=1).numpy()
         single = autograd.pulled_back(subject.decoder, z.float(), Y).double() @ X
-        gaps[SINGLE][part] = _norms(single - Y.T @ A)
+        found[SINGLE] = _norms(single - Y.T @ A)
         x = there.z[part].flatten(1) if along == "latent" else torch.from_numpy(there.s[part])
         moved = (A @ x[:, :, None])[:, :, 0]
         value = autograd.decode(subject.decoder, there.z[part])
-        gaps[VALUES][part] = (value - moved - b).norm(dim=1).numpy()
+        found[VALUES] = (value - moved - b).norm(dim=1).numpy()
         terms[part] = (moved.norm(dim=1) + b.norm(dim=1)).numpy()
+        blocks.append(found)
     errors = {
-        name: _relative(gap, terms if name == VALUES else sizes) for name, gap in gaps.items()
+        name: _relative(gap, terms if name == VALUES else sizes)
+        for name, gap in _joined(blocks).items()
     }
-    rows = _exact_rows(partition, here, there, errors, clear, X, limit)
-    return Jacobians(tuple(rows), here, errors, clear, limit)
+    return Jacobians(
+        latents=here,
+        errors=errors,
+        clear=clear,
+        limit=limit,
+        directions=X.shape[1],
+        elsewhere=there,
+        cells=partition.num_cells,
+    )
 
 
 def _smooth(subject: Subject, at: Latents, X: Tensor, Y: Tensor, limit: float) -> Jacobians:
     """Compare where there are no cells."""
-    names = [f"{FORWARD}, {AUTOGRAD}", f"{REVERSE}, {AUTOGRAD}"]
-    gaps = {name: np.empty(len(at.s)) for name in names}
-    sizes, errors_of_quotients, quotients = np.empty((3, len(at.s)))
+    blocks: list[dict[str, Floats]] = []
+    sizes, estimates, quotients = np.empty((3, len(at.s)))
     for part in _blocks(at.z, X, Y):
-        J = _products(subject, at.z[part], X, Y, gaps, part, None)
+        J, found = _distances(subject, at.z[part], X, Y)
+        blocks.append(found)
         sizes[part] = _norms(J)
-        found = autograd.central_differences(subject.decoder, at.z[part], X)
-        errors_of_quotients[part] = found.error.numpy()
-        quotients[part] = _norms(found.value - J)
-    errors = {name: _relative(gap, sizes) for name, gap in gaps.items()}
-    errors[DIFFERENCES] = quotients / errors_of_quotients
-    clear = np.ones(len(at.s), bool)
-    rows = [
-        _worst("J", f"{name.split(',')[0]} against autograd", errors[name], at, clear, limit)
-        for name in names
-    ]
-    rows += [
-        _worst("J", f"{FORWARD} against central differences", errors[DIFFERENCES], at, clear, 1.0)
-        ._replace(statistic="worst error over its estimate"),
-        Row(
-            "jacobian", "J", "central differences", "worst error estimate",
-            float(_relative(errors_of_quotients, sizes).max()),
-            note="relative; from two steps, with the rounding of the values",
-        ),
-    ]  # fmt: skip
-    return Jacobians(tuple(rows), at, errors, clear, limit)
+        differences = autograd.central_differences(subject.decoder, at.z[part], X)
+        estimates[part] = differences.error.numpy()
+        quotients[part] = _norms(differences.value - J)
+    errors = {name: _relative(gap, sizes) for name, gap in _joined(blocks).items()}
+    errors[DIFFERENCES] = quotients / estimates
+    errors[ESTIMATE] = _relative(estimates, sizes)
+    return Jacobians(
+        latents=at,
+        errors=errors,
+        clear=np.ones(len(at.s), bool),
+        limit=limit,
+        directions=X.shape[1],
+    )
 
 
-def _products(
-    subject: Subject,
-    z: Tensor,
-    X: Tensor,
-    Y: Tensor,
-    gaps: Mapping[str, Floats],
-    part: slice,
-    A: Tensor | None,
-) -> Tensor:
-    """Write the operator's and autograd's distances from A and from each other; return J X."""
+def _distances(
+    subject: Subject, z: Tensor, X: Tensor, Y: Tensor, A: Tensor | None = None
+) -> tuple[Tensor, dict[str, Floats]]:
+    """Return J X, and the operator's and autograd's distances from each other and from A."""
     with JacobianOperator(subject.decoder, z, dtype=torch.float64) as op:
         pushed, pulled = op.matmat(X), op.rmatmat(Y).mT @ X
     reverse = autograd.pulled_back(subject.decoder, z, Y) @ X
-    gaps[f"{FORWARD}, {AUTOGRAD}"][part] = _norms(Y.T @ pushed - reverse)
-    gaps[f"{REVERSE}, {AUTOGRAD}"][part] = _norms(pulled - reverse)
+    found = {
+        f"{FORWARD}, {AUTOGRAD}": _norms(Y.T @ pushed - reverse),
+        f"{REVERSE}, {AUTOGRAD}": _norms(pulled - reverse),
+    }
     if A is not None:
-        gaps[AUTOGRAD][part] = _norms(reverse - Y.T @ A)
-        gaps[FORWARD][part] = _norms(pushed - A)
-        gaps[REVERSE][part] = _norms(pulled - Y.T @ A)
-    return pushed
+        found[AUTOGRAD] = _norms(reverse - Y.T @ A)
+        found[FORWARD] = _norms(pushed - A)
+        found[REVERSE] = _norms(pulled - Y.T @ A)
+    return pushed, found
 
 
-def _exact_rows(
-    partition: cpwl.Partition,
-    here: Latents,
-    there: Latents,
-    errors: Mapping[str, Floats],
-    clear: NDArray[np.bool_],
-    X: Tensor,
-    limit: float,
-) -> list[Row]:
-    """Sum the errors up."""
-    of = f"of {partition.num_cells:,}"
-    if len(X) > X.shape[1]:
-        of += f"; along the slice's {X.shape[1]} directions, as E = {len(X):,}"
-    rows = [
-        Row("jacobian", "cells", "one latent in each", "compared", float(len(clear)), note=of),
-        Row(
-            "jacobian", "cells", "one latent in each", "unclear", float((~clear).sum()),
-            note="latents within float64's rounding of a knot, without a claim",
-        ),
-    ]  # fmt: skip
-    for name in (AUTOGRAD, FORWARD, REVERSE):
-        rows.append(_worst("A_w", name, errors[name], here, clear, limit))
-        rows.append(_median("A_w", name, errors[name], clear))
-    everywhere = np.ones(len(clear), bool)  # values are continuous across knots
-    rows.append(_worst("A_w z + b_w", VALUES, errors[VALUES], there, everywhere, limit))
-    rows.append(_median("A_w z + b_w", VALUES, errors[VALUES], everywhere))
-    for name in (FORWARD, REVERSE):
-        error = errors[f"{name}, {AUTOGRAD}"]
-        rows.append(_worst("J", f"{name} against autograd", error, here, everywhere, limit))
-    single = errors[SINGLE]
-    rows += [
-        Row(
-            "jacobian", "A_w", SINGLE, "share on another cell", float((single > SWITCHED).mean()),
-            note=f"relative error above {SWITCHED:g}: float32 has another activation pattern",
-        ),
-        _median("A_w", SINGLE, single, single <= SWITCHED)._replace(note="of the others"),
-    ]  # fmt: skip
-    return rows
-
-
-def _worst(
-    quantity: str, case: str, error: Floats, at: Latents, mask: NDArray[np.bool_], limit: float
-) -> Row:
-    """Return the row of the largest error and where it is; NaN, which fails, if there is none."""
-    where = np.flatnonzero(mask)
-    if not len(where):
-        note = "no latent is clear of float64's rounding of a knot"
-        return Row(
-            "jacobian", quantity, case, "worst relative error", math.nan, high=limit, note=note
-        )
-    i = where[np.argmax(np.nan_to_num(error[where], nan=math.inf))]
-    place = ", ".join(f"{x:.6g}" for x in at.s[i])
-    cell = f"cell {at.cells[i]}, " if at.cells[i] >= 0 else ""
-    return Row(
-        "jacobian", quantity, case, "worst relative error", float(error[i]), high=limit,
-        note=f"{cell}s = ({place})" if error[i] != 0 else "the same to the last bit everywhere",
-    )  # fmt: skip
-
-
-def _median(quantity: str, case: str, error: Floats, mask: NDArray[np.bool_]) -> Row:
-    value = float(np.median(error[mask])) if mask.any() else math.nan
-    return Row("jacobian", quantity, case, "median relative error", value)
+def _joined(blocks: list[dict[str, Floats]]) -> dict[str, Floats]:
+    """Put the arrays of the same name end to end."""
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def _directions(subject: Subject) -> Tensor:

@@ -76,7 +76,7 @@ def test_cells_of_space_are_closed_surfaces(tmp_path, suffix):
 def test_describe_gives_every_descriptor_and_refuses_others():
     partition = generator()
     found = describe(partition)
-    assert tuple(found) == DESCRIPTORS
+    assert tuple(found) == tuple(DESCRIPTORS)
     np.testing.assert_array_equal(found["psi"], cpwl.local_scaling(partition))
     np.testing.assert_array_equal(found["image_volume"], cpwl.image_volumes(partition))
     with pytest.raises(ValueError, match=r"Expected descriptors among psi, nu, .*, got sigma, mu"):

@@ -1,0 +1,242 @@
+"""Commands of the exact engine: `cpwl info`, `partition`, `verify` and `demo`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bridges.cli.arguments import check_output, read_shape
+from bridges.cli.errors import Stopped
+from bridges.cli.slicing import Place, domain_of, slice_options
+
+# `cpwl --help` should not wait for torch: the commands import what they need.
+if TYPE_CHECKING:
+    import cpwl
+
+_PICTURES = (".png", ".pdf", ".svg")
+_SURFACES = (".ply", ".glb")
+_PROOF = ".json"
+_SUFFIXES = (*_PICTURES, ".gif", ".parquet", *_SURFACES, ".npz", _PROOF)
+
+_PATH = click.Path(path_type=Path)
+_model = click.argument("model", type=_PATH)
+_input_shape = click.option(
+    "--input-shape",
+    metavar="SHAPE",
+    help="Shape of one input without its batch axis, for example 2 or 4,8,8.",
+)
+_upto = click.option(
+    "--upto", metavar="NAME", help="Leave out this operation and all after it, for example tanh."
+)
+
+
+class _Colors(click.ParamType):
+    """Choice of a descriptor or none; read only when asked for, as its table imports torch."""
+
+    name = "color"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return one of the choices, or fail."""
+        return self._choice().convert(value, param, ctx)
+
+    def get_metavar(self, param: Any, ctx: Any) -> str | None:
+        """List the choices for --help."""
+        return self._choice().get_metavar(param=param, ctx=ctx)
+
+    def _choice(self) -> click.Choice[str]:
+        from cpwl.descriptors import DESCRIPTORS
+
+        return click.Choice((*DESCRIPTORS, "none"))
+
+
+@click.command()
+@click.option("-o", "--output", type=_PATH, default="cpwl-demo.png", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Seed of the training and the latents.")
+@click.option(
+    "--dim",
+    default=2,
+    show_default=True,
+    type=click.IntRange(2, 3),
+    help="Latent dimension; in three, an output ending in .gif is an animation.",
+)
+def demo(output: Path, seed: int, dim: int) -> None:
+    """Train a toy generator R^2 -> R^3, enumerate it, and draw what it does to density.
+
+    With --dim 3, a generator R^3 -> R^3, whose cells are drawn as solids.
+    """
+    check_output(output, _PICTURES if dim == 2 else (*_PICTURES, ".gif"))
+    from bridges.demo import run_demo, run_solid_demo
+
+    run = run_demo if dim == 2 else run_solid_demo
+    click.echo(str(run(output, seed, progress=sys.stderr.isatty())))
+    click.echo(f"wrote {output}")
+
+
+@click.command()
+@_model
+@_input_shape
+@_upto
+def info(model: Path, input_shape: str | None, upto: str | None) -> None:
+    """List a model's operations and units, and say what is piecewise linear and what is not.
+
+    MODEL is an .onnx file, or a .pt2 file from torch.export.
+    """
+    import cpwl
+    from cpwl.network import inspect
+
+    operations = inspect(model, read_shape(input_shape))
+    click.echo(f"{len(operations)} operations")
+    width = max((len(operation.name) for operation in operations), default=0)
+    for operation in operations:
+        line = f"  {operation.kind:<8} {operation.name:<{width}}  {operation.target}"
+        click.echo(f"{line}: {operation.reason}" if operation.reason else line)
+    refused = [operation for operation in operations if operation.kind == "refused"]
+    if refused and upto is None:
+        click.echo(
+            f"not piecewise linear: {len(refused)} of them. --upto NAME leaves out a trailing one."
+        )
+        return
+    network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
+    click.echo(f"piecewise linear{f' up to {upto}' if upto else ''}")
+    click.echo(f"input {network.input_shape}, output {network.output_shape}")
+    click.echo(f"{network.num_units:,} units in {network.num_stages} stages")
+    for group in network.groups:
+        click.echo(f"  stage {group.stage}: {group.kind} {group.name} {group.shape}")
+
+
+@click.command()
+@_model
+@click.option(
+    "-o",
+    "--output",
+    type=_PATH,
+    multiple=True,
+    help=f"Result, its format by its suffix: {', '.join(_SUFFIXES)} (a proof). May be repeated.",
+)
+@click.option(
+    "--certify", is_flag=True, help="Prove the result in exact arithmetic before it is written."
+)
+@slice_options
+@click.option("--color", default="psi", show_default=True, type=_Colors())
+@_input_shape
+@_upto
+@click.option(
+    "--memory",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="GiB that evaluating the network may take.",
+)
+def partition(
+    model: Path,
+    output: tuple[Path, ...],
+    certify: bool,
+    through: Path | None,
+    origin: str | None,
+    basis: str | None,
+    box: tuple[tuple[float, float], ...],
+    color: str,
+    input_shape: str | None,
+    upto: str | None,
+    memory: float,
+) -> None:
+    """Enumerate a slice of a model; write pictures, tables, surfaces or the partition.
+
+    In three dimensions a picture shows the cells cut open and pulled apart, and a .gif a plane that
+    sweeps through them.
+
+    MODEL is an .onnx file, or a .pt2 file from torch.export. The slice goes through given latents
+    (--through), or is --origin plus multiples of --basis; a model of one to six inputs needs none.
+    """
+    if not output and not certify:
+        raise click.UsageError("Missing option '-o' / '--output', or '--certify'.")
+    for path in output:
+        check_output(path, _SUFFIXES)
+    import cpwl
+    from cpwl.proof import read_provable
+
+    network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
+    domain = domain_of(network.input_shape, Place(through, origin, basis, box))
+    certify = certify or any(path.suffix == _PROOF for path in output)
+    if certify:
+        read_provable(network, domain)  # what cannot be proven is refused before the work
+    result = cpwl.subdivide(
+        network, domain, memory=int(memory * 2**30), progress=sys.stderr.isatty()
+    )
+    click.echo(repr(result))
+    certificate = None
+    if certify:
+        certificate = _proven(lambda: cpwl.certify(result, progress=sys.stderr.isatty()))
+        click.echo(str(certificate))
+    for path in output:
+        if certificate is not None and path.suffix == _PROOF:
+            certificate.save(path)
+        else:
+            _write(result, path, color)
+        click.echo(f"wrote {path}")
+
+
+@click.command()
+@click.argument("proof", type=_PATH)
+@click.argument("model", type=_PATH, required=False)
+@_input_shape
+@_upto
+def verify(proof: Path, model: Path | None, input_shape: str | None, upto: str | None) -> None:
+    """Prove again, from the file PROOF alone, what `cpwl partition --certify -o PROOF` proved.
+
+    With MODEL, an .onnx or .pt2 file, the proof must also be about that model. Exit status 1 tells
+    that the proof does not hold.
+    """
+    import cpwl
+
+    network = None
+    if model is not None:
+        network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
+    certificate = _proven(lambda: cpwl.verify(proof, network, progress=sys.stderr.isatty()))
+    click.echo(str(certificate))
+
+
+def _proven(prove: Callable[[], cpwl.Certificate]) -> cpwl.Certificate:
+    """Return a certificate; a proof that fails is one line on stderr and exit status 1."""
+    import cpwl
+
+    try:
+        return prove()
+    except cpwl.CertificateError as error:
+        raise Stopped(str(error), 1) from error
+
+
+def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
+    """Write one result in the format of its suffix, whole or not at all."""
+    import cpwl
+    from cpwl import plot
+    from cpwl.files import atomic_path
+
+    if path.suffix == ".npz":
+        cpwl.save_partition(partition, path)
+    elif path.suffix == ".parquet":
+        cpwl.write_geoparquet(partition, path)
+    elif path.suffix in _SURFACES:
+        cpwl.write_mesh(partition, path, "psi" if color == "none" else color)
+    elif path.suffix == ".gif":
+        color = "psi" if color == "none" else color
+        plot.sweep(partition, path, values=color, progress=sys.stderr.isatty())
+    else:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 6.4), layout="constrained")
+        values = None if color == "none" else color
+        if partition.dim == 3:
+            axes = figure.add_subplot(projection="3d", computed_zorder=False)
+            plot.cells3d(partition, values, ax=axes)
+        else:
+            axes = figure.add_subplot()
+            plot.partition(partition, values, ax=axes)
+            if partition.domain.slice.anchors is not None:
+                plot.mark(axes, partition.domain.slice.anchors)
+        with atomic_path(path) as part:
+            figure.savefig(part, dpi=150, bbox_inches="tight")  # a legend may stick out
