@@ -5,7 +5,7 @@ is affine on each of them. `subdivide` enumerates every cell over a bounded doma
 dimensions; free functions compute maps, descriptors, densities and pictures from its `Partition`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpwl.affine import affine_maps
 from cpwl.checks import check
@@ -43,9 +43,9 @@ from cpwl.proof import Certificate, certify, verify
 from cpwl.storage import load_partition, save_partition
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from cpwl import plot
+
+    __version__: str
 
 __all__ = [
     "CaptureError",
@@ -100,10 +100,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> "ModuleType":
-    """Import `cpwl.plot` when it is first asked for: matplotlib takes longer than all the rest."""
+def __getattr__(name: str) -> Any:
+    """Return `cpwl.plot`, which imports matplotlib, or `cpwl.__version__`, when first asked for."""
     if name == "plot":
         import cpwl.plot
 
         return cpwl.plot
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cpwl")
     raise AttributeError(f"module 'cpwl' has no attribute {name!r}")
