@@ -15,9 +15,9 @@ from support import reports
 from torch import nn
 
 import cpwl
+from bridges import validation
 from bridges.cli import group
 from bridges.networks.toys import RADIUS, TOYS, Toy, random_mlp
-from bridges import validation
 
 
 def _save(module, shape, path):
