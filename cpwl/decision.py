@@ -1,4 +1,4 @@
-"""Where outputs are equal, and which output wins: exact boundaries inside the cells.
+"""Boundaries where outputs are equal and regions where one wins, exact inside the cells.
 
 On a cell every output is affine, so its values at the corners say everything: a boundary crosses
 a cell along the segment between two points of its sides, found by linear interpolation, and

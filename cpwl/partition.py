@@ -100,7 +100,7 @@ class Partition:
     unit_base : (num_units,) int32
         Piece of each unit where none of its bits is set: the piece of a unit on a cell is its base
         plus the number of its bits that are set there. In an incomplete partition -1 for the units
-        of stages that were not worked off.
+        of the stages that are missing.
     status : Status
         Whether the partition is complete and proven.
 

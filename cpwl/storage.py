@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and partitions kept as one .npz without pickles."""
+"""Partitions kept as one .npz without pickles."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise ValueError(
             f"Expected a partition ({FORMAT}) in {path}, got a file that does not fit: {error}. "
-            "Subdivide again and write it with cpwl.save_partition(partition, path) of this version of cpwl."
+            "Subdivide again and write it with cpwl.save_partition(partition, path) of this "
+            "version of cpwl."
         ) from error
     if network is not None:
         _check_network(network, shapes, stages, domain, arrays["points"], expected)

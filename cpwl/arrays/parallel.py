@@ -1,4 +1,4 @@
-"""Running a kernel that releases the GIL on all cores."""
+"""A kernel that releases the GIL, run on all cores."""
 
 from __future__ import annotations
 

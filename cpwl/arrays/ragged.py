@@ -1,4 +1,4 @@
-"""Small array helpers that the engine's modules share."""
+"""Rows of different lengths, end to end in one array."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def check_counts(partition: Partition, log: Log) -> Arrangement:
     units = p.bit_unit.reshape(-1, 64)[:, 0]
     first = p.patterns[:, (units >= 0) & (units < network.stage_offsets[1])]
     cells = len(np.unique(first, axis=0))
-    counts = Arrangement("", knots, meets, cells, sum(meets))
+    counts = Arrangement("", knots, meets=meets, cells=cells, expected_cells=sum(meets))
     wrong = np.zeros(int(cells != sum(meets)), np.int64)
     log.add("first stage obeys Zaslavsky's formula", "partition", 1, wrong)
     if network.num_stages > 1:

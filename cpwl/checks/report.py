@@ -1,4 +1,4 @@
-"""Whether a partition is what it says: a tiling of the domain by the cells of its network.
+"""The check that a partition tiles its domain by the cells of its network, and its report.
 
 `check` looks at the stored arrays and at the network only; it knows nothing of how they were made.
 It works in float64 and finds what is wrong by more than rounding; `certify` proves what is right.
@@ -220,8 +220,23 @@ def check(
             knot_error = network.check_knots(p, facets, others, log, tolerances)
             continuity = network.check_continuity(p, facets, log, tolerances)
             output, undecided = network.check_centres(p, cells, log, tolerances)
+    error, smallest, flat = volumes
     return CheckReport(
-        len(p.points), p.num_facets, p.num_cells, faces, euler, *volumes, continuity, output,
-        knot_error, undecided, len(cells), len(facets), arrangement, tuple(log.findings),
-        tolerances,
-    )  # fmt: skip
+        points=len(p.points),
+        facets=p.num_facets,
+        cells=p.num_cells,
+        faces=faces,
+        euler=euler,
+        volume_error=error,
+        smallest_volume=smallest,
+        flat_cells=flat,
+        continuity_error=continuity,
+        output_error=output,
+        knot_error=knot_error,
+        undecided=undecided,
+        sampled_cells=len(cells),
+        sampled_facets=len(facets),
+        arrangement=arrangement,
+        findings=tuple(log.findings),
+        tolerances=tolerances,
+    )

@@ -42,9 +42,9 @@ class Gaussian:
 
     Parameters
     ----------
-    mean : (P,) float64 ndarray
-    covariance : (P, P) float64 ndarray
-        Symmetric and positive definite.
+    mean : (P,) array_like
+    covariance : (P, P) array_like
+        Symmetric and positive definite. Both are copied, read-only.
 
     Raises
     ------
@@ -63,8 +63,8 @@ class Gaussian:
     covariance: Floats
 
     def __post_init__(self) -> None:
-        mean = np.atleast_1d(np.asarray(self.mean, np.float64))
-        covariance = np.atleast_2d(np.asarray(self.covariance, np.float64))
+        mean = np.array(self.mean, np.float64, ndmin=1)
+        covariance = np.array(self.covariance, np.float64, ndmin=2)
         symmetric = covariance.shape == (len(mean), len(mean)) and np.allclose(
             covariance, covariance.T, rtol=1e-10, atol=0
         )
@@ -74,8 +74,9 @@ class Gaussian:
                 f"shapes {mean.shape} and {covariance.shape} with entries {covariance.tolist()}. "
                 "Use Gaussian.standard(slice) for a standard normal latent."
             )
-        object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "covariance", covariance)
+        for name, values in (("mean", mean), ("covariance", covariance)):
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)
 
     @classmethod
     def standard(cls, place: Slice) -> Gaussian:
@@ -168,9 +169,9 @@ def log_prior(partition: Partition, s: Floats, latent: Uniform | Gaussian | None
     corners = partition.domain.corners
     fans = [corners] if partition.dim == 1 else []
     fans += [corners[[0, i, i + 1]] for i in range(1, len(corners) - 1)]
-    whole = integrate_gaussian(_whitened(latent, np.stack(fans)), 1e-12)[:, 0].sum()
+    mass, *_ = integrate_gaussian(_whitened(latent, np.stack(fans)), 1e-12).T
     square = np.square(_whitened(latent, s)).sum(axis=1)
-    scale = partition.dim * math.log(2 * math.pi) / 2 + _log_scale(latent) + math.log(whole)
+    scale = partition.dim * math.log(2 * math.pi) / 2 + _log_scale(latent) + math.log(mass.sum())
     return -square / 2 - scale
 
 

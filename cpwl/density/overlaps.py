@@ -1,4 +1,4 @@
-"""Do images of different cells overlap? What can be decided, and why where it cannot."""
+"""Overlaps of cells' images: what can be decided, and what stands in the way of the rest."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
 def _planes(partition: Partition, outputs: int) -> tuple[Floats, Floats, NDArray[np.int8]]:
     """Return per cell: keys (C, 4), relative slack (C,), orientation (C,) or 0 where squeezed.
 
-    Keys 0 and 1 are random projections of the image's plane (its direction, its position), keys 2
-    and 3 of the map itself. The orientation is the sign of det A where D = P, else 1.
+    The keys are random projections: of the image's plane, its direction and its position; of the
+    map, its slope and its shift. The orientation is the sign of det A where D = P, else 1.
     """
     # fixed, so that the same partition always gets the same answer
     draws = np.random.default_rng(20).standard_normal((6, outputs)) / np.sqrt(outputs)
@@ -129,10 +129,9 @@ def _planes(partition: Partition, outputs: int) -> tuple[Floats, Floats, NDArray
         projected = frame @ draws.T  # (P, n, 6)
         offset = base @ draws.T - np.einsum("pnd,nd,pnk->nk", frame, base, projected)
         size = np.abs(base).max(axis=1) + 1e-300
-        keys[part, 0] = (projected[..., 0] * projected[..., 1]).sum(axis=0)
-        keys[part, 1] = offset[:, 2]
-        keys[part, 2] = (columns @ draws[3]).sum(axis=0)
-        keys[part, 3] = base @ draws[4]
+        direction = (projected[..., 0] * projected[..., 1]).sum(axis=0)
+        slope, shift = (columns @ draws[3]).sum(axis=0), base @ draws[4]
+        keys[part] = np.column_stack([direction, offset[:, 2], slope, shift])
         slack[part] = _ROUNDING * condition * np.maximum(size, 1.0)
         if outputs == dim:
             matrix = columns.transpose(1, 2, 0)
@@ -182,15 +181,16 @@ def _between_planes(
     if vague:
         return "unknown", f"rounding leaves the plane open for {vague} ill-conditioned cells"
     width = np.maximum(slack, tolerance)
+    direction, position, slope, shift = keys.T
     group = np.zeros(len(keys), np.int64)
-    for key in (0, 1, 0):
-        group = _clusters(group, keys[:, key], width)
+    for values in (direction, position, direction):
+        group = _clusters(group, values, width)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     sizes = np.diff(np.append(starts, len(order)))
     shared = np.zeros(len(starts), bool)
-    for key in (2, 3):  # cells that share even the map are disjoint in the plane, as in the domain
-        values = keys[order, key]
+    # cells that share even the map are disjoint in the plane, as in the domain
+    for values in (slope[order], shift[order]):
         spread = np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts)
         scale = np.maximum.reduceat(np.abs(values), starts)
         shared |= spread > tolerance * np.maximum(scale, 1e-300)

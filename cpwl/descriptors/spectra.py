@@ -1,4 +1,4 @@
-"""Descriptors of the cells: singular values, psi, nu, condition number, volumes, delta."""
+"""Singular values of the cells' maps; psi, nu, rank and condition number from them."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def _turn(a: Point, b: Point, c: Point) -> Fraction:
 def _drop_flat_corners(points: Points, corners: Floats) -> tuple[Points, Floats]:
     """Drop corners on a side, and corners that rounding alone has pushed inside one.
 
-    A corner that is exactly convex always stays. One that is meant to lie on a side, like the
-    middle of a slanted edge, may be off it by the rounding of its own coordinates.
+    A corner that is exactly convex always stays. A corner placed on a side, like the middle of a
+    slanted edge, may be off it by the rounding of its own coordinates.
     """
     eps = float(np.finfo(np.float64).eps)
     scale = float(np.abs(corners).max())

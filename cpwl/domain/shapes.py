@@ -1,4 +1,8 @@
-"""Domains by their shape: boxes, polygons, segments, simplices, and more."""
+"""Domains by their shape: boxes, polygons, segments, simplices, and more.
+
+A shape is one function that returns `Domain(corners, slice)`. Shapes that also exist in the
+coordinates of a slice are methods of `Slice`, applied here to all of R^P.
+"""
 
 from __future__ import annotations
 

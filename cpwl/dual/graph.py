@@ -100,8 +100,8 @@ def regions(partition: Partition, *, tolerance: float = 1e-10) -> Regions:
     Examples
     --------
     >>> import cpwl, torch
-    >>> twice = torch.nn.Sequential(torch.nn.LeakyReLU(0.5), torch.nn.LeakyReLU(2.0))  # the identity
-    >>> network = cpwl.Network.from_torch(twice, (2,))
+    >>> identity = torch.nn.Sequential(torch.nn.LeakyReLU(0.5), torch.nn.LeakyReLU(2.0))
+    >>> network = cpwl.Network.from_torch(identity, (2,))
     >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
     >>> partition.num_cells, cpwl.regions(partition).count
     (4, 1)

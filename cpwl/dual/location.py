@@ -1,4 +1,4 @@
-"""The dual of a partition: which cells touch, which carry one map, which holds a point."""
+"""The cell that holds a point: found by its pattern, in an R-tree, or by walking."""
 
 from __future__ import annotations
 

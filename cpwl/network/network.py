@@ -241,8 +241,8 @@ class Network:
     def rounding_error(self, z: Tensor | NDArray[Any], stage: int) -> Tensor:
         """Bound on |computed - exact| of `preactivations`, (n_stage,), valid for every row of z.
 
-        A running error analysis (see `cpwl.network.program.rounding`): one forward pass for the magnitudes, and
-        one pass on a single sample.
+        A running error analysis (see `cpwl.network.program.rounding`): one forward pass for the
+        magnitudes, and one pass on a single sample.
         """
         return error_analysis.rounding_errors(self.program, as_batch(z, self.input_shape), stage)[1]
 
@@ -385,9 +385,16 @@ def _assemble(lowered: Lowered, input_shape: tuple[int, ...]) -> Network:
         offsets.append(offsets[-1] + sum(head.units for head in heads))
     output = program.steps[program.output]
     return Network(
-        input_shape, output.single[1:], offsets[-1], np.array(offsets, np.int64), tuple(groups),
-        lowered.operations, lowered.contests, program, read_matrices(program),
-    )  # fmt: skip
+        input_shape=input_shape,
+        output_shape=output.single[1:],
+        num_units=offsets[-1],
+        stage_offsets=np.array(offsets, np.int64),
+        groups=tuple(groups),
+        operations=lowered.operations,
+        contests=lowered.contests,
+        program=program,
+        matrices=read_matrices(program),
+    )
 
 
 def _knots(

@@ -1,9 +1,10 @@
 """Pictures of partitions with matplotlib.
 
-A partition and one value a cell go in; matplotlib axes, or a GIF, come out. Every function draws into
-`ax` (or a new figure), returns the axes, and neither shows anything nor touches matplotlib's settings.
-Colour maps are viridis and cividis and line colours those of Okabe and Ito, which colour-blind readers
-can tell apart. Imports everything below it; nothing imports it until it is asked for.
+A partition and one value a cell go in; matplotlib axes, or a GIF, come out. Every function draws
+into `ax` (or a new figure) and returns the axes; none shows anything or touches matplotlib's
+settings. Colour maps are viridis and cividis and line colours those of Okabe and Ito, which
+colour-blind readers can tell apart. Imports everything below it; nothing imports it until it is
+asked for.
 """
 
 from cpwl.plot.animation import sweep

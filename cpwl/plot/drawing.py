@@ -1,4 +1,4 @@
-"""What the plots are made of: colour scales, filled cells, knots, frames."""
+"""Parts of a plot: colour scales, filled cells, knots, frames."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def rgba(data: Floats, shades: ScalarMappable) -> Floats:
 def read_cut(
     partition: Partition, cut: str | Sequence[tuple[ArrayLike, float]] | None
 ) -> list[Plane]:
-    """Return the planes that are meant."""
+    """Return the planes of a cut, or raise."""
     if cut is None:
         return []
     if isinstance(cut, str):
@@ -174,7 +174,7 @@ def paint(
     colours: Floats,
     explode: float = 0.0,
 ) -> Painting:
-    """Add to the axes what the cut leaves of the cells; `faces` are `solid_loops.cells(partition)`."""
+    """Add to the axes what the cut leaves of the cells, whose `faces` `solid_loops.cells` gives."""
     left = solid_loops.cut_open(faces, planes)
     inner = np.all(partition.facet_cells >= 0, axis=1)
     hidden = (left.facet >= 0) & inner[left.facet]

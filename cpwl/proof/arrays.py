@@ -1,4 +1,4 @@
-"""Whether a partition's arrays fit together: numbers in range, facets and cells agreeing."""
+"""Agreement of a partition's arrays: numbers in range, facets and cells that name one another."""
 
 from __future__ import annotations
 

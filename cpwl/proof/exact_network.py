@@ -1,4 +1,4 @@
-"""What a proof knows of a network: four kinds of steps with float64 coefficients, as plain data.
+"""A network in a proof: four kinds of steps with float64 coefficients, as plain data.
 
 Value 0 is the flat input; value i + 1 is what step i makes. Float64 numbers are rationals, so this
 is an exact description, and all that a proof needs of the network.

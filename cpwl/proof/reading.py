@@ -113,9 +113,24 @@ class _Reading:
             )
             both = self.add(Affine(parts, np.zeros(2 * n)), name)
             match = np.arange(n)
-            made: Step = Contest(both, first + match, match, n + match, 2 * n + match, bend.largest)
+            made: Step = Contest(
+                source=both,
+                units=first + match,
+                left=match,
+                right=n + match,
+                outputs=2 * n + match,
+                largest=bend.largest,
+            )
         elif isinstance(bend, Triangle):
-            made = Wave(operands[0], first, n, bend.period, bend.phase, bend.scale, bend.offset)
+            made = Wave(
+                source=operands[0],
+                first_unit=first,
+                size=n,
+                period=bend.period,
+                phase=bend.phase,
+                scale=bend.scale,
+                offset=bend.offset,
+            )
         else:
             assert isinstance(bend, Pointwise)
             tables = (
@@ -155,9 +170,13 @@ class _Reading:
             played += len(a)
         outputs = node[bend.final.numpy()]
         return Contest(
-            self.place[arg.index], np.concatenate(units), np.concatenate(left),
-            np.concatenate(right), outputs, bend.largest,
-        )  # fmt: skip
+            source=self.place[arg.index],
+            units=np.concatenate(units),
+            left=np.concatenate(left),
+            right=np.concatenate(right),
+            outputs=outputs,
+            largest=bend.largest,
+        )
 
     def finish(self, network: Network) -> ExactNetwork:
         """Drop what no unit depends on; of it, a hash is left."""

@@ -1,4 +1,4 @@
-"""What an exported graph's nodes say about themselves: names, shapes, batch axes."""
+"""Names, shapes and batch axes of an exported graph's nodes."""
 
 from __future__ import annotations
 

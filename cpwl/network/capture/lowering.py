@@ -1,4 +1,4 @@
-"""From an exported ATen graph to a `Program`: fold constants, classify, number stages and units."""
+"""An exported ATen graph as a `Program`: folded, classified, stages and units numbered."""
 
 from __future__ import annotations
 
@@ -263,9 +263,18 @@ def _append_rewrite(
     bends = False
     for function, rest in rule.calls:
         args = (x, *rest)
-        data = (True, *[False] * len(rest))
         shape = example_shape(node)
-        call = Call(packet_name(function), function, args, {}, data, (shape,), (0,), shape, ())
+        call = Call(
+            name=packet_name(function),
+            function=function,
+            args=args,
+            kwargs={},
+            data=(True, *[False] * len(rest)),
+            shapes=(shape,),
+            batch_axes=(0,),
+            out_shape=shape,
+            list_data=(),
+        )
         sub = nonlinear_rule(call) or affine_rule(call)
         if isinstance(sub, Bend):
             bends = True
@@ -283,7 +292,14 @@ def _append_rewrite(
 def _append_wave(builder: _Builder, node: Node, place: str, wave: Wave) -> None:
     x = _value(builder, wave.x)
     shape = single_shape(node)[0][1:]
-    triangle = Triangle("triangle", (shape,), wave.period, wave.phase, wave.scale, wave.offset)
+    triangle = Triangle(
+        kind="triangle",
+        shapes=(shape,),
+        period=wave.period,
+        phase=wave.phase,
+        scale=wave.scale,
+        offset=wave.offset,
+    )
     builder.operations.append(Operation(place, "triangle wave", "cpwl"))
     builder.value[node] = _append_bend(builder, node, place, "triangle wave", Bend(triangle, (x,)))
 
@@ -350,10 +366,16 @@ def _describe(
             shapes.append(None)
             axes.append(None)
     return Call(
-        name, function, args, kwargs,
-        tuple(_is_data(builder, arg) for arg in args), tuple(shapes), tuple(axes),
-        example_shape(node), tuple(_is_data(builder, item) for item in first),
-    )  # fmt: skip
+        name=name,
+        function=function,
+        args=args,
+        kwargs=kwargs,
+        data=tuple(_is_data(builder, arg) for arg in args),
+        shapes=tuple(shapes),
+        batch_axes=tuple(axes),
+        out_shape=example_shape(node),
+        list_data=tuple(_is_data(builder, item) for item in first),
+    )
 
 
 def _value(builder: _Builder, arg: Any) -> Any:
@@ -380,11 +402,17 @@ def _step(
 ) -> Step:  # fmt: skip
     used = tuple(dict.fromkeys(references([*args, *kwargs.values()])))
     data = tuple(index for index in used if _is_data(builder, Ref(index)))
-    return Step(place, target, kind, function, args, kwargs, used, data, single, leading, **rest)
+    return Step(
+        name=place, target=target, kind=kind, function=function, args=args, kwargs=kwargs,
+        inputs=used, data=data, single=single, leading=leading, **rest,
+    )  # fmt: skip
 
 
 def _input_step(shape: tuple[int, ...]) -> Step:
-    return Step("input", "input", "input", lambda: None, (), {}, (), (), (1, *shape[1:]), True)
+    return Step(
+        name="input", target="input", kind="input", function=lambda: None, args=(), kwargs={},
+        inputs=(), data=(), single=(1, *shape[1:]), leading=True,
+    )  # fmt: skip
 
 
 def _append(builder: _Builder, step: Step, stage: int | None = None) -> Ref:

@@ -30,7 +30,14 @@ def number_units(steps: tuple[Step, ...], last_stage: Sequence[int], output: int
             first_unit[head.step, head.round] = unit
             unit += head.units
         plans.append(_stage_plan(steps, stage))
-    return Program(steps, output, heads, tuple(plans), output_plan, first_unit)
+    return Program(
+        steps=steps,
+        output=output,
+        heads=heads,
+        stage_plans=tuple(plans),
+        output_plan=output_plan,
+        first_unit=first_unit,
+    )
 
 
 def _stage_plan(steps: tuple[Step, ...], stage: tuple[Head, ...]) -> Plan:

@@ -17,6 +17,7 @@ from torch import Tensor
 from cpwl.arrays import Ints
 from cpwl.network.capture.affine_operations import Call, NotPiecewiseLinear
 from cpwl.network.program import (
+    Coefficient,
     Extremum,
     Nonlinearity,
     Pointwise,
@@ -72,9 +73,27 @@ def _shape(call: Call) -> tuple[int, ...]:
     return tuple(call.out_shape[1:])
 
 
-def _relu(call: Call) -> Bend:
-    bend = Pointwise("relu", (_shape(call),), (0.0,), (0.0, 1.0), (0.0, 0.0), torch.relu)
+def _bent(
+    call: Call,
+    kind: str,
+    below: Coefficient,
+    function: Callable[[Tensor], Tensor],
+    knot: Coefficient = 0.0,
+) -> Bend:
+    """Return an operation of slope `below` up to its knot at 0 and of slope 1 beyond."""
+    bend = Pointwise(
+        kind=kind,
+        shapes=(_shape(call),),
+        points=(knot,),
+        slopes=(below, 1.0),
+        offsets=(0.0, 0.0),
+        function=function,
+    )
     return Bend(bend, call.args[:1])
+
+
+def _relu(call: Call) -> Bend:
+    return _bent(call, "relu", 0.0, torch.relu)
 
 
 def _leaky(call: Call) -> Bend | Rewrite:
@@ -87,11 +106,7 @@ def _leaky(call: Call) -> Bend | Rewrite:
         slope = float(_argument(call, 1, "negative_slope", 0.01))
     if slope == 1.0:
         return Rewrite(())
-    bend = Pointwise(
-        "leaky_relu", (_shape(call),), (0.0,), (slope, 1.0), (0.0, 0.0),
-        lambda x: torch.nn.functional.leaky_relu(x, slope),
-    )  # fmt: skip
-    return Bend(bend, call.args[:1])
+    return _bent(call, "leaky_relu", slope, lambda x: torch.nn.functional.leaky_relu(x, slope))
 
 
 def _prelu(call: Call) -> Bend | Rewrite:
@@ -103,11 +118,7 @@ def _prelu(call: Call) -> Bend | Rewrite:
         return Rewrite(())
     slope = weight.reshape(-1, *[1] * (len(shape) - 1))
     zero = torch.where(slope == 1, inf, 0.0).to(torch.float64)
-    bend = Pointwise(
-        "prelu", (shape,), (zero,), (slope, 1.0), (0.0, 0.0),
-        lambda x: torch.where(x > 0, x, slope * x),
-    )  # fmt: skip
-    return Bend(bend, call.args[:1])
+    return _bent(call, "prelu", slope, lambda x: torch.where(x > 0, x, slope * x), zero)
 
 
 def _end(call: Call, position: int, name: str) -> Any:
@@ -146,8 +157,7 @@ def _clamp(call: Call) -> Bend | Rewrite:
 
 
 def _abs(call: Call) -> Bend:
-    bend = Pointwise("abs", (_shape(call),), (0.0,), (-1.0, 1.0), (0.0, 0.0), torch.abs)
-    return Bend(bend, call.args[:1])
+    return _bent(call, "abs", -1.0, torch.abs)
 
 
 def _threshold(call: Call) -> Bend:

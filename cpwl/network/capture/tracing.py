@@ -1,4 +1,4 @@
-"""From an `nn.Module` to an exported ATen graph in float64, without touching the module."""
+"""The ATen graph of an `nn.Module`, exported in float64; the module itself stays untouched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recognise periodic triangle waves in an ATen graph.
+"""Periodic triangle waves in an ATen graph.
 
 A floor or a remainder jumps and a sine bends, but some of their compositions are continuous
 piecewise linear. With t(x) = alpha x + beta + gamma floor(a x + b), the absolute value |t| is

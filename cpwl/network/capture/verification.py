@@ -1,4 +1,4 @@
-"""What a capture must pass before it is handed out: it is compared with the module it came from."""
+"""The comparison of a capture with its module, without which no `Network` is handed out."""
 
 from __future__ import annotations
 

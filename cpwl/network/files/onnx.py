@@ -1,4 +1,4 @@
-"""Read ONNX models (extra ``cpwl[onnx]``): one torch call per node.
+"""ONNX models (extra ``cpwl[onnx]``) as torch modules: one torch call per node.
 
 onnx2torch would do, but it imports torchvision for operations that no CPWL network has, and
 torchvision's wheels do not load beside a CPU build of torch. ONNX itself only parses here.

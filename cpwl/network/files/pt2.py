@@ -1,4 +1,4 @@
-"""Read .pt2 archives (`torch.export.save`) without running anything they contain.
+""".pt2 archives (`torch.export.save`) as torch modules; nothing that they contain is run.
 
 `torch.export.load` unpickles weights, constants and example inputs with `weights_only=False` and
 evaluates expressions, so an archive can execute code. Here the archive is a zip file with a JSON

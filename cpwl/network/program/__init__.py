@@ -15,6 +15,7 @@ from cpwl.network.program.max_pooling import (
     strided_windows,
 )
 from cpwl.network.program.nonlinearities import (
+    Coefficient,
     Extremum,
     Nonlinearity,
     Pointwise,
@@ -39,6 +40,7 @@ from cpwl.network.program.rounding import Rounding, absolute, gamma
 
 __all__ = [
     "Analysis",
+    "Coefficient",
     "Extremum",
     "Head",
     "Matrices",

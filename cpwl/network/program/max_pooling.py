@@ -176,9 +176,16 @@ def make_tournament(
         first += units
     final = torch.from_numpy(candidates[rows, 0])
     tournament = Tournament(
-        kind, tuple(shapes), native, largest, tuple(left), tuple(right), tuple(passing), final,
-        out_shape,
-    )  # fmt: skip
+        kind=kind,
+        shapes=tuple(shapes),
+        native=native,
+        largest=largest,
+        left=tuple(left),
+        right=tuple(right),
+        passing=tuple(passing),
+        final=final,
+        out_shape=out_shape,
+    )
     return tournament, tuple(contests)
 
 

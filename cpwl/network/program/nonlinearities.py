@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Protocol
 
@@ -32,20 +33,40 @@ class Nonlinearity(Protocol):
     """What the engine needs to know about a CPWL operation."""
 
     @property
-    def kind(self) -> str: ...
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]: ...
+    def kind(self) -> str:
+        """The name that `UnitGroup` shows."""
+        ...
 
-    def forward(self, *inputs: Any) -> Tensor: ...
-    def switching(
-        self, inputs: Sequence[Any], round: int, held: Sequence[Tensor] = ()
-    ) -> Tensor: ...
-    def breaks(self, round: int) -> tuple[Tensor, ...]: ...
-    def select(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor: ...
-    def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError: ...
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the units of one sample, one for each round."""
+        ...
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Apply the operation."""
+        ...
+
+    def switching(self, inputs: Sequence[Any], round: int, held: Sequence[Tensor] = ()) -> Tensor:
+        """Return the switching functions of a round; `held` are the pieces of those before."""
+        ...
+
+    def breaks(self, round: int) -> tuple[Tensor, ...]:
+        """Breakpoints of a round, one tensor of its shape for each knot."""
+        ...
+
+    def select(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
+        """Apply the affine map of the given pieces."""
+        ...
+
+    def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
+        """Bound the error of the result."""
+        ...
+
     def switching_error(
         self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor], round: int
-    ) -> MaybeError: ...
+    ) -> MaybeError:
+        """Bound the error of the switching functions of a round."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +267,7 @@ def clamp_pieces(
             high_end = None if high_end is None else torch.as_tensor(high_end, dtype=x.dtype)
         return torch.clamp(x, low_end, high_end)  # type: ignore[arg-type]
 
+    made = partial(Pointwise, kind=kind, shapes=(shape,), function=function)
     if isinstance(below, Tensor) or isinstance(above, Tensor):
         lower = torch.as_tensor(below, dtype=torch.float64)
         upper = torch.as_tensor(above, dtype=torch.float64)
@@ -254,14 +276,14 @@ def clamp_pieces(
         floor_ = torch.where(constant, upper, lower)
         never = torch.full_like(upper, inf)
         points = (torch.where(constant, never, lower), torch.where(constant, never, upper))
-        return Pointwise(kind, (shape,), points, (0.0, 1.0, 0.0), (floor_, 0.0, upper), function)
+        return made(points=points, slopes=(0.0, 1.0, 0.0), offsets=(floor_, 0.0, upper))
     if below >= above:
-        return Pointwise(kind, (shape,), (inf,), (0.0, 1.0), (float(above), 0.0), function)
+        return made(points=(inf,), slopes=(0.0, 1.0), offsets=(float(above), 0.0))
     if low is None:
-        return Pointwise(kind, (shape,), (above,), (1.0, 0.0), (0.0, above), function)
+        return made(points=(above,), slopes=(1.0, 0.0), offsets=(0.0, above))
     if high is None:
-        return Pointwise(kind, (shape,), (below,), (0.0, 1.0), (below, 0.0), function)
-    return Pointwise(kind, (shape,), (below, above), (0.0, 1.0, 0.0), (below, 0.0, above), function)
+        return made(points=(below,), slopes=(0.0, 1.0), offsets=(below, 0.0))
+    return made(points=(below, above), slopes=(0.0, 1.0, 0.0), offsets=(below, 0.0, above))
 
 
 def _spread(value: Coefficient, shape: tuple[int, ...]) -> Tensor:

@@ -95,7 +95,7 @@ class Program:
     heads: tuple[tuple[Head, ...], ...]
     stage_plans: tuple[Plan, ...]
     output_plan: Plan
-    first_unit: dict[tuple[int, int], int] = field(repr=False)
+    first_unit: Mapping[tuple[int, int], int] = field(repr=False)
 
 
 def references(value: Any) -> list[int]:
