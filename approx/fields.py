@@ -1,4 +1,4 @@
-"""Descriptors over the plane through three latents, and along a path of them."""
+"""Descriptors over the plane through three latents, and along a path of latents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["along", "field", "latents_at"]
 
-_AT_A_TIME = 64  # latents of the plane that are made in advance
+_AT_A_TIME = 64  # latents of the plane made in advance
 
 
 def field(
@@ -66,6 +66,16 @@ def field(
     -----
     Cost: u times v latents of `describe`. Maps after A. I. Humayun et al., "What secrets do your
     manifolds hold?", 2024, figure 5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import field
+    >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    >>> anchors = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    >>> maps = field(decoder, anchors, 6, margin=0, neighbourhood=(2, 0.1), progress=False)
+    >>> dict(maps.psi.sizes), maps.u.values.round(2).tolist()
+    ({'v': 3, 'u': 6}, [0.17, 0.5, 0.83, 1.17, 1.5, 1.83])
     """
     xr = imported("xarray")
     given = anchors if isinstance(anchors, Tensor) else torch.stack(list(anchors))
@@ -134,6 +144,19 @@ def along(
         If xarray is not installed.
 
     Other exceptions are those of `describe`.
+
+    Notes
+    -----
+    Cost: T latents of `describe`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import along
+    >>> path = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])
+    >>> curve = along(torch.nn.Linear(2, 4), path, neighbourhood=None, progress=False)
+    >>> curve.psi.dims, curve.distance.values.tolist()
+    (('step',), [0.0, 5.0, 6.0])
     """
     xr = imported("xarray")
     given = path if isinstance(path, Tensor) else torch.stack(list(path))
@@ -187,6 +210,15 @@ def latents_at(
     ------
     ValueError
         A dataset that holds no latents.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import along, latents_at
+    >>> path = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    >>> curve = along(torch.nn.Linear(2, 4), path, neighbourhood=None, progress=False)
+    >>> latents_at(curve, [1])
+    tensor([[3., 4.]])
     """
     chosen = np.asarray(indices, dtype=np.int64)
     if "basis" in dataset:

@@ -1,8 +1,9 @@
-"""Counting the knots of what enters each layer: by derivatives, or by signs at vertices."""
+"""Counts of the knots of each layer: by derivatives, or by signs at vertices."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from approx.complexity.watching import Entering
 __all__ = ["ByDerivatives", "BySigns", "NotBatchFirst"]
 
 
-class NotBatchFirst(Exception):  # noqa: N818 - a signal between the two, not an error
+class NotBatchFirst(Exception):  # noqa: N818 - a signal to the caller, not an error
     """The first dimension of an activation is not the batch: try `fewer` latents at a time."""
 
     def __init__(self, layer: str, shape: torch.Size, fewer: int) -> None:
@@ -67,7 +68,7 @@ def _wide(like: Tensor) -> torch.dtype:
 
 
 class _Counting:
-    """What both ways share: layers in the order of execution, and how well h is known."""
+    """Layers in the order of execution and the rounding error of h, which both ways share."""
 
     def __init__(self, batch: int, roundings: float) -> None:
         self.batch, self.roundings = batch, roundings
@@ -218,9 +219,9 @@ class BySigns(_Counting):
         return [close.sum(1) for close in self.open]
 
 
-def other_layers(expected: list[str], got: list[str]) -> str:
+def other_layers(expected: Sequence[str], got: Sequence[str]) -> str:
     """Message for decoders whose Python branches on values."""
     return (
-        f"Expected the same layers for every latent, got {got} after {expected}: "
+        f"Expected the same layers for every latent, got {list(got)} after {list(expected)}: "
         "a decoder that branches on its values has no fixed set of units to count"
     )

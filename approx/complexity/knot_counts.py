@@ -1,4 +1,4 @@
-"""Knots near a latent: the cheap proxy of local complexity, for networks of any size."""
+"""Knots near a latent: the proxy of local complexity for networks of any size."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from torch import Tensor
 
 from approx.complexity.counting import NotBatchFirst, other_layers
 from approx.complexity.passes import (
-    Options,
     Part,
+    Sizes,
     by_derivatives,
     by_signs,
     fitting,
     refuse_scripts,
     too_large,
 )
-from approx.decoder import out_of_memory, prepare, session
+from approx.decoder import Prepared, out_of_memory, prepare, session
 
 __all__ = ["Knots", "knots", "neighbourhood"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Knots:
     """Knots that meet the cross-polytope {z + sum_p c_p b_p : sum_p |c_p| < radius} at B latents.
+
+    `knots` makes it. Tensors are on the latents' device.
 
     Attributes
     ----------
@@ -67,9 +69,18 @@ class Knots:
     passes : int
         Cost in forward passes: 1 + P for "jvp", 2 P for "hull".
     dtype : torch.dtype
-        What h was computed in.
+        The dtype in which h was computed.
     passed_over : tuple of str
         Bends and jumps that ran and are no units here (softmax, sigmoid, tanh, comparisons, ...).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import knots
+    >>> found = knots(lambda z: z.relu(), torch.tensor([[0.05, 3.0], [2.0, 3.0]]), radius=0.2,
+    ...               directions=torch.eye(2))
+    >>> found.count.tolist(), found.layers, found.units.tolist()
+    ([1, 0], ('relu',), [2])
     """
 
     count: Tensor
@@ -103,19 +114,31 @@ def neighbourhood(
     latent_shape : tuple of int
         Shape of one latent, of d coordinates.
     directions : int
-        P, at most d.
+        P, between 1 and d.
     generator : torch.Generator, optional
         A CPU generator; without one, the generator with seed 0.
 
     Returns
     -------
     Tensor
-        (P, d).
+        (P, d), orthonormal rows.
 
     Raises
     ------
     ValueError
         If P is below one or larger than the latent.
+
+    Notes
+    -----
+    QR factorisation of a Gaussian matrix, signs fixed (Mezzadri 2007). Cost: O(d P^2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import neighbourhood
+    >>> basis = neighbourhood((4, 8, 8), 3)
+    >>> basis.shape, torch.allclose(basis @ basis.T, torch.eye(3).double())
+    (torch.Size([3, 256]), True)
     """
     size = math.prod(latent_shape)
     if not 1 <= directions <= size:
@@ -185,7 +208,7 @@ def knots(
         float32 in every decoder measured (TAEF2's 34 layers among them). It does not see a
         normalisation that subtracts a mean much larger than what it leaves; float64 settles it.
     batch : int or "auto"
-        Latents run at a time; by the free memory without it. Halved when memory runs out.
+        Latents in one pass; "auto" goes by the free memory. Halved when memory runs out.
 
     Returns
     -------
@@ -203,13 +226,21 @@ def knots(
 
     Notes
     -----
-    Time: 1 + P forward passes for "jvp", 2 P for "hull". Memory: 1 + P times that of a forward pass
-    without a graph for "jvp". The first dimension of every activation must be the batch; where it
-    is not, latents are run one at a time.
+    Time per latent: 1 + P forward passes for "jvp", 2 P for "hull". Memory: 1 + P times that of a
+    forward pass without a graph for "jvp". The first dimension of every activation must be the
+    batch; where it is not, latents are run one at a time.
 
     Criterion and delta_soft after T. Zaslavsky, "Facing up to arrangements", 1975 (the bound), and
     A. I. Humayun et al., "What secrets do your manifolds hold?", 2024 (the neighbourhood and the
     hull).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import knots
+    >>> found = knots(torch.nn.ReLU(), torch.tensor([[0.05, 3.0]]), radius=0.2, directions=2)
+    >>> found.count.tolist(), found.undecided.tolist(), found.passes
+    ([1], [0], 3)
     """
     prepared = prepare(decoder, z, output=output, dtype=dtype)
     refuse_scripts(prepared)
@@ -222,8 +253,21 @@ def knots(
         raise ValueError(f"Expected batch as a positive integer or 'auto', got {batch}.")
     basis = _directions(directions, z, generator).to(device=z.device, dtype=prepared.dtype)
     z = z.detach().to(prepared.dtype)
+    sizes = Sizes(radius, window, roundings)
+    parts = _in_batches(prepared, z, basis, sizes, method, batch)
+    return _joined(parts, prepared, basis, sizes, method)
+
+
+def _in_batches(
+    prepared: Prepared,
+    z: Tensor,
+    basis: Tensor,
+    sizes: Sizes,
+    method: str,
+    batch: int | Literal["auto"],
+) -> list[Part]:
+    """Count batch after batch, in smaller ones where memory or an activation's layout asks."""
     count = by_derivatives if method == "jvp" else by_signs
-    options = Options(radius, window, roundings)
     parts: list[Part] = []
     # the first latent alone says what one takes
     step, start = (1 if batch == "auto" else batch), 0
@@ -231,7 +275,7 @@ def knots(
         chunk = z[start : start + step]
         try:
             with session(prepared), torch.no_grad():
-                parts.append(count(prepared, chunk, basis, options))
+                parts.append(count(prepared, chunk, basis, sizes))
         except NotBatchFirst as layout:
             step, batch = layout.fewer, layout.fewer
             continue
@@ -245,6 +289,13 @@ def knots(
         start += len(chunk)
         if batch == "auto":
             step = fitting(parts[0], prepared, 1 + len(basis) if method == "jvp" else 2)
+    return parts
+
+
+def _joined(
+    parts: list[Part], prepared: Prepared, basis: Tensor, sizes: Sizes, method: str
+) -> Knots:
+    """Join the batches' counts, which must be of the same layers."""
     first = parts[0]
     for part in parts:
         if part.layers != first.layers:
@@ -256,14 +307,14 @@ def knots(
         count=total,
         undecided=torch.cat([part.undecided for part in parts]),
         per_layer=per_layer,
-        layers=tuple(first.layers),
+        layers=first.layers,
         units=torch.tensor(first.units),
         density=torch.cat([part.density for part in parts]),
         soft=torch.cat([part.soft for part in parts]),
         zaslavsky=torch.tensor(cells, dtype=torch.float64),
-        radius=radius,
-        window=window,
-        roundings=roundings,
+        radius=sizes.radius,
+        window=sizes.window,
+        roundings=sizes.roundings,
         directions=basis,
         method=method,
         products=size if method == "jvp" else 0,

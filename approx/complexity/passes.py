@@ -1,4 +1,4 @@
-"""Forward passes of a decoder that count its knots, and what stands in their way."""
+"""Forward passes of a decoder that count its knots; how many latents fit in one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from approx.complexity.watching import Watch, watched
 from approx.decoder import LIVE, SHARE, Prepared, check_output, deterministic, free_bytes, sized
 
 __all__ = [
-    "Options",
     "Part",
+    "Sizes",
     "by_derivatives",
     "by_signs",
     "fitting",
@@ -24,20 +24,20 @@ __all__ = [
 ]
 
 
-class Options(NamedTuple):
-    """Sizes, as `knots` has them."""
+class Sizes(NamedTuple):
+    """Lengths of the criterion, as `knots` documents them."""
 
     radius: float
     window: float
     roundings: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Counts of some latents."""
+    """Counts of some latents: the fields of `Knots` by these names, `count` by layer."""
 
-    layers: list[str]
-    units: list[int]
+    layers: tuple[str, ...]
+    units: tuple[int, ...]
     count: Tensor
     undecided: Tensor
     density: Tensor
@@ -77,9 +77,9 @@ def too_large(error: BaseException, prepared: Prepared, method: str, size: int) 
     )
 
 
-def by_derivatives(prepared: Prepared, z: Tensor, basis: Tensor, options: Options) -> Part:
+def by_derivatives(prepared: Prepared, z: Tensor, basis: Tensor, sizes: Sizes) -> Part:
     """Count by one forward pass that carries all tangents."""
-    counting = ByDerivatives(len(z), *options)
+    counting = ByDerivatives(len(z), *sizes)
     tangents = basis.reshape(-1, 1, *z.shape[1:]).expand(-1, *z.shape)
 
     def along(tangent: Tensor) -> Tensor:
@@ -92,21 +92,21 @@ def by_derivatives(prepared: Prepared, z: Tensor, basis: Tensor, options: Option
     check_output(decoded, z)
     _require_units(counting.layers, watch)
     return Part(
-        counting.layers,
-        counting.units,
-        torch.stack(counting.counts, 1),
-        torch.stack(counting.undecided, 1).sum(1),
-        torch.stack(counting.density, 1).sum(1),
-        torch.stack(counting.soft, 1).sum(1),
-        tuple(watch.passed_over),
+        layers=tuple(counting.layers),
+        units=tuple(counting.units),
+        count=torch.stack(counting.counts, 1),
+        undecided=torch.stack(counting.undecided, 1).sum(1),
+        density=torch.stack(counting.density, 1).sum(1),
+        soft=torch.stack(counting.soft, 1).sum(1),
+        passed_over=tuple(watch.passed_over),
     )
 
 
-def by_signs(prepared: Prepared, z: Tensor, basis: Tensor, options: Options) -> Part:
+def by_signs(prepared: Prepared, z: Tensor, basis: Tensor, sizes: Sizes) -> Part:
     """Count by a forward pass at each vertex."""
-    counting = BySigns(len(z), options.roundings)
+    counting = BySigns(len(z), sizes.roundings)
     passed_over: dict[str, None] = {}
-    steps = options.radius * basis.reshape(-1, *z.shape[1:])
+    steps = sizes.radius * basis.reshape(-1, *z.shape[1:])
     for step in torch.stack([steps, -steps], 1).flatten(0, 1):
         counting.next_vertex()
         vertex = z + step
@@ -120,13 +120,13 @@ def by_signs(prepared: Prepared, z: Tensor, basis: Tensor, options: Options) -> 
         passed_over.update(watch.passed_over)
     unknown = torch.full((len(z),), math.nan, dtype=z.dtype, device=z.device)
     return Part(
-        counting.layers,
-        counting.units,
-        torch.stack(counting.counts, 1),
-        torch.stack(counting.undecided, 1).sum(1),
-        unknown,
-        unknown,
-        tuple(passed_over),
+        layers=tuple(counting.layers),
+        units=tuple(counting.units),
+        count=torch.stack(counting.counts, 1),
+        undecided=torch.stack(counting.undecided, 1).sum(1),
+        density=unknown,
+        soft=unknown,
+        passed_over=tuple(passed_over),
     )
 
 

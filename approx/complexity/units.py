@@ -1,20 +1,22 @@
-"""What the units of an executed torch function are: where their knots lie, how they curve.
+"""The table of torch functions that bend: where the knots of their units lie, how they curve.
 
-A network is watched while it runs (`approx.knots`), and every torch function it calls is looked up
-here by the name of its ATen operation, so `nn.ReLU()`, `F.relu`, `x.relu_()` and
-`torch.ops.aten.relu.default` are one entry.
+`knots` watches a decoder run and looks every torch function up in `TABLE` by the name of its ATen
+operation, so `nn.ReLU()`, `F.relu`, `x.relu_()` and `torch.ops.aten.relu.default` are one entry. A
+new operation is one entry, with the reader that it names.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu, softplus
 
-__all__ = ["PASSED_OVER", "Units", "find_units", "operation_name", "written_out_silu"]
+__all__ = ["TABLE", "Operation", "Units", "find_units", "operation_name", "written_out_silu"]
 
 Curvature = Callable[[Tensor], Tensor]
 
@@ -34,6 +36,16 @@ class Units(NamedTuple):
     smallest: bool = False
 
 
+class Operation(NamedTuple):
+    """One torch function: how its units are read off a call."""
+
+    # from its arguments to its units, or to None for a call that has none; no reader for a bend or
+    # jump that is no unit here: the result names it, so that nothing goes unsaid
+    units: Callable[..., Units | None] | None
+    # the same by functions that vmap knows under forward mode, where it has no rule of its own
+    written_out: Callable[..., Tensor] | None = None
+
+
 def operation_name(function: Callable[..., Any]) -> str:
     """Name of the ATen operation behind any spelling of it, without in-place underscores."""
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
@@ -44,7 +56,7 @@ def operation_name(function: Callable[..., Any]) -> str:
 
 def find_units(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Units | None:
     """Units of a call of the operation `name`, or None where it has none."""
-    reader = _READERS.get(name)
+    reader = TABLE[name].units if name in TABLE else None
     if reader is None:
         return None
     named = {"input" if key == "self" else key: value for key, value in kwargs.items()}
@@ -54,20 +66,20 @@ def find_units(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Uni
 # ---------------------------------------------------------------------------- pieces
 
 
-def _at_zero(input: Tensor, *_: Any, **__: Any) -> Units:
-    return Units(input)
+def _at(*knots: float, curvature: Curvature | None = None) -> Callable[..., Units]:
+    def read(input: Tensor, *_: Any, **__: Any) -> Units:
+        return Units(input, knots, curvature)
+
+    return read
 
 
-def _relu6(input: Tensor, *_: Any, **__: Any) -> Units:
-    return Units(input, (0.0, 6.0))
+def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
+    return leaky_relu(x, (lower + upper) / 2)
 
 
-def _about_three(input: Tensor, *_: Any, **__: Any) -> Units:
-    return Units(input, (-3.0, 3.0))
-
-
-def _hardswish(input: Tensor, *_: Any, **__: Any) -> Units:
-    return Units(input, (-3.0, 3.0), lambda h: ((h > 0) & (h < 6)).to(h.dtype) / 3)
+def _hardswish_curvature(h: Tensor) -> Tensor:
+    # h is shifted by the first knot
+    return ((h > 0) & (h < 6)).to(h.dtype) / 3
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, *_: Any, **__: Any):
@@ -130,10 +142,6 @@ def _silu_curvature(h: Tensor) -> Tensor:
     return gate * (1 - gate) * (2 + h * (1 - 2 * gate))
 
 
-def _silu(input: Tensor, *_: Any, **__: Any) -> Units:
-    return Units(input, curvature=_silu_curvature)
-
-
 def written_out_silu(x: Tensor, scale: float) -> Units:
     """Units of x sigmoid(scale x) = silu(scale x) / scale."""
     return Units(x, curvature=lambda h: scale * _silu_curvature(scale * h))
@@ -174,13 +182,14 @@ def _log_sigmoid(input: Tensor, *_: Any, **__: Any) -> Units:
     return _softplus(input)
 
 
-def _mish(input: Tensor, *_: Any, **__: Any) -> Units:
-    def curvature(h: Tensor) -> Tensor:
-        gate, height = torch.sigmoid(h), torch.tanh(torch.nn.functional.softplus(h))
-        room = 1 - height**2
-        return room * (2 * gate + h * (gate * (1 - gate) - 2 * height * gate**2))
+def _mish(x: Tensor) -> Tensor:
+    return x * torch.tanh(softplus(x))
 
-    return Units(input, curvature=curvature)
+
+def _mish_curvature(h: Tensor) -> Tensor:
+    gate, height = torch.sigmoid(h), torch.tanh(softplus(h))
+    room = 1 - height**2
+    return room * (2 * gate + h * (gate * (1 - gate) - 2 * height * gate**2))
 
 
 # ---------------------------------------------------------------------------- pooling
@@ -267,56 +276,64 @@ def _extremum(smallest: bool) -> Callable[..., Units | None]:
     return read
 
 
-_READERS: dict[str, Callable[..., Units | None]] = {
-    **dict.fromkeys(("relu", "leaky_relu", "rrelu", "prelu", "abs", "absolute"), _at_zero),
-    "relu6": _relu6,
-    "hardsigmoid": _about_three,
-    "hardswish": _hardswish,
-    "hardtanh": _hardtanh,
-    **dict.fromkeys(("hardshrink", "softshrink"), _shrink),
-    "threshold": _threshold,
-    **dict.fromkeys(("clamp", "clip"), _clamp),
-    "clamp_min": _clamp_min,
-    "clamp_max": _clamp_max,
-    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), _two),
-    **dict.fromkeys(("max", "amax"), _extremum(smallest=False)),
-    **dict.fromkeys(("min", "amin"), _extremum(smallest=True)),
-    "elu": _elu,
-    "selu": _selu,
-    "celu": _celu,
-    "silu": _silu,
-    "gelu": _gelu,
-    **dict.fromkeys(("erf", "special_erf"), _erf),
-    "softplus": _softplus,
-    **dict.fromkeys(("log_sigmoid", "logsigmoid", "log_sigmoid_forward"), _log_sigmoid),
-    "mish": _mish,
-    **{
-        f"{name}{end}": reader(dimensions)
-        for dimensions in (1, 2, 3)
-        for end in ("", "_with_indices")
-        for name, reader in (
-            (f"max_pool{dimensions}d", _max_pool),
-            (f"adaptive_max_pool{dimensions}d", _adaptive_max_pool),
-        )
-    },
-    **{
-        name: _unsupported(name)
-        for name in (
-            *("fractional_max_pool2d", "fractional_max_pool2d_with_indices"),
-            *("fractional_max_pool3d", "fractional_max_pool3d_with_indices"),
-            *("rnn_relu", "rnn_relu_cell"),
-        )
-    },
-}
+# ---------------------------------------------------------------------------- the table
 
-# bends or jumps that are not units of ours: named in the result, so that nothing goes unsaid
-PASSED_OVER = frozenset(
-    [
-        *("softmax", "log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward"),
-        *("sigmoid", "special_expit", "tanh", "glu", "gru", "lstm", "rnn_tanh", "softmin"),
-        *("exp", "log", "sin", "cos", "atan", "softsign", "tanhshrink", "erfc", "special_erfc"),
-        *("where", "sign", "sgn", "heaviside", "round", "floor", "ceil", "trunc", "fmod"),
-        *("sort", "topk", "argmax", "argmin", "argsort", "median", "cummax", "cummin", "lp_pool2d"),
-        *("gt", "ge", "lt", "le", "masked_fill", "remainder"),
-    ]
+
+def _same(*names: str, units: Callable[..., Units | None] | None) -> dict[str, Operation]:
+    return dict.fromkeys(names, Operation(units))
+
+
+TABLE: Mapping[str, Operation] = MappingProxyType(
+    {
+        **_same("relu", "leaky_relu", "prelu", "abs", "absolute", units=_at(0.0)),
+        "rrelu": Operation(_at(0.0), written_out=_rrelu),
+        "relu6": Operation(_at(0.0, 6.0)),
+        "hardsigmoid": Operation(_at(-3.0, 3.0)),
+        "hardswish": Operation(_at(-3.0, 3.0, curvature=_hardswish_curvature)),
+        "hardtanh": Operation(_hardtanh),
+        **_same("hardshrink", "softshrink", units=_shrink),
+        "threshold": Operation(_threshold),
+        **_same("clamp", "clip", units=_clamp),
+        "clamp_min": Operation(_clamp_min),
+        "clamp_max": Operation(_clamp_max),
+        **_same("maximum", "minimum", "fmax", "fmin", units=_two),
+        **_same("max", "amax", units=_extremum(smallest=False)),
+        **_same("min", "amin", units=_extremum(smallest=True)),
+        "elu": Operation(_elu),
+        "selu": Operation(_selu),
+        "celu": Operation(_celu),
+        "silu": Operation(_at(0.0, curvature=_silu_curvature)),
+        "gelu": Operation(_gelu),
+        **_same("erf", "special_erf", units=_erf),
+        "softplus": Operation(_softplus),
+        **_same("log_sigmoid", "logsigmoid", "log_sigmoid_forward", units=_log_sigmoid),
+        "mish": Operation(_at(0.0, curvature=_mish_curvature), written_out=_mish),
+        **{
+            f"{name}{end}": Operation(reader(dimensions))
+            for dimensions in (1, 2, 3)
+            for end in ("", "_with_indices")
+            for name, reader in (
+                (f"max_pool{dimensions}d", _max_pool),
+                (f"adaptive_max_pool{dimensions}d", _adaptive_max_pool),
+            )
+        },
+        **{
+            name: Operation(_unsupported(name))
+            for name in (
+                *("fractional_max_pool2d", "fractional_max_pool2d_with_indices"),
+                *("fractional_max_pool3d", "fractional_max_pool3d_with_indices"),
+                *("rnn_relu", "rnn_relu_cell"),
+            )
+        },
+        **_same(
+            *("softmax", "log_softmax", "softmin", "scaled_dot_product_attention"),
+            *("multi_head_attention_forward", "gru", "lstm", "rnn_tanh", "glu"),
+            *("sigmoid", "special_expit", "tanh", "exp", "log", "sin", "cos", "atan"),
+            *("softsign", "tanhshrink", "erfc", "special_erfc"),
+            *("where", "sign", "sgn", "heaviside", "round", "floor", "ceil", "trunc", "fmod"),
+            *("sort", "topk", "argmax", "argmin", "argsort", "median", "cummax", "cummin"),
+            *("gt", "ge", "lt", "le", "masked_fill", "remainder", "lp_pool2d"),
+            units=None,
+        ),
+    }
 )

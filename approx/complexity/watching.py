@@ -1,11 +1,11 @@
-"""Watching a decoder run: which units it executes, in which module, and what enters them."""
+"""Watch on a running decoder: the units that it executes, their modules, and what enters them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from approx.complexity.units import PASSED_OVER, Units, find_units, operation_name, written_out_silu
+from approx.complexity.units import TABLE, Units, find_units, operation_name, written_out_silu
 from approx.decoder import by_rule
 
 __all__ = ["Entering", "Sink", "Watch", "watched"]
@@ -33,10 +33,8 @@ class Entering(NamedTuple):
     tangents: tuple[Tensor, ...] | None
 
 
-class Sink(Protocol):
-    """Takes what enters each layer, in the order of execution."""
-
-    def __call__(self, entering: Entering) -> None: ...
+Sink = Callable[[Entering], None]
+"""Takes what enters each layer, in the order of execution."""
 
 
 class _Unwrap(torch.autograd.Function):
@@ -89,13 +87,14 @@ class Watch(TorchFunctionMode):
         if name not in _HOUSEKEEPING:
             self.executed[name] = None
         units = self._written_out_silu(name, args) or find_units(name, args, kwargs)
+        known = TABLE.get(name)
         if units is not None:
             self._observe(name, units)
-        elif name in PASSED_OVER:
+        elif known is not None and known.units is None:
             self.passed_over[self.names.at(name)] = None
         result = None
-        if self.derivatives and name in _WRITTEN_OUT:
-            result = _write_out(name, args, kwargs)
+        if self.derivatives and known is not None and known.written_out is not None:
+            result = _write_out(known.written_out, args, kwargs)
         elif self.derivatives:
             result = by_rule(name, func, args, kwargs)
         if result is None:
@@ -148,25 +147,13 @@ _HOUSEKEEPING = frozenset(
 )
 
 
-def _mish(x: Tensor) -> Tensor:
-    return x * torch.tanh(nn.functional.softplus(x))
-
-
-def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
-    return nn.functional.leaky_relu(x, (lower + upper) / 2)
-
-
-# what vmap has no rule for under forward mode
-_WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {"mish": _mish, "rrelu": _rrelu}
-
-
-def _write_out(name: str, args: Any, kwargs: Any) -> Tensor | None:
+def _write_out(function: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor | None:
     """Execute an activation by functions that vmap knows, or None where that would be another."""
     if kwargs.get("training") or not args:
         return None  # in training rrelu draws its slopes
     inplace = kwargs.get("inplace")
     rest = {k: v for k, v in kwargs.items() if k not in ("inplace", "training")}
-    result = _WRITTEN_OUT[name](*args, **rest)
+    result = function(*args, **rest)
     return args[0].copy_(result) if inplace else result
 
 
@@ -212,7 +199,8 @@ class _Names:
 
 
 def _eager() -> AbstractContextManager[object]:
-    """Compiled code does not call torch function by function; loading dynamo to say so is slow."""
+    """Return a region without compiled code, which does not call torch function by function."""
+    # dynamo is asked only where it is loaded already: loading it is slow
     return (
         torch.compiler.set_stance("force_eager")
         if "torch._dynamo" in sys.modules

@@ -1,4 +1,4 @@
-"""Attention as matrix products for the duration: fused kernels have no forward-mode rule, nor vmap.
+"""Attention as plain matrix products: fused kernels have neither a forward-mode rule nor vmap.
 
 torch's `scaled_dot_product_attention` is told to take its math backend, `nn.MultiheadAttention`
 and `nn.TransformerEncoderLayer` to leave their fused inference path, and diffusers' attention

@@ -1,4 +1,4 @@
-"""What is asked of latents and decoders, and the messages when it is not met."""
+"""Requirements on latents, decoders and outputs, and the errors for those that fail them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,24 @@ _NOISY = (
 
 
 class DecoderError(ValueError):
-    """A decoder whose Jacobian at the given latents is not defined or cannot be had.
+    """A decoder whose Jacobian at the given latents is not defined or cannot be computed.
 
     The message says what was expected, what was got and what to do.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import DecoderError, JacobianOperator
+    >>> try:
+    ...     JacobianOperator(torch.nn.Dropout(), torch.ones(1, 2))
+    ... except DecoderError as error:
+    ...     print(error)
+    Expected a deterministic decoder ... got Dropout in training mode: call .eval() on the decoder.
     """
 
 
 def check_latents(z: Any) -> None:
-    """Refuse what is not a finite floating-point batch (B, *latent_shape) with B >= 1."""
+    """Refuse anything but a finite floating-point batch (B, *latent_shape) with B >= 1."""
     if not isinstance(z, Tensor):
         raise ValueError(
             f"Expected latents as a torch tensor, got {type(z).__name__}: "

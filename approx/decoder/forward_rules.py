@@ -1,4 +1,4 @@
-"""Rules of forward mode that torch has not, or has at a price.
+"""Rules of forward mode that torch lacks, or whose own cost too much.
 
 Its rule of group normalisation takes views that not every layout has (diffusers' attention leaves
 one without). Under autocast, its rules of group and batch normalisation promote the tangent to the
@@ -23,7 +23,7 @@ _CONVOLUTIONS = frozenset(f"conv{way}{n}d" for way in ("", "_transpose") for n i
 
 
 class ForwardRules(TorchFunctionMode):
-    """Have normalisations and convolutions take the rules of this file."""
+    """Region in which normalisations and convolutions follow the rules of this file."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -56,7 +56,7 @@ def _normalise(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | Non
 
 
 def _convolve(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
-    """Convolve value and tangents of a dual number, or None if that is not all there is to it."""
+    """Convolve value and tangents of a dual number, or None where weights have tangents too."""
     if len(args) < 2 or "input" in kwargs or not torch.is_tensor(args[0]):
         return None
     primal, tangent = forward_ad.unpack_dual(args[0])

@@ -1,4 +1,4 @@
-"""How many products fit into memory, and what to say when not even one does."""
+"""Memory: what is free, what a graph holds, and how many products fit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# of a column's pass, in largest tensors of the graph: the gradients that a layer takes and gives,
-# one that waits at a skip connection, and a convolution's workspace
+# memory of a column's pass, in largest tensors of the graph: the gradients that a layer takes and
+# gives, one that waits at a skip connection, and a convolution's workspace
 LIVE = 4
-# of the free memory that "auto" gives to one chunk of columns
+# share of the free memory that "auto" gives to one chunk of columns
 SHARE = 0.5
-# largest tensors together that "auto" batches on a CPU: beyond its caches, batching costs time
+# bytes of largest tensors that "auto" batches on a CPU: beyond its caches, batching costs time
 CACHED = 2**21
 # columns that fill an accelerator
 MOST = 64

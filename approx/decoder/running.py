@@ -1,4 +1,4 @@
-"""A caller's decoder made ready to be differentiated, and everything of it as before afterwards."""
+"""A caller's decoder prepared, run and left exactly as it was."""
 
 from __future__ import annotations
 
@@ -122,7 +122,15 @@ def prepare(
             f"them, or pass dtype={z.dtype} to run a copy of the decoder in it."
         )
     outer = torch.float64 if inner == torch.float64 else torch.float32
-    return Prepared(decoder, modules, output, outer, inner, autocast, z.device)
+    return Prepared(
+        call=decoder,
+        modules=modules,
+        output=output,
+        dtype=outer,
+        inner=inner,
+        autocast=autocast,
+        device=z.device,
+    )
 
 
 @contextmanager

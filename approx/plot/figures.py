@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 _SKY = "#56B4E9"  # blue that can be read on a map
-_MAP = 3.9  # inches that a gallery's map takes
+_MAP = 3.9  # inches of a gallery's map
 _DESCRIPTORS = ("psi", "nu", "delta")
 
 
@@ -46,7 +46,7 @@ def fields(
     by : sequence of str, optional
         Columns, one map each; by default psi, nu and delta as far as they are there.
     names : sequence of str
-        What the anchors are called.
+        Names of the anchors.
     cmap : str
         Name of the colour map.
     figure : matplotlib Figure or SubFigure, optional
@@ -65,6 +65,15 @@ def fields(
     -----
     A colour scale holds 99 % of the pixels, with an arrow at an end that leaves something out;
     pixels that an interruption left out are grey. The bar's label has the median standard error.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import field, plot
+    >>> anchors = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    >>> maps = field(torch.nn.Linear(2, 4), anchors, 6, neighbourhood=None, progress=False)
+    >>> [ax.get_xlabel() for ax in plot.fields(maps).axes]
+    ['$u$', '$u$']
     """
     _require(dataset, "v", "field")
     chosen = _columns(dataset, by)
@@ -99,9 +108,9 @@ def path(
     by : sequence of str, optional
         Columns, one panel each; by default psi, nu and delta as far as they are there.
     against : {"step", "distance"}
-        The coordinate on the horizontal axis.
+        The coordinate on the horizontal axis: the times, or the length of the path in latent space.
     xlabel : str, optional
-        What it is called.
+        Its label.
     figure : matplotlib Figure or SubFigure, optional
         A new one by default.
 
@@ -113,6 +122,15 @@ def path(
     ------
     ValueError
         A dataset that is not from `along`, an unknown column or coordinate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import along, plot
+    >>> latents = torch.linspace(0, 1, 5)[:, None] * torch.ones(2)
+    >>> curve = along(torch.nn.Linear(2, 4), latents, neighbourhood=None, progress=False)
+    >>> plot.path(curve, ["psi"], against="distance").axes[0].get_xlabel()
+    'distance along the path in latent space'
     """
     _require(dataset, "step", "along")
     if against not in ("step", "distance"):
@@ -190,6 +208,19 @@ def gallery(
     ValueError
         An unknown column, more images than there are latents (apart from each other), outputs that
         are no images.
+
+    Notes
+    -----
+    Cost: one forward pass for each of the 2 k images.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import describe, plot
+    >>> decoder, latents = torch.nn.Linear(2, 16), torch.rand(6, 2)
+    >>> table = describe(decoder, latents, neighbourhood=None, progress=False)
+    >>> len(plot.gallery(decoder, table, "nu", k=2, latents=latents).axes)
+    4
     """
     data = source.columns() if isinstance(source, Descriptors) else source
     if by not in data:
@@ -252,9 +283,9 @@ def distribution(
     by : str or sequence of str
         Columns, one panel each.
     names : mapping, optional
-        From labels to what they are called.
+        From labels to the names that are shown.
     xlabel : str
-        What the classes are.
+        Label of the classes' axis.
     figure : matplotlib Figure or SubFigure, optional
         A new one by default.
 
@@ -266,6 +297,13 @@ def distribution(
     ------
     ValueError
         An unknown column, or not one label for each latent.
+
+    Examples
+    --------
+    >>> from approx import plot
+    >>> figure = plot.distribution({"psi": [0.1, 0.3, 0.2, 0.5]}, ["a", "a", "b", "b"], "psi")
+    >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    ['a', 'b']
     """
     data = table.columns() if isinstance(table, Descriptors) else table
     chosen = [by] if isinstance(by, str) else list(by)

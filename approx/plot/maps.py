@@ -1,4 +1,4 @@
-"""What the plots are made of: maps with their colour bars, marks, labels."""
+"""Parts of the figures: maps with their colour bars, marks, labels."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def height(dataset: xr.Dataset) -> float:
 
 
 def label(name: str) -> str:
-    """Return what a column is called in a figure."""
+    """Return a column's name in a figure."""
     return LABELS.get(name, name.replace("_", " "))
 
 

@@ -1,4 +1,4 @@
-"""What a gallery shows: which latents, and their outputs as pictures."""
+"""Contents of a gallery: the latents with extreme values, and their outputs as pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from approx.tables import Descriptors
 if TYPE_CHECKING:
     import xarray as xr
 
-_CANDIDATES = 4096  # latents that are looked at when images are to be apart
+_CANDIDATES = 4096  # latents compared at a time when images must be apart
 
 
 def extremes(

@@ -1,4 +1,4 @@
-"""Block Krylov approximation of the largest singular values."""
+"""Block Krylov approximation of the largest singular values, with residual bounds."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def block_krylov(
     2015, Golub, Luk and Overton 1981); blocks whose directions are exhausted continue with others
     orthogonal to the rest. A deep space of small blocks finds more than a shallow one of large
     blocks: for sigma_i = i^-0.5 of a 1000 x 1500 matrix and k = 120, blocks of 40, 20 and 12 miss
-    1.9, 1.1 and 0.6 of psi at about as many products; 16 is what an operator does at once. Cost:
+    1.9, 1.1 and 0.6 of psi at about as many products; an operator multiplies 16 at once. Cost:
     block * (2 depth - 1) + held_out products, 440 at the defaults; memory block * depth * (D + d)
     numbers per latent.
     """
@@ -102,7 +102,14 @@ def block_krylov(
     x = x * math.sqrt(op.columns)
     missed = op.matmat(x - right @ (right.mT @ x))
     error, spread, r_eff = rest(widened(missed), every)
-    return Sketch(values, error, spread, residuals, r_eff, products + held_out)
+    return Sketch(
+        singular_values=values,
+        error=error,
+        error_stderr=spread,
+        residuals=residuals,
+        effective_rank=r_eff,
+        products=products + held_out,
+    )
 
 
 def _residuals(small: Tensor, before: int, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Random sketches of a Jacobian: singular values of W J, J V, and of what a range finder catches.
+"""Random sketches of a Jacobian: singular values of W J, of J V, and on a randomly found range.
 
 Every function works on anything with `matmat`, `rmatmat`, `rows`, `columns` and `batch`; probes are
 common to the latents of a batch, so what one latent gets does not depend on who shares its batch.
@@ -28,9 +28,11 @@ from approx.sketches.probes import (
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Singular values found by projection, and how far they may be from those of J.
+    """Singular values found by projection, and bounds on their distance from those of J.
 
-    Parameters
+    `approx.sketches.block_krylov` and `range_finder` make it.
+
+    Attributes
     ----------
     singular_values : (B, k) float64 tensor
         Descending; each is a lower bound of the true one, to rounding.
@@ -45,6 +47,16 @@ class Sketch:
         (without the products of the two parts in tr M^2, which vanish as the space converges).
     products : int
         Jacobian products (either way) per latent.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from approx import JacobianOperator
+    >>> from approx.sketches import block_krylov
+    >>> with JacobianOperator(lambda z: z * torch.tensor([3.0, 2.0, 1.0]), torch.ones(1, 3)) as J:
+    ...     sketch = block_krylov(J, 2, block=2, depth=2, generator=torch.Generator())
+    >>> sketch.singular_values.round(decimals=4).tolist(), sketch.products
+    ([[3.0, 2.0]], 13)
     """
 
     singular_values: Tensor
@@ -165,7 +177,14 @@ def range_finder(
     missed = widened(missed - q @ (q.mT @ missed)) * math.sqrt(op.columns)
     values = singular_values(widened(back)).cpu()
     error, spread, r_eff = rest(missed, values)
-    return Sketch(values[:, :k], error, spread, None, r_eff, 2 * width * (1 + power) + held_out)
+    return Sketch(
+        singular_values=values[:, :k],
+        error=error,
+        error_stderr=spread,
+        residuals=None,
+        effective_rank=r_eff,
+        products=2 * width * (1 + power) + held_out,
+    )
 
 
 def rest(missed: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Latents from tensors or any iterable, in batches of the size that is asked for at the time."""
+"""Latents from tensors or any iterable, in batches of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from approx.decoder import HALF, Output, check_latents, prepare, session
 
 
 class Batches:
-    """Latents in the order in which they come, cut anew: holds less than two batches of them."""
+    """Latents in the order in which they come, cut into batches; it holds less than two of them."""
 
     def __init__(self, items: Iterable[Tensor]) -> None:
         self._items = iter(items)

@@ -167,8 +167,8 @@ def describe(
     there use float32. Knots are then counted in float32: in bfloat16 TAEF2's delta was 1,400
     instead of 1, with every unit undecided.
 
-    psi, nu and delta after A. I. Humayun et al., "What secrets do your manifolds hold?", 2024; how
-    they are estimated is told at `spectrum` and `knots`.
+    psi, nu and delta after A. I. Humayun et al., "What secrets do your manifolds hold?", 2024;
+    `spectrum` and `knots` say how they are estimated.
 
     Examples
     --------

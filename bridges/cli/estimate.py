@@ -32,11 +32,25 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".parquet", ".nc", ".zarr", ".png", ".pdf", ".svg")
 _PICTURES = _SUFFIXES[3:]
-_METHODS = ("predict", "paper", "topk", "exact")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _DESCRIPTORS = ("psi", "nu", "delta")
 
 _PATH = click.Path(path_type=Path)
+
+
+class _Method(click.Choice[str]):
+    """A name in approx's table of methods, which is imported when a command runs."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        from approx.spectra import METHODS
+
+        return tuple(METHODS)
+
+
 _OPTIONS = (
     click.option(
         "-o",
@@ -50,8 +64,8 @@ _OPTIONS = (
         "--method",
         default="predict",
         show_default=True,
-        type=click.Choice(_METHODS),
-        help="How psi and nu are had.",
+        type=_Method(),
+        help="How psi and nu are estimated.",
     ),
     click.option(
         "--k",
@@ -227,14 +241,16 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     """Read model and latents, and check what can be checked before the work."""
     import torch
 
+    from approx.spectra import METHODS
     from bridges.cli.loading import check_device, load_decoder
 
     method, name = options["method"], options["dtype"]
-    if method == "exact" and name not in (None, "float64"):
+    dense = METHODS[method].dense
+    if dense and name not in (None, "float64"):
         raise ValueError(
-            f"Expected --dtype float64 for --method exact, got {name}. Leave --dtype out."
+            f"Expected --dtype float64 for --method {method}, got {name}. Leave --dtype out."
         )
-    double = name == "float64" or (name is None and method == "exact")
+    double = name == "float64" or (name is None and dense)
     dtype = torch.float64 if double else torch.float32
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
@@ -373,7 +389,7 @@ def _write_field(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _summary(table: Descriptors, seconds: float) -> str:
-    """Say what was had, and how."""
+    """Sum a table up in a few lines."""
     lines = [f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}", table.definition]
     back = int(table.fell_back.sum())
     if back:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from approx.spectra import METHODS
 from bridges.validation.autograd import true_jacobians
 from bridges.validation.spectra import convergence as convergence_module
 from bridges.validation.spectra.convergence import Curve
@@ -127,7 +128,7 @@ def measure(
         name: matrix_free_gap(subject, at, estimator, k, int(probes[0]), runs[name])
         for name, estimator in methods.items()
     }
-    sizes = sorted({one.k for one in runs.values() if one.method in ("paper", "predict")})
+    sizes = sorted({one.k for one in runs.values() if METHODS[one.method].claim == "interval"})
     laws = {
         size: law(found.values, found.outputs, found.columns, size, draws, rng) for size in sizes
     }
@@ -170,9 +171,10 @@ def _converging(
 
 def _require_known(runs: Mapping[str, Runs]) -> None:
     """Refuse estimates of nothing that is known here."""
+    *others, last = tuple(METHODS)[::-1]
     for name, one in runs.items():
-        if one.method not in ("exact", "topk", "paper", "predict"):
+        if one.method not in METHODS:
             raise ValueError(
-                f"Expected '{name}' to return a Spectrum whose method is exact, topk, paper or "
-                f"predict, got '{one.method}': say which of their definitions it estimates."
+                f"Expected '{name}' to return a Spectrum whose method is {', '.join(others)} or "
+                f"{last}, got '{one.method}': say which of their definitions it estimates."
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2, rankdata
 
+from approx.spectra import METHODS
 from bridges.validation.findings import Row
 from bridges.validation.spectra.convergence import Curve
 from bridges.validation.spectra.haar import Law, psi_nu, tolerance
@@ -88,14 +89,17 @@ def rows_of(
     drawn = any(one.method == "paper" for one in runs.values())
     own = {name: one for name, one in runs.items() if not (drawn and _is_paper_in_disguise(one))}
     for name, one in runs.items():
+        claim = METHODS[one.method].claim
         if name not in own:
             rows.append(_fell_back(name, one))
-        elif one.method == "exact":
+        elif claim == "exact":
             rows += _exact(name, one, found)
-        elif one.method == "topk":
+        elif claim == "bound":
             rows += _bounded(name, one, found)
-        else:
+        elif claim == "interval":
             rows += _random(name, one, laws[one.k], found)
+        else:
+            assert_never(claim)
     worst = max(gaps, key=lambda name: gaps[name])
     rows.append(
         _row(
@@ -105,7 +109,7 @@ def rows_of(
         )
     )  # fmt: skip
     for name, one in own.items():
-        if one.method != "exact":
+        if METHODS[one.method].claim != "exact":
             rows += _against_all(name, one, found)
     for k, law in laws.items():
         rows += _theory(k, law, found)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from approx import JacobianOperator, Spectrum, spectrum
-from approx.spectra import DenseOperator
+from approx.spectra import METHODS, DenseOperator
 from bridges.validation.subject import Latents, Subject
 from cpwl.arrays import Floats, Ints
 
@@ -22,7 +22,7 @@ Estimator = Callable[[DenseOperator, int, int], Spectrum]
 """From an operator in float64, k and a seed to psi and nu of its latents."""
 
 _BATCH = 16  # latents whose decoder's graph is kept at a time
-_BOUNDED = 4  # seeds of "topk", whose claim is a bound for each
+_BOUNDED = 4  # seeds of methods whose claim is a bound for each
 
 
 class Runs(NamedTuple):
@@ -152,7 +152,7 @@ def run(estimator: Estimator, op: DenseOperator, k: int, seeds: Ints) -> Runs:
     first = estimator(op, k, int(seeds[0]))
     if first.seed is None:
         seeds = seeds[:1]
-    elif first.method == "topk":
+    elif first.method in METHODS and METHODS[first.method].claim == "bound":
         seeds = seeds[:_BOUNDED]
     results = [first, *(estimator(op, k, int(seed)) for seed in seeds[1:])]
 
