@@ -1,4 +1,4 @@
-"""`cpwl describe` and `cpwl field`: estimates for decoders that are too large to enumerate."""
+"""Commands `cpwl describe` and `field`: estimates for decoders too large to enumerate."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _OPTIONS = (
         default="predict",
         show_default=True,
         type=click.Choice(_METHODS),
-        help="How psi and nu are had.",
+        help="How psi and nu are estimated.",
     ),
     click.option(
         "--k",
@@ -373,7 +373,7 @@ def _write_field(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _summary(table: Descriptors, seconds: float) -> str:
-    """Say what was had, and how."""
+    """Say what was estimated, and how."""
     lines = [f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}", table.definition]
     back = int(table.fell_back.sum())
     if back:
