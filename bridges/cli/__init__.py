@@ -1,4 +1,4 @@
-"""The `cpwl` command.
+"""Command line `cpwl`.
 
 Words of a command line go in; files, tables and one line on standard error come out. Imports
 whatever a command needs, and only when it runs.

@@ -1,4 +1,4 @@
-"""What the commands read from their options, and the messages when it cannot be read."""
+"""Arguments of the commands, read from text and files, or refused with a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cpwl describe` and `cpwl field`: estimates for decoders that are too large to enumerate."""
+"""Commands `cpwl describe` and `field`: estimates for decoders too large to enumerate."""
 
 from __future__ import annotations
 
@@ -389,7 +389,7 @@ def _write_field(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _summary(table: Descriptors, seconds: float) -> str:
-    """Sum a table up in a few lines."""
+    """Say what was estimated, and how."""
     lines = [f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}", table.definition]
     back = int(table.fell_back.sum())
     if back:

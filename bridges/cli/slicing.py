@@ -1,4 +1,4 @@
-"""The slice of latent space that a command works on, and the options that give it."""
+"""Slice of latent space that a command works on, and the options that give it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OPTIONS = (
 
 
 class Place(NamedTuple):
-    """What the options say."""
+    """Values of the options that give a slice and its bounds."""
 
     through: Path | None
     origin: str | None

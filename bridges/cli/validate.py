@@ -1,4 +1,4 @@
-"""`cpwl validate`: the exact engine and the estimates held against each other on a model."""
+"""Command `cpwl validate`: the exact engine and the estimates held against each other."""
 
 from __future__ import annotations
 

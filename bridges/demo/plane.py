@@ -1,4 +1,4 @@
-"""The demo: train the toy generator, enumerate its partition, and show what it does to density."""
+"""Demo in the plane: a trained generator, its partition, and what it does to density."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BORDER = 2.0
 
 
 class DemoReport(NamedTuple):
-    """What the demo found.
+    """Findings of the demo in the plane.
 
     ``correlation`` is Spearman's, between the density estimated at the generated samples and
     exp(-psi) on their cells; ``inner_correlation`` leaves out the samples within two kernel widths

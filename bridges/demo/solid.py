@@ -1,4 +1,4 @@
-"""The demo in three dimensions: a generator of solids, cut open, pulled apart, swept through."""
+"""Demo in space: the cells of a trained generator, cut open, pulled apart, swept through."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from bridges.networks.toys import toy_solid
 from cpwl import plot
 from cpwl.files import atomic_path
 
-FRAMES = 32
-
 
 class SolidReport(NamedTuple):
-    """What the demo found; ``exact``: whether every sign of the partition was proven."""
+    """Findings of the demo in space; ``exact``: whether every sign was proven."""
 
     cells: int
     facets: int
@@ -38,7 +36,9 @@ class SolidReport(NamedTuple):
         )
 
 
-def run_solid_demo(path: str | Path, seed: int = 0, *, progress: bool = True) -> SolidReport:
+def run_solid_demo(
+    path: str | Path, seed: int = 0, *, frames: int = 32, progress: bool = True
+) -> SolidReport:
     """Train, enumerate, and write a picture of two panels, or a sweep if the path ends in .gif.
 
     Parameters
@@ -47,6 +47,8 @@ def run_solid_demo(path: str | Path, seed: int = 0, *, progress: bool = True) ->
         Written whole or not at all.
     seed : int
         Of the training.
+    frames : int
+        Of the sweep.
     progress : bool
         Whether `cpwl.subdivide` and `plot.sweep` show their progress.
 
@@ -62,7 +64,7 @@ def run_solid_demo(path: str | Path, seed: int = 0, *, progress: bool = True) ->
     psi = cpwl.local_scaling(partition)
     label = plot.LABELS["psi"]
     if Path(path).suffix == ".gif":
-        plot.sweep(partition, path, values=psi, label=label, frames=FRAMES, progress=progress)
+        plot.sweep(partition, path, values=psi, label=label, frames=frames, progress=progress)
     else:
         figure = Figure(figsize=(10.0, 4.4), layout="constrained")
         for k, explode in enumerate((0.0, 0.18)):

@@ -1,4 +1,4 @@
-"""Files of the real networks and data sets: found in a folder, or downloaded where they come from.
+"""Files of the real networks and data sets, found in a folder or downloaded from their sources.
 
 None of them is part of this package. `FILES` has the source of each, as its authors published it,
 with the digest of what is downloaded.
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
 
 def path(name: str, folder: Path | None = None) -> Path:
-    """Return where a known file is, after downloading it where nobody says where it is.
+    """Return where a known file is; download it first if no folder is named.
 
     Parameters
     ----------
@@ -64,6 +64,16 @@ def path(name: str, folder: Path | None = None) -> Path:
         pooch, which downloads, is not installed.
     OSError
         The source could not be reached.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from bridges.networks import data
+    >>> len(data.FILES)
+    18
+    >>> data.path("weights/mnist_vae.pth", Path("no", "such", "folder"))
+    Traceback (most recent call last):
+    FileNotFoundError: Expected the file weights/mnist_vae.pth in no/such/folder, got none. ...
     """
     if name not in FILES:
         raise ValueError(

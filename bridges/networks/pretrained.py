@@ -1,7 +1,7 @@
 """Real generators with their published weights, and the pictures that they were trained on.
 
-Every function takes the folder that holds the files; without one they are found, or downloaded, by
-`bridges.data.path`.
+Every function takes the folder that holds the files; without one `bridges.networks.data.path` finds
+or downloads them, and its errors are those of every function here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,18 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def mnist_gan(folder: Path | None = None) -> nn.Sequential:
-    """MNIST GAN generator, 64 -> 256 -> 256 -> 784, tanh at the end."""
+    """Return the MNIST GAN generator, 64 -> 256 -> 256 -> 784, tanh at the end.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, with the published weights.
+    """
     module = nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 784),
         nn.Tanh(),
@@ -36,19 +47,52 @@ def mnist_gan(folder: Path | None = None) -> nn.Sequential:
 
 
 def mnist_vae_decoder(folder: Path | None = None) -> nn.Sequential:
-    """MNIST VAE decoder, 20 -> 400 -> 784, sigmoid at the end."""
+    """Return the MNIST VAE decoder, 20 -> 400 -> 784, sigmoid at the end.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, with the published weights.
+    """
     module = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Sigmoid())
     return _loaded(module, _part(_state("mnist_vae.pth", folder), {"fc3": "0", "fc4": "2"}))
 
 
 def mnist_vae_encoder(folder: Path | None = None) -> nn.Sequential:
-    """MNIST VAE encoder to the mean of the latent, 784 -> 400 -> 20."""
+    """Return the MNIST VAE encoder to the mean of the latent, 784 -> 400 -> 20.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, with the published weights.
+    """
     module = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 20))
     return _loaded(module, _part(_state("mnist_vae.pth", folder), {"fc1": "0", "fc21": "2"}))
 
 
 def dcgan_faces(folder: Path | None = None) -> nn.Sequential:
-    """DCGAN face generator, 100 x 1 x 1 -> 3 x 64 x 64, tanh at the end."""
+    """Return the DCGAN face generator, 100 x 1 x 1 -> 3 x 64 x 64, tanh at the end.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, with the published weights.
+    """
     channels = (100, 512, 256, 128, 64, 3)
     layers: list[nn.Module] = []
     for k, (fan_in, fan_out) in enumerate(pairwise(channels)):
@@ -83,10 +127,20 @@ class LatentDecoder(nn.Module):
 
 
 def sd_latent_decoder(folder: Path | None = None) -> LatentDecoder:
-    """`vae_approx_sd15`, a preview decoder of Stable Diffusion latents: 4 x h x w -> 3 x 2h x 2w.
+    """Return a preview decoder of Stable Diffusion latents, 4 x h x w -> 3 x 2h x 2w.
 
-    Its convolutions have no padding and eat what the one padding in front of them adds, so any
-    height and width will do.
+    It is `vae_approx_sd15`, and piecewise linear. Its convolutions have no padding and take away
+    what the one padding in front of them adds, so that any height and width will do.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    LatentDecoder
+        In evaluation mode, float32, with the published weights.
     """
     return _loaded(LatentDecoder(), _state("vae_approx_sd15.pt", folder))
 
@@ -127,7 +181,18 @@ class Squash(nn.Module):
 
 
 def taef2_encoder(folder: Path | None = None) -> nn.Sequential:
-    """TAEF2 encoder, 3 x 8h x 8w in [0, 1] -> 32 x h x w."""
+    """Return the TAEF2 encoder, 3 x 8h x 8w in [0, 1] -> 32 x h x w.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, with the published weights.
+    """
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), Block(64)]
     for stage in range(3):
         layers.append(nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False))
@@ -137,7 +202,20 @@ def taef2_encoder(folder: Path | None = None) -> nn.Sequential:
 
 
 def taef2_decoder(folder: Path | None = None) -> nn.Sequential:
-    """TAEF2 decoder, 32 x h x w -> 3 x 8h x 8w in about [0, 1]; not piecewise linear."""
+    """Return the TAEF2 decoder, 32 x h x w -> 3 x 8h x 8w in about [0, 1]; not piecewise linear.
+
+    It is not piecewise linear: tanh squashes the latent, and a GroupNorm divides.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, with the published weights.
+    """
     layers: list[nn.Module] = [Squash(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()]
     for stage in range(3):
         layers += [Block(64, pooled=stage == 0) for _ in range(3)]
@@ -164,7 +242,21 @@ class Images(NamedTuple):
 def read_images(
     kind: Literal["mnist", "notmnist"], count: int = 10_000, folder: Path | None = None
 ) -> Images:
-    """Read the first `count` test images: handwritten digits, or letters from many typefaces."""
+    """Read the first test images: handwritten digits, or letters from many typefaces.
+
+    Parameters
+    ----------
+    kind : {"mnist", "notmnist"}
+        Digits or letters.
+    count : int
+        How many, of 10,000.
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    Images
+    """
     with gzip.open(data.path(f"{kind}/t10k-images-idx3-ubyte.gz", folder)) as file:
         pixels = np.frombuffer(file.read(16 + 784 * count)[16:], np.uint8).reshape(-1, 784)
     with gzip.open(data.path(f"{kind}/t10k-labels-idx1-ubyte.gz", folder)) as file:
@@ -173,19 +265,76 @@ def read_images(
 
 
 def first_of(images: Images, labels: Sequence[int]) -> Images:
-    """Return the first picture with each of these labels."""
+    """Return the first picture with each of these labels.
+
+    Parameters
+    ----------
+    images : Images
+        From `read_images`.
+    labels : sequence of int
+        Each of them a label of some picture.
+
+    Returns
+    -------
+    Images
+        In the order of the labels.
+
+    Raises
+    ------
+    IndexError
+        No picture has the label.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bridges.networks.pretrained import Images, first_of
+    >>> images = Images(np.eye(3, 784, dtype=np.float32), np.array([7, 1, 7], np.uint8))
+    >>> first_of(images, (1, 7)).pixels.argmax(axis=1)
+    array([1, 0])
+    """
     chosen = [int(np.flatnonzero(images.labels == label)[0]) for label in labels]
     return Images(images.pixels[chosen], images.labels[chosen])
 
 
 def codes(images: Images, folder: Path | None = None) -> Tensor:
-    """Encode images with the MNIST VAE: the means of their posteriors, (N, 20)."""
+    """Encode images with the MNIST VAE.
+
+    Parameters
+    ----------
+    images : Images
+        N digits, or anything of their size.
+    folder : Path, optional
+        That holds the weights; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    (N, 20) float32 Tensor
+        The means of their posteriors.
+    """
     with torch.no_grad():
         return mnist_vae_encoder(folder)(torch.from_numpy(images.pixels))
 
 
 def photograph(name: str, size: int) -> Tensor:
-    """Return the middle of one of `PHOTOGRAPHS`, (3, size, size) in [0, 1]."""
+    """Return the middle of a photograph.
+
+    Parameters
+    ----------
+    name : str
+        One of `PHOTOGRAPHS`.
+    size : int
+        Height and width in pixels.
+
+    Returns
+    -------
+    (3, size, size) float32 Tensor
+        In [0, 1].
+
+    Raises
+    ------
+    ImportError
+        scikit-image is not installed.
+    """
     import skimage.data
     import skimage.transform
 
@@ -200,7 +349,26 @@ def photograph(name: str, size: int) -> Tensor:
 def photograph_latents(
     side: int, names: Sequence[str] = PHOTOGRAPHS, folder: Path | None = None
 ) -> Tensor:
-    """Return photographs as TAEF2 latents, (names, 32, side, side)."""
+    """Return photographs as TAEF2 latents.
+
+    Parameters
+    ----------
+    side : int
+        Height and width of a latent; a photograph has 8 times as many pixels.
+    names : sequence of str
+        Of `PHOTOGRAPHS`.
+    folder : Path, optional
+        That holds the weights; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    (len(names), 32, side, side) float32 Tensor
+
+    Raises
+    ------
+    ImportError
+        scikit-image is not installed.
+    """
     with torch.no_grad():
         return taef2_encoder(folder)(torch.stack([photograph(name, 8 * side) for name in names]))
 

@@ -1,4 +1,4 @@
-"""Decoders with random weights, one for each kind of layer; `bridges.toys` gives them domains."""
+"""Decoders with random weights, one for each kind of layer; `toys` gives them domains."""
 
 from __future__ import annotations
 

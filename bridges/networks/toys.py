@@ -1,4 +1,4 @@
-"""Small generators that everything is compared on."""
+"""Small generators that everything is compared on, trained here or with random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import cpwl
 from bridges.networks import pretrained, toy_decoders
 
 RADIUS = 10.0
-"""The toy generator is trained on, and shown over, [-RADIUS, RADIUS]^2."""
+"""Half the side of the square [-RADIUS, RADIUS]^2 on which the toy generator is trained."""
 
 # centre x, centre y, standard deviation, height: five bumps of different steepness, none of them
 # cut by the border of the square
@@ -29,7 +29,25 @@ _BUMPS = (
 
 
 def bumps(z: Tensor) -> Tensor:
-    """Return the mixture of five Gaussian bumps at z (N, 2): the heights (N,)."""
+    """Return the heights of a mixture of five Gaussian bumps.
+
+    Parameters
+    ----------
+    z : (N, 2) Tensor
+        Places in the plane.
+
+    Returns
+    -------
+    (N,) Tensor
+        In the dtype of z.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bridges.networks.toys import bumps
+    >>> bumps(torch.tensor([[0.5, 0.0], [9.0, 0.0]]))
+    tensor([7.0526, 0.0332])
+    """
     x, y, deviation, height = torch.tensor(_BUMPS, dtype=z.dtype, device=z.device).T
     squared = (z[:, :1] - x) ** 2 + (z[:, 1:] - y) ** 2
     return (height * torch.exp(-squared / (2 * deviation**2))).sum(1)
@@ -45,7 +63,25 @@ _WELLS = (
 
 
 def wells(z: Tensor) -> Tensor:
-    """Return z (N, 3) pulled towards three points: near each, space shrinks to a fifth or less."""
+    """Return points pulled towards three others: near each, space shrinks to a fifth or less.
+
+    Parameters
+    ----------
+    z : (N, 3) Tensor
+        Places in space.
+
+    Returns
+    -------
+    (N, 3) Tensor
+        In the dtype of z.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bridges.networks.toys import wells
+    >>> wells(torch.tensor([[0.1, 0.0, 0.0]]))
+    tensor([[ 0.0076, -0.0005, -0.0004]])
+    """
     parts = torch.tensor(_WELLS, dtype=z.dtype, device=z.device)
     away = z[:, None] - parts[:, :3]
     share = parts[:, 4] * torch.exp(-(away**2).sum(2) / (2 * parts[:, 3] ** 2))
@@ -65,10 +101,25 @@ def random_mlp(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
     seed : int
         Seed of the initialisation.
 
+    Returns
+    -------
+    nn.Sequential
+        In float32 and training mode, with gradients.
+
     Raises
     ------
     ValueError
         Fewer than two widths.
+
+    Examples
+    --------
+    >>> from bridges.networks.toys import random_mlp
+    >>> random_mlp((2, 4, 3))
+    Sequential(
+      (0): Linear(in_features=2, out_features=4, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=4, out_features=3, bias=True)
+    )
     """
     if len(widths) < 2:
         raise ValueError(
@@ -86,7 +137,7 @@ def random_mlp(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
 def toy_generator(seed: int = 0, steps: int = 4000) -> nn.Sequential:
     """Train the toy generator G: R^2 -> R^3 onto the graph (z1, z2, f(z)) of `bumps`.
 
-    Three hidden ReLU layers of width 20; see `_trained` for the training.
+    Three hidden ReLU layers of width 20, fitted to uniform points of the square by Adam.
 
     Parameters
     ----------
@@ -100,6 +151,13 @@ def toy_generator(seed: int = 0, steps: int = 4000) -> nn.Sequential:
     -------
     nn.Sequential
         In evaluation mode, float32, without gradients.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bridges.networks.toys import toy_generator
+    >>> toy_generator(steps=5)(torch.zeros(1, 2)).shape
+    torch.Size([1, 3])
     """
 
     def graph(z: Tensor) -> Tensor:
@@ -111,7 +169,24 @@ def toy_generator(seed: int = 0, steps: int = 4000) -> nn.Sequential:
 def toy_solid(seed: int = 0, steps: int = 3000) -> nn.Sequential:
     """Train a toy generator G: R^3 -> R^3 that pulls [-1, 1]^3 towards three points (`wells`).
 
-    Two hidden ReLU layers of width 24. Parameters and result as for `toy_generator`.
+    Two hidden ReLU layers of width 24.
+
+    Parameters
+    ----------
+    seed, steps : int
+        As for `toy_generator`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, without gradients.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bridges.networks.toys import toy_solid
+    >>> toy_solid(steps=5)(torch.zeros(1, 3)).shape
+    torch.Size([1, 3])
     """
     return _trained((3, 24, 24, 3), wells, 1.0, seed, steps)
 
@@ -180,13 +255,25 @@ def toy(name: str) -> Toy:
     ----------
     name : str
         "generator" (trained, which takes some six seconds), "mnist-vae" (pretrained: a file that
-        is found or downloaded by `bridges.data.path`), or with random weights "conv", "residual",
-        "max-pooling", or "smooth", which is not piecewise linear.
+        `bridges.networks.data.path` finds or downloads), or with random weights "conv",
+        "residual", "max-pooling", or "smooth", which is not piecewise linear.
+
+    Returns
+    -------
+    Toy
+        Always the same one.
 
     Raises
     ------
     ValueError
         Another name.
+
+    Examples
+    --------
+    >>> from bridges.networks.toys import toy
+    >>> made = toy("max-pooling")
+    >>> made.domain.slice.latent_shape, made.note
+    ((12,), 'max-pooling, then convolutions and ReLU, 12 to 3x8x8')
     """
     if name not in TOYS:
         raise ValueError(f"Expected one of the toys {', '.join(TOYS)}, got '{name}'. Choose one.")

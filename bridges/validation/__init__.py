@@ -1,4 +1,8 @@
-"""The exact engine and the estimates held against each other: `validate` and its report."""
+"""Validation: the exact engine and the estimates held against each other on one network.
+
+A module and a domain go into `validate`; a `Report` comes out, of four sections of one shape:
+`jacobians`, `spectra`, `complexity`, `densities`. Imports `approx` and `cpwl`.
+"""
 
 from bridges.validation.findings import AgreementError
 from bridges.validation.report import Report

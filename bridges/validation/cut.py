@@ -1,4 +1,4 @@
-"""The part of a module before one of its operations, as a module of its own."""
+"""Part of a module before one of its operations, as a module of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One compared number, and whether the two sides agree on it."""
+"""Findings of a validation as data: rows, sections, and what does not apply."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class AgreementError(AssertionError):
 
 
 class Result(Protocol):
-    """What the ``measure`` of a section's module returns."""
+    """Result of a section, as its ``measure`` returns it."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -137,7 +137,7 @@ class Absent(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What a validation found, as data.
+    """Findings of a validation, as data.
 
     Each number that the theory or an estimator's own stated error puts limits on agrees or not; the
     others are only reported.

@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing else: tables, figures and style in a single file."""
+"""Page of a report: tables, figures and style in a single file that needs nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The style of a report's page: light and dark, on a desk, a phone and paper."""
+"""Style of a report's page: light and dark, on a desk, a phone and paper."""
 
 STYLE = """
 :root {

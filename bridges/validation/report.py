@@ -1,4 +1,4 @@
-"""`Report`: what a validation found, as a table, a data frame, figures and a page."""
+"""Report of a validation, as a table, a data frame, figures and a page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,25 @@ if TYPE_CHECKING:
 
 
 class Report(Findings):
-    """What `validate` found: text, data frame, figures and page of `Findings`.
+    """Findings of `validate` as text, data frame, figures and page.
 
-    ``print(report)`` shows the table.
+    ``print(report)`` shows the table. The attributes are those of `Findings`.
+
+    Examples
+    --------
+    >>> from bridges import Report
+    >>> from bridges.validation.findings import Absent
+    >>> absent = Absent("density", "Output density", "It needs cells.")
+    >>> report = Report("Validation of nothing", facts={}, sections=(), absent=(absent,))
+    >>> print(report)
+    Validation of nothing
+    <BLANKLINE>
+    density: not measured. It needs cells.
+    <BLANKLINE>
+    None of 0 numbers has a limit: nothing was compared. 0.0 s.
+    >>> report.require()
+    Traceback (most recent call last):
+    bridges.validation.findings.AgreementError: Expected numbers with limits to compare, got none...
     """
 
     def __str__(self) -> str:
@@ -37,6 +53,16 @@ class Report(Findings):
 
     def section(self, name: str) -> Section:
         """Return a section by its name.
+
+        Parameters
+        ----------
+        name : str
+            Such as "spectrum".
+
+        Returns
+        -------
+        Section
+            With its rows and arrays in ``section.result``.
 
         Raises
         ------
@@ -80,7 +106,12 @@ class Report(Findings):
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a data frame with a row for each `Row`: its fields, and its `verdict`.
+        """Return a data frame with a row for each `Row`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The fields of the rows as columns, and their `verdict`.
 
         Raises
         ------
@@ -130,6 +161,11 @@ class Report(Findings):
         """Write a page with the tables and figures, whole or not at all.
 
         The page is one file that needs nothing else: no script, no style sheet, no network.
+
+        Parameters
+        ----------
+        path : str or path
+            Usually ends in .html.
 
         Raises
         ------

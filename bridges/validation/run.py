@@ -1,4 +1,4 @@
-"""`validate`: the exact engine and the estimates held against each other on one network."""
+"""Validation of one network: the exact engine and the estimates held against each other."""
 
 from __future__ import annotations
 
@@ -38,43 +38,55 @@ class _Part(NamedTuple):
 
 _PARTS = (
     _Part(
-        "jacobian", "Jacobians",
-        "On every cell w the decoder is A_w z + b_w: its Jacobian by autograd and by products is "
-        "A_w, to rounding.",
-        "The Jacobian by autograd, by products J X and by products J^T Y is one and the same, and "
-        "that of finite differences.",
-        jacobians.measure, jacobians.draw, (10, 4.2),
-        "Distributions over the cells of the relative errors of Jacobians and values.",
+        name="jacobian",
+        heading="Jacobians",
+        claim="On every cell w the decoder is A_w z + b_w: its Jacobian by autograd and by "
+        "products is A_w, to rounding.",
+        smooth="The Jacobian by autograd, by products J X and by products J^T Y is one and the "
+        "same, and that of finite differences.",
+        measure=jacobians.measure,
+        draw=jacobians.draw,
+        size=(10, 4.2),
+        alt="Distributions over the cells of the relative errors of Jacobians and values.",
     ),
     _Part(
-        "spectrum", "psi and nu",
-        "Every method estimates what it says it does: without bias, and within its stated error. "
-        "How near that is to the generator's own psi and nu is reported.",
-        "Every method estimates what it says it does, here from autograd's Jacobian: without bias, "
-        "and within its stated error.",
-        spectra.measure, spectra.draw, (10, 7.6),
-        "Estimates of psi and nu against exact values for each method, and their errors against "
-        "the number of Jacobian products.",
+        name="spectrum",
+        heading="psi and nu",
+        claim="Every method estimates what it says it does: without bias, and within its stated "
+        "error. How near that is to the generator's own psi and nu is reported.",
+        smooth="Every method estimates what it says it does, here from autograd's Jacobian: "
+        "without bias, and within its stated error.",
+        measure=spectra.measure,
+        draw=spectra.draw,
+        size=(10, 7.6),
+        alt="Estimates of psi and nu against exact values for each method, and their errors "
+        "against the number of Jacobian products.",
     ),
     _Part(
-        "complexity", "Local complexity",
-        "Counted knots are the exact ones of the neighbourhood, and bound its cells, at the radius "
-        "in use.",
-        None,
-        complexity.measure, complexity.draw, (10, 7.2),
-        "Knots and cells in a neighbourhood against its radius, exact and counted, with the radii "
-        "from which knots fold.",
+        name="complexity",
+        heading="Local complexity",
+        claim="Counted knots are the exact ones of the neighbourhood, and bound its cells, at the "
+        "radius in use.",
+        smooth=None,
+        measure=complexity.measure,
+        draw=complexity.draw,
+        size=(10, 7.2),
+        alt="Knots and cells in a neighbourhood against its radius, exact and counted, with the "
+        "radii from which knots fold.",
     ),
     _Part(
-        "density", "Output density",
-        "Exact density, entropy and uniform samples are those of Monte Carlo, of nearest "
+        name="density",
+        heading="Output density",
+        claim="Exact density, entropy and uniform samples are those of Monte Carlo, of nearest "
         "neighbours and of rejection sampling.",
-        None,
-        densities.measure, densities.draw, (12, 7.4),
-        "Estimated against exact log-densities, entropy against the number of samples, and "
+        smooth=None,
+        measure=densities.measure,
+        draw=densities.draw,
+        size=(12, 7.4),
+        alt="Estimated against exact log-densities, entropy against the number of samples, and "
         "uniform samples of the image from two methods.",
     ),
-)  # fmt: skip
+)
 
 
 def validate(
@@ -98,10 +110,10 @@ def validate(
 ) -> Report:
     r"""Compare the estimates with the exact engine, on a network small enough for both.
 
-    Four sections, each in its own module: Jacobians (`bridges.jacobians`), psi and nu
-    (`bridges.spectra`), local complexity (`bridges.complexity`) and output densities
-    (`bridges.densities`). A module that is not piecewise linear has no cells: its Jacobian, psi and
-    nu are compared with autograd's, and the report says why the rest does not apply.
+    The report has four sections: Jacobians, psi and nu, local complexity, and output densities;
+    each is a package of `bridges.validation`. A module that is not piecewise linear has no cells:
+    its Jacobian, psi and nu are compared with autograd's, and the report says why the rest does not
+    apply.
 
     Parameters
     ----------
@@ -131,8 +143,7 @@ def validate(
     seeds : int, optional
         Repetitions of the estimates of psi and nu, for their bias and coverage.
     radius : float
-        Radius of the neighbourhood of delta that is in use: rows that claim something of delta
-        claim it there.
+        Radius of the neighbourhood of delta at which agreement is claimed.
     directions : sequence of int
         Numbers P of directions of that neighbourhood.
     radii : sequence of float, optional
@@ -162,6 +173,19 @@ def validate(
     Notes
     -----
     Takes about a minute for a toy on two cores, nearly all of it repetitions.
+
+    Examples
+    --------
+    >>> import bridges, cpwl
+    >>> module = bridges.networks.toys.random_mlp((2, 4, 3))
+    >>> report = bridges.validate(
+    ...     module, cpwl.box([-1, -1], [1, 1]), cells=5, latents=4, seeds=6, samples=2000,
+    ...     directions=(2,), radii=(), progress=False,
+    ... )
+    >>> report.ok
+    True
+    >>> report.section("jacobian").result.rows[0].name
+    'jacobian: cells, one latent in each: compared'
     """
     began = time.perf_counter()
     options = {
@@ -172,47 +196,70 @@ def validate(
         },
         "density": dict.fromkeys(("samples", "nearest", "proposals"), samples),
     }  # fmt: skip
-    place = domain if isinstance(domain, cpwl.Domain) else around(domain)
     with tqdm(total=2 + len(_PARTS), disable=not progress, leave=False, unit="part") as bar:
-        bar.set_description("network")
-        network, reason = _captured(module, place.slice.latent_shape, upto)
-        estimated = _estimated(module, decoder, place, network, reason, upto)
-        bar.update()
-        bar.set_description("cells")
-        partition = None
-        if network is not None:
-            partition = cpwl.subdivide(network, place, progress=False)
-            require_complete(partition)
-        bar.update()
-        subject = Subject(
-            estimated, place, network, partition, _output_size(estimated, place, network)
-        )
+        subject, reason = _subject(module, domain, decoder, upto, bar)
         sections, absent = [], []
         settings: dict[str, object] = {"seed": seed}
         for part in _PARTS:
             bar.set_description(part.name)
-            claim = part.claim if network is not None else part.smooth
-            if claim is None:
+            given = {key: value for key, value in options[part.name].items() if value is not None}
+            found = _section(part, subject, given, seed)
+            if found is None:
                 absent.append(Absent(part.name, part.heading, f"It needs cells. {reason}"))
             else:
-                given = {k: v for k, v in options[part.name].items() if v is not None}
-                start = time.perf_counter()
-                result = part.measure(subject, **given, seed=seed)
-                seconds = time.perf_counter() - start
+                sections.append(found)
                 settings[part.name] = _said(part.measure, given)
-                sections.append(
-                    Section(part.name, part.heading, claim, result, part.draw, part.size, part.alt,
-                            seconds)
-                )  # fmt: skip
             bar.update()
     title = (name or type(module).__name__) + (f" up to {upto}" if upto else "")
     return Report(
-        f"Validation of {title}",
-        _facts(subject),
-        tuple(sections),
-        tuple(absent),
-        settings,
-        time.perf_counter() - began,
+        title=f"Validation of {title}",
+        facts=_facts(subject),
+        sections=tuple(sections),
+        absent=tuple(absent),
+        settings=settings,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _subject(
+    module: nn.Module,
+    domain: cpwl.Domain | cpwl.Slice,
+    decoder: Decoder | None,
+    upto: str | None,
+    bar: tqdm,
+) -> tuple[Subject, str]:
+    """Return the two sides of a module, and why there is no exact one."""
+    place = domain if isinstance(domain, cpwl.Domain) else around(domain)
+    bar.set_description("network")
+    network, reason = _captured(module, place.slice.latent_shape, upto)
+    estimated = _estimated(module, decoder, place, network, reason, upto)
+    bar.update()
+    bar.set_description("cells")
+    partition = None
+    if network is not None:
+        partition = cpwl.subdivide(network, place, progress=False)
+        require_complete(partition)
+    bar.update()
+    outputs = _output_size(estimated, place, network)
+    return Subject(estimated, place, network, partition, outputs), reason
+
+
+def _section(part: _Part, subject: Subject, given: Mapping[str, Any], seed: int) -> Section | None:
+    """Measure one section, or return None where it does not apply."""
+    claim = part.smooth if subject.network is None else part.claim
+    if claim is None:
+        return None
+    start = time.perf_counter()
+    result = part.measure(subject, **given, seed=seed)
+    return Section(
+        name=part.name,
+        heading=part.heading,
+        claim=claim,
+        result=result,
+        draw=part.draw,
+        size=part.size,
+        alt=part.alt,
+        seconds=time.perf_counter() - start,
     )
 
 

@@ -1,4 +1,4 @@
-"""The two sides of one network, and the latents at which they are compared."""
+"""Two sides of one network, and the latents at which they are compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARGIN = 0.25  # around the latents of a slice, as a share of their longer side
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is validated.
+    """Subject of a validation: the two sides of one network.
 
     Attributes
     ----------

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 import cpwl
 from bridges.networks.toys import random_mlp
-from bridges.validation.complexity import measurement
-from bridges.validation.complexity.measurement import measure
+from bridges.validation.complexity import Complexity, draw, measure
 from bridges.validation.complexity.neighbourhoods import neighbourhood, segment_distances, structure
 from bridges.validation.complexity.planting import float32_values
-from bridges.validation.complexity.result import Complexity
 from bridges.validation.findings import Row
 from bridges.validation.subject import Subject
 
@@ -400,7 +398,7 @@ def test_networks_without_units_and_latents_without_room(deep):
     assert (row.case, row.value) == ("P = 4, 6", 2.0)
     for empty in (result, none):
         figure = Figure()
-        measurement.draw(empty, figure)
+        draw(empty, figure)
         assert empty.rows[0].note in [text.get_text() for text in figure.axes[0].texts]
 
 
@@ -439,7 +437,7 @@ def test_smooth_networks_are_refused(deep):
 
 def test_the_figure_shows_every_dimension(measured):
     figure = plt.figure(figsize=(8, 5), layout="constrained")
-    measurement.draw(measured, figure)
+    draw(measured, figure)
     figure.canvas.draw()
     assert [ax.get_title() for ax in figure.axes] == ["$P = 1$", "$P = 2$", "", ""]
     above, below = figure.axes[1], figure.axes[3]

@@ -16,9 +16,10 @@ from torch import nn
 
 import cpwl
 from bridges.networks import pretrained
-from bridges.validation.densities import balls as balls_module
-from bridges.validation.densities import decoding, measurement, nearest
-from bridges.validation.densities.result import Densities
+from bridges.validation import densities
+from bridges.validation.densities import decoding
+from bridges.validation.densities.balls import count_in_balls
+from bridges.validation.densities.nearest import neighbour_entropy
 from bridges.validation.subject import Subject, uniform
 
 # enough for every claim to be tested, in a second
@@ -58,8 +59,8 @@ def curved(inputs: int) -> Subject:
 
 
 @cache
-def measured(inputs: int) -> Densities:
-    return measurement.measure(curved(inputs), **SMALL)
+def measured(inputs: int) -> densities.Densities:
+    return densities.measure(curved(inputs), **SMALL)
 
 
 def named(result, quantity, word=""):
@@ -99,7 +100,7 @@ def test_a_slice_that_is_not_orthonormal_agrees():
     module = mlp(6, 14, 4, seed=2)
     network = cpwl.Network.from_torch(module, (6,))
     domain = place.polygon([[-1, -1], [1.2, -0.7], [0.4, 1.1]])
-    result = measurement.measure(subject_on(network, module, domain), **SMALL)
+    result = densities.measure(subject_on(network, module, domain), **SMALL)
     assert failing(result) == set()
 
 
@@ -113,7 +114,7 @@ def test_convolutions_and_max_pooling_agree():
     rng = np.random.default_rng(1)
     place = cpwl.Slice(rng.standard_normal(12) / 4, rng.standard_normal((2, 12)))
     network = cpwl.Network.from_torch(module, (12,))
-    result = measurement.measure(subject_on(network, module, place.box([-2] * 2, [2] * 2)), **SMALL)
+    result = densities.measure(subject_on(network, module, place.box([-2] * 2, [2] * 2)), **SMALL)
     assert failing(result) == set()
     assert result.balls.cells.size > 20
 
@@ -123,7 +124,7 @@ def test_convolutions_and_max_pooling_agree():
 
 def test_a_sheared_plane_has_the_density_and_the_balls_of_the_formula():
     # two rectangles [-1, 0] x [-1, 1] and [0, 1] x [-1, 1] under (x, y) -> (x + 2 y, 3 y, 0) + 1
-    result = measurement.measure(
+    result = densities.measure(
         subject_of(linear(np.array([[1.0, 2.0], [0.0, 3.0], [0.0, 0.0]]))), **SMALL
     )
     assert failing(result) == set()
@@ -149,7 +150,7 @@ def test_a_sawtooth_has_the_density_of_its_slope_and_only_an_upper_bound_of_entr
             down.weight.fill_(1.0)
             down.bias.zero_()
         layers += [up, nn.ReLU(), down]
-    result = measurement.measure(subject_of(nn.Sequential(*layers), 0.0, 1.0, 1), **SMALL)
+    result = densities.measure(subject_of(nn.Sequential(*layers), 0.0, 1.0, 1), **SMALL)
     assert failing(result) == set()
     assert len(result.balls.cells) == 8
     np.testing.assert_allclose(result.balls.log_density, -math.log(8))
@@ -170,7 +171,7 @@ def test_a_folded_square_is_counted_sheet_by_sheet():
         module[0].bias.copy_(torch.tensor([0.0, 0.0, 5.0]))
         module[2].weight.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         module[2].bias.zero_()
-    result = measurement.measure(subject_of(module), **SMALL)
+    result = densities.measure(subject_of(module), **SMALL)
     assert failing(result) == set()
     np.testing.assert_allclose(result.balls.log_density, -math.log(4))
     (row,) = named(result, ENTROPY, "nearest")
@@ -189,7 +190,7 @@ def half_squeezed(outputs=3) -> nn.Module:
 
 
 def test_squeezed_cells_are_left_out_and_their_probability_is_compared():
-    result = measurement.measure(subject_of(half_squeezed()), **SMALL)
+    result = densities.measure(subject_of(half_squeezed()), **SMALL)
     assert failing(result) == set()
     (row,) = named(result, "squeezed cells")
     assert row.claimed
@@ -205,17 +206,17 @@ def test_a_decoder_that_is_squeezed_elsewhere_disagrees():
     other = half_squeezed()
     with torch.no_grad():
         other[0].bias[[0, 2]] = -0.4
-    result = measurement.measure(subject_of(module, estimated=other), **SMALL)
+    result = densities.measure(subject_of(module, estimated=other), **SMALL)
     assert {"squeezed cells", VOLUME, ENTROPY, SAMPLES} <= failing(result)
 
 
 def test_a_generator_squeezed_everywhere_says_so():
-    result = measurement.measure(subject_of(half_squeezed(1)), **SMALL)
+    result = densities.measure(subject_of(half_squeezed(1)), **SMALL)
     (row,) = result.rows
     assert (row.quantity, row.value, row.claimed) == ("squeezed cells", 1.0, False)
     assert "the output has no density to compare" in row.note
     figure = Figure()
-    measurement.draw(result, figure)
+    densities.draw(result, figure)
     assert "no density" in figure.texts[0].get_text()
 
 
@@ -237,20 +238,20 @@ def test_a_generator_squeezed_everywhere_says_so():
 def test_a_wrong_psi_disagrees(subject, monkeypatch, change, expected):
     monkeypatch.setattr(cpwl, "spectrum", scaled(change))
     settings = {**SMALL, "samples": 400_000, "balls": 300, "proposals": 100_000}
-    result = measurement.measure(subject, **settings)
+    result = densities.measure(subject, **settings)
     assert failing(result) == expected
 
 
 def test_each_estimate_of_the_density_notices_a_dropped_factor(subject, monkeypatch):
     monkeypatch.setattr(cpwl, "spectrum", scaled(lambda s: s * 1.1))
-    result = measurement.measure(subject, **SMALL)
+    result = densities.measure(subject, **SMALL)
     disagreeing = {(r.quantity, r.statistic, r.case.split()[0]) for r in result.rows if r.claimed}
     agreeing = {(r.quantity, r.statistic, r.case.split()[0]) for r in result.rows if r.agrees}
     assert disagreeing & agreeing == {(SAMPLES, "p-value", "800")}
 
 
 def test_one_wrong_cell_disagrees(subject, monkeypatch):
-    right = measurement.measure(subject, **SMALL)
+    right = densities.measure(subject, **SMALL)
     assert failing(right) == set()
     worst = right.balls.cells[right.balls.expected.argmax()]
 
@@ -260,7 +261,7 @@ def test_one_wrong_cell_disagrees(subject, monkeypatch):
         return s
 
     monkeypatch.setattr(cpwl, "spectrum", scaled(change))
-    result = measurement.measure(subject, **SMALL)
+    result = densities.measure(subject, **SMALL)
     (row,) = named(result, DENSITY, "worst")
     assert not row.agrees
     assert row.note.startswith(f"cell {worst} at s = (")
@@ -268,25 +269,25 @@ def test_one_wrong_cell_disagrees(subject, monkeypatch):
 
 def test_a_decoder_with_another_scale_disagrees(subject):
     double = replace(subject, decoder=decoder().double())
-    assert failing(measurement.measure(double, **SMALL)) == set()
+    assert failing(densities.measure(double, **SMALL)) == set()
     module = decoder()
     with torch.no_grad():
         module[4].weight *= 1.1
     other = replace(subject, decoder=module)
-    assert failing(measurement.measure(other, **SMALL)) == {DENSITY, VOLUME, ENTROPY}
+    assert failing(densities.measure(other, **SMALL)) == {DENSITY, VOLUME, ENTROPY}
 
 
 def test_a_decoder_with_one_other_weight_disagrees(subject):
     module = decoder()
     with torch.no_grad():
         module[0].weight[0, 0] *= 1.5
-    assert DENSITY in failing(measurement.measure(replace(subject, decoder=module), **SMALL))
+    assert DENSITY in failing(densities.measure(replace(subject, decoder=module), **SMALL))
 
 
 def test_uniform_latents_in_the_place_of_uniform_samples_disagree(subject, monkeypatch):
     right = cpwl.density.sample_image
     monkeypatch.setattr(cpwl, "sample_image", lambda *a, **k: right(*a, **{**k, "rho": 0.0}))
-    result = measurement.measure(subject, **SMALL)
+    result = densities.measure(subject, **SMALL)
     assert failing(result) == {SAMPLES}
     assert all(not r.agrees for r in named(result, SAMPLES, "against rejection"))
     # and the control says that they would
@@ -302,7 +303,7 @@ def test_balls_lie_in_their_cells_and_reach_almost_to_the_border(inputs):
     subject = curved(inputs)
     source = cpwl.spectrum(subject.partition)
     latents = uniform(subject, 60_000, np.random.default_rng(0))
-    balls = balls_module.count(subject, source, latents, 50)
+    balls = count_in_balls(subject, source, latents, 50)
     assert len(set(balls.cells)) == len(balls.cells) >= 5
     triangles = decoding.stretches(subject, balls.centres).triangles
     rng = np.random.default_rng(1)
@@ -319,8 +320,8 @@ def test_balls_lie_in_their_cells_and_reach_almost_to_the_border(inputs):
 def test_balls_prefer_full_ones_and_all_densities(subject):
     source = cpwl.spectrum(subject.partition)
     latents = uniform(subject, 60_000, np.random.default_rng(0))
-    every = balls_module.count(subject, source, latents, 10_000)
-    some = balls_module.count(subject, source, latents, 12)
+    every = count_in_balls(subject, source, latents, 10_000)
+    some = count_in_balls(subject, source, latents, 12)
     assert len(some.cells) == 12
     assert every.expected.min() >= 25
     assert some.expected.mean() > 1.2 * every.expected.mean()
@@ -330,35 +331,35 @@ def test_balls_prefer_full_ones_and_all_densities(subject):
 
 
 def test_no_cell_large_enough_is_said(subject):
-    result = measurement.measure(subject, **{**SMALL, "samples": 100})
+    result = densities.measure(subject, **{**SMALL, "samples": 100})
     (row,) = named(result, DENSITY)
     assert math.isnan(row.value)
     assert not row.claimed
     assert "no cell is large enough for a ball in which 25 samples are expected" in row.note
-    measurement.draw(result, Figure(layout="constrained"))
+    densities.draw(result, Figure(layout="constrained"))
 
 
 # what is left out
 
 
 def test_few_points_tell_no_bias(subject):
-    assert nearest.estimate(np.random.default_rng(0).standard_normal((30, 2)), 2).bias == math.inf
-    result = measurement.measure(subject, **{**SMALL, "nearest": 30})
+    assert neighbour_entropy(np.random.default_rng(0).standard_normal((30, 2)), 2).bias == math.inf
+    result = densities.measure(subject, **{**SMALL, "nearest": 30})
     (row,) = named(result, ENTROPY, "nearest")
     assert not row.claimed
     assert row.note == "too few outputs to tell its bias"
-    measurement.draw(result, Figure(layout="constrained"))
+    densities.draw(result, Figure(layout="constrained"))
 
 
 def test_four_dimensions_leave_nearest_neighbours_out():
     subject = subject_of(mlp(4, 12, 6, seed=3), -0.2, 0.2, 4)
-    result = measurement.measure(subject, **SMALL)
+    result = densities.measure(subject, **SMALL)
     assert failing(result) == set()
     (row,) = named(result, ENTROPY, "nearest")
     assert "left out for P = 4: its bias falls like N^(-1/4)" in row.note
     assert result.nearest is None
     assert named(result, DENSITY, "chi-square")[0].claimed
-    measurement.draw(result, Figure(layout="constrained"))
+    densities.draw(result, Figure(layout="constrained"))
 
 
 def test_low_acceptance_leaves_the_test_out_and_says_so():
@@ -369,7 +370,7 @@ def test_low_acceptance_leaves_the_test_out_and_says_so():
         module[0].bias.copy_(torch.tensor([5.0, 0.0, -0.005]))
         module[2].weight.copy_(torch.tensor([[1.0, 1000.0, -1000.0]]))
     subject = subject_of(module, -1.0, 1.0, 1)
-    result = measurement.measure(subject, **{**SMALL, "proposals": 2_000})
+    result = densities.measure(subject, **{**SMALL, "proposals": 2_000})
     rows = named(result, SAMPLES, "against rejection")
     assert len(rows) == 2
     for row in rows:
@@ -377,30 +378,30 @@ def test_low_acceptance_leaves_the_test_out_and_says_so():
         assert not row.claimed
         assert row.note.endswith("of 2,000 proposals were accepted")
     assert failing(result) == set()
-    measurement.draw(result, Figure(layout="constrained"))
+    densities.draw(result, Figure(layout="constrained"))
 
 
 # the decoder's side
 
 
-def test_stretches_are_those_of_the_cells_and_batches_do_not_matter(subject, monkeypatch):
+def test_stretches_are_those_of_the_cells_and_batches_do_not_matter(subject):
     latents = uniform(subject, 500, np.random.default_rng(0))
     found = decoding.stretches(subject, latents.s)
     psi = cpwl.local_scaling(subject.partition)
     np.testing.assert_allclose(np.log(found.volume), psi[latents.cells], atol=1e-12)
     assert found.full(1e-12).all()
-    monkeypatch.setattr(decoding, "_NUMBERS", 2_000)
-    again = decoding.stretches(subject, latents.s)
+    again = decoding.stretches(subject, latents.s, numbers=2_000)
     np.testing.assert_allclose(again.triangles, found.triangles, rtol=1e-12)
     expected = decoder().double()(latents.z).detach()
-    np.testing.assert_allclose(decoding.decode(subject, latents.s), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        decoding.decode(subject, latents.s, numbers=2_000), expected, rtol=1e-12
+    )
     assert next(subject.decoder.parameters()).dtype == torch.float32
 
 
-def test_large_networks_get_fewer_samples(subject, monkeypatch):
-    monkeypatch.setattr(measurement, "_BUDGET", 1_000 * decoding.cost(subject))
-    monkeypatch.setattr(measurement, "_STORED", 700 * subject.outputs)
-    result = measurement.measure(subject, **SMALL)
+def test_large_networks_get_fewer_samples(subject):
+    limits = {"budget": 1_000 * decoding.cost(subject), "stored": 700 * subject.outputs}
+    result = densities.measure(subject, **SMALL, **limits)
     assert result.balls.samples == 1_000
     assert result.samples.proposals == 62
     assert result.nearest.sizes[0] == 700
@@ -410,7 +411,7 @@ def test_a_decoder_of_digits_agrees(data):
     network, domain = slices.mnist_vae(data, 0.02)
     module = pretrained.mnist_vae_decoder(data)[:-1]
     settings = {**SMALL, "samples": 20_000, "nearest": 4_000, "proposals": 2_000, "pairs": 500}
-    result = measurement.measure(subject_on(network, module, domain), **settings)
+    result = densities.measure(subject_on(network, module, domain), **settings)
     assert failing(result) == set()
     assert sum(r.claimed for r in result.rows) == 8
 
@@ -420,7 +421,7 @@ def test_a_decoder_of_digits_agrees(data):
 
 def test_a_seed_gives_one_result(subject):
     settings = {**SMALL, "samples": 5_000, "nearest": 2_000, "proposals": 2_000}
-    one, same, other = (measurement.measure(subject, **settings, seed=seed) for seed in (3, 3, 4))
+    one, same, other = (densities.measure(subject, **settings, seed=seed) for seed in (3, 3, 4))
     assert one.rows == same.rows
     assert one.rows != other.rows
 
@@ -428,14 +429,14 @@ def test_a_seed_gives_one_result(subject):
 def test_a_network_that_is_not_piecewise_linear_is_refused(subject):
     smooth = replace(subject, network=None, partition=None)
     with pytest.raises(ValueError, match=r"Expected a subject with a partition, got None: dens"):
-        measurement.measure(smooth)
+        densities.measure(smooth)
 
 
 @pytest.mark.parametrize("inputs", [1, 2, 3])
 def test_the_figure_shows_the_arrays(inputs):
     result = measured(inputs)
     figure = Figure(figsize=(11, 7), layout="constrained")
-    measurement.draw(result, figure.subfigures(1, 1))
+    densities.draw(result, figure.subfigures(1, 1))
     figure.draw_without_rendering()
     counts, deviations, entropies, drawn, accepted, test = figure.subfigs[0].axes
     every = next(line for line in counts.lines if line.get_label() == "one ball")

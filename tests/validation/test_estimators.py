@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bridges.validation.densities import nearest
+from bridges.validation.densities.nearest import kth_distances, neighbour_entropy
 from bridges.validation.densities.two_samples import energy_test
 
 
@@ -17,9 +17,7 @@ def test_distances_to_neighbours_are_those_of_all_pairs(coordinates):
     points = np.random.default_rng(0).standard_normal((400, coordinates))
     points[7] = points[5]
     pairs = np.linalg.norm(points[:, None] - points, axis=2)
-    np.testing.assert_allclose(
-        nearest.kth_distances(points, 3), np.sort(pairs, axis=1)[:, 3], rtol=1e-12
-    )
+    np.testing.assert_allclose(kth_distances(points, 3), np.sort(pairs, axis=1)[:, 3], rtol=1e-12)
 
 
 def test_a_projection_that_hides_the_neighbours_does_not_matter():
@@ -29,16 +27,14 @@ def test_a_projection_that_hides_the_neighbours_does_not_matter():
     points[:, :16] = 100 * rng.integers(0, 2, (600, 1)) * np.ones(16)
     points[:, 16:] = rng.standard_normal((600, 24))
     pairs = np.linalg.norm(points[:, None] - points, axis=2)
-    np.testing.assert_allclose(
-        nearest.kth_distances(points, 1), np.sort(pairs, axis=1)[:, 1], rtol=1e-12
-    )
+    np.testing.assert_allclose(kth_distances(points, 1), np.sort(pairs, axis=1)[:, 1], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("dim", "outputs"), [(1, 4), (2, 3), (3, 30)])
 def test_entropy_of_a_cube_in_space_is_within_what_the_estimate_says(dim, outputs):
     rng = np.random.default_rng(dim)
     frame = np.linalg.qr(rng.standard_normal((outputs, dim)))[0]
-    found = [nearest.estimate(rng.uniform(-1, 1, (4_000, dim)) @ frame.T, dim) for _ in range(12)]
+    found = [neighbour_entropy(rng.uniform(-1, 1, (4_000, dim)) @ frame.T, dim) for _ in range(12)]
     off = np.array([f.entropy[0] for f in found]) - dim * math.log(2)
     limits = np.array([2 * f.bias + 4 * f.error for f in found])
     assert (np.abs(off) < limits).all()
@@ -51,7 +47,7 @@ def test_entropy_of_a_cube_in_space_is_within_what_the_estimate_says(dim, output
 
 def test_entropy_of_a_gaussian_needs_no_border():
     points = np.random.default_rng(0).standard_normal((30_000, 2))
-    found = nearest.estimate(points, 2)
+    found = neighbour_entropy(points, 2)
     assert found.entropy[0] == pytest.approx(math.log(2 * math.pi * math.e), abs=4 * found.error)
     assert found.error < 0.01
 

@@ -19,15 +19,13 @@ from torch import nn
 
 import cpwl
 from approx import JacobianOperator, Spectrum
+from bridges.validation import spectra
 from bridges.validation.findings import Row
-from bridges.validation.spectra import measurement
-from bridges.validation.spectra.haar import law, psi_nu
-from bridges.validation.spectra.result import Spectra
-from bridges.validation.spectra.rows import truth
+from bridges.validation.spectra.haar import law, psi_nu, truth
 from bridges.validation.subject import Subject
 
 SQUARE = cpwl.box([-2.0, -2.0], [2.0, 2.0])
-METHODS = measurement.default_methods()
+METHODS = spectra.default_methods()
 
 
 def plane(*shape: int) -> cpwl.Domain:
@@ -51,15 +49,15 @@ def wide() -> Subject:
 
 
 @cache
-def of_wide() -> Spectra:
-    return measurement.measure(wide(), latents=3)
+def of_wide() -> spectra.Spectra:
+    return spectra.measure(wide(), latents=3)
 
 
-def disagreeing(result: Spectra) -> list[tuple[str, str, str]]:
+def disagreeing(result: spectra.Spectra) -> list[tuple[str, str, str]]:
     return [(r.quantity, r.case, r.statistic) for r in result.rows if not r.agrees]
 
 
-def only(result: Spectra, **wanted: str) -> Row:
+def only(result: spectra.Spectra, **wanted: str) -> Row:
     (row,) = (r for r in result.rows if all(getattr(r, k) == v for k, v in wanted.items()))
     return row
 
@@ -117,7 +115,7 @@ def test_values_are_zero_as_numpy_has_it_and_unclear_between():
 def test_a_linear_map_has_the_singular_values_that_it_was_made_of():
     values = np.geomspace(4.0, 0.01, 12)
     module, shape = decoders.linear(list(values))
-    result = measurement.measure(exact(module, plane(*shape)), latents=4)
+    result = spectra.measure(exact(module, plane(*shape)), latents=4)
     np.testing.assert_allclose(result.singular_values, np.tile(values, (4, 1)), rtol=1e-12)
     assert result.k == 6
     np.testing.assert_allclose(result.runs["exact"].psi, np.log(values).sum(), rtol=1e-12)
@@ -141,7 +139,7 @@ def test_every_method_of_a_large_latent_agrees_and_is_claimed():
         assert ("topk", descriptor, "coverage of the bound") in claimed
 
 
-def truth_rank(result: Spectra) -> float:
+def truth_rank(result: spectra.Spectra) -> float:
     squares = result.singular_values**2
     return float((squares.sum(axis=1) ** 2 / (squares**2).sum(axis=1)).min())
 
@@ -171,7 +169,7 @@ def test_errors_fall_as_products_grow():
 
 
 def test_two_coordinates_are_enough_and_a_prediction_falls_back():
-    result = measurement.measure(small())
+    result = spectra.measure(small())
     assert result.k == 2
     assert not disagreeing(result)
     row = only(result, case="predict, k = 2")
@@ -180,21 +178,21 @@ def test_two_coordinates_are_enough_and_a_prediction_falls_back():
     assert not result.convergence["predict"].products.size
     order = picked(result.rows, case="topk, k = 2, all of J", statistic="rank")
     assert [r.value for r in order] == [pytest.approx(1.0, abs=1e-3)] * 2
-    measurement.draw(result, Figure())
+    spectra.draw(result, Figure())
 
 
 def test_one_coordinate_and_one_output():
     """W is then 1 or -1: nothing is spread, and the values are the slopes."""
-    result = measurement.measure(exact(Sawtooth(4), cpwl.box([0.0], [1.0])), latents=9)
+    result = spectra.measure(exact(Sawtooth(4), cpwl.box([0.0], [1.0])), latents=9)
     assert not disagreeing(result)
     np.testing.assert_allclose(result.runs["paper"].psi, math.log(16), rtol=1e-12)
     assert not picked(result.rows, statistic="stated")
-    measurement.draw(result, Figure())
+    spectra.draw(result, Figure())
 
 
 def test_a_bottleneck_leaves_zeros_that_all_methods_leave_out():
     module = mlp(10, 4, 20)
-    result = measurement.measure(exact(module, plane(10)), k=6, latents=20)
+    result = spectra.measure(exact(module, plane(10)), k=6, latents=20)
     assert (result.singular_values[:, 4:] == 0).all()
     bounded = picked(result.rows, case="exact") + picked(result.rows, case="topk, k = 6")
     assert all(row.agrees for row in bounded)
@@ -204,18 +202,18 @@ def test_a_constant_decoder_has_no_scaling_and_no_rank():
     module = mlp(2, 4, 3)
     with torch.no_grad():
         module[2].weight.zero_()
-    result = measurement.measure(exact(module, SQUARE), seeds=9)
+    result = spectra.measure(exact(module, SQUARE), seeds=9)
     assert not disagreeing(result)
     for one in result.runs.values():
         assert not one.psi.any()
         assert not one.nu.any()
     assert not picked(result.rows, case="W J")
-    measurement.draw(result, Figure())
+    spectra.draw(result, Figure())
 
 
 def test_a_smooth_decoder_is_compared_with_autograd():
     module, shape = decoders.attention()
-    result = measurement.measure(smooth(module, plane(*shape)), latents=5, seeds=20)
+    result = spectra.measure(smooth(module, plane(*shape)), latents=5, seeds=20)
     assert not disagreeing(result)
     assert result.k == 18
 
@@ -223,7 +221,7 @@ def test_a_smooth_decoder_is_compared_with_autograd():
 # negative controls
 
 
-def factor(sign: int, name: str) -> dict[str, measurement.Estimator]:
+def factor(sign: int, name: str) -> dict[str, spectra.Estimator]:
     """Return a method with the scale k log sqrt(D / k) of the rows of W added or taken away."""
 
     def estimator(op, k: int, seed: int) -> Spectrum:
@@ -237,7 +235,7 @@ def factor(sign: int, name: str) -> dict[str, measurement.Estimator]:
 @pytest.mark.parametrize("sign", [-1, 1], ids=["lacks", "extra"])
 @pytest.mark.parametrize("name", ["paper", "predict"])
 def test_a_dropped_or_extra_scale_factor_is_a_bias(name: str, sign: int):
-    result = measurement.measure(wide(), methods=factor(sign, name), latents=3, seeds=20)
+    result = spectra.measure(wide(), methods=factor(sign, name), latents=3, seeds=20)
     row = only(result, quantity="psi", case=f"{name}, k = {result.k}", statistic="bias")
     assert row.verdict == "DISAGREES"
     assert row.value * sign > 0
@@ -245,7 +243,7 @@ def test_a_dropped_or_extra_scale_factor_is_a_bias(name: str, sign: int):
 
 @pytest.mark.parametrize("sign", [-1, 1], ids=["lacks", "extra"])
 def test_the_factor_is_seen_with_two_coordinates_too(sign: int):
-    result = measurement.measure(small(), methods=factor(sign, "paper"))
+    result = spectra.measure(small(), methods=factor(sign, "paper"))
     assert ("psi", "paper, k = 2", "bias") in disagreeing(result)
 
 
@@ -255,7 +253,7 @@ def test_a_halved_interval_does_not_cover(name: str):
         s = METHODS[name](op, k, seed)
         return replace(s, psi_interval=(s.psi_interval + s.psi[:, None]) / 2)
 
-    result = measurement.measure(wide(), methods={name: estimator}, latents=3)
+    result = spectra.measure(wide(), methods={name: estimator}, latents=3)
     case = f"{name}, k = {result.k}"
     assert disagreeing(result) == [("psi", case, "coverage of the 95 % interval")]
 
@@ -266,7 +264,7 @@ def test_a_stated_error_of_another_size_is_noticed(share: float):
         s = METHODS["predict"](op, k, seed)
         return replace(s, nu_stderr=share * s.nu_stderr)
 
-    result = measurement.measure(wide(), methods={"mine": estimator}, latents=3)
+    result = spectra.measure(wide(), methods={"mine": estimator}, latents=3)
     assert disagreeing(result) == [("nu", f"mine, k = {result.k}", "stated error over actual")]
 
 
@@ -277,13 +275,13 @@ def test_a_bound_that_is_too_low_is_noticed():
         s = METHODS["topk"](op, k, seed)
         return replace(s, psi=s.psi - 0.1, psi_interval=s.psi_interval - 0.1)
 
-    result = measurement.measure(wide(), methods={"topk": estimator}, k=10, latents=3)
+    result = spectra.measure(wide(), methods={"topk": estimator}, k=10, latents=3)
     assert disagreeing(result) == [("psi", "topk, k = 10", "coverage of the bound")]
 
 
 def test_one_perturbed_weight_is_seen_by_the_exact_method():
     module = mlp(2, 12, 12, 3)
-    result = measurement.measure(exact(module, SQUARE, perturbed(module)))
+    result = spectra.measure(exact(module, SQUARE, perturbed(module)))
     failed = disagreeing(result)
     assert ("psi", "exact, k = 2", "worst error over condition") in failed
     assert ("nu", "exact, k = 2", "worst relative error") in failed
@@ -294,7 +292,7 @@ def test_an_operator_unlike_its_matrix_is_noticed():
         s = METHODS["paper"](op, k, seed)
         return replace(s, psi=s.psi + 1e-6) if isinstance(op, JacobianOperator) else s
 
-    result = measurement.measure(small(), methods={"paper": estimator})
+    result = spectra.measure(small(), methods={"paper": estimator})
     assert disagreeing(result) == [("psi", "paper, matrix-free", "worst difference from dense J")]
 
 
@@ -302,23 +300,23 @@ def test_an_operator_unlike_its_matrix_is_noticed():
 
 
 def test_results_follow_the_seed():
-    one, same, other = (measurement.measure(small(), seeds=5, latents=4, seed=s) for s in (1, 1, 2))
+    one, same, other = (spectra.measure(small(), seeds=5, latents=4, seed=s) for s in (1, 1, 2))
     assert one.rows == same.rows
     assert one.rows != other.rows
 
 
 def test_a_figure_has_three_panels_for_each_descriptor_whatever_the_methods():
     every = of_wide()
-    result = measurement.measure(
+    result = spectra.measure(
         wide(), methods={"mine": METHODS["predict"], "exact": METHODS["exact"]}, latents=3, seeds=9
     )
     for shown in (every, result):
         figure = Figure()
-        measurement.draw(shown, figure)
+        spectra.draw(shown, figure)
         assert len(figure.axes) == 6
     assert "mine" in result.convergence
     figure = Figure()
-    measurement.draw(measurement.measure(small(), methods={"exact": METHODS["exact"]}), figure)
+    spectra.draw(spectra.measure(small(), methods={"exact": METHODS["exact"]}), figure)
     assert len(figure.axes) == 6
 
 
@@ -334,7 +332,7 @@ def test_a_figure_has_three_panels_for_each_descriptor_whatever_the_methods():
 )
 def test_what_cannot_be_measured_is_refused(arguments, text: str):
     with pytest.raises(ValueError, match=text):
-        measurement.measure(small(), **arguments)
+        spectra.measure(small(), **arguments)
 
 
 def test_an_estimate_of_something_unknown_is_refused():
@@ -342,14 +340,14 @@ def test_an_estimate_of_something_unknown_is_refused():
         return replace(METHODS["paper"](op, k, seed), method="slq")
 
     with pytest.raises(ValueError, match=r"Expected 'mine' to return a Spectrum .* got 'slq'"):
-        measurement.measure(small(), methods={"mine": estimator}, seeds=2)
+        spectra.measure(small(), methods={"mine": estimator}, seeds=2)
 
 
 def test_methods_and_random_state_of_the_caller_stay_as_they_were():
     before = torch.get_rng_state()
     module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).train()
     state = torch.get_rng_state()
-    measurement.measure(exact(module, SQUARE), seeds=2, latents=2)
+    spectra.measure(exact(module, SQUARE), seeds=2, latents=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
     torch.set_rng_state(before)

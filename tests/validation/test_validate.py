@@ -20,11 +20,10 @@ from torch import nn
 import bridges
 import cpwl
 from bridges.networks.toys import TOYS, random_mlp, toy
-from bridges.validation import run
+from bridges.validation import run, spectra
 from bridges.validation.cut import cut
 from bridges.validation.findings import AgreementError
 from bridges.validation.run import validate
-from bridges.validation.spectra import measurement
 
 SECTIONS = ["jacobian", "spectrum", "complexity", "density"]
 # every section, at a size of seconds
@@ -113,7 +112,7 @@ def test_one_weight_perturbed_is_found_where_the_exact_maps_are_used(small):
 def test_a_dropped_scale_factor_is_found_in_the_rows_of_its_method():
     """W J of a random orthonormal W shrinks lengths by sqrt(k / D): forgotten, psi is too large."""
     module, domain = random_mlp((6, 12, 24), seed=1), cpwl.Slice(np.zeros(6), np.eye(6)[:2])
-    methods = measurement.default_methods()
+    methods = spectra.default_methods()
 
     def unscaled(operator, k, seed):
         found = methods["paper"](operator, k, seed)

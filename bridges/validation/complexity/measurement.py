@@ -1,4 +1,4 @@
-r"""Local complexity: knots counted by `approx`, against the exact partition of the neighbourhood.
+r"""Measurement of local complexity: knots counted by `approx`, against enumerated ones.
 
 V_z = {z + sum_p c_p b_p : sum_p |c_p| < r} for P orthonormal directions b_p. Let h_j be what enters
 unit j, and t its breakpoint. The criterion of `approx.knots` ("jvp") says that the knot h_j = t
@@ -40,7 +40,6 @@ import torch
 
 import approx
 import cpwl
-from bridges.validation.complexity.figure import draw as draw
 from bridges.validation.complexity.neighbourhoods import (
     NOT_ENUMERATED,
     Neighbourhood,
@@ -50,8 +49,7 @@ from bridges.validation.complexity.neighbourhoods import (
 )
 from bridges.validation.complexity.planting import float32_values, near_knots
 from bridges.validation.complexity.result import Complexity
-from bridges.validation.complexity.rows import left_out_rows, rows_of
-from bridges.validation.findings import Row
+from bridges.validation.complexity.rows import rows_of
 from bridges.validation.subject import Subject, uniform
 from cpwl.arrays import Floats
 
@@ -114,8 +112,8 @@ def measure(
     Notes
     -----
     Claimed at `radius`, for each P: jvp and hull in float64 count the exact knots at every latent
-    (the theorem above says where they must; that hypotheses fail is what a radius that is too large
-    for the proxy shows); their Zaslavsky bound is one; float32's miscounts are within the undecided
+    (the theorem above says where they must; where its hypotheses fail, the radius is too large
+    for the proxy); their Zaslavsky bound is one; float32's miscounts are within the undecided
     units that it reports itself, at 99 % of latents, up to three standard errors. Over all P and
     radii: equality wherever the theorem holds, and Zaslavsky's bound wherever nothing folds.
 
@@ -129,42 +127,60 @@ def measure(
     _check(subject, radius, directions, radii, latents)
     network = subject.network
     assert network is not None
-    used = tuple(P for P in directions if subject.latent_size >= P)
-    if network.num_units == 0 or not used:
-        return _nothing(radius, directions, subject.latent_size, network.num_units)
-    rng = np.random.default_rng(seed)
-    swept = _radii(subject, radius, radii)
-    bases = [_basis(subject, P, rng) for P in used]
+    used = tuple(P for P in directions if subject.latent_size >= P and network.num_units)
+    if used:
+        rng = np.random.default_rng(seed)
+        swept = _radii(subject, radius, radii)
+        result = _counted(subject, used, radius, swept, latents, most_cells, rng)
+    else:
+        result = _nothing(subject, radius, network.num_units)
+    left_out = tuple(P for P in directions if subject.latent_size < P)
+    result = replace(result, left_out=left_out)
+    return replace(result, rows=rows_of(result))
+
+
+def _counted(
+    subject: Subject,
+    directions: tuple[int, ...],
+    radius: float,
+    radii: list[float],
+    latents: int,
+    most_cells: int,
+    rng: np.random.Generator,
+) -> Complexity:
+    """Count at latents drawn anew for every P and radius, but for the uniform ones."""
+    network = subject.network
+    assert network is not None
+    bases = [_basis(subject, P, rng) for P in directions]
     fixed = float32_values(uniform(subject, latents - latents // 2, rng).z.numpy())
     units = structure(network)
 
-    shape = (len(used), len(swept), latents)
+    shape = (len(directions), len(radii), latents)
     z = np.empty((*shape, *subject.latent_shape))
     counts = {name: np.empty(shape, np.int64) for name in METHODS}
     undecided = np.empty(shape, np.int64)
     found: list[Neighbourhood] = []
     for q, r in np.ndindex(shape[:2]):
-        z[q, r] = _latents(subject, fixed, bases[q], swept[r], latents, rng)
+        z[q, r] = _latents(subject, fixed, bases[q], radii[r], latents, rng)
         for name in METHODS:
-            estimate = _estimate(subject, z[q, r], bases[q], swept[r], name)
+            estimate = _estimate(subject, z[q, r], bases[q], radii[r], name)
             counts[name][q, r] = estimate.count.numpy()
             if name == "jvp float32":
                 undecided[q, r] = estimate.undecided.numpy()
         most = np.maximum(counts["jvp float64"][q, r], counts["hull float64"][q, r])
         for one, knots in zip(z[q, r], most.tolist(), strict=True):
-            expected = zaslavsky(knots, used[q])
-            if expected > _affordable(most_cells, network.num_units, used[q]):
+            expected = zaslavsky(knots, directions[q])
+            if expected > _affordable(most_cells, network.num_units, directions[q]):
                 found.append(NOT_ENUMERATED)
-                continue
-            found.append(neighbourhood(network, units, one, swept[r], bases[q], _MEMORY))
+            else:
+                found.append(neighbourhood(network, units, one, radii[r], bases[q], _MEMORY))
     cells, knots, folds, first, proven = (
         np.array(column).reshape(shape) for column in zip(*found, strict=True)
     )
-    result = Complexity(
-        rows=(),
+    return Complexity(
         radius=radius,
-        radii=np.array(swept),
-        directions=used,
+        radii=np.array(radii),
+        directions=directions,
         planted=np.arange(latents) >= len(fixed),
         z=z,
         cells=cells,
@@ -174,24 +190,28 @@ def measure(
         fold_radius=np.fmin.reduce(first[:, :, : len(fixed)], axis=1),
         counts=counts,
         undecided=undecided,
+        units=network.num_units,
     )
-    left_out = [P for P in directions if P not in used]
-    return replace(result, rows=rows_of(result, left_out, subject.latent_size))
 
 
-def _nothing(radius: float, directions: Sequence[int], size: int, units: int) -> Complexity:
+def _nothing(subject: Subject, radius: float, units: int) -> Complexity:
     """Return the result for a network without knots, or latents with too few coordinates."""
-    if units == 0:
-        note = "the network has no units, hence no knots"
-        rows = (Row("complexity", "knots", "exact", "units", 0.0, note=note),)
-    else:
-        rows = left_out_rows(directions, size)
-    shape = (0, 0, 0)
-    none = np.zeros(shape, np.int64)
+    none = np.zeros((0, 0, 0), np.int64)
     return Complexity(
-        rows, radius, np.zeros(0), (), np.zeros(0, bool), np.zeros(shape), none, none, none,
-        none > 0, np.zeros((0, 0)), dict.fromkeys(METHODS, none), none,
-    )  # fmt: skip
+        radius=radius,
+        radii=np.zeros(0),
+        directions=(),
+        planted=np.zeros(0, bool),
+        z=np.zeros((0, 0, 0, *subject.latent_shape)),
+        cells=none,
+        knots=none,
+        folds=none,
+        proven=none > 0,
+        fold_radius=np.zeros((0, 0)),
+        counts=dict.fromkeys(METHODS, none),
+        undecided=none,
+        units=units,
+    )
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""The exact partition of the neighbourhood V_z of a latent: its cells, its knots, and their folds.
+"""Exact partition of the neighbourhood V_z of a latent: its cells, its knots, and their folds.
 
 A *knot* of V_z is what `approx.knots` counts there: a breakpoint of a unit that is passed inside
 V_z, or a window of a max-pooling whose winner changes. It *folds* if it lies in more than one
@@ -52,7 +52,7 @@ class Neighbourhood(NamedTuple):
         The radius from which on V_z has a fold: for P <= 2 as it is, otherwise the radius of this
         V_z if anything folds in it; inf if nothing does, NaN where it was not enumerated.
     proven : bool
-        Whether the theorem of `bridges.complexity` says that jvp and hull are exact here.
+        Whether the theorem of this section's measurement says that jvp and hull are exact here.
     """
 
     cells: int
@@ -201,7 +201,7 @@ def _proven(
     radius: float,
     basis: Floats,
 ) -> bool:
-    """Whether the theorem of `bridges.complexity` holds for every unit of the network."""
+    """Whether the theorem of this section's measurement holds for every unit of the network."""
     network = partition.network
     assert network is not None
     own = np.repeat(np.arange(network.num_stages), np.diff(network.stage_offsets))

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from bridges.validation.findings import Row
 from cpwl.arrays import Floats, Ints
 
-Counts = Ints
-
 
 @dataclass(frozen=True, eq=False)
 class Complexity:
@@ -20,7 +18,6 @@ class Complexity:
 
     Attributes
     ----------
-    rows : tuple of Row
     radius : float
         The radius that agreement is claimed at; one of `radii`.
     radii : (R,) float64 ndarray
@@ -42,18 +39,26 @@ class Complexity:
         Knots counted with "jvp float64", "hull float64", "jvp float32", "hull float32".
     undecided : (Q, R, n) int64 ndarray
         Units that "jvp float32" calls undecided.
+    units : int
+        Of the network; without any there are no knots.
+    left_out : tuple of int
+        P for which a latent has too few coordinates.
+    rows : tuple of Row
+        What `rows_of` makes of the rest.
     """
 
-    rows: tuple[Row, ...]
     radius: float
     radii: Floats
     directions: tuple[int, ...]
     planted: NDArray[np.bool_]
     z: Floats
-    cells: Counts
-    knots: Counts
-    folds: Counts
+    cells: Ints
+    knots: Ints
+    folds: Ints
     proven: NDArray[np.bool_]
     fold_radius: Floats
-    counts: Mapping[str, Counts]
-    undecided: Counts
+    counts: Mapping[str, Ints]
+    undecided: Ints
+    units: int
+    left_out: tuple[int, ...] = ()
+    rows: tuple[Row, ...] = ()

@@ -1,38 +1,39 @@
-"""The table of `bridges.complexity`: claims at the declared radius, and what is reported."""
+"""Rows of the counted knots: claims at the declared radius, and what is only reported."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bridges.validation.complexity.neighbourhoods import zaslavsky
+from bridges.validation.complexity.result import Complexity
 from bridges.validation.findings import Row
 from cpwl.arrays import Floats, Ints
-
-if TYPE_CHECKING:
-    from bridges.validation.complexity.result import Complexity
-
 
 _COVERED = 0.99  # of float32's errors, by what `approx.knots` says of its undecided units
 
 
-def rows_of(result: Complexity, left_out: Sequence[int], size: int) -> tuple[Row, ...]:
-    """Return all rows, those of each P together."""
+def rows_of(result: Complexity) -> tuple[Row, ...]:
+    """Return the rows of a result that has none yet, those of each P together."""
+    if result.units == 0:
+        note = "the network has no units, hence no knots"
+        return (_row("knots", "exact", "units", 0.0, note=note),)
     rows = [row for q in range(len(result.directions)) for row in _at_radius(result, q)]
-    return (*rows, *_everywhere(result), *left_out_rows(left_out, size))
+    if result.directions:
+        rows += _everywhere(result)
+    return (*rows, *_left_out(result))
 
 
-def left_out_rows(left_out: Sequence[int], size: int) -> tuple[Row, ...]:
+def _left_out(result: Complexity) -> list[Row]:
     """Say which P were left out."""
-    if not left_out:
-        return ()
-    case = "P = " + ", ".join(map(str, left_out))
+    if not result.left_out:
+        return []
+    case = "P = " + ", ".join(map(str, result.left_out))
+    size = math.prod(result.z.shape[3:])
     note = f"left out: a latent has no more than {size} orthogonal directions"
-    return (_row("directions", case, "coordinates of a latent", float(size), note=note),)
+    return [_row("directions", case, "coordinates of a latent", float(size), note=note)]
 
 
 def radius_text(radius: float) -> str:
@@ -52,7 +53,7 @@ def _row(
     high: float = math.nan,
     note: str = "",
 ) -> Row:
-    return Row("complexity", quantity, case, statistic, float(value), low, high, note)
+    return Row("complexity", quantity, case, statistic, float(value), low=low, high=high, note=note)
 
 
 def _at_radius(result: Complexity, q: int) -> list[Row]:
@@ -185,20 +186,7 @@ def _valid(result: Complexity, q: int) -> list[Row]:
 def _everywhere(result: Complexity) -> list[Row]:
     """Return what the two theorems say, over all P and radii, and what was left out."""
     known = result.knots >= 0
-    rows = []
-    for name in ("jvp float64", "hull float64"):
-        equal = result.counts[name] == result.knots
-        rows.append(
-            _row(
-                "knots",
-                f"{name}, all P and radii",
-                "share exact where the theorem holds",
-                equal[result.proven].mean() if result.proven.any() else math.nan,
-                low=1.0,
-                note=f"it holds in {int(result.proven.sum())} of {int(known.sum())} "
-                f"neighbourhoods{_among(equal[known & ~result.proven], 'others', 'are exact too')}",
-            )
-        )
+    rows = [_where_proven(result, name, known) for name in ("jvp float64", "hull float64")]
     ratio = np.stack(
         [_above(result.cells[q], result.knots[q], P) for q, P in enumerate(result.directions)]
     )
@@ -230,6 +218,20 @@ def _everywhere(result: Complexity) -> list[Row]:
             )
         )
     return rows
+
+
+def _where_proven(result: Complexity, name: str, known: NDArray[np.bool_]) -> Row:
+    """Claim that a method is exact wherever the theorem holds."""
+    equal = result.counts[name] == result.knots
+    return _row(
+        "knots",
+        f"{name}, all P and radii",
+        "share exact where the theorem holds",
+        equal[result.proven].mean() if result.proven.any() else math.nan,
+        low=1.0,
+        note=f"it holds in {int(result.proven.sum())} of {int(known.sum())} "
+        f"neighbourhoods{_among(equal[known & ~result.proven], 'others', 'are exact too')}",
+    )
 
 
 def _among(flags: NDArray[np.bool_], whose: str, what: str) -> str:

@@ -1,7 +1,7 @@
 """Section of the report on the output density: closed form against sampling.
 
-`measure` takes a `Subject` and returns the section's result; its rows say what is claimed and within
-which limits; `draw` makes its figure. Imports no other section but what the subject shares.
+A `Subject` goes into `measure`, the section's result comes out; its rows say what is claimed, and
+within which limits. `draw` makes its figure. Imports no other section.
 """
 
 from bridges.validation.densities.figure import draw

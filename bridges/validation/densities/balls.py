@@ -1,14 +1,13 @@
-"""Balls on the image, one inside the image of a cell each, and how many samples fall into them."""
+"""Balls of the image, each inside the image of one cell, and the samples that fall into them."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
 import cpwl
 from bridges.validation.densities.decoding import decode, stretches
 from bridges.validation.densities.nearest import ball_volume
+from bridges.validation.densities.result import Balls
 from bridges.validation.subject import Latents, Subject
 from cpwl.arrays import Floats, Ints
 from cpwl.descriptors import Spectrum
@@ -19,41 +18,7 @@ _INSIDE = 0.98
 _FEWEST = 25
 
 
-class Balls(NamedTuple):
-    """Disjoint balls of the image in which samples were counted.
-
-    Attributes
-    ----------
-    cells : (Q,) int64 ndarray
-        The cell of each; all are different.
-    centres : (Q, P) float64 ndarray
-        Slice coordinates of the middle.
-    radii : (Q,) float64 ndarray
-        In output space.
-    log_density : (Q,) float64 ndarray
-        The exact one.
-    expected, counted : (Q,) float64 and int64 ndarray
-        Samples in each: N times density times volume of the P-ball, and what was found.
-    samples : int
-        N, drawn uniformly from the domain.
-    """
-
-    cells: Ints
-    centres: Floats
-    radii: Floats
-    log_density: Floats
-    expected: Floats
-    counted: Ints
-    samples: int
-
-    @property
-    def deviations(self) -> Floats:
-        """Deviations in standard deviations of a binomial count, (Q,)."""
-        share = self.expected / self.samples
-        return (self.counted - self.expected) / np.sqrt(self.expected * (1 - share))
-
-
-def count(subject: Subject, source: Spectrum, latents: Latents, most: int) -> Balls:
+def count_in_balls(subject: Subject, source: Spectrum, latents: Latents, most: int) -> Balls:
     """Count which of the latents the decoder brings into balls of the image.
 
     Parameters
@@ -99,13 +64,13 @@ def count(subject: Subject, source: Spectrum, latents: Latents, most: int) -> Ba
         chosen = np.array([some[expected[some].argmax()] for some in ranks])
     counted = _counts(subject, latents, cells[chosen], centres[chosen], radii[chosen])
     return Balls(
-        cells[chosen],
-        centres[chosen],
-        radii[chosen],
-        log_density[chosen],
-        expected[chosen],
-        counted,
-        len(latents.s),
+        cells=cells[chosen],
+        centres=centres[chosen],
+        radii=radii[chosen],
+        log_density=log_density[chosen],
+        expected=expected[chosen],
+        counted=counted,
+        samples=len(latents.s),
     )
 
 

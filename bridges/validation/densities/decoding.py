@@ -16,7 +16,7 @@ from cpwl.arrays import Floats
 
 # Numbers of a batch: those of its outputs, their derivatives and the units' values, so that a
 # batch takes some 100 MB whatever the network.
-_NUMBERS = 2**22
+NUMBERS = 2**22
 
 
 class Stretches(NamedTuple):
@@ -42,7 +42,7 @@ class Stretches(NamedTuple):
         return values[:, -1] > tolerance * values[:, 0]
 
 
-def decode(subject: Subject, s: Floats) -> Floats:
+def decode(subject: Subject, s: Floats, numbers: int = NUMBERS) -> Floats:
     """Return the decoder's outputs (n, D) at slice coordinates (n, P), computed in float64."""
     outputs = np.empty((len(s), subject.outputs))
     if not len(s):
@@ -50,12 +50,12 @@ def decode(subject: Subject, s: Floats) -> Floats:
     z = torch.from_numpy(subject.domain.slice.embed(s))
     prepared = prepare(subject.decoder, z[:1], dtype=torch.float64)
     with session(prepared), torch.no_grad():
-        for part in _batches(subject, len(s), 1):
+        for part in _batches(subject, len(s), numbers):
             outputs[part] = forward(prepared, z[part]).flatten(1).cpu().numpy()
     return outputs
 
 
-def stretches(subject: Subject, s: Floats) -> Stretches:
+def stretches(subject: Subject, s: Floats, numbers: int = NUMBERS) -> Stretches:
     """Return what autograd's Jacobian does to the slice at (n, P), computed in float64."""
     place = subject.domain.slice
     z = torch.from_numpy(place.embed(s))
@@ -65,7 +65,7 @@ def stretches(subject: Subject, s: Floats) -> Stretches:
         return Stretches(triangles)
     # converted once, not by every operator
     decoder = prepare(subject.decoder, z[:1], dtype=torch.float64).call
-    for part in _batches(subject, len(s), 2 + place.dim):
+    for part in _batches(subject, len(s), numbers // (2 + place.dim)):
         with JacobianOperator(decoder, z[part]) as operator:
             columns = operator.matmat(directions).cpu().numpy()
         triangles[part] = np.linalg.qr(columns, mode="r")
@@ -78,7 +78,7 @@ def cost(subject: Subject) -> int:
     return subject.outputs + subject.latent_size + units
 
 
-def _batches(subject: Subject, n: int, passes: int) -> Iterator[slice]:
-    """Cut n rows into batches that fit."""
-    rows = max(1, min(4096, _NUMBERS // (cost(subject) * passes)))
+def _batches(subject: Subject, n: int, numbers: int) -> Iterator[slice]:
+    """Cut n rows into batches whose forward pass makes at most so many numbers."""
+    rows = max(1, min(4096, numbers // cost(subject)))
     return (slice(start, start + rows) for start in range(0, n, rows))

@@ -1,4 +1,4 @@
-"""The figure of densities: counts, their deviations, entropy, samples and their test."""
+"""Figure of the densities' agreement: counts, deviations, entropy, samples and their test."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
-    from bridges.validation.densities.balls import Balls
-    from bridges.validation.densities.nearest import Nearest
-    from bridges.validation.densities.rejection import Samples
-    from bridges.validation.densities.result import Densities
+    from bridges.validation.densities.result import Balls, Densities, Nearest, Samples
     from cpwl.density import Entropy
 
 

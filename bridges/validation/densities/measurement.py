@@ -1,26 +1,21 @@
-"""Exact densities, entropies and samples of the output, held against sampling the decoder."""
+"""Measurement of densities, entropies and samples of the output, against sampling the decoder."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 import cpwl
-from bridges.validation.densities import balls as balls_module
-from bridges.validation.densities import nearest as nearest_module
-from bridges.validation.densities import rejection
-from bridges.validation.densities import rows as density_rows
+from bridges.validation.densities.balls import count_in_balls
 from bridges.validation.densities.decoding import cost, decode, stretches
-from bridges.validation.densities.figure import draw as draw
-from bridges.validation.densities.nearest import Nearest
-from bridges.validation.densities.result import Densities
+from bridges.validation.densities.moments import compare_moments
+from bridges.validation.densities.nearest import neighbour_entropy
+from bridges.validation.densities.rejection import compare_samples
+from bridges.validation.densities.result import Densities, Nearest
+from bridges.validation.densities.rows import rows_of
 from bridges.validation.subject import Latents, Subject, uniform
 from cpwl.descriptors import Spectrum
-
-# Numbers that a network makes in all the passes that count samples: a second for the toys, half a
-# minute for a convolutional generator, which gets fewer samples.
-_BUDGET = 2**29
-# Coordinates of all the outputs among which neighbours are searched: 128 MB.
-_STORED = 2**24
 
 
 def measure(
@@ -33,6 +28,8 @@ def measure(
     proposals: int = 100_000,
     pairs: int = 2000,
     permutations: int = 1999,
+    budget: int = 2**29,
+    stored: int = 2**24,
     seed: int = 0,
 ) -> Densities:
     """Compare the exact density, entropy and samples of the output with sampling the decoder.
@@ -57,7 +54,13 @@ def measure(
         sampling accepts.
     pairs, permutations : int
         At most so many points of each of the two samples, and relabellings of them.
+    budget : int
+        Numbers that the network makes in all the passes that count samples: by default a second for
+        the toys, half a minute for a convolutional generator, which gets fewer samples.
+    stored : int
+        Coordinates of all the outputs among which neighbours are searched, by default 128 MB.
     seed : int
+        Of everything random.
 
     Returns
     -------
@@ -77,8 +80,8 @@ def measure(
     *Entropy and volume.* They are the means of psi and exp(psi) over the domain, which autograd's
     Jacobian at random latents estimates, with standard errors known exactly; a common factor of
     the density of 1 % is noticed. Nearest neighbours in output space know of no Jacobian; see
-    `bridges.validation.densities.nearest.estimate` for their bias. Where images of cells overlap, the exact entropy is
-    an upper bound, and only that is claimed.
+    `neighbour_entropy` for their bias. Where images of cells overlap, the exact entropy is an upper
+    bound, and only that is claimed.
 
     *Samples.* Uniform latents accepted with probability proportional to sqrt det J^T J are uniform
     on the image. They and `cpwl.sample_image`'s are compared by a permutation test, in output space
@@ -94,31 +97,29 @@ def measure(
         )
     source = cpwl.spectrum(partition)
     entropy = cpwl.entropy(partition, source=source)
-    corners = partition.domain.corners
+    result = Densities(entropy=entropy, corners=partition.domain.corners, neighbours=neighbours)
     if not (source.rank == partition.dim).any():
-        rows = tuple(density_rows.squeezed_rows())
-        return Densities(rows, entropy, None, None, None, corners)
+        return replace(result, rows=rows_of(result))
 
     streams = np.random.default_rng(seed).spawn(3)
-    passes = max(1, _BUDGET // cost(subject))
+    passes = max(1, budget // cost(subject))
     latents = uniform(subject, min(samples, passes), streams[0])
     proposed = uniform(subject, min(proposals, max(1, passes // 16)), streams[1])
     taken = stretches(subject, proposed.s)
-    found = balls_module.count(subject, source, latents, balls)
     near = None
     if partition.dim <= 3:
-        most = min(nearest, _STORED // subject.outputs)
+        most = min(nearest, stored // subject.outputs)
         near = _from_neighbours(subject, source, latents, most, neighbours)
-    compared = rejection.compare(
-        subject, source, proposed, taken, latents, pairs, permutations, streams[2]
+    result = replace(
+        result,
+        balls=count_in_balls(subject, source, latents, balls),
+        moments=compare_moments(partition, source, entropy, taken),
+        nearest=near,
+        samples=compare_samples(
+            subject, source, proposed, taken, latents, pairs, permutations, streams[2]
+        ),
     )
-    rows = (
-        *density_rows.density_rows(found),
-        *density_rows.moment_rows(partition, source, entropy, taken),
-        *density_rows.nearest_rows(entropy, near, neighbours, partition.dim),
-        *density_rows.sample_rows(compared),
-    )
-    return Densities(rows, entropy, found, near, compared, corners)
+    return replace(result, rows=rows_of(result))
 
 
 def _from_neighbours(
@@ -128,4 +129,4 @@ def _from_neighbours(
     dim = subject.domain.dim
     some = slice(0, most)
     regular = source.rank[latents.cells[some]] == dim
-    return nearest_module.estimate(decode(subject, latents.s[some][regular]), dim, neighbours)
+    return neighbour_entropy(decode(subject, latents.s[some][regular]), dim, neighbours)

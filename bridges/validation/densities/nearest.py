@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import KDTree
 from scipy.special import digamma
 
-from cpwl.arrays import Floats, Ints
+from bridges.validation.densities.result import Nearest
+from cpwl.arrays import Floats
 from cpwl.density import log_or_minus_inf
 
 # A tree over more coordinates than this looks at most of the points.
@@ -19,30 +19,7 @@ _NUMBERS = 2**22
 _LEVELS = 4
 
 
-class Nearest(NamedTuple):
-    """Kozachenko and Leonenko's estimate from samples of growing size.
-
-    Attributes
-    ----------
-    sizes : (L,) int64 ndarray
-        Points in one sample: n / 4^l, of which there are 4^l disjoint ones; the largest first.
-    entropy : (L,) float64 ndarray
-        Estimate in nats, the mean over the samples of that size.
-    error : float
-        Standard error of the estimate from all points: that of the mean over the smallest samples,
-        which are independent and together as many.
-    bias : float
-        Size of the bias of the estimate from all points: the largest that the changes between the
-        three largest sizes allow within two standard errors; infinite where there is one size only.
-    """
-
-    sizes: Ints
-    entropy: Floats
-    error: float
-    bias: float
-
-
-def estimate(points: Floats, dim: int, neighbours: int = 3) -> Nearest:
+def neighbour_entropy(points: Floats, dim: int, neighbours: int = 3) -> Nearest:
     """Estimate the differential entropy of a distribution on a surface.
 
     Parameters

@@ -1,16 +1,14 @@
-"""Points uniform on the image: by rejection, which knows of no cells, and by `cpwl`."""
+"""Points uniform on the image: by rejection, which does without cells, and by `cpwl`."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
 import cpwl
 from bridges.validation.densities.decoding import Stretches, decode
-from bridges.validation.densities.two_samples import TwoSamples, energy_test
+from bridges.validation.densities.result import Samples, TwoSamples
+from bridges.validation.densities.two_samples import energy_test
 from bridges.validation.subject import Latents, Subject
-from cpwl.arrays import Floats
 from cpwl.descriptors import Spectrum
 
 # Fewer points tell no two distributions apart.
@@ -19,36 +17,7 @@ _FEWEST = 50
 _CONTROL = 500
 
 
-class Samples(NamedTuple):
-    """Samples of one size, and the tests that compare them.
-
-    Attributes
-    ----------
-    drawn, accepted, uniform : (m, P) float64 ndarray
-        Slice coordinates of `cpwl.sample_image`'s points, of uniform latents accepted with
-        probability proportional to sqrt det J^T J, and of uniform latents.
-    acceptance : float
-        Share of the proposals that was accepted.
-    proposals : int
-        How many there were.
-    outputs, coordinates : TwoSamples or None
-        `drawn` against `accepted` in output space and in slice coordinates; None where fewer than
-        50 were accepted.
-    control : TwoSamples or None
-        Outputs of `uniform` against those of `accepted`.
-    """
-
-    drawn: Floats
-    accepted: Floats
-    uniform: Floats
-    acceptance: float
-    proposals: int
-    outputs: TwoSamples | None
-    coordinates: TwoSamples | None
-    control: TwoSamples | None
-
-
-def compare(
+def compare_samples(
     subject: Subject,
     source: Spectrum,
     proposed: Latents,
@@ -92,4 +61,13 @@ def compare(
             energy_test(drawn, accepted, permutations, rng),
             energy_test(decode(subject, other), outputs, min(permutations, _CONTROL), rng),
         ]
-    return Samples(drawn, accepted, other, acceptance, len(weight), *tests)
+    return Samples(
+        drawn=drawn,
+        accepted=accepted,
+        uniform=other,
+        acceptance=acceptance,
+        proposals=len(weight),
+        outputs=tests[0],
+        coordinates=tests[1],
+        control=tests[2],
+    )

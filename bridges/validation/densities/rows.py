@@ -1,4 +1,4 @@
-"""What the comparison of densities claims, number by number, and within which limits."""
+"""Rows of the densities' agreement: what is claimed, number by number, and within which limits."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import math
 
 import numpy as np
 from scipy import stats
-from scipy.spatial import ConvexHull
 
-import cpwl
-from bridges.validation.densities.balls import Balls
-from bridges.validation.densities.decoding import Stretches
-from bridges.validation.densities.nearest import Nearest
-from bridges.validation.densities.rejection import Samples
+from bridges.validation.densities.result import Balls, Densities, Moments, Nearest, Samples
 from bridges.validation.findings import Row
 from cpwl.arrays import Floats
 from cpwl.density import Entropy
-from cpwl.descriptors import Spectrum
 
 _SECTION = "density"
 # Standard errors that a limit leaves room for: one agreement in 16,000 is missed.
@@ -27,7 +21,20 @@ _RARE = 1e-4
 _ROUNDING = 1e-9
 
 
-def density_rows(balls: Balls) -> list[Row]:
+def rows_of(result: Densities) -> tuple[Row, ...]:
+    """Return the rows of a result that has none yet."""
+    if result.balls is None or result.moments is None or result.samples is None:
+        note = "every cell is squeezed to fewer dimensions: the output has no density to compare"
+        return (Row(_SECTION, "squeezed cells", "all", "probability", 1.0, note=note),)
+    return (
+        *_density(result.balls),
+        *_moments(result.moments, result.entropy),
+        _nearest(result.entropy, result.nearest, result.neighbours, result.corners.shape[1]),
+        *_samples(result.samples),
+    )
+
+
+def _density(balls: Balls) -> list[Row]:
     """Return the rows of the counts in balls."""
     case = f"{len(balls.cells)} balls, {balls.samples:,} samples"
     if not len(balls.cells):
@@ -67,80 +74,59 @@ def density_rows(balls: Balls) -> list[Row]:
     ]  # fmt: skip
 
 
-def moment_rows(
-    partition: cpwl.Partition, source: Spectrum, entropy: Entropy, taken: Stretches
-) -> list[Row]:
-    """Return the rows of the means of exp(psi) and psi, by autograd at random latents.
-
-    The limits' standard errors are exact: those of the cells' values under the latent.
-    """
-    n = len(taken.triangles)
-    case = f"autograd at {n:,} latents"
-    corners = partition.domain.corners
-    domain = float(np.ptp(corners) if partition.dim == 1 else ConvexHull(corners).volume)
-    full = source.rank == partition.dim
-    psi, mass = cpwl.local_scaling(source), cpwl.volumes(partition)
-    mass = mass / mass.sum()
-    stretch = np.where(full, np.exp(psi), 0.0)
-    volume = float(cpwl.image_volumes(partition, source).sum())
-    limit = _SIGMAS * _spread(stretch, mass) / (float(mass @ stretch) * math.sqrt(n))
-    note = f"volume {volume:.6g}, once per preimage; the limit is {_SIGMAS:g} standard errors"
+def _moments(found: Moments, entropy: Entropy) -> list[Row]:
+    """Return the rows of the means of exp(psi) and psi, by autograd at random latents."""
+    case = f"autograd at {found.latents:,} latents"
+    limits = f"the limit is {_SIGMAS:g} standard errors"
     rows = [
         _within(
-            "image volume", case, "relative difference",
-            domain * float(taken.volume.mean()) / volume - 1, limit, note,
+            "image volume", case, "relative difference", found.volume_change,
+            _SIGMAS * found.volume_error, f"volume {found.volume:.6g}, once per preimage; {limits}",
         )
     ]  # fmt: skip
-    regular = taken.full(source.tolerance)
-    lost = 1 - float(regular.mean())
-    if lost > 0 or entropy.squeezed > 0:
-        p = entropy.squeezed
+    p = entropy.squeezed
+    if found.lost > 0 or p > 0:
         rows.append(
             _within(
-                "squeezed cells", case, "difference of their probability", lost - p,
-                _SIGMAS * math.sqrt(p * (1 - p) / n),
+                "squeezed cells", case, "difference of their probability", found.lost - p,
+                _SIGMAS * math.sqrt(p * (1 - p) / found.latents),
                 f"probability {p:.4g}: no density there, and the entropy without them is compared",
             )
         )  # fmt: skip
-    if regular.any():
-        logs = math.log(domain) + float(np.log(taken.volume[regular]).mean())
-        rest = float(mass[full].sum())
-        variance = _spread(psi[full], mass[full] / rest) ** 2 / (n * rest) + (1 - rest) / (rest * n)
-        note = f"entropy {entropy.regular:.6f}; the limit is {_SIGMAS:g} standard errors"
+    if found.lost < 1:
         rows.append(
             _within(
-                "entropy", case, "difference in nats",
-                logs + math.log(regular.mean()) - entropy.regular,
-                _SIGMAS * math.sqrt(variance), note,
+                "entropy", case, "difference in nats", found.entropy_change,
+                _SIGMAS * found.entropy_error, f"entropy {entropy.regular:.6f}; {limits}",
             )
         )  # fmt: skip
     return rows
 
 
-def nearest_rows(entropy: Entropy, near: Nearest | None, neighbours: int, dim: int) -> list[Row]:
+def _nearest(entropy: Entropy, near: Nearest | None, neighbours: int, dim: int) -> Row:
     """Return the row of the entropy from nearest neighbours."""
     if near is None:
         note = f"left out for P = {dim}: its bias falls like N^(-1/{dim})"
         case = f"{neighbours} nearest neighbours"
-        return [Row(_SECTION, "entropy", case, "difference in nats", math.nan, note=note)]
+        return Row(_SECTION, "entropy", case, "difference in nats", math.nan, note=note)
     case = f"{neighbours} nearest of {near.sizes[0]:,} outputs"
     value = float(near.entropy[0]) - entropy.regular
     limit = 2 * near.bias + _SIGMAS * near.error
     note = f"limit: twice its bias ({near.bias:.2g}) by the change with N and 4 standard errors"
     if not math.isfinite(limit):
         note = "too few outputs to tell its bias"
-        return [Row(_SECTION, "entropy", case, "difference in nats", value, note=note)]
+        return Row(_SECTION, "entropy", case, "difference in nats", value, note=note)
     if entropy.overlap.between_cells == "none":
-        return [_within("entropy", case, "difference in nats", value, limit, note)]
+        return _within("entropy", case, "difference in nats", value, limit, note)
     if entropy.overlap.between_cells == "some":
         why = "images of cells overlap"
     else:
         why = "whether images of cells overlap is not decided"
     note = f"{why}: the exact value is an upper bound; {note}"
-    return [Row(_SECTION, "entropy", case, "difference in nats", value, high=limit, note=note)]
+    return Row(_SECTION, "entropy", case, "difference in nats", value, high=limit, note=note)
 
 
-def sample_rows(samples: Samples) -> list[Row]:
+def _samples(samples: Samples) -> list[Row]:
     """Return the rows of the two-sample tests."""
     m = len(samples.accepted)
     rows = []
@@ -152,7 +138,7 @@ def sample_rows(samples: Samples) -> list[Row]:
         else:
             note = f"energy distance {test.distance:.3g}, {len(test.null):,} permutations"
             rows.append(
-                Row(_SECTION, "uniform samples", case, "p-value", test.p_value, 1e-3, note=note)
+                Row(_SECTION, "uniform samples", case, "p-value", test.p_value, low=1e-3, note=note)
             )
     if samples.control is not None:
         note = "uniform latents in the place of samples uniform on the image: what the test tells"
@@ -165,12 +151,6 @@ def sample_rows(samples: Samples) -> list[Row]:
     return rows
 
 
-def squeezed_rows() -> list[Row]:
-    """Return the row for a generator that has no output density anywhere."""
-    note = "every cell is squeezed to fewer dimensions: the output has no density to compare"
-    return [Row(_SECTION, "squeezed cells", "all", "probability", 1.0, note=note)]
-
-
 def _tails(balls: Balls) -> Floats:
     """Return the probability of counts as far from what is expected, on the same side, (Q,)."""
     law = stats.binom(balls.samples, balls.expected / balls.samples)
@@ -181,9 +161,4 @@ def _tails(balls: Balls) -> Floats:
 def _within(quantity: str, case: str, statistic: str, value: float, limit: float, note: str) -> Row:
     """Return the row of a difference that may be off by a limit, and by rounding."""
     limit += _ROUNDING
-    return Row(_SECTION, quantity, case, statistic, value, -limit, limit, note)
-
-
-def _spread(values: Floats, mass: Floats) -> float:
-    """Return the standard deviation of values that have these probabilities."""
-    return math.sqrt(float(mass @ np.square(values - float(mass @ values))))
+    return Row(_SECTION, quantity, case, statistic, value, low=-limit, high=limit, note=note)

@@ -1,36 +1,16 @@
-"""Whether two samples come from one distribution: a permutation test on the energy distance."""
+"""Permutation test, on the energy distance, that two samples come from one distribution."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
+from bridges.validation.densities.result import TwoSamples
 from cpwl.arrays import Floats
 
 # Relabellings made at once, and at least.
 _AT_ONCE = 250
 # Where so many of them are further apart than the given samples, their share is known well enough.
 _ENOUGH = 50
-
-
-class TwoSamples(NamedTuple):
-    """A test of two samples.
-
-    Attributes
-    ----------
-    p_value : float
-        Share of relabelled samples, the given one included, that are at least as far apart. At
-        most q with probability q if the two distributions are one, whatever they are.
-    distance : float
-        The energy distance of the two samples.
-    null : (n,) float64 ndarray
-        That of the relabelled ones, as many as were needed.
-    """
-
-    p_value: float
-    distance: float
-    null: Floats
 
 
 def energy_test(x: Floats, y: Floats, permutations: int, rng: np.random.Generator) -> TwoSamples:

@@ -1,43 +1,19 @@
-"""How the error of every method falls as it is given more Jacobian products."""
+"""Errors of every method against the number of Jacobian products that it is given."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from approx import Spectrum, spectrum
 from approx.spectra import DenseOperator
-from bridges.validation.spectra.haar import Law
-from bridges.validation.spectra.runs import Runs, predict, run
+from bridges.validation.spectra.result import Curve, Law, Runs
+from bridges.validation.spectra.runs import predict, run
 from cpwl.arrays import Floats, Ints
 
 _BLOCK, _DEPTH = 16, 14  # of "topk", by default
 _PRODUCTS = 8, 16, 32, 64  # of "predict"
-
-
-class Curve(NamedTuple):
-    """Root-mean-square errors against what the method is to estimate, over latents and seeds.
-
-    Attributes
-    ----------
-    products : (m,) float64 ndarray
-        Jacobian products per latent.
-    psi, nu : (m,) float64 ndarray
-    """
-
-    products: Floats
-    psi: Floats
-    nu: Floats
-
-    def slope(self, descriptor: str) -> float:
-        """Return d log error / d log products by least squares; NaN below three points."""
-        error = self.psi if descriptor == "psi" else self.nu
-        some = error > 1e-10  # the rest is rounding
-        if some.sum() < 3:
-            return float("nan")
-        return float(np.polyfit(np.log(self.products[some]), np.log(error[some]), 1)[0])
 
 
 def of_paper(runs: Runs, law: Law) -> Curve:

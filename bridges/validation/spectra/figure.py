@@ -1,4 +1,4 @@
-"""The figure of the spectra's agreement: with the generator, with the own claim, with more work."""
+"""Figure of the agreement of psi and nu: with the generator, with their claims, over work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     from bridges.validation.spectra.result import Spectra
-    from bridges.validation.spectra.runs import Runs
 
 _COLOURS = {"exact": "#000000", "topk": "#009E73", "paper": "#D55E00", "predict": "#0072B2"}
 _OTHERS = "#CC79A7", "#E69F00", "#56B4E9"
@@ -57,7 +56,7 @@ def _against_generator(ax: Axes, result: Spectra, descriptor: str, truth: Floats
     estimates = {
         name: one
         for name, one in result.runs.items()
-        if one.method != "exact" and not _repeats_paper(result, one)
+        if one.method != "exact" and not result.repeats_paper(one)
     }
     for name, one in estimates.items():
         value = one.of(descriptor)[0][0]
@@ -90,7 +89,7 @@ def _calibration(ax: Axes, result: Spectra, descriptor: str) -> None:
     symbol = _SYMBOLS[descriptor]
     drawn = False
     for name, one in result.runs.items():
-        if one.method not in ("paper", "predict") or _repeats_paper(result, one):
+        if one.method not in ("paper", "predict") or result.repeats_paper(one):
             continue
         value, stderr, _ = one.of(descriptor)
         law = result.laws[one.k]
@@ -169,12 +168,6 @@ def _apart(ticks: list[int]) -> list[int]:
         if tick >= least * kept[-1]:
             kept.append(tick)
     return kept
-
-
-def _repeats_paper(result: Spectra, one: Runs) -> bool:
-    """Whether a prediction fell back everywhere beside the draws that it fell back to."""
-    drawn = any(other.method == "paper" for other in result.runs.values())
-    return drawn and one.method == "predict" and bool(one.fell_back.all())
 
 
 def _named(result: Spectra, name: str) -> str:

@@ -1,29 +1,17 @@
-"""The law of psi and nu of W A for a random orthonormal W, from the singular values of A alone.
+"""Exact psi and nu of matrices A, and their law for W A, W random and orthonormal.
 
-Nothing here is shared with `approx`: psi and nu are written out anew, and W is drawn by numpy.
+Both follow from the singular values of A alone. Nothing here is shared with `approx`: psi and nu
+are written out anew, and W is drawn by numpy.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
+from bridges.validation.spectra.result import Law, Truth
 from cpwl.arrays import Floats
 
 _AT_ONCE = 2**22  # entries of the products whose singular values are taken in one call
-
-
-class Law(NamedTuple):
-    """Draws of psi_W and nu_W, W (k, D) Haar, the same W for all latents.
-
-    Attributes
-    ----------
-    psi, nu : (draws, n) float64 ndarray
-    """
-
-    psi: Floats
-    nu: Floats
 
 
 def psi_nu(values: Floats, tolerance: float) -> tuple[Floats, Floats]:
@@ -44,6 +32,21 @@ def psi_nu(values: Floats, tolerance: float) -> tuple[Floats, Floats]:
 def tolerance(*sizes: int) -> float:
     """Return numpy.linalg.matrix_rank's relative tolerance for a matrix of these sizes."""
     return max(sizes) * float(np.finfo(np.float64).eps)
+
+
+def truth(jacobians: Floats) -> Truth:
+    """Take the singular values of Jacobians (n, D, E)."""
+    values = np.linalg.svd(jacobians, compute_uv=False)
+    outputs, columns = jacobians.shape[1:]
+    zero = tolerance(outputs, columns) * values[:, :1]
+    near = (values > zero / 10) & (values < 1e3 * zero)
+    clear = np.logical_not(np.any(near, axis=1))
+    return Truth(np.where(values > zero, values, 0.0), clear, outputs, columns)
+
+
+def largest(found: Truth, k: int) -> tuple[Floats, Floats]:
+    """Return psi and nu (n,) of the k largest singular values of the exact Jacobians."""
+    return psi_nu(found.values[:, :k], 0.0)
 
 
 def law(

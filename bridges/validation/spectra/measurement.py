@@ -1,24 +1,22 @@
-"""psi and nu of every method of `approx`, against what it says it estimates and against A_w."""
+"""Measurement of psi and nu by every method, against what it says it estimates and against A_w."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
 from approx.spectra import METHODS
 from bridges.validation.autograd import true_jacobians
-from bridges.validation.spectra import convergence as convergence_module
-from bridges.validation.spectra.convergence import Curve
-from bridges.validation.spectra.figure import draw as draw
-from bridges.validation.spectra.haar import Law, law
-from bridges.validation.spectra.result import Spectra
-from bridges.validation.spectra.rows import Truth, rows_of, truth
+from bridges.validation.spectra import convergence
+from bridges.validation.spectra.haar import largest, law, truth
+from bridges.validation.spectra.result import Curve, Law, Runs, Spectra, Truth
+from bridges.validation.spectra.rows import rows_of
 from bridges.validation.spectra.runs import (
     Estimator,
     Matrices,
-    Runs,
     default_methods,
     estimated_jacobians,
     matrix_free_gap,
@@ -28,8 +26,6 @@ from bridges.validation.spectra.runs import (
 )
 from bridges.validation.subject import Subject, uniform
 from cpwl.arrays import Ints
-
-__all__ = ["Estimator", "Runs", "Spectra", "default_methods", "draw", "measure"]
 
 _NUMBERS = 2**26  # entries of the Jacobians of all latents
 _SHARE = 0.35  # k over the smallest effective rank: predictions are safe below 0.5
@@ -85,8 +81,8 @@ def measure(
     of A_w (autograd's Jacobian without cells). "paper" and "predict": psi_W and nu_W for a random
     orthonormal W (k, D), whose law is drawn from the singular values of A_w by numpy. The limits:
 
-    - exact: psi moves by at most the relative error of J, 1e-9 as in `bridges.jacobians`, times the
-      sum of |J|_F / sigma_i; nu by 1e-9 of itself.
+    - exact: psi moves by at most the relative error of J, 1e-9 as in the section on Jacobians,
+      times the sum of |J|_F / sigma_i; nu by 1e-9 of itself.
     - topk: the interval from the value to the value with its residual bound always holds it.
     - paper, predict: a bias over seeds and latents of at most 4 standard errors. Probes are common
       to latents, so these are over seeds alone. The root mean square of the stated standard error
@@ -103,8 +99,8 @@ def measure(
     Seeds are run on the dense Jacobian that the operator's products make, which costs a thousandth;
     the first seed is run on the operator itself as well, and has to agree.
 
-    A Jacobian's singular values are zero as numpy.linalg.matrix_rank has it; latents where rounding
-    could decide that otherwise are left out of the claims of "exact" and "topk".
+    A Jacobian's singular values are zero where numpy.linalg.matrix_rank says so. Latents where
+    rounding could decide that otherwise are left out of the claims of "exact" and "topk".
     """
     for name, value, least in (("latents", latents, 1), ("seeds", seeds, 2), ("draws", draws, 2)):
         if value < least:
@@ -132,14 +128,19 @@ def measure(
     laws = {
         size: law(found.values, found.outputs, found.columns, size, draws, rng) for size in sizes
     }
-    convergence = {
+    curves = {
         name: _converging(methods[name], one, op, found, laws, probes) for name, one in runs.items()
     }
-    rows = rows_of(found, runs, laws, convergence, gaps)
-    return Spectra(
-        tuple(rows), at, found.values, k, MappingProxyType(runs), MappingProxyType(laws),
-        MappingProxyType(convergence),
-    )  # fmt: skip
+    result = Spectra(
+        latents=at,
+        truth=found,
+        k=k,
+        runs=MappingProxyType(runs),
+        laws=MappingProxyType(laws),
+        convergence=MappingProxyType(curves),
+        gaps=MappingProxyType(gaps),
+    )
+    return replace(result, rows=rows_of(result))
 
 
 def _default(found: Truth) -> int:
@@ -159,14 +160,14 @@ def _converging(
 ) -> Curve:
     """Return errors over products: of approx's own methods a sweep, of others what they gave."""
     if one.method == "paper":
-        return convergence_module.of_paper(one, laws[one.k])
+        return convergence.of_paper(one, laws[one.k])
     if getattr(estimator, "func", None) is predict:
-        return convergence_module.of_predict(op, one, probes, laws[one.k])
+        return convergence.of_predict(op, one, probes, laws[one.k])
     if one.method == "predict":
-        return convergence_module.of_runs(one, *(d.mean(axis=0) for d in laws[one.k]))
+        return convergence.of_runs(one, *(d.mean(axis=0) for d in laws[one.k]))
     if estimator is topk:
-        return convergence_module.of_topk(op, one.k, probes, *found.largest(one.k))
-    return convergence_module.of_runs(one, *found.largest(one.k))
+        return convergence.of_topk(op, one.k, probes, *largest(found, one.k))
+    return convergence.of_runs(one, *largest(found, one.k))
 
 
 def _require_known(runs: Mapping[str, Runs]) -> None:

@@ -1,24 +1,21 @@
-"""The numbers of the comparison of spectra, and the limits that each method's own claim puts."""
+"""Rows of the agreement of psi and nu, with the limits that each method's own claim puts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import chi2, rankdata
 
 from approx.spectra import METHODS
 from bridges.validation.findings import Row
-from bridges.validation.spectra.convergence import Curve
-from bridges.validation.spectra.haar import Law, psi_nu, tolerance
-from bridges.validation.spectra.runs import Runs
+from bridges.validation.spectra.haar import largest
+from bridges.validation.spectra.result import Law, Runs, Spectra, Truth
 from cpwl.arrays import Floats
 
 LIMIT = 1e-9
-"""Relative error of a Jacobian that is taken for rounding; as in `bridges.jacobians`."""
+"""Relative error of a Jacobian that is taken for rounding; as for the section on Jacobians."""
 DESCRIPTORS = "psi", "nu"
 
 _BIAS = 4.0  # standard errors of a mean
@@ -27,67 +24,11 @@ _TAIL = 1e-4  # of the chi-square law of a variance from S seeds, on either side
 _GROUPS = 8  # rows below which one draw says little about another
 
 
-class Truth(NamedTuple):
-    """The exact Jacobians of n latents, by their singular values.
-
-    Attributes
-    ----------
-    values : (n, r) float64 ndarray
-        Descending; 0 where numpy.linalg.matrix_rank says so.
-    clear : (n,) bool ndarray
-        Whether no value is so small that the next rounding may say otherwise.
-    outputs, columns : int
-        D and E.
-    """
-
-    values: Floats
-    clear: NDArray[np.bool_]
-    outputs: int
-    columns: int
-
-    def largest(self, k: int) -> tuple[Floats, Floats]:
-        """Return psi and nu (n,) of the k largest singular values."""
-        return psi_nu(self.values[:, :k], 0.0)
-
-    def condition(self, k: int) -> Floats:
-        """Return by how much psi of the k largest moves per relative error of J, at most, (n,).
-
-        Every singular value moves by at most the error's norm (Weyl): sum of |J|_F / sigma_i.
-        """
-        kept = self.values[:, :k] > 0
-        norms = np.linalg.norm(self.values, axis=1)[:, None]
-        return (np.where(kept, norms, 0.0) / np.where(kept, self.values[:, :k], 1.0)).sum(axis=1)
-
-    @property
-    def effective_rank(self) -> Floats:
-        """(sum sigma^2)^2 / sum sigma^4, (n,); NaN for a zero Jacobian."""
-        squares = np.square(self.values)
-        second = np.square(squares).sum(axis=1)
-        some = np.where(second > 0, second, np.nan)
-        return np.square(squares.sum(axis=1)) / some
-
-
-def truth(jacobians: Floats) -> Truth:
-    """Take the singular values of Jacobians (n, D, E)."""
-    values = np.linalg.svd(jacobians, compute_uv=False)
-    outputs, columns = jacobians.shape[1:]
-    zero = tolerance(outputs, columns) * values[:, :1]
-    near = (values > zero / 10) & (values < 1e3 * zero)
-    clear = np.logical_not(np.any(near, axis=1))
-    return Truth(np.where(values > zero, values, 0.0), clear, outputs, columns)
-
-
-def rows_of(
-    found: Truth,
-    runs: Mapping[str, Runs],
-    laws: Mapping[int, Law],
-    curves: Mapping[str, Curve],
-    gaps: Mapping[str, float],
-) -> list[Row]:
-    """Sum the runs up."""
+def rows_of(result: Spectra) -> tuple[Row, ...]:
+    """Return the rows of a result that has none yet."""
+    found, runs, gaps = result.truth, result.runs, result.gaps
     rows: list[Row] = []
-    drawn = any(one.method == "paper" for one in runs.values())
-    own = {name: one for name, one in runs.items() if not (drawn and _is_paper_in_disguise(one))}
+    own = {name: one for name, one in runs.items() if not result.repeats_paper(one)}
     for name, one in runs.items():
         claim = METHODS[one.method].claim
         if name not in own:
@@ -97,7 +38,7 @@ def rows_of(
         elif claim == "bound":
             rows += _bounded(name, one, found)
         elif claim == "interval":
-            rows += _random(name, one, laws[one.k], found)
+            rows += _random(name, one, result.laws[one.k], found)
         else:
             assert_never(claim)
     worst = max(gaps, key=lambda name: gaps[name])
@@ -111,9 +52,9 @@ def rows_of(
     for name, one in own.items():
         if METHODS[one.method].claim != "exact":
             rows += _against_all(name, one, found)
-    for k, law in laws.items():
+    for k, law in result.laws.items():
         rows += _theory(k, law, found)
-    for name, curve in curves.items():
+    for name, curve in result.convergence.items():
         if not math.isnan(curve.slope("psi")):
             rows.append(
                 _row(
@@ -122,11 +63,11 @@ def rows_of(
                     note=f"{curve.products[0]:.0f} to {curve.products[-1]:.0f} products",
                 )
             )  # fmt: skip
-    return rows
+    return tuple(rows)
 
 
 def _exact(name: str, one: Runs, found: Truth) -> list[Row]:
-    psi, nu = found.largest(one.k)
+    psi, nu = largest(found, one.k)
     clear = found.clear
     note = "" if clear.all() else f"; {int((~clear).sum())} latents of unclear rank left out"
     error = np.abs(one.psi[0] - psi) / np.where(psi != 0, found.condition(one.k), 1.0)
@@ -147,7 +88,7 @@ def _bounded(name: str, one: Runs, found: Truth) -> list[Row]:
     """Claim that the interval from the value to the value with its bound holds the truth."""
     rows = []
     slack = LIMIT * found.condition(one.k)
-    for descriptor, exact in zip(DESCRIPTORS, found.largest(one.k), strict=True):
+    for descriptor, exact in zip(DESCRIPTORS, largest(found, one.k), strict=True):
         value, _, interval = one.of(descriptor)
         room = slack if descriptor == "psi" else LIMIT * exact
         inside = (interval[..., 0] - room <= exact) & (exact <= interval[..., 1] + room)
@@ -206,7 +147,7 @@ def _random(name: str, one: Runs, law: Law, found: Truth) -> list[Row]:
 def _against_all(name: str, one: Runs, found: Truth) -> list[Row]:
     """Report how far the estimates are from psi and nu of the generator itself."""
     rows = []
-    for descriptor, exact in zip(DESCRIPTORS, found.largest(found.values.shape[1]), strict=True):
+    for descriptor, exact in zip(DESCRIPTORS, largest(found, found.values.shape[1]), strict=True):
         value = one.of(descriptor)[0]
         apart = (value - exact).mean(axis=0)
         note = f"{apart.std():.2g} is its standard deviation over latents"
@@ -255,10 +196,6 @@ def _fell_back(name: str, one: Runs) -> Row:
     return _row("psi, nu", _case(name, one), "share that fell back", 1.0, note=note)
 
 
-def _is_paper_in_disguise(one: Runs) -> bool:
-    return one.method == "predict" and bool(one.fell_back.all())
-
-
 def _spread_limits(seeds: int) -> tuple[float, float]:
     """Return limits of stated over actual errors: the actual one is from as many seeds."""
     freedom = seeds - 1
@@ -289,4 +226,4 @@ def _row(
     quantity: str, case: str, statistic: str, value: float, low: float = math.nan,
     high: float = math.nan, note: str = "",
 ) -> Row:  # fmt: skip
-    return Row("spectrum", quantity, case, statistic, float(value), low, high, note)
+    return Row("spectrum", quantity, case, statistic, float(value), low=low, high=high, note=note)

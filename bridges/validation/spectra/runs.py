@@ -6,59 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from approx import JacobianOperator, Spectrum, spectrum
 from approx.spectra import METHODS, DenseOperator
+from bridges.validation.spectra.result import Runs
 from bridges.validation.subject import Latents, Subject
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import Ints
 
 Estimator = Callable[[DenseOperator, int, int], Spectrum]
 """From an operator in float64, k and a seed to psi and nu of its latents."""
 
 _BATCH = 16  # latents whose decoder's graph is kept at a time
 _BOUNDED = 4  # seeds of methods whose claim is a bound for each
-
-
-class Runs(NamedTuple):
-    """One method over S seeds at n latents.
-
-    Attributes
-    ----------
-    method, definition : str
-        As in `approx.Spectrum`.
-    k : int
-        Singular values that it is about.
-    products : int
-        Jacobian products per latent, the most over seeds.
-    psi, nu : (S, n) float64 ndarray
-    psi_stderr, nu_stderr : (S, n) float64 ndarray
-    psi_interval, nu_interval : (S, n, 2) float64 ndarray
-    fell_back : (S, n) bool ndarray
-    """
-
-    method: str
-    definition: str
-    k: int
-    products: int
-    psi: Floats
-    nu: Floats
-    psi_stderr: Floats
-    nu_stderr: Floats
-    psi_interval: Floats
-    nu_interval: Floats
-    fell_back: NDArray[np.bool_]
-
-    def of(self, descriptor: str) -> tuple[Floats, Floats, Floats]:
-        """Return values, standard errors and intervals of "psi" or "nu"."""
-        if descriptor == "psi":
-            return self.psi, self.psi_stderr, self.psi_interval
-        return self.nu, self.nu_stderr, self.nu_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +119,14 @@ def run(estimator: Estimator, op: DenseOperator, k: int, seeds: Ints) -> Runs:
         seeds = seeds[:_BOUNDED]
     results = [first, *(estimator(op, k, int(seed)) for seed in seeds[1:])]
 
-    def stacked(name: str) -> NDArray[Any]:
-        return np.stack([getattr(result, name).numpy() for result in results])
-
+    arrays = ("psi", "nu", "psi_stderr", "nu_stderr", "psi_interval", "nu_interval", "fell_back")
     return Runs(
-        first.method, first.definition, first.k, max(result.products for result in results),
-        stacked("psi"), stacked("nu"), stacked("psi_stderr"), stacked("nu_stderr"),
-        stacked("psi_interval"), stacked("nu_interval"), stacked("fell_back"),
-    )  # fmt: skip
+        method=first.method,
+        definition=first.definition,
+        k=first.k,
+        products=max(result.products for result in results),
+        **{name: np.stack([getattr(one, name).numpy() for one in results]) for name in arrays},
+    )
 
 
 def matrix_free_gap(

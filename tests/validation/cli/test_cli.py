@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 import cpwl
 from bridges.networks.toys import random_mlp
 from cpwl import plot
+from cpwl.descriptors import DESCRIPTORS
 
 
 def _save(module, shape, path):
@@ -53,6 +55,18 @@ def test_help_lists_the_commands_without_waiting_for_torch(run):
     assert all(name in out for name in ("demo", "info", "partition"))
     code = "import sys, bridges.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_version_is_that_of_the_distribution_and_does_not_wait_for_torch(run):
+    assert run("--version") == (0, f"cpwl {version('cpwl')}\n", "")
+    code = "import sys, bridges.cli\ntry: bridges.cli.main(['--version'])\n"
+    code += "except SystemExit: sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_colors_are_the_descriptors_or_none(run):
+    choices = "|".join((*DESCRIPTORS, "none"))
+    assert f"[{choices}]" in "".join(run("partition --help")[1].split())
 
 
 def test_info_tells_operations_and_units(run):

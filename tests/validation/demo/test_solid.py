@@ -57,9 +57,8 @@ def test_demo_writes_a_picture_and_says_what_it_found(tmp_path):
 
 
 @pytest.mark.usefixtures("_briefly_trained")
-def test_demo_writes_an_animation(tmp_path, monkeypatch):
-    monkeypatch.setattr(solid, "FRAMES", 3)
-    run_solid_demo(tmp_path / "a.gif", progress=False)
+def test_demo_writes_an_animation(tmp_path):
+    run_solid_demo(tmp_path / "a.gif", frames=3, progress=False)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 3
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
