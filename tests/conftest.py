@@ -11,6 +11,11 @@ import torch
 from bridges.cli import group
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Look for examples in the packages, and not in what tests and benchmarks import."""
+    return True if collection_path.suffix == ".py" and collection_path.name[:5] != "test_" else None
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder with the real networks and data sets, from the environment variable CPWL_DATA."""
