@@ -74,6 +74,17 @@ class AgreementError(AssertionError):
 
     Not a ValueError: no argument is wrong, and an ``except ValueError`` around the loading of a
     model must not swallow the news that its estimates are.
+
+    Examples
+    --------
+    >>> import bridges
+    >>> try:
+    ...     raise bridges.AgreementError("psi is off")
+    ... except ValueError:
+    ...     print("taken for a bad argument")
+    ... except AssertionError as error:
+    ...     print(error)
+    psi is off
     """
 
 

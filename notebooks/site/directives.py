@@ -55,7 +55,8 @@ class Layers(SphinxDirective):
                 for name in row
             ]
             rows.append(f'<div class="layer">{"".join(boxes)}</div>')
-        picture = f'<figure class="layers" aria-label="Layers of {container}">{"".join(rows)}</figure>'
+        label = f"Layers of {container}"
+        picture = f'<figure class="layers" aria-label="{label}">{"".join(rows)}</figure>'
         return [nodes.raw("", picture, format="html")]
 
 

@@ -1,6 +1,7 @@
 """Time one engine on one benchmark network in a process of its own; print one line of JSON.
 
-    PYTHONPATH=tests python -m benchmarks.worker cpwl 2-64-64-64-3 [--size 10] [--repeat 3] [--cores 2]
+    PYTHONPATH=tests python -m benchmarks.worker cpwl 2-64-64-64-3 [--size 10] [--repeat 3]
+        [--cores 2]
 
 Engines, on the box [-size, size]^P whose dimension is the network's first width:
 
