@@ -141,7 +141,7 @@ def _breakpoints(
     at: Floats,
     within: Floats,
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Breakpoint of each unit near a value, and whether no other one can be meant."""
+    """Breakpoint of each unit near a value, and whether it is the only one."""
     tables = [network.knots(stage) for stage in range(stages)]
     owner = np.concatenate(
         [t.unit + network.stage_offsets[stage] for stage, t in enumerate(tables)]

@@ -14,7 +14,7 @@ from cpwl.engine.plane import cutting
 from cpwl.engine.plane.complex import Complex, Refined, whole
 from cpwl.engine.plane.merging import merge_contested
 from cpwl.engine.plane.signs import stage_signs
-from cpwl.engine.plane.strips import TilesDisagreeError, cut_polygon, glue
+from cpwl.engine.plane.strips import StripsDisagreeError, cut_polygon, glue
 from cpwl.engine.plane.tightening import sharpen, tighten
 from cpwl.engine.rational import Vertices
 from cpwl.engine.residuals import can_tighten
@@ -25,8 +25,10 @@ _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
 _NESTED_STRIPS_AT_MOST = 12
 # Error bounds of vertices, as shares of the domain's extent. TIGHTEN_ABOVE: bound the vertex anew
 # from the residuals of its knots, once all bounds above add up to TIGHTEN_SUMS_ABOVE: less than
-# that leaves no sign in doubt. RECOMPUTE_ABOVE: compute the vertex in rational arithmetic, which
-# costs as much as settling one doubtful sign.
+# that is not expected to leave a sign in doubt. RECOMPUTE_ABOVE: compute the vertex in rational
+# arithmetic, which costs as much as settling one doubtful sign. At 1e-8, as in space, ACAS Xu 1_1
+# sends 3,340 signs to rational arithmetic and takes 6.0 s; at 1e-9 these are 1,452 and 4.8 s, at
+# 1e-10 1,193 and 3.8 s. Other values change the last bits of the vertices of such networks.
 _TIGHTEN_ABOVE = 1e-9
 _TIGHTEN_SUMS_ABOVE = 1e-6
 _RECOMPUTE_ABOVE = 1e-6
@@ -58,11 +60,11 @@ def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) ->
     n = int(np.clip(np.ceil(2.5 * needed / work.memory), 2, 16))
     for nudge in _NUDGES:
         lines = low[axis] + (np.arange(1, n) + nudge) / n * (high[axis] - low[axis])
-        strips = cut_polygon(corners, axis, lines.tolist(), work.arbiter)
-        tiles = [refine(work, strip, share / n, depth + 1) for strip in strips]
+        cut = cut_polygon(corners, axis, lines.tolist(), work.arbiter)
+        strips = [refine(work, strip, share / n, depth + 1) for strip in cut]
         try:
-            return glue(tiles, axis, lines, corners, work.network, work.pool)
-        except TilesDisagreeError:
+            return glue(strips, axis, lines, corners, work.network, work.pool)
+        except StripsDisagreeError:
             work.report(-share, 0)
     raise ArithmeticError(
         f"Expected neighbouring strips of the domain to agree along their border, but all "
@@ -127,7 +129,7 @@ def _improve(
     bit_unit: NDArray[np.int32],
     base: NDArray[np.int32],
 ) -> Complex:
-    """Bring the errors of the vertices down to where they leave few signs in doubt."""
+    """Lower the error bounds of the vertices to where they leave few signs in doubt."""
     network, arbiter = work.network, work.arbiter
     if stages == network.num_stages:  # no signs are left
         return sharpen(current, arbiter, np.finfo(float).max)

@@ -22,7 +22,7 @@ from cpwl.engine.rational import Arbiter, Vertices
 from cpwl.network import Network
 
 
-class TilesDisagreeError(Exception):
+class StripsDisagreeError(Exception):
     """Two neighbouring strips differ on the line between them; another line will do."""
 
 
@@ -64,7 +64,7 @@ def _half(corners: Vertices, axis: int, line: float, sign: int, arbiter: Arbiter
 
 
 def glue(
-    tiles: list[Refined],
+    strips: list[Refined],
     axis: int,
     lines: Sequence[float],
     corners: Vertices,
@@ -77,14 +77,14 @@ def glue(
 
     Raises
     ------
-    TilesDisagreeError
+    StripsDisagreeError
         Strips that do not match along a line.
     """
-    undecided = sum(tile.undecided for tile in tiles)
-    broken = sum(tile.complex.broken for tile in tiles)
-    bit_unit, bit_piece, base = _put_on_common_bits(tiles, network, pool)
-    parts = [tile.complex for tile in tiles]
-    tiles.clear()
+    undecided = sum(strip.undecided for strip in strips)
+    broken = sum(strip.complex.broken for strip in strips)
+    bit_unit, bit_piece, base = _put_on_common_bits(strips, network, pool)
+    parts = [strip.complex for strip in strips]
+    strips.clear()
     if corners.points.shape[1] == 1:
         seam = np.cumsum([len(part.patterns) for part in parts[:-1]])
         joined = _join_intervals(parts)
@@ -93,7 +93,7 @@ def glue(
         joined, seam = _join_polygons(parts, axis, lines)
         pairs = joined.edge_cells[seam]
     if not same_pattern(joined.patterns, *pairs.T).all():
-        raise TilesDisagreeError
+        raise StripsDisagreeError
     joined = replace(joined, broken=broken)
     if corners.points.shape[1] == 1:
         merged = merge_intervals(joined, seam)
@@ -138,7 +138,7 @@ def _join_polygons(parts: list[Complex], axis: int, lines: Sequence[float]) -> t
         if shared is not None:
             mine = _along(part, axis, lines[k - 1])
             if [len(x) for x in mine] != [len(x) for x in shared]:
-                raise TilesDisagreeError
+                raise StripsDisagreeError
         else:
             mine = shared = (np.empty(0, np.int64), np.empty(0, np.int64))
         points.append(_renumbered(len(part.points), mine[0], shared[0], n_points))
@@ -209,13 +209,13 @@ def _renumbered(
 
 
 def _put_on_common_bits(
-    tiles: list[Refined], network: Network, pool: ThreadPoolExecutor
+    strips: list[Refined], network: Network, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.int32], Ints, NDArray[np.int32]]:
-    """Rewrite the patterns in ``tiles`` on the columns that vary in any of them.
+    """Rewrite the patterns in ``strips`` on the columns that vary in any of them.
 
     Returns the units and pieces of the common bits, and the common base.
     """
-    keys = [_key(t.bit_unit, t.bit_piece)[t.bit_unit >= 0] for t in tiles]
+    keys = [_key(t.bit_unit, t.bit_piece)[t.bit_unit >= 0] for t in strips]
     union = np.unique(np.concatenate(keys))
     unit = (union >> 32).astype(np.int32)
     stages = np.split(np.arange(len(union)), np.searchsorted(unit, network.stage_offsets[1:-1]))
@@ -225,23 +225,23 @@ def _put_on_common_bits(
     bit_piece = np.full(len(rows), -1, np.int64)
     bit_unit[used] = unit
     bit_piece[used] = (union & 0xFFFFFFFF) - 2**31
-    base = np.min([t.base for t in tiles], axis=0)
+    base = np.min([t.base for t in strips], axis=0)
     for k, key in enumerate(keys):
-        tile = tiles[k]
-        mine = np.flatnonzero(tile.bit_unit >= 0)
-        target = np.full(len(tile.bit_unit), -1, np.int64)
+        strip = strips[k]
+        mine = np.flatnonzero(strip.bit_unit >= 0)
+        target = np.full(len(strip.bit_unit), -1, np.int64)
         target[mine] = used[np.searchsorted(union, key)]
-        # a knot that the tile does not meet lies below all of the unit's values there, or above
+        # a knot that the strip does not meet lies below all of the unit's values there, or above
         fill = np.zeros(len(bit_unit), np.bool_)
-        fill[used] = tile.base[unit] > bit_piece[used]
+        fill[used] = strip.base[unit] > bit_piece[used]
         fill[target[mine]] = False
-        patterns = np.empty((len(tile.complex.patterns), len(bit_unit) // 64), np.uint64)
+        patterns = np.empty((len(strip.complex.patterns), len(bit_unit) // 64), np.uint64)
         pattern_kernels.spread_bits(
-            tile.complex.patterns, target, pack_row(fill), 0, len(patterns), patterns
+            strip.complex.patterns, target, pack_row(fill), 0, len(patterns), patterns
         )
-        # a unit that has no effect and did not vary in its tile has its bit only now
+        # a unit that has no effect and did not vary in its strip has its bit only now
         _, patterns = clear_lost(patterns, network.contests, bit_unit, base, pool)
-        tiles[k] = replace(tile, complex=replace(tile.complex, patterns=patterns))
+        strips[k] = replace(strip, complex=replace(strip.complex, patterns=patterns))
     return bit_unit, bit_piece, base
 
 

@@ -1,8 +1,8 @@
 """Exact signs of units at vertices, in rational arithmetic, from how each vertex was made.
 
 A vertex of the partition is a corner of the domain or the place on the segment between two earlier
-vertices where one unit passes one of its breakpoints. That defines its coordinates as rational
-numbers, and the network's value there as well. All of it is computed only where it is asked for.
+vertices where one unit passes one of its breakpoints. This defines its coordinates, and the
+network's values there, as rational numbers. They are computed only where they are asked for.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from cpwl.engine.rational.evaluator import Evaluator, Line, Point, located
 from cpwl.engine.rational.numbers import Vector, exact
 from cpwl.network import Network
 
-# Values are kept for as many vertices as hold about this many integers, a few hundred MB at most.
-_MOST_KEPT = 2**21
+# Values are kept for the vertices used last, up to about this many integers: a few hundred MB.
+_KEPT_INTEGERS_AT_MOST = 2**21
 
 
 class Vertices(NamedTuple):
@@ -36,7 +36,7 @@ class Vertices(NamedTuple):
 
 
 class Arbiter:
-    """Decides signs that float64 cannot; remembers the definition of every vertex.
+    """The judge of signs that float64 leaves open; it keeps the definition of every vertex.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class Arbiter:
         seen.stages[stage] = found
         added = [*list(seen.steps.values())[before:], found]
         self._kept += sum(len(vector.numbers) for vector in added)
-        while self._kept > _MOST_KEPT and len(self._seen) > 1:
+        while self._kept > _KEPT_INTEGERS_AT_MOST and len(self._seen) > 1:
             _, gone = self._seen.popitem(last=False)
             vectors = [*gone.steps.values(), *gone.stages.values()]
             self._kept -= sum(len(vector.numbers) for vector in vectors)

@@ -1,8 +1,8 @@
 """The steps of a network in rational arithmetic.
 
 A step's value follows from the values of the steps that it reads. What does not depend on them,
-the coefficients as integers, is prepared once. The shift of a value (see `_rational_numbers`) is
-the same at every point.
+the coefficients as integers, is prepared once. The shift of a value (see
+`cpwl.engine.rational.numbers`) is the same at every point.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from cpwl.network.program import Program, Ref, max_pooling, nonlinearities, sing
 Values = Mapping[int, Vector]
 # The point in slice coordinates among the values of the steps.
 POINT = -1
-# An entry costs about this many times more in a loop over rows than in a matrix of flint's; for
-# fewer rows than _FEW the loop is still less work.
-_LOOP = 6
-_FEW = 3
+# An entry costs about LOOP_COST times more in a loop over rows than in a matrix of flint's. For
+# fewer rows than BLOCK_ROWS_AT_LEAST the loop is less work even so.
+_LOOP_COST = 6
+_BLOCK_ROWS_AT_LEAST = 3
 
 
 class Affine:
@@ -62,7 +62,7 @@ class _Matrix:
             self._picked = columns
             self._same = columns == list(range(width))
             return
-        full = _LOOP * matrix.nnz >= self._height * width
+        full = _LOOP_COST * matrix.nnz >= self._height * width
         alike: dict[bytes, list[int]] = {}
         for row, (start, end) in enumerate(pairwise(ends)):
             pattern = b"" if full else matrix.indices[start:end].tobytes()
@@ -70,7 +70,7 @@ class _Matrix:
         self._blocks: list[tuple[list[int], list[int], fmpz_mat]] = []
         self._rows: list[tuple[int, list[int], list[fmpz]]] = []
         for rows in alike.values():
-            if len(rows) < _FEW and not full:
+            if len(rows) < _BLOCK_ROWS_AT_LEAST and not full:
                 spans = [slice(ends[row], ends[row + 1]) for row in rows]
                 self._rows += [
                     (r, columns[s], numbers[s]) for r, s in zip(rows, spans, strict=True)
@@ -103,8 +103,13 @@ class _Matrix:
 class Bend(Protocol):
     """A CPWL step."""
 
-    def value(self, values: Values) -> Vector: ...
-    def switching(self, values: Values, round_: int) -> Vector: ...
+    def value(self, values: Values) -> Vector:
+        """Apply the step."""
+        ...
+
+    def switching(self, values: Values, round_: int) -> Vector:
+        """Evaluate the functions whose signs decide the pieces, of one round of matches."""
+        ...
 
 
 def bend_of(program: Program, index: int) -> Bend:

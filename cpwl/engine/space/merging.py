@@ -53,10 +53,10 @@ def merge(lattice: Lattice, removed: Ints) -> Lattice:
               |                     |
 
     From dimension P - 1 down: a face that lies in no face of one dimension more any longer is
-    dropped; one that lies in exactly two is dropped and these are joined, for they are parts of one
-    flat, since cells are convex. Only a face of dimension P - 2 in two different sides of the
-    domain stays: it is a ridge of the domain itself. (Faces of the domain of smaller dimension k
-    lie in P - k or more.)
+    dropped. One that lies in exactly two is dropped, and the two are joined: cells are convex, so
+    the two lie in one flat. Only a face of dimension P - 2 in two different sides of the domain
+    stays: it is a ridge of the domain itself. (Faces of the domain of a smaller dimension k lie in
+    P - k or more.)
 
     Cost: n log n in the incidences of the lattice.
     """
