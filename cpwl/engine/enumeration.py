@@ -85,6 +85,17 @@ def subdivide(
     face of dimension k - 1 that the cuts of its boundary enclose. A cell comes with about 2**P
     faces, which take a fraction of a microsecond and about 70 bytes of work each. At the end the
     vertices of facets that are not flat up to rounding are computed exactly.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> with torch.no_grad():
+    ...     _ = module[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    ...     _ = module[0].bias.zero_()
+    >>> network = cpwl.Network.from_torch(module, input_shape=(2,))
+    >>> cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
+    Partition(6 cells, 12 facets, 7 vertices in 2-D, complete)
     """
     latent_shape = domain.slice.latent_shape
     if latent_shape != network.input_shape:
