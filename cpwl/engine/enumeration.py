@@ -95,7 +95,7 @@ def subdivide(
     ...     _ = module[0].bias.zero_()
     >>> network = cpwl.Network.from_torch(module, input_shape=(2,))
     >>> cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
-    Partition(6 cells, 12 facets, 7 vertices in 2-D, complete)
+    Partition(6 cells, 14 facets, 9 vertices in 2-D, complete)
     """
     latent_shape = domain.slice.latent_shape
     if latent_shape != network.input_shape:

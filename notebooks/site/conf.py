@@ -3,8 +3,8 @@
     sphinx-build -W -b html notebooks/site build/site
 
 `generated/` is made anew by every build: the notebooks as .ipynb, either those in the folder that
-the environment variable CPWL_NOTEBOOKS names, executed, or the scripts as they are; and one page for
-each public name.
+the environment variable CPWL_NOTEBOOKS names, executed, or the scripts as they are; and one page
+for each public name.
 """
 
 import os
