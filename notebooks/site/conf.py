@@ -2,9 +2,9 @@
 
     sphinx-build -W -b html notebooks/site build/site
 
-`generated/` is made anew by every build: the notebooks as .ipynb, either those in the folder that the
-environment variable CPWL_NOTEBOOKS names, executed, or the scripts as they are; and one page for each
-public name.
+`generated/` is made anew by every build: the notebooks as .ipynb, either those in the folder that
+the environment variable CPWL_NOTEBOOKS names, executed, or the scripts as they are; and one page
+for each public name.
 """
 
 import os
@@ -68,7 +68,7 @@ numpydoc_class_members_toctree = False
 nb_execution_mode = "off"  # .ci/run executes them, once
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = []  # no formulas: they would need a script from elsewhere
 myst_heading_anchors = 3
 
 html_theme = "furo"
