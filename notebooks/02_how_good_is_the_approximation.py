@@ -45,6 +45,7 @@ HERE = Path(__file__).parent if "__file__" in globals() else Path()
 FIGURES = Path(os.environ.get("CPWL_FIGURES", HERE / "figures"))
 FIGURES.mkdir(exist_ok=True)
 torch.set_num_threads(2)
+plt.switch_backend(plt.get_backend())  # loads it now, and so shows the figures of reports
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 

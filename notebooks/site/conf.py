@@ -68,7 +68,7 @@ numpydoc_class_members_toctree = False
 nb_execution_mode = "off"  # .ci/run executes them, once
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = []  # no formulas: they would need a script from elsewhere
 myst_heading_anchors = 3
 
 html_theme = "furo"

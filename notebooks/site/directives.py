@@ -91,9 +91,15 @@ def escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
             lines[i] = "".join(parts)
 
 
+def close_examples(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take away the empty line that ends an example for doctest."""
+    source[0] = source[0].replace("\n\n```\n", "\n```\n")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("layers", Layers)
     app.add_directive("commands", Commands)
     app.connect("autodoc-process-docstring", escape, priority=100)  # before numpydoc
+    app.connect("source-read", close_examples)
     return {"parallel_read_safe": True}
