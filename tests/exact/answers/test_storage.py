@@ -159,7 +159,10 @@ def _changed(name, change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_truncated, "Expected a whole .npz file written by partition.save in .*a damaged file"),
+        (
+            _truncated,
+            "Expected a whole .npz file written by cpwl.save_partition in .*a damaged file",
+        ),
         (_flipped, "a damaged file"),
         (_pickled, "Expected a whole .npz file .* got something else or a damaged file"),
         (_objects, "Expected a whole .npz file"),
