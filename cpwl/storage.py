@@ -233,8 +233,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             return {name: stored[name] for name in stored.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"Expected a whole .npz file written by cpwl.save_partition in {path}, got something else "
-            f"or a damaged file ({error}). Write it again, or choose the right file."
+            f"Expected a whole .npz file written by cpwl.save_partition in {path}, got something "
+            f"else or a damaged file ({error}). Write it again, or choose the right file."
         ) from error
 
 
