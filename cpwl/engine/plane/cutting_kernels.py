@@ -33,9 +33,7 @@ CUT, WHOLE, IN_DOUBT = range(3)
 # latter is positive on the right of C. TAKEN counts the sides that were taken as 0.
 A, B, C, FROM, TO, ACROSS, COLUMN, RIGHT, TAKEN = range(9)
 # The side of a vertex of a chord, where it is not -1, 0 or 1.
-_OPEN = 2
-# Entries of ``HalfEdges.used``.
-_HALVES, _LOCALS = 0, 1
+OPEN = 2
 # Chords that cross at a smaller angle are left to rational arithmetic.
 _PARALLEL = 3e-5
 # Shorter chords lose too much of their length to underflow for a bound on the angle.
@@ -80,48 +78,38 @@ class Doubts(NamedTuple):
     lenient: bool  # what is not known is taken as 0
 
 
+# Workspaces of one cell: rows of int32 with named columns, and what goes with them.
+
+
 class Boundary(NamedTuple):
-    """Workspace: a cell's boundary with the new vertices in it, and which columns are active."""
+    """A cell's boundary with the new vertices in it, and which columns are active."""
 
     words: NDArray[np.uint64]  # (W,) active columns, packed
     rank: Ints  # (W,) number of active columns before each word
-    loop: NDArray[np.int32]  # (L,) vertices
-    segment: NDArray[np.int32]  # (L,) 2 * edge that leaves the point, + 1 if it ends there
-    corner_after: NDArray[np.int32]  # (L,) next old corner
+    ring: NDArray[np.int32]  # (L, 3) boundary points
 
 
 class Chords(NamedTuple):
-    """Workspace: chords and the vertices in which they cross."""
+    """Chords, and the vertices in which they cross."""
 
-    start: NDArray[np.int32]  # (U,) lower and higher boundary point, of columns and then of chords
-    end: NDArray[np.int32]
-    one: NDArray[np.int32]  # (inner vertices,) the two chords that it was made from
-    other: NDArray[np.int32]
+    ends: NDArray[np.int32]  # (U, 2) of active columns, and then of chords
+    made: NDArray[np.int32]  # (inner vertices, 2) the two chords that each was made from
     xy: Floats  # (local vertices, 3) scaled coordinates, and the bound on their error
 
 
-class Columns(NamedTuple):
-    """Workspace: active columns, and those of each chord as a linked list."""
-
-    number: NDArray[np.int32]  # (U,) ascending
-    right: NDArray[np.bool_]  # (U,) positive on the right of its chord
-    chord: NDArray[np.int32]  # (U,)
-    first: NDArray[np.int32]  # (chords,)
-    next: NDArray[np.int32]  # (U,) -1 ends the list
-
-
-class HalfEdges(NamedTuple):
-    """Workspace: the faces of a cell, each on the left of a ring of half-edges."""
-
-    used: NDArray[np.int32]  # (2,) numbers of half-edges and of local vertices
-    org: NDArray[np.int32]  # local vertex where it starts
-    twin: NDArray[np.int32]  # the same edge from the other side, -1 on the boundary
-    after: NDArray[np.int32]
-    before: NDArray[np.int32]
-    label: NDArray[np.int32]  # chord, -1 on the boundary
-    face: NDArray[np.int32]  # counted within the cell
-    edge: NDArray[np.int32]  # in the output
-    first: NDArray[np.int32]  # (faces,) a half-edge of each
+# Columns of ``ring``: vertex, 2 * edge that leaves it (+ 1 if it ends there), next old corner.
+VERTEX, SEGMENT, BESIDE = range(3)
+# Columns of ``ends``: boundary points, ascending.
+START, END = range(2)
+# Columns of ``columns`` (U rows): number, whether it is positive on the right of its chord, chord;
+# first column of chord u, and the column of the same chord that follows u (-1: none).
+NUMBER, ON_RIGHT, CHORD, FIRST, NEXT = range(5)
+# Columns of ``half``, half-edges with their face on the left: local vertex where it starts; the
+# same edge from the other side (-1 on the boundary); the next and previous one of the face; chord
+# (-1 on the boundary); face, counted within the cell; edge in the output.
+ORG, TWIN, AFTER, BEFORE, LABEL, FACE, EDGE = range(7)
+# Columns of ``faces``: one of its half-edges, whether its bits are written, face that waits.
+HALF, SEEN, WAITING = range(3)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -171,22 +159,22 @@ def _find_active(corners, pos, neg, words, rank):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _meets(k, at, words, rank, start, end):
+def _meets(k, at, words, rank, ends):
     """Note that column k meets the boundary at a point; tell whether that is its third one."""
     u = rank[k >> 6] + _popcount(words[k >> 6] & ((uint64(1) << uint64(k & 63)) - uint64(1)))
-    third = end[u] >= 0
-    if start[u] < 0:
-        start[u] = at
+    third = ends[u, END] >= 0
+    if ends[u, START] < 0:
+        ends[u, START] = at
     elif not third:
-        end[u] = at
+        ends[u, END] = at
     return third
 
 
 @njit(cache=True, nogil=True)
-def _walk_boundary(cell, uncut, boundary, start, end):
+def _walk_boundary(cell, uncut, boundary, ends):
     """List a cell's boundary with the new vertices in it and the two ends of each active column.
 
-    before                     after: loop = [c0, x, c1, ...]; corner_after[x] = vertex of c1
+    before                     after: ring = [c0, x, c1, ...], with c1 beside c0 and x
         c2 ------- c1              c2 ------- c1
          |          |               |          x    column with c0, c1 on different sides
          +---- c0 --+               +---- c0 --+
@@ -194,7 +182,7 @@ def _walk_boundary(cell, uncut, boundary, start, end):
     Returns the number of points on the boundary and of active columns, and whether each of these
     meets the boundary in exactly two points.
     """
-    words, rank, loop, segment, corner_after = boundary
+    words, rank, ring = boundary
     pos, neg, column, vertex = uncut.pos, uncut.neg, uncut.column, uncut.vertex
     lo, hi = uncut.cell_offsets[cell], uncut.cell_offsets[cell + 1]
     corners = uncut.cell_corners[lo:hi]
@@ -202,23 +190,22 @@ def _walk_boundary(cell, uncut, boundary, start, end):
     if active == 0:
         return hi - lo, 0, True
     for u in range(active):
-        start[u] = -1
-        end[u] = -1
+        ends[u, START] = -1
+        ends[u, END] = -1
     sound = True
     at = 0
     for i in range(hi - lo):
         v = corners[i]
-        after = corners[i + 1] if i + 1 < hi - lo else corners[0]
+        beside = corners[i + 1] if i + 1 < hi - lo else corners[0]
         e = uncut.cell_edges[lo + i]
         forward = uncut.edge_points[e, 0] == v
-        loop[at] = v
-        corner_after[at] = after
         # segments of an edge are numbered from its first end
-        segment[at] = 2 * uncut.edge_first[e] if forward else 2 * uncut.edge_first[e + 1] - 1
+        segment = 2 * uncut.edge_first[e] if forward else 2 * uncut.edge_first[e + 1] - 1
+        ring[at, VERTEX], ring[at, SEGMENT], ring[at, BESIDE] = v, segment, beside
         for w in range(words.shape[0]):
             zero = words[w] & ~(pos[v, w] | neg[v, w])
             while zero != uint64(0):
-                sound &= not _meets(64 * w + _lowest(zero), at, words, rank, start, end)
+                sound &= not _meets(64 * w + _lowest(zero), at, words, rank, ends)
                 zero &= zero - uint64(1)
         at += 1
         previous = -1
@@ -227,13 +214,12 @@ def _walk_boundary(cell, uncut, boundary, start, end):
             x = first + q if forward else last - 1 - q
             if vertex[x] != previous:
                 previous = vertex[x]
-                loop[at] = previous
-                corner_after[at] = after
-                segment[at] = segment[at - 1] + (2 if forward else -2)
+                segment += 2 if forward else -2
+                ring[at, VERTEX], ring[at, SEGMENT], ring[at, BESIDE] = previous, segment, beside
                 at += 1
-            sound &= not _meets(column[x], at - 1, words, rank, start, end)
+            sound &= not _meets(column[x], at - 1, words, rank, ends)
     for u in range(active):
-        sound &= end[u] >= 0
+        sound &= ends[u, END] >= 0
     return at, active, sound
 
 
@@ -244,23 +230,23 @@ def _interleave(i, j, k, m):
 
 
 @njit(cache=True, nogil=True)
-def _merge_chords(active, start, end, chord):
+def _merge_chords(active, ends, columns):
     """Merge columns with the same two ends into one chord; returns the number of chords.
 
-    Rewrites ``start`` and ``end`` (one entry a chord) and sets ``chord`` of each column.
+    Rewrites ``ends`` (one row a chord) and sets the chord of each column.
     """
     n = 0
     for u in range(active):
         found = -1
         for c in range(n):
-            if start[c] == start[u] and end[c] == end[u]:
+            if ends[c, START] == ends[u, START] and ends[c, END] == ends[u, END]:
                 found = c
                 break
         if found < 0:
             found = n
-            start[n], end[n] = start[u], end[u]
+            ends[n, START], ends[n, END] = ends[u, START], ends[u, END]
             n += 1
-        chord[u] = found
+        columns[u, CHORD] = found
     return n
 
 
@@ -268,9 +254,8 @@ def _merge_chords(active, start, end, chord):
 def _boundary_of(most, n_words):
     """Make room for the boundary of a cell with at most so many boundary points."""
     return Boundary(
-        np.empty(n_words, np.uint64), np.empty(n_words, np.int64),
-        np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32),
-    )  # fmt: skip
+        np.empty(n_words, np.uint64), np.empty(n_words, np.int64), np.empty((most, 3), np.int32)
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -282,16 +267,17 @@ def count_cell_pieces(uncut, longest, start, stop, count):
     """
     n_words = uncut.pos.shape[1]
     boundary = _boundary_of(longest, n_words)
-    begin, end, chord = np.empty((3, 64 * n_words), np.int32)
+    ends = np.empty((64 * n_words, 2), np.int32)
+    columns = np.empty((64 * n_words, 5), np.int32)
     for cell in range(start, stop):
-        size, active, sound = _walk_boundary(cell, uncut, boundary, begin, end)
+        size, active, sound = _walk_boundary(cell, uncut, boundary, ends)
         chords = 0
         crossings = 0
         if sound:
-            chords = _merge_chords(active, begin, end, chord)
+            chords = _merge_chords(active, ends, columns)
             for a in range(chords):
                 for b in range(a):
-                    crossings += _interleave(begin[a], end[a], begin[b], end[b])
+                    crossings += _interleave(ends[a, 0], ends[a, 1], ends[b, 0], ends[b, 1])
         count[cell, FACES] = 1 + chords + crossings
         count[cell, VERTICES] = crossings
         count[cell, EDGES] = chords + 2 * crossings
@@ -311,7 +297,7 @@ def _length(x, y):
 
 @njit(cache=True, nogil=True)
 def _settle(a, b, chord, doubts):
-    """Look the side of a vertex up that float64 leaves open: 0 or `_OPEN` where it is not known."""
+    """Look the side of a vertex up that float64 leaves open: 0 or `OPEN` where it is not known."""
     known, ask, lenient = doubts
     for row in range(known.shape[0]):
         if known[row, A] == a and known[row, B] == b and known[row, C] == chord:
@@ -320,29 +306,29 @@ def _settle(a, b, chord, doubts):
         ask[TAKEN] += 1
         return 0
     ask[A], ask[B], ask[C] = a, b, chord
-    return _OPEN
+    return OPEN
 
 
 @njit(cache=True, nogil=True)
 def _side(v, chord, size, chords, doubts):
-    """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left, or `_OPEN`.
+    """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left, or `OPEN`.
 
     Combinatorial wherever it can be: a boundary vertex lies on the right exactly when it comes
     between the chord's ends on the anticlockwise boundary, and an interior vertex lies on the side
     of any chord through it that does not cross this one. What remains is decided by one
     orientation test with a bound on its error, and what that leaves open by `_settle`.
     """
-    start, end, one, other, xy = chords
-    i, j = start[chord], end[chord]
+    ends, made, xy = chords
+    i, j = ends[chord, START], ends[chord, END]
     if v < size:
         if v in (i, j):
             return 0
         return -1 if i < v and v < j else 1
-    a, b = one[v - size], other[v - size]
+    a, b = made[v - size, 0], made[v - size, 1]
     if chord in (a, b):
         return 0
     for c in (a, b):
-        k, m = start[c], end[c]
+        k, m = ends[c, START], ends[c, END]
         if not _interleave(i, j, k, m):
             if k in (i, j):
                 k = m
@@ -368,9 +354,9 @@ def _intersect(a, b, v, chords):
     The point lies within some distance of either chord. The sum of both over the sine of the least
     angle that the chords may have bounds its distance from where they really meet.
     """
-    xy = chords.xy
-    p, q = chords.start[a], chords.end[a]
-    r, s = chords.start[b], chords.end[b]
+    ends, _, xy = chords
+    p, q = ends[a, START], ends[a, END]
+    r, s = ends[b, START], ends[b, END]
     ax, ay = xy[q, 0] - xy[p, 0], xy[q, 1] - xy[p, 1]
     bx, by = xy[s, 0] - xy[r, 0], xy[s, 1] - xy[r, 1]
     det = ax * by - ay * bx
@@ -392,19 +378,19 @@ def _intersect(a, b, v, chords):
 
 
 @njit(cache=True, nogil=True)
-def _enter(h, chord, size, chords, half, doubts):
+def _enter(h, chord, size, n_half, chords, half, doubts):
     """Rotate about the start of a half-edge to the face that a chord through it enters.
 
     Returns the half-edge that starts there and belongs to that face, -WHOLE or -IN_DOUBT.
     """
-    for _ in range(half.used[_HALVES] + 1):
-        following = _side(half.org[half.after[h]], chord, size, chords, doubts)
-        previous = _side(half.org[half.before[h]], chord, size, chords, doubts)
-        if following == _OPEN or previous == _OPEN:
+    for _ in range(n_half + 1):
+        following = _side(half[half[h, AFTER], ORG], chord, size, chords, doubts)
+        previous = _side(half[half[h, BEFORE], ORG], chord, size, chords, doubts)
+        if following == OPEN or previous == OPEN:
             return -IN_DOUBT
         if following < 0 and previous > 0:
             return h
-        h = half.twin[half.before[h]]
+        h = half[half[h, BEFORE], TWIN]
         if h < 0:
             break
     return -WHOLE
@@ -417,98 +403,89 @@ def _leave(h, chord, size, chords, half, doubts):
     Returns the first half-edge that does not start on the chord's right, -WHOLE or -IN_DOUBT, and
     the side on which it starts: 0 if the chord leaves there, 1 if through the edge before.
     """
-    g = half.after[h]
+    g = half[h, AFTER]
     side = -1
     while side < 0:
-        g = half.after[g]
+        g = half[g, AFTER]
         if g == h:
             return -WHOLE, side
-        side = _side(half.org[g], chord, size, chords, doubts)
-    return (-IN_DOUBT if side == _OPEN else g), side
+        side = _side(half[g, ORG], chord, size, chords, doubts)
+    return (-IN_DOUBT if side == OPEN else g), side
 
 
 @njit(cache=True, nogil=True)
-def _split_edge(e, chord, size, chords, half):
-    """Put a vertex z where a chord crosses the edge of half-edge e and its twin t.
+def _split_edge(e, chord, z, e2, size, chords, half):
+    """Put a vertex z where a chord crosses the edge of half-edge e, and make e2 and t2 = e2 + 1.
 
     before  x ------ e ------> y    after  x -- e --> z -- e2 -> y
             x <----- t ------- y           x <- t2 -- z <- t --- y
-
-    Returns e2 and t2.
     """
-    after, before, twin = half.after, half.before, half.twin
-    z, e2 = half.used[_LOCALS], half.used[_HALVES]
-    t, t2 = twin[e], e2 + 1
-    half.used[_LOCALS] += 1
-    half.used[_HALVES] += 2
-    chords.one[z - size], chords.other[z - size] = chord, half.label[e]
-    _intersect(chord, half.label[e], z, chords)
-    half.org[e2], half.org[t2] = z, z
-    half.label[e2], half.label[t2] = half.label[e], half.label[e]
-    twin[e], twin[t2], twin[e2], twin[t] = t2, e, t, e2
-    after[e2], before[e2] = after[e], e
-    before[after[e]], after[e] = e2, e2
-    after[t2], before[t2] = after[t], t
-    before[after[t]], after[t] = t2, t2
-    return e2, t2
+    t, t2 = half[e, TWIN], e2 + 1
+    chords.made[z - size, 0], chords.made[z - size, 1] = chord, half[e, LABEL]
+    _intersect(chord, half[e, LABEL], z, chords)
+    half[e2, ORG], half[t2, ORG] = z, z
+    half[e2, LABEL], half[t2, LABEL] = half[e, LABEL], half[e, LABEL]
+    half[e, TWIN], half[t2, TWIN], half[e2, TWIN], half[t, TWIN] = t2, e, t, e2
+    for old, new in ((e, e2), (t, t2)):
+        half[new, AFTER], half[new, BEFORE] = half[old, AFTER], old
+        half[half[old, AFTER], BEFORE], half[old, AFTER] = new, new
 
 
 @njit(cache=True, nogil=True)
-def _split_face(h, g, chord, half):
-    """Cut a face along a chord, from the start w of half-edge h to the start z of half-edge g.
+def _split_face(h, g, chord, c1, half):
+    """Cut a face from the start w of half-edge h to the start z of g; make c1 and c2 = c1 + 1.
 
-            y --- . --- .             y --- . --- .
-            |  left     |             |           |    ``after[c1]`` continues at z -> y,
-            z           w             z <-- c1 -- w    ``after[c2]`` at w -> (right vertices)
-            |  right    |             z --- c2 -> w
-            x --- . --- .             x --- . --- .
-
-    Returns c2.
+    y --- . --- .             y --- . --- .
+    |  left     |             |           |    ``AFTER`` c1 continues at z -> y,
+    z           w             z <-- c1 -- w    ``AFTER`` c2 at w -> (right vertices)
+    |  right    |             z --- c2 -> w
+    x --- . --- .             x --- . --- .
     """
-    after, before = half.after, half.before
-    c1 = half.used[_HALVES]
     c2 = c1 + 1
-    half.used[_HALVES] += 2
-    half.org[c1], half.org[c2] = half.org[h], half.org[g]
-    half.label[c1], half.label[c2] = chord, chord
-    half.twin[c1], half.twin[c2] = c2, c1
-    tail_h, tail_g = before[h], before[g]
-    after[c1], before[g] = g, c1
-    before[c1], after[tail_h] = tail_h, c1
-    after[c2], before[h] = h, c2
-    before[c2], after[tail_g] = tail_g, c2
-    return c2
+    half[c1, ORG], half[c2, ORG] = half[h, ORG], half[g, ORG]
+    half[c1, LABEL], half[c2, LABEL] = chord, chord
+    half[c1, TWIN], half[c2, TWIN] = c2, c1
+    tail_h, tail_g = half[h, BEFORE], half[g, BEFORE]
+    half[c1, AFTER], half[g, BEFORE] = g, c1
+    half[c1, BEFORE], half[tail_h, AFTER] = tail_h, c1
+    half[c2, AFTER], half[h, BEFORE] = h, c2
+    half[c2, BEFORE], half[tail_g, AFTER] = tail_g, c2
 
 
 @njit(cache=True, nogil=True)
-def _insert_chord(chord, size, chords, half, doubts):
-    """Cut the faces that a chord runs through, from one end to the other; returns the state.
+def _insert_chord(chord, size, n_half, n_local, chords, half, doubts):
+    """Cut the faces that a chord runs through, from one end to the other.
 
     In each face the chord enters at a vertex, with the face's next vertex on its right and the
-    previous one on its left, and leaves through a vertex or an edge.
+    previous one on its left, and leaves through a vertex or an edge. Returns the state and the new
+    numbers of half-edges and of local vertices.
     """
     # boundary half-edge p always starts at local vertex p
-    h = _enter(chords.start[chord], chord, size, chords, half, doubts)
+    h = _enter(chords.ends[chord, START], chord, size, n_half, chords, half, doubts)
     while h >= 0:
         g, side = _leave(h, chord, size, chords, half, doubts)
         if g < 0:
-            return -g
-        behind = -1
+            return -g, n_half, n_local
         if side > 0:
-            if half.twin[half.before[g]] < 0:
-                return WHOLE
-            g, behind = _split_edge(half.before[g], chord, size, chords, half)
-        z = half.org[g]
-        back = _split_face(h, g, chord, half)
-        if z == chords.end[chord]:
-            return CUT
+            e = half[g, BEFORE]
+            if half[e, TWIN] < 0:
+                return WHOLE, n_half, n_local
+            _split_edge(e, chord, n_local, n_half, size, chords, half)
+            g, behind = n_half, n_half + 1
+            n_local += 1
+            n_half += 2
+        z = half[g, ORG]
+        _split_face(h, g, chord, n_half, half)
+        n_half += 2
+        if z == chords.ends[chord, END]:
+            return CUT, n_half, n_local
         if side > 0:
             h = behind
         elif z < size:
-            return WHOLE
+            return WHOLE, n_half, n_local
         else:
-            h = _enter(back, chord, size, chords, half, doubts)
-    return -h
+            h = _enter(n_half - 1, chord, size, n_half, chords, half, doubts)
+    return -h, n_half, n_local
 
 
 # --- cutting a cell ----------------------------------------------------------------------------
@@ -539,7 +516,7 @@ def _copy(cell, uncut, base, out):
 
 
 @njit(cache=True, nogil=True)
-def _halve(i, j, size, column, boundary, base, out):
+def _halve(i, j, size, column, ring, base, out):
     """Cut a cell from boundary point i to j > i: face on the chord's right, then on its left.
 
     j --- . --- .
@@ -548,25 +525,25 @@ def _halve(i, j, size, column, boundary, base, out):
     |    face    |
     . --- . --- .
     """
-    loop, segment = boundary.loop, boundary.segment
     face, edge, corner = base[FACES], base[EDGES], base[CORNERS]
-    out.edge_points[edge, 0], out.edge_points[edge, 1] = loop[i], loop[j]
+    out.edge_points[edge, 0], out.edge_points[edge, 1] = ring[i, VERTEX], ring[j, VERTEX]
     out.edge_cells[edge, 0], out.edge_cells[edge, 1] = face + 1, face
     out.edge_column[edge] = column
     for side in range(2):
         first, last = (i, j) if side == 0 else (j, i + size)
         for q in range(first, last):
             p = q if q < size else q - size
-            out.corners[corner], out.edges[corner] = loop[p], segment[p] >> 1
-            out.edge_cells[segment[p] >> 1, segment[p] & 1] = face + side
+            segment = ring[p, SEGMENT]
+            out.corners[corner], out.edges[corner] = ring[p, VERTEX], segment >> 1
+            out.edge_cells[segment >> 1, segment & 1] = face + side
             corner += 1
-        out.corners[corner], out.edges[corner] = loop[j if side == 0 else i], edge
+        out.corners[corner], out.edges[corner] = ring[j if side == 0 else i, VERTEX], edge
         out.sizes[face + side] = last - first + 1
         corner += 1
 
 
 @njit(cache=True, nogil=True)
-def _list_columns(uncut, boundary, chords, columns):
+def _list_columns(uncut, boundary, ends, columns):
     """List the active columns and their sides; tell whether all have one right of their chord."""
     n = 0
     for w in range(boundary.words.shape[0]):
@@ -575,44 +552,46 @@ def _list_columns(uncut, boundary, chords, columns):
             k = 64 * w + _lowest(word)
             word &= word - uint64(1)
             # the corner behind the chord's first end lies on the chord's right
-            beside = boundary.corner_after[chords.start[n]]
-            columns.number[n] = k
-            columns.right[n] = _bit(uncut.pos, beside, k)
-            if not columns.right[n] and not _bit(uncut.neg, beside, k):
+            corner = boundary.ring[ends[n, START], BESIDE]
+            columns[n, NUMBER] = k
+            columns[n, ON_RIGHT] = _bit(uncut.pos, corner, k)
+            if not columns[n, ON_RIGHT] and not _bit(uncut.neg, corner, k):
                 return False
             n += 1
     return True
 
 
 @njit(cache=True, nogil=True)
-def _open_cell(size, scale, boundary, out, chords, half):
+def _open_cell(size, scale, ring, out, xy, half):
     """Make the half-edges of an uncut cell, and the coordinates of its boundary points."""
     for p in range(size):
-        half.org[p], half.twin[p], half.label[p] = p, -1, -1
-        half.after[p] = p + 1 if p + 1 < size else 0
-        half.before[p] = p - 1 if p > 0 else size - 1
-        v = boundary.loop[p]
-        chords.xy[p, 0], chords.xy[p, 1] = scale * out.points[v, 0], scale * out.points[v, 1]
-        chords.xy[p, 2] = scale * out.error[v]
-    half.used[_HALVES] = size
-    half.used[_LOCALS] = size
+        half[p, ORG], half[p, TWIN], half[p, LABEL] = p, -1, -1
+        half[p, AFTER] = p + 1 if p + 1 < size else 0
+        half[p, BEFORE] = p - 1 if p > 0 else size - 1
+        v = ring[p, VERTEX]
+        xy[p, 0], xy[p, 1] = scale * out.points[v, 0], scale * out.points[v, 1]
+        xy[p, 2] = scale * out.error[v]
 
 
 @njit(cache=True, nogil=True)
 def _insert_chords(active, size, chords, columns, half, doubts):
-    """Merge the active columns into chords and insert all of these; returns the state."""
-    n = _merge_chords(active, chords.start, chords.end, columns.chord)
+    """Merge the active columns into chords and insert all of these.
+
+    Returns the state and the numbers of half-edges and of local vertices.
+    """
+    n_half, n_local = size, size
+    n = _merge_chords(active, chords.ends, columns)
     for c in range(n):
-        columns.first[c] = -1
+        columns[c, FIRST] = -1
     for u in range(active - 1, -1, -1):
-        c = columns.chord[u]
-        columns.next[u] = columns.first[c]
-        columns.first[c] = u
+        c = columns[u, CHORD]
+        columns[u, NEXT] = columns[c, FIRST]
+        columns[c, FIRST] = u
     for c in range(n):
-        state = _insert_chord(c, size, chords, half, doubts)
+        state, n_half, n_local = _insert_chord(c, size, n_half, n_local, chords, half, doubts)
         if state != CUT:
-            return state
-    return CUT
+            return state, n_half, n_local
+    return CUT, n_half, n_local
 
 
 @njit(cache=True, nogil=True)
@@ -621,67 +600,65 @@ def _flip_first(active, size, chords, columns, half, doubts, bits, face):
     for u in range(active):
         h = 0  # a half-edge of the first face
         side = 0
-        while side == 0 or side == _OPEN:
-            h = half.after[h]
-            side = _side(half.org[h], columns.chord[u], size, chords, doubts)
-            if h == 0 and (side == 0 or side == _OPEN):
+        while side == 0 or side == OPEN:
+            h = half[h, AFTER]
+            side = _side(half[h, ORG], columns[u, CHORD], size, chords, doubts)
+            if h == 0 and (side == 0 or side == OPEN):
                 return IN_DOUBT
-        if (side < 0) != columns.right[u]:
-            _flip(bits, face, columns.number[u])
+        if (side < 0) != columns[u, ON_RIGHT]:
+            _flip(bits, face, columns[u, NUMBER])
     return CUT
 
 
 @njit(cache=True, nogil=True)
-def _complete_question(ask, boundary, chords, columns):
+def _complete_question(ask, ring, ends, columns):
     """Extend the chords in ``ask`` by what they stand for."""
-    ask[FROM], ask[TO] = boundary.loop[chords.start[ask[A]]], boundary.loop[chords.end[ask[A]]]
-    ask[ACROSS] = columns.number[columns.first[ask[B]]]
-    ask[COLUMN] = columns.number[columns.first[ask[C]]]
-    ask[RIGHT] = columns.right[columns.first[ask[C]]]
+    first = columns[ask[C], FIRST]
+    ask[FROM], ask[TO] = ring[ends[ask[A], START], VERTEX], ring[ends[ask[A], END], VERTEX]
+    ask[ACROSS], ask[COLUMN] = columns[columns[ask[B], FIRST], NUMBER], columns[first, NUMBER]
+    ask[RIGHT] = columns[first, ON_RIGHT]
 
 
 @njit(cache=True, nogil=True)
-def _name_faces(size, base, boundary, columns, half, out):
+def _name_faces(size, n_half, base, ring, columns, half, faces, out):
     """Write the faces and edges of a cell; returns the numbers of faces, edges and corners.
 
-    Faces are the rings of ``after``, in the order of their first half-edges.
+    Faces are the rings of ``AFTER``, in the order of their first half-edges.
     """
-    loop, inner = boundary.loop, base[VERTICES] - size
-    for h in range(half.used[_HALVES]):
-        half.face[h] = -1
-        half.edge[h] = -1
+    inner = base[VERTICES] - size
+    for h in range(n_half):
+        half[h, FACE] = -1
+        half[h, EDGE] = -1
     n_faces = 0
-    edge = base[EDGES]
-    corner = base[CORNERS]
-    for first in range(half.used[_HALVES]):
-        if half.face[first] >= 0:
+    edge, corner = base[EDGES], base[CORNERS]
+    for first in range(n_half):
+        if half[first, FACE] >= 0:
             continue
         face = base[FACES] + n_faces
-        half.first[n_faces] = first
+        faces[n_faces, HALF] = first
         first_corner = corner
         h = first
         while True:
-            half.face[h] = n_faces
-            v = half.org[h]
-            t = half.twin[h]
-            out.corners[corner] = loop[v] if v < size else inner + v
+            half[h, FACE] = n_faces
+            v, t = half[h, ORG], half[h, TWIN]
+            out.corners[corner] = ring[v, VERTEX] if v < size else inner + v
             if t < 0:
-                half.edge[h] = boundary.segment[h] >> 1
-                out.edge_cells[half.edge[h], boundary.segment[h] & 1] = face
-            elif half.edge[h] < 0:
-                half.edge[h], half.edge[t] = edge, edge
-                v2 = half.org[t]
+                half[h, EDGE] = ring[h, SEGMENT] >> 1
+                out.edge_cells[half[h, EDGE], ring[h, SEGMENT] & 1] = face
+            elif half[h, EDGE] < 0:
+                half[h, EDGE], half[t, EDGE] = edge, edge
+                v2 = half[t, ORG]
                 out.edge_points[edge, 0] = out.corners[corner]
-                out.edge_points[edge, 1] = loop[v2] if v2 < size else inner + v2
+                out.edge_points[edge, 1] = ring[v2, VERTEX] if v2 < size else inner + v2
                 out.edge_cells[edge, 0] = face
                 # an edge is labelled by the first column of its chord
-                out.edge_column[edge] = columns.number[columns.first[half.label[h]]]
+                out.edge_column[edge] = columns[columns[half[h, LABEL], FIRST], NUMBER]
                 edge += 1
             else:
-                out.edge_cells[half.edge[h], 1] = face
-            out.edges[corner] = half.edge[h]
+                out.edge_cells[half[h, EDGE], 1] = face
+            out.edges[corner] = half[h, EDGE]
             corner += 1
-            h = half.after[h]
+            h = half[h, AFTER]
             if h == first:
                 break
         out.sizes[face] = corner - first_corner
@@ -690,72 +667,45 @@ def _name_faces(size, base, boundary, columns, half, out):
 
 
 @njit(cache=True, nogil=True)
-def _write_inner(size, scale, vertex, origin, boundary, chords, columns, half, out):
+def _write_inner(size, n_local, scale, vertex, origin, ring, chords, columns, out):
     """Write the vertices inside a cell, from number ``vertex`` and from row ``origin`` on."""
-    for i in range(half.used[_LOCALS] - size):
-        xy = chords.xy[size + i]
-        out.points[vertex + i, 0], out.points[vertex + i, 1] = xy[0] / scale, xy[1] / scale
-        out.error[vertex + i] = xy[2] / scale
-        a, b = chords.one[i], chords.other[i]
-        out.origin[origin + i, 0] = boundary.loop[chords.start[a]]
-        out.origin[origin + i, 1] = boundary.loop[chords.end[a]]
-        out.origin[origin + i, 2] = columns.number[columns.first[b]]
+    ends, made, xy = chords
+    for i in range(n_local - size):
+        v = size + i
+        out.points[vertex + i, 0], out.points[vertex + i, 1] = xy[v, 0] / scale, xy[v, 1] / scale
+        out.error[vertex + i] = xy[v, 2] / scale
+        out.origin[origin + i, 0] = ring[ends[made[i, 0], START], VERTEX]
+        out.origin[origin + i, 1] = ring[ends[made[i, 0], END], VERTEX]
+        out.origin[origin + i, 2] = columns[columns[made[i, 1], FIRST], NUMBER]
 
 
 @njit(cache=True, nogil=True)
-def _spread_bits(n_faces, columns, half, stack, bits, face0):
+def _spread_bits(n_faces, columns, half, faces, bits, face0):
     """Write the bits of all faces of a cell from those of the first, by flipping across edges."""
-    seen, waiting = stack
     for f in range(n_faces):
-        seen[f] = f == 0
-    waiting[0] = 0
+        faces[f, SEEN] = f == 0
+    faces[0, WAITING] = 0
     n = 1
     while n > 0:
         n -= 1
-        f = waiting[n]
-        h = half.first[f]
+        f = faces[n, WAITING]
+        h = faces[f, HALF]
         while True:
-            t = half.twin[h]
-            if t >= 0 and not seen[half.face[t]]:
-                f2 = half.face[t]
-                seen[f2] = True
-                waiting[n] = f2
+            t = half[h, TWIN]
+            if t >= 0 and not faces[half[t, FACE], SEEN]:
+                f2 = half[t, FACE]
+                faces[f2, SEEN] = True
+                faces[n, WAITING] = f2
                 n += 1
                 for w in range(bits.shape[1]):
                     bits[face0 + f2, w] = bits[face0 + f, w]
-                u = columns.first[half.label[h]]
+                u = columns[half[h, LABEL], FIRST]
                 while u >= 0:
-                    _flip(bits, face0 + f2, columns.number[u])
-                    u = columns.next[u]
-            h = half.after[h]
-            if h == half.first[f]:
+                    _flip(bits, face0 + f2, columns[u, NUMBER])
+                    u = columns[u, NEXT]
+            h = half[h, AFTER]
+            if h == faces[f, HALF]:
                 break
-
-
-@njit(cache=True, nogil=True)
-def _workspace(count, longest, uncut):
-    """Make room for the largest of some cells."""
-    columns, inner, faces = 1, 1, 1
-    halves = longest
-    for cell in range(count.shape[0]):
-        columns = max(columns, count[cell, COLUMNS])
-        halves = max(halves, count[cell, CORNERS])
-        inner = max(inner, count[cell, VERTICES])
-        faces = max(faces, count[cell, FACES])
-    u = np.empty((6, columns), np.int32)
-    h = np.empty((7, halves), np.int32)
-    chords = Chords(
-        u[0], u[1], np.empty(inner, np.int32), np.empty(inner, np.int32),
-        np.empty((longest + inner, 3), np.float64),
-    )  # fmt: skip
-    half = HalfEdges(
-        np.empty(2, np.int32), h[0], h[1], h[2], h[3], h[4], h[5], h[6], np.empty(faces, np.int32)
-    )
-    return (
-        _boundary_of(longest, uncut.pos.shape[1]), chords,
-        Columns(u[2], np.empty(columns, np.bool_), u[3], u[4], u[5]), half,
-        (np.empty(faces, np.bool_), np.empty(faces, np.int32)),
-    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
@@ -772,7 +722,17 @@ def split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out):
     Lengths are taken times ``scale``, a power of two, so that no product of them underflows or
     overflows. Cost: proportional to the size of the arrangement in each cell.
     """
-    boundary, chords, columns, half, stack = _workspace(count[start:stop], longest, uncut)
+    most = np.ones(STATE, np.int64)
+    for cell in range(start, stop):
+        for k in range(STATE):
+            most[k] = max(most[k], count[cell, k])
+    boundary = _boundary_of(longest, uncut.pos.shape[1])
+    ring = boundary.ring
+    ends, columns = np.empty((most[COLUMNS], 2), np.int32), np.empty((most[COLUMNS], 5), np.int32)
+    xy = np.empty((longest + most[VERTICES], 3))
+    chords = Chords(ends, np.empty((most[VERTICES], 2), np.int32), xy)
+    half, faces = np.empty((most[CORNERS], 7), np.int32), np.empty((most[FACES], 3), np.int32)
+
     bits = out.patterns[:, out.patterns.shape[1] - uncut.pos.shape[1] :]
     surprises = 0
     for cell in range(start, stop):
@@ -782,33 +742,34 @@ def split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out):
         if count[cell, COLUMNS] == 0:
             _copy(cell, uncut, base, out)
             continue
-        size, active, sound = _walk_boundary(cell, uncut, boundary, chords.start, chords.end)
-        sound = sound and _list_columns(uncut, boundary, chords, columns)
+        size, active, sound = _walk_boundary(cell, uncut, boundary, ends)
+        sound = sound and _list_columns(uncut, boundary, ends, columns)
         if sound and active == 1:  # the common case, without half-edges
-            i, j, k = chords.start[0], chords.end[0], columns.number[0]
-            _halve(i, j, size, k, boundary, base, out)
+            k = columns[0, NUMBER]
+            _halve(ends[0, START], ends[0, END], size, k, ring, base, out)
             for w in range(bits.shape[1]):
                 bits[face + 1, w] = bits[face, w]
-            _flip(bits, face + 1 if columns.right[0] else face, k)
+            _flip(bits, face + 1 if columns[0, ON_RIGHT] else face, k)
             continue
-        _open_cell(size, scale, boundary, out, chords, half)
-        state = WHOLE
+        _open_cell(size, scale, ring, out, xy, half)
+        state, n_half, n_local = WHOLE, size, size
         if sound:
-            state = _insert_chords(active, size, chords, columns, half, doubts)
+            state, n_half, n_local = _insert_chords(active, size, chords, columns, half, doubts)
         if state == CUT:
             state = _flip_first(active, size, chords, columns, half, doubts, bits, face)
         count[cell, STATE] = state
         if state == IN_DOUBT:
-            _complete_question(doubts.ask, boundary, chords, columns)
+            _complete_question(doubts.ask, ring, ends, columns)
             continue
         if state == WHOLE:  # the status will say so
-            _open_cell(size, scale, boundary, out, chords, half)
-        n_faces, n_edges, n_corners = _name_faces(size, base, boundary, columns, half, out)
+            n_half, n_local = size, size
+            _open_cell(size, scale, ring, out, xy, half)
+        made = _name_faces(size, n_half, base, ring, columns, half, faces, out)
         origin = base[VERTICES] - bases[0, VERTICES]
-        _write_inner(size, scale, base[VERTICES], origin, boundary, chords, columns, half, out)
-        _spread_bits(n_faces, columns, half, stack, bits, face)
-        if count[cell, FACES] != n_faces or state == WHOLE:
+        _write_inner(size, n_local, scale, base[VERTICES], origin, ring, chords, columns, out)
+        _spread_bits(made[0], columns, half, faces, bits, face)
+        if count[cell, FACES] != made[0] or state == WHOLE:
             surprises += 1
-            count[cell, FACES], count[cell, VERTICES] = n_faces, half.used[_LOCALS] - size
-            count[cell, EDGES], count[cell, CORNERS] = n_edges, n_corners
+            count[cell, FACES], count[cell, EDGES], count[cell, CORNERS] = made
+            count[cell, VERTICES] = n_local - size
     return surprises
