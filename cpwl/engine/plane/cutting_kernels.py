@@ -143,15 +143,15 @@ def _flip(words, row, column):
 
 
 @njit(cache=True, nogil=True)
-def _find_active(corners, pos, neg, words, rank):
+def _find_active(lo, hi, corners, pos, neg, words, rank):
     """Write the columns with corners on both sides as ``words`` and ``rank``; count them."""
     active = 0
     for w in range(words.shape[0]):
         p = uint64(0)
         n = uint64(0)
-        for v in corners:
-            p |= pos[v, w]
-            n |= neg[v, w]
+        for i in range(lo, hi):
+            p |= pos[corners[i], w]
+            n |= neg[corners[i], w]
         words[w] = p & n
         rank[w] = active
         active += _popcount(p & n)
@@ -183,10 +183,10 @@ def _walk_boundary(cell, uncut, boundary, ends):
     meets the boundary in exactly two points.
     """
     words, rank, ring = boundary
-    pos, neg, column, vertex = uncut.pos, uncut.neg, uncut.column, uncut.vertex
-    lo, hi = uncut.cell_offsets[cell], uncut.cell_offsets[cell + 1]
-    corners = uncut.cell_corners[lo:hi]
-    active = _find_active(corners, pos, neg, words, rank)
+    cell_offsets, cell_corners, cell_edges, edge_points, pos, neg = uncut[:6]
+    offsets, column, vertex, edge_first = uncut[6:]
+    lo, hi = cell_offsets[cell], cell_offsets[cell + 1]
+    active = _find_active(lo, hi, cell_corners, pos, neg, words, rank)
     if active == 0:
         return hi - lo, 0, True
     for u in range(active):
@@ -194,13 +194,12 @@ def _walk_boundary(cell, uncut, boundary, ends):
         ends[u, END] = -1
     sound = True
     at = 0
-    for i in range(hi - lo):
-        v = corners[i]
-        beside = corners[i + 1] if i + 1 < hi - lo else corners[0]
-        e = uncut.cell_edges[lo + i]
-        forward = uncut.edge_points[e, 0] == v
+    for i in range(lo, hi):
+        v, e = cell_corners[i], cell_edges[i]
+        beside = cell_corners[i + 1] if i + 1 < hi else cell_corners[lo]
+        forward = edge_points[e, 0] == v
         # segments of an edge are numbered from its first end
-        segment = 2 * uncut.edge_first[e] if forward else 2 * uncut.edge_first[e + 1] - 1
+        segment = 2 * edge_first[e] if forward else 2 * edge_first[e + 1] - 1
         ring[at, VERTEX], ring[at, SEGMENT], ring[at, BESIDE] = v, segment, beside
         for w in range(words.shape[0]):
             zero = words[w] & ~(pos[v, w] | neg[v, w])
@@ -209,7 +208,7 @@ def _walk_boundary(cell, uncut, boundary, ends):
                 zero &= zero - uint64(1)
         at += 1
         previous = -1
-        first, last = uncut.offsets[e], uncut.offsets[e + 1]
+        first, last = offsets[e], offsets[e + 1]
         for q in range(last - first):
             x = first + q if forward else last - 1 - q
             if vertex[x] != previous:
