@@ -78,7 +78,7 @@ class Doubts(NamedTuple):
     lenient: bool  # what is not known is taken as 0
 
 
-# Workspaces of one cell: rows of int32 with named columns, and what goes with them.
+# Workspaces of one cell: rows of integers with named columns, and what goes with them.
 
 
 class Boundary(NamedTuple):
@@ -86,14 +86,14 @@ class Boundary(NamedTuple):
 
     words: NDArray[np.uint64]  # (W,) active columns, packed
     rank: Ints  # (W,) number of active columns before each word
-    ring: NDArray[np.int32]  # (L, 3) boundary points
+    ring: Ints  # (L, 3) boundary points
 
 
 class Chords(NamedTuple):
     """Chords, and the vertices in which they cross."""
 
-    ends: NDArray[np.int32]  # (U, 2) of active columns, and then of chords
-    made: NDArray[np.int32]  # (inner vertices, 2) the two chords that each was made from
+    ends: Ints  # (U, 2) of active columns, and then of chords
+    made: Ints  # (inner vertices, 2) the two chords that each was made from
     xy: Floats  # (local vertices, 3) scaled coordinates, and the bound on their error
 
 
@@ -253,7 +253,7 @@ def _merge_chords(active, ends, columns):
 def _boundary_of(most, n_words):
     """Make room for the boundary of a cell with at most so many boundary points."""
     return Boundary(
-        np.empty(n_words, np.uint64), np.empty(n_words, np.int64), np.empty((most, 3), np.int32)
+        np.empty(n_words, np.uint64), np.empty(n_words, np.int64), np.empty((most, 3), np.int64)
     )
 
 
@@ -266,8 +266,8 @@ def count_cell_pieces(uncut, longest, start, stop, count):
     """
     n_words = uncut.pos.shape[1]
     boundary = _boundary_of(longest, n_words)
-    ends = np.empty((64 * n_words, 2), np.int32)
-    columns = np.empty((64 * n_words, 5), np.int32)
+    ends = np.empty((64 * n_words, 2), np.int64)
+    columns = np.empty((64 * n_words, 5), np.int64)
     for cell in range(start, stop):
         size, active, sound = _walk_boundary(cell, uncut, boundary, ends)
         chords = 0
@@ -727,10 +727,10 @@ def split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out):
             most[k] = max(most[k], count[cell, k])
     boundary = _boundary_of(longest, uncut.pos.shape[1])
     ring = boundary.ring
-    ends, columns = np.empty((most[COLUMNS], 2), np.int32), np.empty((most[COLUMNS], 5), np.int32)
+    ends, columns = np.empty((most[COLUMNS], 2), np.int64), np.empty((most[COLUMNS], 5), np.int64)
     xy = np.empty((longest + most[VERTICES], 3))
-    chords = Chords(ends, np.empty((most[VERTICES], 2), np.int32), xy)
-    half, faces = np.empty((most[CORNERS], 7), np.int32), np.empty((most[FACES], 3), np.int32)
+    chords = Chords(ends, np.empty((most[VERTICES], 2), np.int64), xy)
+    half, faces = np.empty((most[CORNERS], 7), np.int64), np.empty((most[FACES], 3), np.int64)
 
     bits = out.patterns[:, out.patterns.shape[1] - uncut.pos.shape[1] :]
     surprises = 0
