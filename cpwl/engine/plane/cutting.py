@@ -1,4 +1,4 @@
-"""The polygonal complex that the engine refines: flat arrays, and the cutting of its cells."""
+"""Cutting a planar or one-dimensional complex by the columns of one stage."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from cpwl.engine.plane.tightening import scale_of, sharpened
 from cpwl.engine.rational import Arbiter, Vertices
 from cpwl.engine.work import TooLargeError
 
-# Vertices whose place on their edge rounding leaves open by more than this share of the domain's
-# extent are computed exactly, so that their coordinates are good ones.
-_BLURRED = 1e-12
+# Compute a new vertex in rational arithmetic if rounding can move it along its edge by more than
+# this share of the domain's extent.
+_RECOMPUTE_ABOVE = 1e-12
 
 
 def split(
@@ -96,7 +96,7 @@ def _place_vertices(
     name = arbiter.add(parents, stage, signs.unit[column], signs.value[column])
     out.names[:] = np.arange(name, name + n)
     extent = np.ptp(complex_.corners, axis=0).max()
-    out.points[:], out.error[:], _ = sharpened(out, blur > _BLURRED * extent, arbiter)
+    out.points[:], out.error[:], _ = sharpened(out, blur > _RECOMPUTE_ABOVE * extent, arbiter)
 
 
 def _count_fresh(signs: StageSigns) -> Ints:

@@ -470,7 +470,7 @@ def _insert_chord(chord, size, n_half, n_local, chords, half, doubts):
             if half[e, TWIN] < 0:
                 return WHOLE, n_half, n_local
             _split_edge(e, chord, n_local, n_half, size, chords, half)
-            g, behind = n_half, n_half + 1
+            g = n_half
             n_local += 1
             n_half += 2
         z = half[g, ORG]
@@ -479,7 +479,7 @@ def _insert_chord(chord, size, n_half, n_local, chords, half, doubts):
         if z == chords.ends[chord, END]:
             return CUT, n_half, n_local
         if side > 0:
-            h = behind
+            h = g + 1  # starts at z too, in the face behind the edge
         elif z < size:
             return WHOLE, n_half, n_local
         else:
