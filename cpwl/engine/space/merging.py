@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cpwl.arrays import Ints, Ragged, last_difference, prefix
 from cpwl.engine.contests import clear_lost, same_pattern
-from cpwl.engine.space import cutting_kernels as kernels
+from cpwl.engine.space import lattice_kernels as kernels
 from cpwl.engine.space.lattice import Lattice
 
 
