@@ -137,7 +137,7 @@ def count_second(found, start, size, items, lower_size):
 # --- vertices and edges ------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _place(x, a, b, bit, shift, vertices, errors):
     """Put vertex x where the column's value is zero between two vertices.
 
@@ -344,7 +344,7 @@ def _is_sphere(elements, faces, dim):
     return total % 2 == 0 and parts == 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _bound_cut(f, mask, touching, faces, lower, at, bottom, cuts):
     """Write the boundary of a face's cut to the items of ``lower``, from ``at`` on.
 
@@ -393,7 +393,7 @@ def _keep_whole(f, faces, end, lower, lower_first):
     return end
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _halve(f, new, cut, mask, faces, end, lower, lower_first):
     """Split a face into its negative part, f, and its positive part; returns the end of the items.
 
@@ -408,17 +408,27 @@ def _halve(f, new, cut, mask, faces, end, lower, lower_first):
     p1, n1 = pos[cut], neg[cut]
     for j in range(low, high):
         g = items[j]
-        h = lower_first + place[g] if place[g] >= 0 else g
-        if place[g] >= 0 or neg[g] & mask != uint64(0):
+        p = place[g]
+        if p >= 0:
+            h = lower_first + p
+            items[keep] = g
+            keep += 1
+            items[put] = h
+            put += 1
+            p0 |= pos[g]
+            n0 |= neg[g]
+            p1 |= pos[h]
+            n1 |= neg[h]
+        elif neg[g] & mask != uint64(0):
             items[keep] = g
             keep += 1
             p0 |= pos[g]
             n0 |= neg[g]
-        if place[g] >= 0 or neg[g] & mask == uint64(0):
-            items[put] = h
+        else:
+            items[put] = g
             put += 1
-            p1 |= pos[h]
-            n1 |= neg[h]
+            p1 |= pos[g]
+            n1 |= neg[g]
     items[put] = cut
     put += 1
     start[new], size[new] = end, put - end
