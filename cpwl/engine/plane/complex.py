@@ -20,8 +20,8 @@ class Complex:
     """
 
     points: Floats  # (V, P)
-    error: Floats  # (V,) bound on the distance from the vertex that is meant
-    names: Ints  # (V,) the arbiter's numbers, which hold what is meant
+    error: Floats  # (V,) bound on the distance of a point from the exact vertex
+    names: Ints  # (V,) the arbiter's numbers of the vertices
     patterns: NDArray[np.uint64]  # (C, W) packed bits of the stages so far
     edge_points: NDArray[np.int32]  # (E, 2)
     edge_cells: NDArray[np.int32]  # (E, 2) left and right of the edge, -1 outside
@@ -31,47 +31,47 @@ class Complex:
     cell_edges: NDArray[np.int32]  # (N,) edge from each corner to the next
     point_unit: NDArray[np.int32]  # (V,) only P = 1: unit whose knot the point is, -1 at the ends
     corners: Floats  # (M, P) of the domain
-    undecided: int = 0  # sides of vertices that were taken as float64 has them
+    undecided: int = 0  # sides of vertices that float64 decided without proof
     broken: int = 0  # cells left whole because their signs were inconsistent
 
     @property
     def vertices(self) -> Vertices:
-        """All there is to know about the vertices."""
+        """Coordinates, error bounds and names of the vertices."""
         return Vertices(self.points, self.error, self.names)
 
 
 def whole(corners: Vertices) -> Complex:
     """Make the complex of an undivided polygon (anticlockwise corners) or segment (two ends)."""
     n, dim = corners.points.shape
-    empty = np.empty((0, 2), np.int32)
-    patterns = np.empty((1, 0), np.uint64)
-    nothing = np.empty(0, np.int32)
-    if dim == 1:
-        return Complex(
-            *corners, patterns, np.array([[0, 1]], np.int32), empty, nothing,
-            np.empty(0, np.int64), nothing, nothing, np.full(2, -1, np.int32), corners.points,
-        )  # fmt: skip
     ring = np.arange(n, dtype=np.int32)
+    edges = ring if dim == 2 else ring[:0]
     return Complex(
-        *corners, patterns, np.stack([ring, np.roll(ring, -1)], axis=1),
-        np.stack([np.zeros(n, np.int32), np.full(n, -1, np.int32)], axis=1),
-        -1 - ring, np.array([0, n]), ring, ring, nothing, corners.points,
-    )  # fmt: skip
+        points=corners.points,
+        error=corners.error,
+        names=corners.names,
+        patterns=np.empty((1, 0), np.uint64),
+        edge_points=np.stack([ring, np.roll(ring, -1)], axis=1)[: n if dim == 2 else 1],
+        edge_cells=np.stack([np.zeros_like(edges), np.full_like(edges, -1)], axis=1),
+        edge_unit=-1 - edges,
+        cell_offsets=np.array([0, n] if dim == 2 else [], np.int64),
+        cell_corners=edges,
+        cell_edges=edges,
+        point_unit=np.full(n if dim == 1 else 0, -1, np.int32),
+        corners=corners.points,
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Refined:
     """A complex with the meaning of its bits.
 
-    ``bit_unit`` and ``bit_piece`` (64 * W,): bit j says that its unit is above the knot that
-    bounds this piece from above; both -1 for padding. ``base`` (num_units,): piece of each unit
-    where none of its bits is set.
+    Bit j is set where its unit is above the knot that bounds its piece from above.
     """
 
     complex: Complex
-    bit_unit: NDArray[np.int32]
-    bit_piece: Ints
-    base: NDArray[np.int32]
+    bit_unit: NDArray[np.int32]  # (64 * W,) -1 for padding
+    bit_piece: Ints  # (64 * W,) -1 for padding
+    base: NDArray[np.int32]  # (num_units,) piece of each unit where none of its bits is set
     undecided: int
-    stages: int
-    needed: int = 0
+    stages: int  # that cut the complex
+    needed: int = 0  # bytes that the next stage would have taken, 0 if there was none

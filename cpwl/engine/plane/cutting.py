@@ -1,4 +1,4 @@
-"""The polygonal complex that the engine refines: flat arrays, and the cutting of its cells."""
+"""Cutting a planar or one-dimensional complex by the columns of one stage."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl.arrays import Ints, in_parallel, prefix
-from cpwl.engine.plane import cutting_kernels, edge_kernels
+from cpwl.engine.plane import cutting_kernels as kernels
+from cpwl.engine.plane import edge_kernels
 from cpwl.engine.plane.complex import Complex
 from cpwl.engine.plane.signs import StageSigns
 from cpwl.engine.plane.tightening import scale_of, sharpened
 from cpwl.engine.rational import Arbiter, Vertices
 from cpwl.engine.work import TooLargeError
 
-# Vertices whose place on their edge rounding leaves open by more than this share of the domain's
-# extent are computed exactly, so that their coordinates are good ones.
-_BLURRED = 1e-12
+# Compute a new vertex in rational arithmetic if rounding can move it along its edge by more than
+# this share of the domain's extent.
+_RECOMPUTE_ABOVE = 1e-12
 
 
 def split(
@@ -95,7 +96,7 @@ def _place_vertices(
     name = arbiter.add(parents, stage, signs.unit[column], signs.value[column])
     out.names[:] = np.arange(name, name + n)
     extent = np.ptp(complex_.corners, axis=0).max()
-    out.points[:], out.error[:], _ = sharpened(out, blur > _BLURRED * extent, arbiter)
+    out.points[:], out.error[:], _ = sharpened(out, blur > _RECOMPUTE_ABOVE * extent, arbiter)
 
 
 def _count_fresh(signs: StageSigns) -> Ints:
@@ -162,113 +163,161 @@ def _split_polygons(
     pool: ThreadPoolExecutor,
 ) -> Complex:
     """Cut polygons: first every edge once, then every cell on its own."""
-    n_points = len(complex_.points)
-    n_cells = len(complex_.cell_offsets) - 1
     n_new = _count_fresh(signs)
-    edge_first = prefix(n_new + 1)
-    vertex = (n_points - 1 + np.cumsum(signs.fresh)).astype(np.int32)
-    n_on_edges = int(n_new.sum())
+    uncut = _uncut(complex_, signs, n_new)
+    longest, count = _count_pieces(uncut, n_new, pool)
+    n_points = len(complex_.points)
+    first = np.array([0, n_points + int(n_new.sum()), uncut.edge_first[-1], 0])
+    bases = prefix(count[:, : kernels.COLUMNS]) + first
+    _check_room(room, complex_, signs, *bases[-1].tolist())
 
-    size = np.diff(complex_.cell_offsets) + np.add.reduceat(
-        n_new[complex_.cell_edges], complex_.cell_offsets[:-1]
-    )
-    longest = int(size.max())
-    shape = (
-        complex_.cell_offsets, complex_.cell_corners, complex_.cell_edges, complex_.edge_points,
-        signs.pos, signs.neg, signs.offsets, signs.column, vertex, edge_first,
-    )  # fmt: skip
-    count = np.empty((n_cells, 7), np.int32)
-    in_parallel(
-        pool,
-        lambda a, b: cutting_kernels.count_cell_pieces(*shape, longest, a, b, count),
-        size,
-        nanoseconds=30,
-    )
-    bases = prefix(count[:, 2:6])  # faces, inner vertices, inner edges, corners
-    n_faces, n_inner, n_inner_edges, n_corners = (int(x) for x in bases[-1])
-    inner_first = n_points + n_on_edges
-    first = np.array([0, inner_first, edge_first[-1], 0])
-    total_points = inner_first + n_inner
-    total_edges = int(edge_first[-1]) + n_inner_edges
-    _check_room(room, complex_, signs, n_faces, total_points, total_edges, n_corners)
-
-    points, error, names = _unset(total_points, 2)
-    points[:n_points], error[:n_points], names[:n_points] = complex_.vertices
-    on_edges = slice(n_points, inner_first)
-    new = Vertices(points[on_edges], error[on_edges], names[on_edges])
+    inner_point, inner_edge = first[kernels.VERTICES], first[kernels.EDGES]
+    vertices = _unset(bases[-1, kernels.VERTICES], 2)
+    for place, old in zip(vertices, complex_.vertices, strict=True):
+        place[:n_points] = old
+    on_edges = slice(n_points, inner_point)
+    new = Vertices(vertices.points[on_edges], vertices.error[on_edges], vertices.names[on_edges])
     _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool)
-    origin = np.empty((n_inner, 3), np.int32)
-    edge_points = np.empty((total_edges, 2), np.int32)
-    _fill_segments(edge_points, complex_.edge_points, n_new, edge_first, n_points)
-    edge_cells = np.full((total_edges, 2), -1, np.int32)
-    edge_unit = np.empty(total_edges, np.int32)
-    edge_unit[: edge_first[-1]] = np.repeat(complex_.edge_unit, n_new + 1)
-    edge_column = np.zeros(total_edges, np.int32)
-    corners = np.empty(n_corners, np.int32)
-    edges = np.empty(n_corners, np.int32)
-    sizes = np.zeros(n_faces, np.int64)
-    width = complex_.patterns.shape[1]
-    patterns = np.empty((n_faces, width + signs.pos.shape[1]), np.uint64)
-    parent = np.repeat(np.arange(n_cells), count[:, 2])
-    patterns[:, :width] = complex_.patterns[parent]
-    bases += first
+    out = _places(complex_, signs, vertices, n_new, uncut.edge_first, count, bases)
 
     scale = scale_of(complex_.corners)
 
-    def cut(start: int, stop: int, known: NDArray[np.int32], ask: NDArray[np.int32]) -> int:
-        return cutting_kernels.split_cells(
-            *shape, count, bases, longest, scale, known, ask, not arbiter.exact, start, stop,
-            points, error, origin, edge_points, edge_cells, edge_column, corners, edges, sizes,
-            patterns[:, width:],
-        )  # fmt: skip
+    def cut(start: int, stop: int, doubts: kernels.Doubts) -> int:
+        return kernels.split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out)
 
-    def first_pass(start: int, stop: int) -> tuple[int, int]:
-        ask = np.zeros(9, np.int32)
-        return cut(start, stop, np.empty((0, 4), np.int32), ask), int(ask[8])
-
-    done = in_parallel(pool, first_pass, count[:, 5], nanoseconds=60)
-    surprises = sum(n for n, _ in done)
-    for cell in np.flatnonzero(count[:, 6] == 2).tolist():
-        surprises += _cut_exactly(cell, cut, count, names, signs, stage, arbiter)
-    if n_inner_edges:
-        edge_unit[edge_first[-1] :] = column_unit[edge_column[edge_first[-1] :]]
+    surprises, taken = _cut_cells(cut, count, vertices.names, signs, stage, arbiter, pool)
+    edge_unit = np.empty(len(out.edge_points), np.int32)
+    edge_unit[:inner_edge] = np.repeat(complex_.edge_unit, n_new + 1)
+    edge_unit[inner_edge:] = column_unit[out.edge_column[inner_edge:]]
     made = slice(None)
     if surprises:
-        made = _used(bases[:, 1], count[:, 3], inner_first)[inner_first:]
-    ends, across = names[origin[made, :2]], origin[made, 2]
+        made = _used(bases[:, kernels.VERTICES], count[:, kernels.VERTICES], inner_point)
+        made = made[inner_point:]
+    ends, across = vertices.names[out.origin[made, :2]], out.origin[made, 2]
     first_name = arbiter.add(ends, stage, signs.unit[across], signs.value[across])
-    names[inner_first:][made] = first_name + np.arange(len(ends))
+    vertices.names[inner_point:][made] = first_name + np.arange(len(ends))
     result = Complex(
-        points, error, names, patterns, edge_points, edge_cells, edge_unit, prefix(sizes), corners,
-        edges, complex_.point_unit, complex_.corners, complex_.undecided + sum(n for _, n in done),
-        complex_.broken + int((count[:, 6] > 0).sum()),
-    )  # fmt: skip
-    if not surprises:
-        return result
-    return _close_gaps(result, count[:, 2:6], bases, inner_first, int(edge_first[-1]))
+        points=vertices.points,
+        error=vertices.error,
+        names=vertices.names,
+        patterns=out.patterns,
+        edge_points=out.edge_points,
+        edge_cells=out.edge_cells,
+        edge_unit=edge_unit,
+        cell_offsets=prefix(out.sizes),
+        cell_corners=out.corners,
+        cell_edges=out.edges,
+        point_unit=complex_.point_unit,
+        corners=complex_.corners,
+        undecided=complex_.undecided + taken,
+        broken=complex_.broken + int((count[:, kernels.STATE] == kernels.WHOLE).sum()),
+    )
+    return _close_gaps(result, count, bases, first) if surprises else result
 
 
-def _cut_exactly(
-    cell: int,
-    cut: Callable[[int, int, NDArray[np.int32], NDArray[np.int32]], int],
+def _uncut(complex_: Complex, signs: StageSigns, n_new: Ints) -> kernels.Uncut:
+    """Put together what is to be cut and where."""
+    vertex = len(complex_.points) - 1 + np.cumsum(signs.fresh)
+    return kernels.Uncut(
+        cell_offsets=complex_.cell_offsets,
+        cell_corners=complex_.cell_corners,
+        cell_edges=complex_.cell_edges,
+        edge_points=complex_.edge_points,
+        pos=signs.pos,
+        neg=signs.neg,
+        offsets=signs.offsets,
+        column=signs.column,
+        vertex=vertex.astype(np.int32),
+        edge_first=prefix(n_new + 1),
+    )
+
+
+def _count_pieces(
+    uncut: kernels.Uncut, n_new: Ints, pool: ThreadPoolExecutor
+) -> tuple[int, NDArray[np.int32]]:
+    """Bound the boundary points of a cell, and what each cell is cut into: (C, 6)."""
+    offsets = uncut.cell_offsets
+    size = np.diff(offsets) + np.add.reduceat(n_new[uncut.cell_edges], offsets[:-1])
+    longest = int(size.max())
+    count = np.empty((len(size), 6), np.int32)
+    in_parallel(
+        pool,
+        lambda a, b: kernels.count_cell_pieces(uncut, longest, a, b, count),
+        size,
+        nanoseconds=30,
+    )
+    return longest, count
+
+
+def _places(
+    complex_: Complex,
+    signs: StageSigns,
+    vertices: Vertices,
+    n_new: Ints,
+    edge_first: Ints,
+    count: NDArray[np.int32],
+    bases: Ints,
+) -> kernels.Pieces:
+    """Allocate what the cells are cut into, and fill in what is known before."""
+    faces, _, edges, corners = bases[-1].tolist()
+    edge_points = np.empty((edges, 2), np.int32)
+    _fill_segments(edge_points, complex_.edge_points, n_new, edge_first, len(complex_.points))
+    width = complex_.patterns.shape[1]
+    patterns = np.empty((faces, width + signs.pos.shape[1]), np.uint64)
+    patterns[:, :width] = np.repeat(complex_.patterns, count[:, kernels.FACES], axis=0)
+    return kernels.Pieces(
+        points=vertices.points,
+        error=vertices.error,
+        origin=np.empty((count[:, kernels.VERTICES].sum(), 3), np.int32),
+        edge_points=edge_points,
+        edge_cells=np.full((edges, 2), -1, np.int32),
+        edge_column=np.zeros(edges, np.int32),
+        corners=np.empty(corners, np.int32),
+        edges=np.empty(corners, np.int32),
+        sizes=np.zeros(faces, np.int64),
+        patterns=patterns,
+    )
+
+
+def _cut_cells(
+    cut: Callable[[int, int, kernels.Doubts], int],
     count: NDArray[np.int32],
     names: Ints,
     signs: StageSigns,
     stage: int,
     arbiter: Arbiter,
-) -> int:
-    """Cut a cell where float64 leaves the side of some crossings open; returns what `cut` does."""
-    known = np.empty((0, 4), np.int32)
-    ask = np.zeros(9, np.int32)
-    while True:
-        surprises = cut(cell, cell + 1, known, ask)
-        if count[cell, 6] != 2:
-            return surprises
-        p, q, across, column, right, *chords = ask[:8].tolist()
-        meet = arbiter.add(names[None, [p, q]], stage, signs.unit[[across]], signs.value[[across]])
-        sign = arbiter.signs(np.array([meet]), stage, signs.unit[[column]], signs.value[[column]])
-        side = int(sign[0]) * (-1 if right else 1)
-        known = np.append(known, np.array([[*chords, side]], np.int32), axis=0)
+    pool: ThreadPoolExecutor,
+) -> tuple[int, int]:
+    """Cut all cells; returns how many became less than was counted, and the sides taken as 0."""
+
+    def first_pass(start: int, stop: int) -> tuple[int, int]:
+        ask = np.zeros(9, np.int32)
+        known = np.empty((0, 4), np.int32)
+        surprises = cut(start, stop, kernels.Doubts(known, ask, not arbiter.exact))
+        return surprises, int(ask[kernels.TAKEN])
+
+    done = in_parallel(pool, first_pass, count[:, kernels.CORNERS], nanoseconds=60)
+    surprises, taken = (sum(x) for x in zip(*done, strict=True))
+    for cell in np.flatnonzero(count[:, kernels.STATE] == kernels.IN_DOUBT).tolist():
+        known = np.empty((0, 4), np.int32)
+        while True:
+            ask = np.zeros(9, np.int32)
+            made = cut(cell, cell + 1, kernels.Doubts(known, ask, not arbiter.exact))
+            if count[cell, kernels.STATE] != kernels.IN_DOUBT:
+                break
+            known = np.vstack([known, _answer(ask, names, signs, stage, arbiter)])
+        surprises += made
+    return surprises, taken
+
+
+def _answer(
+    ask: NDArray[np.int32], names: Ints, signs: StageSigns, stage: int, arbiter: Arbiter
+) -> NDArray[np.int32]:
+    """Decide the side of a vertex of a chord in rational arithmetic; see `kernels.Doubts`."""
+    *chords, p, q, across, column, right, _ = ask.tolist()
+    meet = arbiter.add(names[None, [p, q]], stage, signs.unit[[across]], signs.value[[across]])
+    sign = arbiter.signs(np.array([meet]), stage, signs.unit[[column]], signs.value[[column]])
+    return np.array([*chords, -sign[0] if right else sign[0]], np.int32)
 
 
 def _fill_segments(
@@ -292,17 +341,10 @@ def _fill_segments(
     ends[last] = edge_points[:, 1]
 
 
-def _close_gaps(
-    complex_: Complex,
-    made: NDArray[np.int32],
-    bases: Ints,
-    inner_points: int,
-    inner_edges: int,
-) -> Complex:
+def _close_gaps(complex_: Complex, count: NDArray[np.int32], bases: Ints, first: Ints) -> Complex:
     """Drop the places that were reserved but not used, where chords met in a common point."""
     faces, vertices, edges, corners = (
-        _used(bases[:, k], made[:, k], start)
-        for k, start in enumerate((0, inner_points, inner_edges, 0))
+        _used(bases[:, k], count[:, k], int(first[k])) for k in range(len(first))
     )
     new_point, new_edge, new_cell = (
         np.cumsum(x, dtype=np.int64) - 1 for x in (vertices, edges, faces)

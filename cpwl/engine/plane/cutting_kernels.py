@@ -1,27 +1,115 @@
-"""Every compiled kernel of the exact engine.
+"""Kernels that cut the cells of a planar complex.
 
-All kernels live in this one file because numba's on-disk cache does not notice a change in a callee
-that lives in another file. They take arrays and scalars, write into arrays that the caller has
-allocated, release the GIL and work on a range ``[start, stop)``, so that the caller can hand
-disjoint ranges to several threads. Nothing here allocates more than a workspace for one cell.
+They take arrays and scalars, write into arrays that the caller has allocated, release the GIL and
+work on a range ``[start, stop)`` of cells, so that the caller can hand disjoint ranges to several
+threads. Nothing here allocates more than a workspace for one cell.
 
 Vocabulary. A *column* is one switch of the stage at work: a unit together with one of its
 breakpoints; its sign at a vertex is +1, 0 or -1, stored as one bit in ``pos`` and one in ``neg``.
 A column is *active* in a cell that has corners on both of its sides. A *chord* is the trace of one
 or several coinciding active columns in a convex cell: it joins two points of the cell's boundary.
+Inside a cell, boundary points have the *local* numbers 0, 1, ..., size - 1, anticlockwise, and the
+vertices where chords cross those from size on.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit, uint64
+from numpy.typing import NDArray
 
-from cpwl.arrays import EPS
+from cpwl.arrays import EPS, Floats, Ints
 
+# Columns of ``count``: what a cell is cut into, its active columns, and what came of it. Those of
+# ``bases`` are the first four.
+FACES, VERTICES, EDGES, CORNERS, COLUMNS, STATE = range(6)
+# States of a cell. WHOLE: its signs are inconsistent, since rounding broke convexity. IN_DOUBT: the
+# side of a vertex of a chord is open.
+CUT, WHOLE, IN_DOUBT = range(3)
+# Entries of ``ask``. On which side of chord C is the vertex where A and B meet? A runs from vertex
+# FROM to vertex TO, B and C are those of the columns ACROSS and COLUMN, and RIGHT tells whether the
+# latter is positive on the right of C. TAKEN counts the sides that were taken as 0.
+A, B, C, FROM, TO, ACROSS, COLUMN, RIGHT, TAKEN = range(9)
+# The side of a vertex of a chord, where it is not -1, 0 or 1.
+OPEN = 2
 # Chords that cross at a smaller angle are left to rational arithmetic.
 _PARALLEL = 3e-5
 # Shorter chords lose too much of their length to underflow for a bound on the angle.
 _TINY = 1e-130
+
+
+class Uncut(NamedTuple):
+    """The cells of a complex, signs at their corners, and vertices that wait on their edges."""
+
+    cell_offsets: Ints  # this and the next three as in `Complex`
+    cell_corners: NDArray[np.int32]
+    cell_edges: NDArray[np.int32]
+    edge_points: NDArray[np.int32]
+    pos: NDArray[np.uint64]  # this and the next three as in `StageSigns`
+    neg: NDArray[np.uint64]
+    offsets: Ints
+    column: NDArray[np.int32]
+    vertex: NDArray[np.int32]  # (X,) vertex in which a column crosses an edge
+    edge_first: Ints  # (E + 1,) number of the first segment of each edge in the output
+
+
+class Pieces(NamedTuple):
+    """The output: places for everything that the cells are cut into."""
+
+    points: Floats  # (V, 2) the old vertices and those on edges are there already
+    error: Floats  # (V,)
+    origin: NDArray[np.int32]  # (inner vertices, 3) ends of a chord through it, column of another
+    edge_points: NDArray[np.int32]  # (E, 2) the segments of the old edges are there already
+    edge_cells: NDArray[np.int32]  # (E, 2) -1
+    edge_column: NDArray[np.int32]  # (E,) set for edges inside the old cells
+    corners: NDArray[np.int32]  # (N,)
+    edges: NDArray[np.int32]  # (N,)
+    sizes: Ints  # (faces,) 0
+    patterns: NDArray[np.uint64]  # (faces, W) the stage's words are the last
+
+
+class Doubts(NamedTuple):
+    """What decides the sides that float64 leaves open."""
+
+    known: NDArray[np.int32]  # (n, 4) A, B, C and the side
+    ask: NDArray[np.int32]  # (9,) the question that is open, and how many sides were taken as 0
+    lenient: bool  # what is not known is taken as 0
+
+
+# Workspaces of one cell: rows of integers with named columns, and what goes with them.
+
+
+class Boundary(NamedTuple):
+    """A cell's boundary with the new vertices in it, and which columns are active."""
+
+    words: NDArray[np.uint64]  # (W,) active columns, packed
+    rank: Ints  # (W,) number of active columns before each word
+    ring: Ints  # (L, 3) boundary points
+
+
+class Chords(NamedTuple):
+    """Chords, and the vertices in which they cross."""
+
+    ends: Ints  # (U, 2) of active columns, and then of chords
+    made: Ints  # (inner vertices, 2) the two chords that each was made from
+    xy: Floats  # (local vertices, 3) scaled coordinates, and the bound on their error
+
+
+# Columns of ``ring``: vertex, 2 * edge that leaves it (+ 1 if it ends there), next old corner.
+VERTEX, SEGMENT, BESIDE = range(3)
+# Columns of ``ends``: boundary points, ascending.
+START, END = range(2)
+# Columns of ``columns`` (U rows): number, whether it is positive on the right of its chord, chord;
+# first column of chord u, and the column of the same chord that follows u (-1: none).
+NUMBER, ON_RIGHT, CHORD, FIRST, NEXT = range(5)
+# Columns of ``half``, half-edges with their face on the left: local vertex where it starts; the
+# same edge from the other side (-1 on the boundary); the next and previous one of the face; chord
+# (-1 on the boundary); face, counted within the cell; edge in the output.
+ORG, TWIN, AFTER, BEFORE, LABEL, FACE, EDGE = range(7)
+# Columns of ``faces``: one of its half-edges, whether its bits are written, face that waits.
+HALF, SEEN, WAITING = range(3)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -40,110 +128,98 @@ def _lowest(word):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _bit(words, column):
+def _bit(words, row, column):
     """Tell whether bit ``column`` of a packed row is set."""
-    return (words[column >> 6] >> uint64(column & 63)) & uint64(1) != uint64(0)
+    return (words[row, column >> 6] >> uint64(column & 63)) & uint64(1) != uint64(0)
 
 
-# --- signs of the columns at the vertices -----------------------------------------------------
+@njit(cache=True, nogil=True, inline="always")
+def _flip(words, row, column):
+    """Flip bit ``column`` of a packed row."""
+    words[row, column >> 6] ^= uint64(1) << uint64(column & 63)
 
 
-# --- crossings of the columns with the edges ---------------------------------------------------
-
-
-# --- cells in one dimension --------------------------------------------------------------------
-
-
-# --- cells in two dimensions -------------------------------------------------------------------
+# --- the boundary of a cell --------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _walk_boundary(
-    cell, cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
-    offsets, column, vertex, edge_first, words, rank, loop, segment, corner_after,
-    chord_from, chord_to,
-):  # fmt: skip
-    """List a cell's boundary with the new vertices in it and the two ends of each active column.
-
-    before                     after: loop = [c0, x, c1, ...]; corner_after[x] = vertex of c1
-        c2 ------- c1              c2 ------- c1
-         |          |               |          x    column with c0, c1 on different sides
-         +---- c0 --+               +---- c0 --+
-
-    Fills ``words`` with the active columns (packed) and ``rank`` with the number of active columns
-    before each word. ``segment`` is twice the output's number of the edge that leaves each boundary
-    point, plus one where the cell runs along it backwards. Returns the number of points on the
-    boundary, of active columns, and of columns that do not meet the boundary in exactly two points
-    (rounding broke convexity).
-    """
-    lo, hi = cell_offsets[cell], cell_offsets[cell + 1]
+def _find_active(lo, hi, corners, pos, neg, words, rank):
+    """Write the columns with corners on both sides as ``words`` and ``rank``; count them."""
     active = 0
     for w in range(words.shape[0]):
         p = uint64(0)
         n = uint64(0)
         for i in range(lo, hi):
-            p |= pos[cell_corners[i], w]
-            n |= neg[cell_corners[i], w]
+            p |= pos[corners[i], w]
+            n |= neg[corners[i], w]
         words[w] = p & n
         rank[w] = active
         active += _popcount(p & n)
+    return active
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _meets(k, at, words, rank, ends):
+    """Note that column k meets the boundary at a point; tell whether that is its third one."""
+    u = rank[k >> 6] + _popcount(words[k >> 6] & ((uint64(1) << uint64(k & 63)) - uint64(1)))
+    third = ends[u, END] >= 0
+    if ends[u, START] < 0:
+        ends[u, START] = at
+    elif not third:
+        ends[u, END] = at
+    return third
+
+
+@njit(cache=True, nogil=True)
+def _walk_boundary(cell, uncut, boundary, ends):
+    """List a cell's boundary with the new vertices in it and the two ends of each active column.
+
+    before                     after: ring = [c0, x, c1, ...], with c1 beside c0 and x
+        c2 ------- c1              c2 ------- c1
+         |          |               |          x    column with c0, c1 on different sides
+         +---- c0 --+               +---- c0 --+
+
+    Returns the number of points on the boundary and of active columns, and whether each of these
+    meets the boundary in exactly two points.
+    """
+    words, rank, ring = boundary
+    cell_offsets, cell_corners, cell_edges, edge_points, pos, neg = uncut[:6]
+    offsets, column, vertex, edge_first = uncut[6:]
+    lo, hi = cell_offsets[cell], cell_offsets[cell + 1]
+    active = _find_active(lo, hi, cell_corners, pos, neg, words, rank)
     if active == 0:
-        return hi - lo, 0, 0
+        return hi - lo, 0, True
     for u in range(active):
-        chord_from[u] = -1
-        chord_to[u] = -1
-    bad = 0
+        ends[u, START] = -1
+        ends[u, END] = -1
+    sound = True
     at = 0
     for i in range(lo, hi):
-        v = cell_corners[i]
-        after = cell_corners[i + 1] if i + 1 < hi else cell_corners[lo]
-        e = cell_edges[i]
+        v, e = cell_corners[i], cell_edges[i]
+        beside = cell_corners[i + 1] if i + 1 < hi else cell_corners[lo]
         forward = edge_points[e, 0] == v
-        first, last = offsets[e], offsets[e + 1]
-        loop[at] = v
-        corner_after[at] = after
-        if forward:  # segments of an edge are numbered from its first end
-            segment[at] = 2 * edge_first[e]
-            step = 2
-        else:
-            segment[at] = 2 * edge_first[e + 1] - 1
-            step = -2
+        # segments of an edge are numbered from its first end
+        segment = 2 * edge_first[e] if forward else 2 * edge_first[e + 1] - 1
+        ring[at, VERTEX], ring[at, SEGMENT], ring[at, BESIDE] = v, segment, beside
         for w in range(words.shape[0]):
             zero = words[w] & ~(pos[v, w] | neg[v, w])
             while zero != uint64(0):
-                bit = zero & (~zero + uint64(1))
-                zero ^= bit
-                u = rank[w] + _popcount(words[w] & (bit - uint64(1)))
-                if chord_from[u] < 0:
-                    chord_from[u] = at
-                elif chord_to[u] < 0:
-                    chord_to[u] = at
-                else:
-                    bad += 1
+                sound &= not _meets(64 * w + _lowest(zero), at, words, rank, ends)
+                zero &= zero - uint64(1)
         at += 1
         previous = -1
+        first, last = offsets[e], offsets[e + 1]
         for q in range(last - first):
             x = first + q if forward else last - 1 - q
             if vertex[x] != previous:
                 previous = vertex[x]
-                loop[at] = previous
-                corner_after[at] = after
-                segment[at] = segment[at - 1] + step
+                segment += 2 if forward else -2
+                ring[at, VERTEX], ring[at, SEGMENT], ring[at, BESIDE] = previous, segment, beside
                 at += 1
-            k = column[x]
-            w = k >> 6
-            below = words[w] & ((uint64(1) << uint64(k & 63)) - uint64(1))
-            u = rank[w] + _popcount(below)
-            if chord_from[u] < 0:
-                chord_from[u] = at - 1
-            elif chord_to[u] < 0:
-                chord_to[u] = at - 1
-            else:
-                bad += 1
+            sound &= not _meets(column[x], at - 1, words, rank, ends)
     for u in range(active):
-        if chord_to[u] < 0:
-            bad += 1
-    return at, active, bad
+        sound &= ends[u, END] >= 0
+    return at, active, sound
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -153,66 +229,63 @@ def _interleave(i, j, k, m):
 
 
 @njit(cache=True, nogil=True)
-def _merge_chords(active, chord_from, chord_to, chord_of):
+def _merge_chords(active, ends, columns):
     """Merge columns with the same two ends into one chord; returns the number of chords.
 
-    Rewrites ``chord_from`` and ``chord_to`` (one entry a chord) and sets ``chord_of``.
+    Rewrites ``ends`` (one row a chord) and sets the chord of each column.
     """
     n = 0
     for u in range(active):
         found = -1
         for c in range(n):
-            if chord_from[c] == chord_from[u] and chord_to[c] == chord_to[u]:
+            if ends[c, START] == ends[u, START] and ends[c, END] == ends[u, END]:
                 found = c
                 break
         if found < 0:
             found = n
-            chord_from[n], chord_to[n] = chord_from[u], chord_to[u]
+            ends[n, START], ends[n, END] = ends[u, START], ends[u, END]
             n += 1
-        chord_of[u] = found
+        columns[u, CHORD] = found
     return n
 
 
 @njit(cache=True, nogil=True)
-def count_cell_pieces(
-    cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
-    offsets, column, vertex, edge_first, longest, start, stop, count,
-):  # fmt: skip
-    """Bound what the arrangement of chords in each cell creates.
+def _boundary_of(most, n_words):
+    """Make room for the boundary of a cell with at most so many boundary points."""
+    return Boundary(
+        np.empty(n_words, np.uint64), np.empty(n_words, np.int64), np.empty((most, 3), np.int64)
+    )
 
-    ``count[cell]`` = (boundary points, active columns, faces, interior vertices, interior edges,
-    corners, inconsistent columns). All are exact unless three chords meet in one interior point.
-    ``longest`` bounds the number of boundary points of any cell of the range.
+
+@njit(cache=True, nogil=True)
+def count_cell_pieces(uncut, longest, start, stop, count):
+    """Bound what the arrangement of chords in each cell creates: ``count``, all of its columns.
+
+    All are exact unless three chords meet in one interior point. ``longest`` bounds the number of
+    boundary points of any cell of the range.
     """
-    n_words = pos.shape[1]
-    words = np.empty(n_words, np.uint64)
-    rank = np.empty(n_words, np.int64)
-    loop = np.empty(longest, np.int32)
-    segment = np.empty(longest, np.int32)
-    corner_after = np.empty(longest, np.int32)
-    chord_from = np.empty(64 * n_words, np.int32)
-    chord_to = np.empty(64 * n_words, np.int32)
-    chord_of = np.empty(64 * n_words, np.int32)
+    n_words = uncut.pos.shape[1]
+    boundary = _boundary_of(longest, n_words)
+    ends = np.empty((64 * n_words, 2), np.int64)
+    columns = np.empty((64 * n_words, 5), np.int64)
     for cell in range(start, stop):
-        size, active, bad = _walk_boundary(
-            cell, cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
-            offsets, column, vertex, edge_first, words, rank, loop, segment, corner_after,
-            chord_from, chord_to,
-        )  # fmt: skip
+        size, active, sound = _walk_boundary(cell, uncut, boundary, ends)
         chords = 0
         crossings = 0
-        if bad == 0:
-            chords = _merge_chords(active, chord_from, chord_to, chord_of)
+        if sound:
+            chords = _merge_chords(active, ends, columns)
             for a in range(chords):
                 for b in range(a):
-                    crossings += _interleave(chord_from[a], chord_to[a], chord_from[b], chord_to[b])
-        count[cell, 0] = size
-        count[cell, 1] = active
-        count[cell, 2] = 1 + chords + crossings
-        count[cell, 3] = crossings
-        count[cell, 4] = chords + 2 * crossings
-        count[cell, 5] = size + 2 * (chords + 2 * crossings)
-        count[cell, 6] = bad
+                    crossings += _interleave(ends[a, 0], ends[a, 1], ends[b, 0], ends[b, 1])
+        count[cell, FACES] = 1 + chords + crossings
+        count[cell, VERTICES] = crossings
+        count[cell, EDGES] = chords + 2 * crossings
+        count[cell, CORNERS] = size + 2 * (chords + 2 * crossings)
+        count[cell, COLUMNS] = active
+        count[cell, STATE] = CUT if sound else WHOLE
+
+
+# --- sides of chords ---------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -222,25 +295,39 @@ def _length(x, y):
 
 
 @njit(cache=True, nogil=True)
-def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy):
-    """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left, 2 in doubt.
+def _settle(a, b, chord, doubts):
+    """Look the side of a vertex up that float64 leaves open: 0 or `OPEN` where it is not known."""
+    known, ask, lenient = doubts
+    for row in range(known.shape[0]):
+        if known[row, A] == a and known[row, B] == b and known[row, C] == chord:
+            return known[row, 3]
+    if lenient:
+        ask[TAKEN] += 1
+        return 0
+    ask[A], ask[B], ask[C] = a, b, chord
+    return OPEN
+
+
+@njit(cache=True, nogil=True)
+def _side(v, chord, size, chords, doubts):
+    """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left, or `OPEN`.
 
     Combinatorial wherever it can be: a boundary vertex lies on the right exactly when it comes
     between the chord's ends on the anticlockwise boundary, and an interior vertex lies on the side
     of any chord through it that does not cross this one. What remains is decided by one
-    orientation test with a bound on its error, and what that leaves open by `_settle`. A row of
-    ``xy`` holds a vertex's coordinates and the bound on their error.
+    orientation test with a bound on its error, and what that leaves open by `_settle`.
     """
-    i, j = chord_from[chord], chord_to[chord]
+    ends, made, xy = chords
+    i, j = ends[chord, START], ends[chord, END]
     if v < size:
         if v in (i, j):
             return 0
         return -1 if i < v and v < j else 1
-    a, b = made_a[v - size], made_b[v - size]
+    a, b = made[v - size, 0], made[v - size, 1]
     if chord in (a, b):
         return 0
     for c in (a, b):
-        k, m = chord_from[c], chord_to[c]
+        k, m = ends[c, START], ends[c, END]
         if not _interleave(i, j, k, m):
             if k in (i, j):
                 k = m
@@ -253,37 +340,22 @@ def _side(v, chord, size, chord_from, chord_to, made_a, made_b, xy):
     doubt = d * near_i + e * near_j + near_i * near_j + 8 * EPS * d * e
     if abs(value) > doubt:
         return 1 if value > 0 else -1
-    return 2
+    return _settle(a, b, chord, doubts)
+
+
+# --- inserting a chord -------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _settle(v, chord, size, made_a, made_b, known, ask, lenient):
-    """Side of an inner vertex of a chord where the orientation test leaves it open.
-
-    Found in ``known`` (rows: two chords that meet in the vertex, chord, side). What is not known is
-    left in ``ask``, the same three, and still 2; or, if ``lenient``, it lies on the chord and
-    ``ask[8]`` counts it.
-    """
-    a, b = made_a[v - size], made_b[v - size]
-    for row in range(known.shape[0]):
-        if known[row, 0] == a and known[row, 1] == b and known[row, 2] == chord:
-            return known[row, 3]
-    if lenient:
-        ask[8] += 1
-        return 0
-    ask[0], ask[1], ask[2] = a, b, chord
-    return 2
-
-
-@njit(cache=True, nogil=True)
-def _intersect(a, b, v, chord_from, chord_to, xy):
+def _intersect(a, b, v, chords):
     """Place local vertex ``v`` where chords ``a`` and ``b`` cross, with a bound on its error.
 
-    The point lies within some distance of either chord; the sum of both over the sine of the least
-    angle that the chords may have is how far the point can be from where they really meet.
+    The point lies within some distance of either chord. The sum of both over the sine of the least
+    angle that the chords may have bounds its distance from where they really meet.
     """
-    p, q = chord_from[a], chord_to[a]
-    r, s = chord_from[b], chord_to[b]
+    ends, _, xy = chords
+    p, q = ends[a, START], ends[a, END]
+    r, s = ends[b, START], ends[b, END]
     ax, ay = xy[q, 0] - xy[p, 0], xy[q, 1] - xy[p, 1]
     bx, by = xy[s, 0] - xy[r, 0], xy[s, 1] - xy[r, 1]
     det = ax * by - ay * bx
@@ -305,128 +377,145 @@ def _intersect(a, b, v, chord_from, chord_to, xy):
 
 
 @njit(cache=True, nogil=True)
-def _insert_chord(
-    chord, size, n_half, n_local, chord_from, chord_to,
-    org, twin, after, before, label, made_a, made_b, xy, known, ask, lenient,
-):  # fmt: skip
+def _enter(h, chord, size, n_half, chords, half, doubts):
+    """Rotate about the start of a half-edge to the face that a chord through it enters.
+
+    Returns the half-edge that starts there and belongs to that face, -WHOLE or -IN_DOUBT.
+    """
+    for _ in range(n_half + 1):
+        following = _side(half[half[h, AFTER], ORG], chord, size, chords, doubts)
+        previous = _side(half[half[h, BEFORE], ORG], chord, size, chords, doubts)
+        if following == OPEN or previous == OPEN:
+            return -IN_DOUBT
+        if following < 0 and previous > 0:
+            return h
+        h = half[half[h, BEFORE], TWIN]
+        if h < 0:
+            break
+    return -WHOLE
+
+
+@njit(cache=True, nogil=True)
+def _leave(h, chord, size, chords, half, doubts):
+    """Find where a chord leaves the face that it enters at the start of a half-edge.
+
+    Returns the first half-edge that does not start on the chord's right, -WHOLE or -IN_DOUBT, and
+    the side on which it starts: 0 if the chord leaves there, 1 if through the edge before.
+    """
+    g = half[h, AFTER]
+    side = -1
+    while side < 0:
+        g = half[g, AFTER]
+        if g == h:
+            return -WHOLE, side
+        side = _side(half[g, ORG], chord, size, chords, doubts)
+    return (-IN_DOUBT if side == OPEN else g), side
+
+
+@njit(cache=True, nogil=True)
+def _split_edge(e, chord, z, e2, size, chords, half):
+    """Put a vertex z where a chord crosses the edge of half-edge e, and make e2 and t2 = e2 + 1.
+
+    before  x ------ e ------> y    after  x -- e --> z -- e2 -> y
+            x <----- t ------- y           x <- t2 -- z <- t --- y
+    """
+    t, t2 = half[e, TWIN], e2 + 1
+    chords.made[z - size, 0], chords.made[z - size, 1] = chord, half[e, LABEL]
+    _intersect(chord, half[e, LABEL], z, chords)
+    half[e2, ORG], half[t2, ORG] = z, z
+    half[e2, LABEL], half[t2, LABEL] = half[e, LABEL], half[e, LABEL]
+    half[e, TWIN], half[t2, TWIN], half[e2, TWIN], half[t, TWIN] = t2, e, t, e2
+    for old, new in ((e, e2), (t, t2)):
+        half[new, AFTER], half[new, BEFORE] = half[old, AFTER], old
+        half[half[old, AFTER], BEFORE], half[old, AFTER] = new, new
+
+
+@njit(cache=True, nogil=True)
+def _split_face(h, g, chord, c1, half):
+    """Cut a face from the start w of half-edge h to the start z of g; make c1 and c2 = c1 + 1.
+
+    y --- . --- .             y --- . --- .
+    |  left     |             |           |    ``AFTER`` c1 continues at z -> y,
+    z           w             z <-- c1 -- w    ``AFTER`` c2 at w -> (right vertices)
+    |  right    |             z --- c2 -> w
+    x --- . --- .             x --- . --- .
+    """
+    c2 = c1 + 1
+    half[c1, ORG], half[c2, ORG] = half[h, ORG], half[g, ORG]
+    half[c1, LABEL], half[c2, LABEL] = chord, chord
+    half[c1, TWIN], half[c2, TWIN] = c2, c1
+    tail_h, tail_g = half[h, BEFORE], half[g, BEFORE]
+    half[c1, AFTER], half[g, BEFORE] = g, c1
+    half[c1, BEFORE], half[tail_h, AFTER] = tail_h, c1
+    half[c2, AFTER], half[h, BEFORE] = h, c2
+    half[c2, BEFORE], half[tail_g, AFTER] = tail_g, c2
+
+
+@njit(cache=True, nogil=True)
+def _insert_chord(chord, size, n_half, n_local, chords, half, doubts):
     """Cut the faces that a chord runs through, from one end to the other.
 
-    In each face the chord enters at a vertex w, with the face's next vertex on its right and the
-    previous one on its left, and leaves through a vertex or an edge:
-
-            y --- . --- .             y --- . --- .
-            |  left     |      z is   |           |    ``after[c1]`` continues at z -> y,
-        ... z           w      new    z <-- c1 -- w    ``after[c2]`` at w -> (right vertices)
-            |  right    |             z --- c2 -> w
-            x --- . --- .             x --- . --- .
-
-    Returns the new numbers of half-edges and of local vertices, (-2, -2) where a side is in doubt,
-    or (-1, -1) where the chord's path is inconsistent.
+    In each face the chord enters at a vertex, with the face's next vertex on its right and the
+    previous one on its left, and leaves through a vertex or an edge. Returns the state and the new
+    numbers of half-edges and of local vertices.
     """
-    geometry = (size, chord_from, chord_to, made_a, made_b, xy)
-    doubts = (size, made_a, made_b, known, ask, lenient)
-    h = chord_from[chord]  # boundary half-edge p always starts at local vertex p
-    goal = chord_to[chord]
-    while True:  # rotate about the chord's first end to the face that it enters
-        nxt = _side(org[after[h]], chord, *geometry)
-        prv = _side(org[before[h]], chord, *geometry)
-        if nxt == 2:
-            nxt = _settle(org[after[h]], chord, *doubts)
-        if prv == 2:
-            prv = _settle(org[before[h]], chord, *doubts)
-        if nxt == 2 or prv == 2:
-            return -2, -2
-        if nxt < 0 and prv > 0:
-            break
-        h = twin[before[h]]
-        if h < 0:
-            return -1, -1
-    while True:
-        w = org[h]
-        g = after[h]
-        side = -1
-        while side < 0:
-            g = after[g]
-            if g == h:
-                return -1, -1
-            side = _side(org[g], chord, *geometry)
-            if side == 2:
-                side = _settle(org[g], chord, *doubts)
-            if side == 2:
-                return -2, -2
-        through_edge = side > 0
-        entry = -1
-        if through_edge:
-            e = before[g]  # x -> y, x on the right and y on the left
-            t = twin[e]
-            if t < 0:
-                return -1, -1
-            z = n_local
+    # boundary half-edge p always starts at local vertex p
+    h = _enter(chords.ends[chord, START], chord, size, n_half, chords, half, doubts)
+    while h >= 0:
+        g, side = _leave(h, chord, size, chords, half, doubts)
+        if g < 0:
+            return -g, n_half, n_local
+        if side > 0:
+            e = half[g, BEFORE]
+            if half[e, TWIN] < 0:
+                return WHOLE, n_half, n_local
+            _split_edge(e, chord, n_local, n_half, size, chords, half)
+            g = n_half
             n_local += 1
-            made_a[z - size], made_b[z - size] = chord, label[e]
-            _intersect(chord, label[e], z, chord_from, chord_to, xy)
-            e2, t2 = n_half, n_half + 1
             n_half += 2
-            org[e2], org[t2] = z, z
-            label[e2], label[t2] = label[e], label[e]
-            twin[e], twin[t2], twin[e2], twin[t] = t2, e, t, e2
-            after[e2], before[e2] = g, e
-            before[g], after[e] = e2, e2
-            after[t2], before[t2] = after[t], t
-            before[after[t]], after[t] = t2, t2
-            g = e2
-            entry = t2
-        z = org[g]
-        c1, c2 = n_half, n_half + 1
+        z = half[g, ORG]
+        _split_face(h, g, chord, n_half, half)
         n_half += 2
-        org[c1], org[c2] = w, z
-        label[c1], label[c2] = chord, chord
-        twin[c1], twin[c2] = c2, c1
-        tail_h, tail_g = before[h], before[g]
-        after[c1], before[g] = g, c1
-        before[c1], after[tail_h] = tail_h, c1
-        after[c2], before[h] = h, c2
-        before[c2], after[tail_g] = tail_g, c2
-        if z == goal:
-            return n_half, n_local
-        if not through_edge:
-            if z < size:
-                return -1, -1
-            r = twin[before[g]]  # rotate about z, starting behind the face just cut
-            turns = 0
-            while True:
-                nxt = _side(org[after[r]], chord, *geometry)
-                prv = _side(org[before[r]], chord, *geometry)
-                if nxt == 2:
-                    nxt = _settle(org[after[r]], chord, *doubts)
-                if prv == 2:
-                    prv = _settle(org[before[r]], chord, *doubts)
-                if nxt == 2 or prv == 2:
-                    return -2, -2
-                if nxt < 0 and prv > 0:
-                    break
-                r = twin[before[r]]
-                turns += 1
-                if turns > n_half:
-                    return -1, -1
-            entry = r
-        h = entry
+        if z == chords.ends[chord, END]:
+            return CUT, n_half, n_local
+        if side > 0:
+            h = g + 1  # starts at z too, in the face behind the edge
+        elif z < size:
+            return WHOLE, n_half, n_local
+        else:
+            h = _enter(n_half - 1, chord, size, n_half, chords, half, doubts)
+    return -h, n_half, n_local
+
+
+# --- cutting a cell ----------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _any_positive(corners, pos, bits):
-    """Set the bits of the columns that are positive at any of the corners."""
-    for w in range(bits.shape[0]):
-        bits[w] = uint64(0)
-        for v in corners:
-            bits[w] |= pos[v, w]
+def _any_positive(cell, uncut, bits, face):
+    """Set the bits of the columns that are positive at any of a cell's corners."""
+    for w in range(bits.shape[1]):
+        word = uint64(0)
+        for i in range(uncut.cell_offsets[cell], uncut.cell_offsets[cell + 1]):
+            word |= uncut.pos[uncut.cell_corners[i], w]
+        bits[face, w] = word
 
 
 @njit(cache=True, nogil=True)
-def _halve(
-    i, j, size, loop, segment, face, edge, corner,
-    out_edge_points, out_edge_cells, out_corners, out_edges, out_sizes,
-):  # fmt: skip
+def _copy(cell, uncut, base, out):
+    """Copy a cell that nothing crosses; nothing crosses its edges either."""
+    face, corner = base[FACES], base[CORNERS]
+    lo, hi = uncut.cell_offsets[cell], uncut.cell_offsets[cell + 1]
+    for i in range(lo, hi):
+        v, e = uncut.cell_corners[i], uncut.cell_edges[i]
+        out.corners[corner + i - lo] = v
+        out.edges[corner + i - lo] = uncut.edge_first[e]
+        side = 0 if uncut.edge_points[e, 0] == v else 1
+        out.edge_cells[uncut.edge_first[e], side] = face
+    out.sizes[face] = hi - lo
+
+
+@njit(cache=True, nogil=True)
+def _halve(i, j, size, column, ring, base, out):
     """Cut a cell from boundary point i to j > i: face on the chord's right, then on its left.
 
     j --- . --- .
@@ -435,285 +524,251 @@ def _halve(
     |    face    |
     . --- . --- .
     """
-    out_edge_points[edge, 0], out_edge_points[edge, 1] = loop[i], loop[j]
-    out_edge_cells[edge, 0], out_edge_cells[edge, 1] = face + 1, face
-    for p in range(i, j):
-        out_corners[corner], out_edges[corner] = loop[p], segment[p] >> 1
-        out_edge_cells[segment[p] >> 1, segment[p] & 1] = face
+    face, edge, corner = base[FACES], base[EDGES], base[CORNERS]
+    out.edge_points[edge, 0], out.edge_points[edge, 1] = ring[i, VERTEX], ring[j, VERTEX]
+    out.edge_cells[edge, 0], out.edge_cells[edge, 1] = face + 1, face
+    out.edge_column[edge] = column
+    for side in range(2):
+        first, last = (i, j) if side == 0 else (j, i + size)
+        for q in range(first, last):
+            p = q if q < size else q - size
+            segment = ring[p, SEGMENT]
+            out.corners[corner], out.edges[corner] = ring[p, VERTEX], segment >> 1
+            out.edge_cells[segment >> 1, segment & 1] = face + side
+            corner += 1
+        out.corners[corner], out.edges[corner] = ring[j if side == 0 else i, VERTEX], edge
+        out.sizes[face + side] = last - first + 1
         corner += 1
-    out_corners[corner], out_edges[corner] = loop[j], edge
-    out_sizes[face] = j - i + 1
-    corner += 1
-    for p in range(j, size):
-        out_corners[corner], out_edges[corner] = loop[p], segment[p] >> 1
-        out_edge_cells[segment[p] >> 1, segment[p] & 1] = face + 1
-        corner += 1
-    for p in range(i):
-        out_corners[corner], out_edges[corner] = loop[p], segment[p] >> 1
-        out_edge_cells[segment[p] >> 1, segment[p] & 1] = face + 1
-        corner += 1
-    out_corners[corner], out_edges[corner] = loop[i], edge
-    out_sizes[face + 1] = size - j + i + 1
 
 
 @njit(cache=True, nogil=True)
-def _complete_question(ask, loop, chord_from, chord_to, column_of, first_of, right):
-    """Extend the chords in ``ask`` by what they stand for; see `split_cells`."""
-    a, b, c = ask[0], ask[1], ask[2]
-    first = first_of[c]
-    ask[0], ask[1] = loop[chord_from[a]], loop[chord_to[a]]
-    ask[2], ask[3] = column_of[first_of[b]], column_of[first]
-    ask[4] = right[first]
-    ask[5], ask[6], ask[7] = a, b, c
+def _list_columns(uncut, boundary, ends, columns):
+    """List the active columns and their sides; tell whether all have one right of their chord."""
+    n = 0
+    for w in range(boundary.words.shape[0]):
+        word = boundary.words[w]
+        while word != uint64(0):
+            k = 64 * w + _lowest(word)
+            word &= word - uint64(1)
+            # the corner behind the chord's first end lies on the chord's right
+            corner = boundary.ring[ends[n, START], BESIDE]
+            columns[n, NUMBER] = k
+            columns[n, ON_RIGHT] = _bit(uncut.pos, corner, k)
+            if not columns[n, ON_RIGHT] and not _bit(uncut.neg, corner, k):
+                return False
+            n += 1
+    return True
 
 
 @njit(cache=True, nogil=True)
-def split_cells(
-    cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
-    offsets, column, vertex, edge_first, count, bases, longest, scale, known, ask, lenient,
-    start, stop, out_points, out_error, out_origin, out_edge_points, out_edge_cells,
-    out_edge_column,
-    out_corners, out_edges, out_sizes, out_bits,
-):  # fmt: skip
+def _open_cell(size, scale, ring, out, xy, half):
+    """Make the half-edges of an uncut cell, and the coordinates of its boundary points."""
+    for p in range(size):
+        half[p, ORG], half[p, TWIN], half[p, LABEL] = p, -1, -1
+        half[p, AFTER] = p + 1 if p + 1 < size else 0
+        half[p, BEFORE] = p - 1 if p > 0 else size - 1
+        v = ring[p, VERTEX]
+        xy[p, 0], xy[p, 1] = scale * out.points[v, 0], scale * out.points[v, 1]
+        xy[p, 2] = scale * out.error[v]
+
+
+@njit(cache=True, nogil=True)
+def _insert_chords(active, size, chords, columns, half, doubts):
+    """Merge the active columns into chords and insert all of these.
+
+    Returns the state and the numbers of half-edges and of local vertices.
+    """
+    n_half, n_local = size, size
+    n = _merge_chords(active, chords.ends, columns)
+    for c in range(n):
+        columns[c, FIRST] = -1
+    for u in range(active - 1, -1, -1):
+        c = columns[u, CHORD]
+        columns[u, NEXT] = columns[c, FIRST]
+        columns[c, FIRST] = u
+    for c in range(n):
+        state, n_half, n_local = _insert_chord(c, size, n_half, n_local, chords, half, doubts)
+        if state != CUT:
+            return state, n_half, n_local
+    return CUT, n_half, n_local
+
+
+@njit(cache=True, nogil=True)
+def _flip_first(active, size, chords, columns, half, doubts, bits, face):
+    """Flip the bits of columns on whose negative side the first face lies; returns the state."""
+    for u in range(active):
+        h = 0  # a half-edge of the first face
+        side = 0
+        while side == 0 or side == OPEN:
+            h = half[h, AFTER]
+            side = _side(half[h, ORG], columns[u, CHORD], size, chords, doubts)
+            if h == 0 and (side == 0 or side == OPEN):
+                return IN_DOUBT
+        if (side < 0) != columns[u, ON_RIGHT]:
+            _flip(bits, face, columns[u, NUMBER])
+    return CUT
+
+
+@njit(cache=True, nogil=True)
+def _complete_question(ask, ring, ends, columns):
+    """Extend the chords in ``ask`` by what they stand for."""
+    first = columns[ask[C], FIRST]
+    ask[FROM], ask[TO] = ring[ends[ask[A], START], VERTEX], ring[ends[ask[A], END], VERTEX]
+    ask[ACROSS], ask[COLUMN] = columns[columns[ask[B], FIRST], NUMBER], columns[first, NUMBER]
+    ask[RIGHT] = columns[first, ON_RIGHT]
+
+
+@njit(cache=True, nogil=True)
+def _name_faces(size, n_half, base, ring, columns, half, faces, out):
+    """Write the faces and edges of a cell; returns the numbers of faces, edges and corners.
+
+    Faces are the rings of ``AFTER``, in the order of their first half-edges.
+    """
+    inner = base[VERTICES] - size
+    for h in range(n_half):
+        half[h, FACE] = -1
+        half[h, EDGE] = -1
+    n_faces = 0
+    edge, corner = base[EDGES], base[CORNERS]
+    for first in range(n_half):
+        if half[first, FACE] >= 0:
+            continue
+        face = base[FACES] + n_faces
+        faces[n_faces, HALF] = first
+        first_corner = corner
+        h = first
+        while True:
+            half[h, FACE] = n_faces
+            v, t = half[h, ORG], half[h, TWIN]
+            out.corners[corner] = ring[v, VERTEX] if v < size else inner + v
+            if t < 0:
+                half[h, EDGE] = ring[h, SEGMENT] >> 1
+                out.edge_cells[half[h, EDGE], ring[h, SEGMENT] & 1] = face
+            elif half[h, EDGE] < 0:
+                half[h, EDGE], half[t, EDGE] = edge, edge
+                v2 = half[t, ORG]
+                out.edge_points[edge, 0] = out.corners[corner]
+                out.edge_points[edge, 1] = ring[v2, VERTEX] if v2 < size else inner + v2
+                out.edge_cells[edge, 0] = face
+                # an edge is labelled by the first column of its chord
+                out.edge_column[edge] = columns[columns[half[h, LABEL], FIRST], NUMBER]
+                edge += 1
+            else:
+                out.edge_cells[half[h, EDGE], 1] = face
+            out.edges[corner] = half[h, EDGE]
+            corner += 1
+            h = half[h, AFTER]
+            if h == first:
+                break
+        out.sizes[face] = corner - first_corner
+        n_faces += 1
+    return n_faces, edge - base[EDGES], corner - base[CORNERS]
+
+
+@njit(cache=True, nogil=True)
+def _write_inner(size, n_local, scale, vertex, origin, ring, chords, columns, out):
+    """Write the vertices inside a cell, from number ``vertex`` and from row ``origin`` on."""
+    ends, made, xy = chords
+    for i in range(n_local - size):
+        v = size + i
+        out.points[vertex + i, 0], out.points[vertex + i, 1] = xy[v, 0] / scale, xy[v, 1] / scale
+        out.error[vertex + i] = xy[v, 2] / scale
+        out.origin[origin + i, 0] = ring[ends[made[i, 0], START], VERTEX]
+        out.origin[origin + i, 1] = ring[ends[made[i, 0], END], VERTEX]
+        out.origin[origin + i, 2] = columns[columns[made[i, 1], FIRST], NUMBER]
+
+
+@njit(cache=True, nogil=True)
+def _spread_bits(n_faces, columns, half, faces, bits, face0):
+    """Write the bits of all faces of a cell from those of the first, by flipping across edges."""
+    for f in range(n_faces):
+        faces[f, SEEN] = f == 0
+    faces[0, WAITING] = 0
+    n = 1
+    while n > 0:
+        n -= 1
+        f = faces[n, WAITING]
+        h = faces[f, HALF]
+        while True:
+            t = half[h, TWIN]
+            if t >= 0 and not faces[half[t, FACE], SEEN]:
+                f2 = half[t, FACE]
+                faces[f2, SEEN] = True
+                faces[n, WAITING] = f2
+                n += 1
+                for w in range(bits.shape[1]):
+                    bits[face0 + f2, w] = bits[face0 + f, w]
+                u = columns[half[h, LABEL], FIRST]
+                while u >= 0:
+                    _flip(bits, face0 + f2, columns[u, NUMBER])
+                    u = columns[u, NEXT]
+            h = half[h, AFTER]
+            if h == faces[f, HALF]:
+                break
+
+
+@njit(cache=True, nogil=True)
+def split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out):
     """Cut each cell by its active columns.
 
     ``bases[cell]`` holds the numbers of the cell's first face, interior vertex, interior edge and
     corner in the output; ``count`` comes from `count_cell_pieces` and is set right where fewer were
     made because chords met in one point, or where signs were inconsistent: such a cell is left
-    whole and ``count[cell, 6]`` set to 1. Where a side is in doubt and not ``known`` (see `_side`;
-    for a range of one cell) it is set to 2, nothing else of the cell can be relied on, and ``ask``
-    becomes (two ends of the first chord, column of the second, column of the third, whether that is
-    positive on the right of its chord, the three chords). Returns the number of cells set right.
+    whole. Where a side is in doubt and not known, the cell's state becomes IN_DOUBT, nothing else
+    of it can be relied on, and ``ask`` holds the question (for a range of one cell). Returns the
+    number of cells set right.
 
     Lengths are taken times ``scale``, a power of two, so that no product of them underflows or
-    overflows. ``edge_first[e]`` is the number of the first segment of edge e in the output,
-    ``out_points`` and ``out_error`` hold the old vertices and those on edges already. An inner
-    vertex has in ``out_origin`` the two ends of one chord through it and the column of another.
-    Cost: proportional to the size of the arrangement in each cell.
+    overflows. Cost: proportional to the size of the arrangement in each cell.
     """
-    n_words = pos.shape[1]
-    widest = 1
-    most_half = longest
-    most_inner = 1
-    most_faces = 1
+    most = np.ones(STATE, np.int64)
     for cell in range(start, stop):
-        widest = max(widest, count[cell, 1])
-        most_half = max(most_half, count[cell, 5])
-        most_inner = max(most_inner, count[cell, 3])
-        most_faces = max(most_faces, count[cell, 2])
-    words = np.empty(n_words, np.uint64)
-    rank = np.empty(n_words, np.int64)
-    loop = np.empty(longest, np.int32)
-    segment = np.empty(longest, np.int32)
-    corner_after = np.empty(longest, np.int32)
-    chord_from = np.empty(widest, np.int32)
-    chord_to = np.empty(widest, np.int32)
-    chord_of = np.empty(widest, np.int32)
-    column_of = np.empty(widest, np.int32)
-    right = np.empty(widest, np.bool_)
-    first_of = np.empty(widest, np.int32)  # the columns of a chord, as a linked list
-    next_of = np.empty(widest, np.int32)
-    org = np.empty(most_half, np.int32)
-    twin = np.empty(most_half, np.int32)
-    after = np.empty(most_half, np.int32)
-    before = np.empty(most_half, np.int32)
-    label = np.empty(most_half, np.int32)
-    face_of = np.empty(most_half, np.int32)
-    edge_of = np.empty(most_half, np.int32)
-    made_a = np.empty(most_inner, np.int32)
-    made_b = np.empty(most_inner, np.int32)
-    xy = np.empty((longest + most_inner, 3), np.float64)
-    first_half = np.empty(most_faces, np.int32)
-    seen = np.empty(most_faces, np.bool_)
-    stack = np.empty(most_faces, np.int32)
+        for k in range(STATE):
+            most[k] = max(most[k], count[cell, k])
+    boundary = _boundary_of(longest, uncut.pos.shape[1])
+    ring = boundary.ring
+    ends, columns = np.empty((most[COLUMNS], 2), np.int64), np.empty((most[COLUMNS], 5), np.int64)
+    xy = np.empty((longest + most[VERTICES], 3))
+    chords = Chords(ends, np.empty((most[VERTICES], 2), np.int64), xy)
+    half, faces = np.empty((most[CORNERS], 7), np.int64), np.empty((most[FACES], 3), np.int64)
+
+    bits = out.patterns[:, out.patterns.shape[1] - uncut.pos.shape[1] :]
     surprises = 0
-
     for cell in range(start, stop):
-        face0, vertex0 = bases[cell, 0], bases[cell, 1]
-        edge0, corner0 = bases[cell, 2], bases[cell, 3]
-        lo, hi = cell_offsets[cell], cell_offsets[cell + 1]
-        if count[cell, 1] == 0:  # nothing crosses this cell, so nothing crosses its edges either
-            for i in range(lo, hi):
-                e = cell_edges[i]
-                out_corners[corner0 + i - lo] = cell_corners[i]
-                out_edges[corner0 + i - lo] = edge_first[e]
-                forward = edge_points[e, 0] == cell_corners[i]
-                out_edge_cells[edge_first[e], 0 if forward else 1] = face0
-            out_sizes[face0] = hi - lo
-            _any_positive(cell_corners[lo:hi], pos, out_bits[face0])
+        base = bases[cell]
+        face = base[FACES]
+        _any_positive(cell, uncut, bits, face)
+        if count[cell, COLUMNS] == 0:
+            _copy(cell, uncut, base, out)
             continue
-
-        size, active, bad = _walk_boundary(
-            cell, cell_offsets, cell_corners, cell_edges, edge_points, pos, neg,
-            offsets, column, vertex, edge_first, words, rank, loop, segment, corner_after,
-            chord_from, chord_to,
-        )  # fmt: skip
-        if active == 1 and bad == 0:  # one chord, two faces: the common case, without half-edges
-            w = 0
-            while words[w] == uint64(0):
-                w += 1
-            k = 64 * w + _lowest(words[w])
-            i, j = chord_from[0], chord_to[0]
-            beside = corner_after[i]
-            if _bit(pos[beside], k) or _bit(neg[beside], k):
-                _halve(
-                    i, j, size, loop, segment, face0, edge0, corner0,
-                    out_edge_points, out_edge_cells, out_corners, out_edges, out_sizes,
-                )  # fmt: skip
-                out_edge_column[edge0] = k
-                _any_positive(cell_corners[lo:hi], pos, out_bits[face0])
-                out_bits[face0 + 1] = out_bits[face0]
-                behind = face0 + 1 if _bit(pos[beside], k) else face0
-                out_bits[behind, k >> 6] ^= uint64(1) << uint64(k & 63)
-                continue
-        n_half = size
-        n_local = size
-        for p in range(size):
-            org[p], twin[p], label[p] = p, -1, -1
-            after[p] = p + 1 if p + 1 < size else 0
-            before[p] = p - 1 if p > 0 else size - 1
-            xy[p, 0], xy[p, 1] = scale * out_points[loop[p], 0], scale * out_points[loop[p], 1]
-            xy[p, 2] = scale * out_error[loop[p]]
-        n = 0
-        for w in range(n_words):
-            word = words[w]
-            while word != uint64(0):
-                k = 64 * w + _lowest(word)
-                word &= word - uint64(1)
-                column_of[n] = k
-                if bad == 0:
-                    # the corner behind the chord's first end lies on the chord's right
-                    beside = corner_after[chord_from[n]]
-                    right[n] = _bit(pos[beside], k)
-                    if not right[n] and not _bit(neg[beside], k):
-                        bad = 1
-                n += 1
-        if bad == 0:
-            chords = _merge_chords(active, chord_from, chord_to, chord_of)
-            for c in range(chords):
-                first_of[c] = -1
-            for u in range(active - 1, -1, -1):
-                next_of[u] = first_of[chord_of[u]]
-                first_of[chord_of[u]] = u
-            for c in range(chords):
-                n_half, n_local = _insert_chord(
-                    c, size, n_half, n_local, chord_from, chord_to,
-                    org, twin, after, before, label, made_a, made_b, xy, known, ask, lenient,
-                )  # fmt: skip
-                if n_half < 0:
-                    bad = -n_half
-                    break
-        if bad == 2:
-            _complete_question(ask, loop, chord_from, chord_to, column_of, first_of, right)
-            count[cell, 6] = 2
+        size, active, sound = _walk_boundary(cell, uncut, boundary, ends)
+        sound = sound and _list_columns(uncut, boundary, ends, columns)
+        if sound and active == 1:  # the common case, without half-edges
+            k = columns[0, NUMBER]
+            _halve(ends[0, START], ends[0, END], size, k, ring, base, out)
+            for w in range(bits.shape[1]):
+                bits[face + 1, w] = bits[face, w]
+            _flip(bits, face + 1 if columns[0, ON_RIGHT] else face, k)
             continue
-        if bad != 0:  # leave the cell whole; the status will say so
-            bad = 1
-            active = 0
-            n_half = size
-            n_local = size
-            for p in range(size):
-                after[p] = p + 1 if p + 1 < size else 0
-                before[p] = p - 1 if p > 0 else size - 1
-                twin[p] = -1
-
-        # faces: follow ``after`` from every half-edge that has no face yet
-        for h in range(n_half):
-            face_of[h] = -1
-            edge_of[h] = -1
-        n_faces = 0
-        n_edges = 0
-        corner = corner0
-        for h0 in range(n_half):
-            if face_of[h0] >= 0:
-                continue
-            face = face0 + n_faces
-            first_half[n_faces] = h0
-            first_corner = corner
-            h = h0
-            while True:
-                face_of[h] = n_faces
-                v = org[h]
-                out_corners[corner] = loop[v] if v < size else vertex0 + v - size
-                if twin[h] < 0:
-                    edge_of[h] = segment[h] >> 1
-                    out_edge_cells[edge_of[h], segment[h] & 1] = face
-                elif edge_of[h] < 0:
-                    e = edge0 + n_edges
-                    n_edges += 1
-                    edge_of[h], edge_of[twin[h]] = e, e
-                    v2 = org[twin[h]]
-                    out_edge_points[e, 0] = out_corners[corner]
-                    out_edge_points[e, 1] = loop[v2] if v2 < size else vertex0 + v2 - size
-                    out_edge_cells[e, 0] = face
-                else:
-                    out_edge_cells[edge_of[h], 1] = face
-                out_edges[corner] = edge_of[h]
-                corner += 1
-                h = after[h]
-                if h == h0:
-                    break
-            out_sizes[face] = corner - first_corner
-            n_faces += 1
-        for v in range(size, n_local):
-            x = vertex0 + v - size
-            out_points[x, 0], out_points[x, 1] = xy[v, 0] / scale, xy[v, 1] / scale
-            out_error[x] = xy[v, 2] / scale
-            a, b = made_a[v - size], made_b[v - size]
-            origin = x - bases[0, 1]
-            out_origin[origin, 0], out_origin[origin, 1] = loop[chord_from[a]], loop[chord_to[a]]
-            out_origin[origin, 2] = column_of[first_of[b]]
-
-        # bits: the first face from the sides it lies on, its neighbours by flipping
-        _any_positive(cell_corners[lo:hi], pos, out_bits[face0])
-        for u in range(active):
-            h = first_half[0]
-            side = 0
-            while side == 0 or side == 2:
-                h = after[h]
-                side = _side(org[h], chord_of[u], size, chord_from, chord_to, made_a, made_b, xy)
-                if side == 2:
-                    side = _settle(org[h], chord_of[u], size, made_a, made_b, known, ask, lenient)
-                if h == first_half[0] and (side == 0 or side == 2):
-                    bad = 2
-                    break
-            if (side < 0) != right[u]:
-                k = column_of[u]
-                out_bits[face0, k >> 6] ^= uint64(1) << uint64(k & 63)
-        if bad == 2:
-            _complete_question(ask, loop, chord_from, chord_to, column_of, first_of, right)
-            count[cell, 6] = 2
+        _open_cell(size, scale, ring, out, xy, half)
+        state, n_half, n_local = WHOLE, size, size
+        if sound:
+            state, n_half, n_local = _insert_chords(active, size, chords, columns, half, doubts)
+        if state == CUT:
+            state = _flip_first(active, size, chords, columns, half, doubts, bits, face)
+        count[cell, STATE] = state
+        if state == IN_DOUBT:
+            _complete_question(doubts.ask, ring, ends, columns)
             continue
-        for f in range(n_faces):
-            seen[f] = f == 0
-        n = 1
-        stack[0] = 0
-        while n > 0:
-            n -= 1
-            f = stack[n]
-            h = first_half[f]
-            while True:
-                t = twin[h]
-                if t >= 0 and not seen[face_of[t]]:
-                    f2 = face_of[t]
-                    seen[f2] = True
-                    stack[n] = f2
-                    n += 1
-                    for w in range(n_words):
-                        out_bits[face0 + f2, w] = out_bits[face0 + f, w]
-                    u = first_of[label[h]]
-                    while u >= 0:
-                        k = column_of[u]
-                        out_bits[face0 + f2, k >> 6] ^= uint64(1) << uint64(k & 63)
-                        u = next_of[u]
-                h = after[h]
-                if h == first_half[f]:
-                    break
-        for h in range(size, n_half):  # an edge is labelled by the first column of its chord
-            out_edge_column[edge_of[h]] = column_of[first_of[label[h]]]
-        count[cell, 6] = bad
-        if count[cell, 2] != n_faces or bad != 0:
+        if state == WHOLE:  # the status will say so
+            n_half, n_local = size, size
+            _open_cell(size, scale, ring, out, xy, half)
+        made = _name_faces(size, n_half, base, ring, columns, half, faces, out)
+        origin = base[VERTICES] - bases[0, VERTICES]
+        _write_inner(size, n_local, scale, base[VERTICES], origin, ring, chords, columns, out)
+        _spread_bits(made[0], columns, half, faces, bits, face)
+        if count[cell, FACES] != made[0] or state == WHOLE:
             surprises += 1
-            count[cell, 2], count[cell, 3] = n_faces, n_local - size
-            count[cell, 4], count[cell, 5] = n_edges, corner - corner0
+            count[cell, FACES], count[cell, EDGES], count[cell, CORNERS] = made
+            count[cell, VERTICES] = n_local - size
     return surprises

@@ -1,4 +1,4 @@
-"""Kernels that cut edges, and the intervals of one dimension."""
+"""Kernels that find and place crossings on edges, and cut the intervals of one dimension."""
 
 from __future__ import annotations
 
@@ -35,18 +35,34 @@ def count_crossings(ends, pos, neg, start, stop, count):
 
 
 @njit(cache=True, nogil=True)
+def _sort_crossings(first, last, where, column, spread, change):
+    """Sort the crossings of an edge along it."""
+    gap = 1
+    while gap < (last - first) // 3:  # shell sort: few crossings, but thousands on a domain's side
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(first + gap, last):
+            k, t, d, c = column[i], where[i], spread[i], change[i]
+            j = i - gap
+            while j >= first and where[j] > t:
+                column[j + gap], where[j + gap] = column[j], where[j]
+                spread[j + gap], change[j + gap] = spread[j], change[j]
+                j -= gap
+            column[j + gap], where[j + gap], spread[j + gap], change[j + gap] = k, t, d, c
+        gap //= 3
+
+
+@njit(cache=True, nogil=True)
 def place_crossings(
     ends, pos, neg, held, values, error, unit, shift, slack, slope, tolerance,
     offsets, start, stop, column, where, spread, change, fresh, doubtful,
 ):  # fmt: skip
     """List the crossings of each edge in order from its first end to its second.
 
-    Rows count through ``held`` first and then through ``values``.
-
-    ``where`` is the crossing's position as a fraction of the edge, known within ``spread``;
-    ``change`` is by how much the column changes along the edge;
-    ``fresh`` is False where it cannot be told from one before it: these knots are taken to meet in
-    one vertex, and the edge is marked as doubtful.
+    Rows count through ``held`` first and then through ``values``. ``where`` is the crossing's
+    position as a fraction of the edge, known within ``spread``; ``change`` is by how much the
+    column changes along the edge. ``fresh`` is False where a crossing cannot be told from one
+    before it: these knots are taken to meet in one vertex, and the edge is marked as doubtful.
     """
     for e in range(start, stop):
         a, b = ends[e, 0], ends[e, 1]
@@ -56,7 +72,7 @@ def place_crossings(
             continue
         at_a = held[a] if a < held.shape[0] else values[a - held.shape[0]]
         at_b = held[b] if b < held.shape[0] else values[b - held.shape[0]]
-        n = 0
+        x = first
         for w in range(pos.shape[1]):
             word = (pos[a, w] & neg[b, w]) | (neg[a, w] & pos[b, w])
             while word != uint64(0):
@@ -67,36 +83,19 @@ def place_crossings(
                 error_a = min(slack[k] + slope[k] * error[a], tolerance[k])
                 error_b = min(slack[k] + slope[k] * error[b], tolerance[k])
                 sure = abs(va - vb) - error_a - error_b
-                column[first + n] = k
-                change[first + n] = abs(va - vb)
+                column[x] = k
+                change[x] = abs(va - vb)
                 if (va > 0) != (vb > 0) and sure > 0:
                     t = va / (va - vb)
-                    where[first + n] = t
-                    spread[first + n] = ((1 - t) * error_a + t * error_b) / sure + 2 * EPS
+                    where[x] = t
+                    spread[x] = ((1 - t) * error_a + t * error_b) / sure + 2 * EPS
                 else:  # the signs were decided otherwise
-                    where[first + n] = 0.5
-                    spread[first + n] = np.inf
-                n += 1
-        gap = 1
-        while gap < n // 3:  # shell sort: crossings are few, but thousands on a domain's side
-            gap = 3 * gap + 1
-        while gap > 0:
-            for i in range(first + gap, first + n):
-                k, t, d, c = column[i], where[i], spread[i], change[i]
-                j = i - gap
-                while j >= first and where[j] > t:
-                    column[j + gap] = column[j]
-                    where[j + gap] = where[j]
-                    spread[j + gap] = spread[j]
-                    change[j + gap] = change[j]
-                    j -= gap
-                column[j + gap] = k
-                where[j + gap] = t
-                spread[j + gap] = d
-                change[j + gap] = c
-            gap //= 3
+                    where[x] = 0.5
+                    spread[x] = np.inf
+                x += 1
+        _sort_crossings(first, x, where, column, spread, change)
         reach = -np.inf
-        for i in range(first, first + n):
+        for i in range(first, x):
             fresh[i] = where[i] - spread[i] > reach
             doubtful[e] |= not fresh[i] and i > first
             reach = max(reach, where[i] + spread[i])

@@ -24,8 +24,11 @@ from cpwl.engine.space.workspace import (
     Judge,
     Sweep,
     close_sweep,
+    errors_of,
     open_sweep,
     reserve,
+    rows_of,
+    signs_of,
 )
 from cpwl.engine.work import TooLargeError
 
@@ -128,13 +131,9 @@ def _decide_all(sweep: Sweep) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 def _decide(sweep: Sweep, batch: int, first: int) -> None:
     """Decide a batch of columns at the vertices from number ``first`` on."""
-    v, columns = sweep.vertices, sweep.columns
-    mine = slice(BATCH * batch, BATCH * (batch + 1))
-    unsure = kernels.decide(
-        v.values, mine.start - v.dropped, v.error, v.rounds, columns.slack[mine],
-        sweep.rounding[mine], columns.lipschitz[mine], first, v.count, v.pos, v.neg, v.unsure,
-    )  # fmt: skip
-    if unsure:
+    v = sweep.vertices
+    shift = BATCH * batch - v.dropped
+    if kernels.decide(signs_of(v), shift, errors_of(sweep, batch), first, v.count):
         _ask(sweep, batch, first)
 
 
@@ -201,16 +200,15 @@ def _cut(sweep: Sweep, column: int) -> None:
     _cut_edges(sweep, column, found[0])
     for k in range(2, len(levels) + 1):
         level, lower = levels[k - 1], levels[k - 2]
-        bottom = levels[k - 3] if k > 2 else None
-        below = (v.pos, v.neg) if bottom is None else (bottom.pos, bottom.neg)
-        rows = lower if bottom is None else bottom
+        if k > 2:
+            bottom = rows_of(levels[k - 3])
+        else:  # vertices have signs, but no boundary
+            bottom = rows_of(lower)._replace(pos=v.pos, neg=v.neg)
         n, broken, level.end, lower.end = kernels.cut_faces(
             found[k - 1], bit, k, touching, careful,
-            before[k], level.start, level.size, level.items, level.end,
-            level.pos, level.neg, level.place, level.flat, level.newest,
-            before[k - 1], before[k - 1] + made[k - 1], lower.start, lower.size, lower.items,
-            lower.end, lower.pos, lower.neg, lower.place, lower.flat, lower.newest,
-            before[k - 2] + made[k - 2], rows.start, rows.size, rows.items, *below,
+            rows_of(level), before[k], level.end,
+            rows_of(lower), before[k - 1], before[k - 1] + made[k - 1], lower.end,
+            bottom, before[k - 2] + made[k - 2],
         )  # fmt: skip
         made.append(n)
         level.count += n
@@ -241,12 +239,10 @@ def _cut_edges(sweep: Sweep, column: int, found: NDArray[np.int32]) -> None:
     """Put a vertex on every split edge, have its signs decided, and cut the edges."""
     batch, bit = divmod(column, BATCH)
     v, edges, columns = sweep.vertices, sweep.levels[0], sweep.columns
-    mine = slice(BATCH * batch, BATCH * (batch + 1))
     first, last = v.count, v.count + len(found)
     unsure, touched = kernels.place_vertices(
-        found, bit, sweep.line, edges.pos, edges.neg, mine.start - v.dropped,
-        columns.slack[mine], sweep.rounding[mine], columns.lipschitz[mine], sweep.most[mine],
-        first, v.points, v.error, v.likely, v.rounds, v.values, v.pos, v.neg, v.unsure,
+        found, bit, sweep.line, edges.pos, edges.neg, BATCH * batch - v.dropped,
+        errors_of(sweep, batch), first, signs_of(v),
     )  # fmt: skip
     v.count = last
     v.names[first:last] = v.mark[first:last] = -1

@@ -1,44 +1,80 @@
-"""Compiled kernels of the n-dimensional engine: cutting the faces of a complex by one column.
+"""Kernels that cut the faces of a lattice by one column.
 
-All of them live in this one file because numba's on-disk cache does not notice a change in a callee
-that lives in another file. They take arrays and scalars, write into arrays that the caller has
-allocated (large enough), and release the GIL.
+They take arrays and scalars, write into arrays that the caller has allocated (large enough), and
+release the GIL.
 
 Vocabulary. A *column* is one switch of the stage at work: a unit together with one of its
-breakpoints. At most 64 columns, a *batch*, are worked off together: bit j of a face's words ``pos``
-and ``neg`` tells whether the face has a vertex on the positive, negative side of column j. A face
-with both is *split* by the column into its negative part, which keeps the number, its positive part
-and the *cut* between them; a face with neither is *flat*, it lies in the knot.
-
-The faces of one dimension are ragged rows: face f has the boundary ``items[start[f] : start[f] +
-size[f]]``, numbers of faces of one dimension less. Rows that grow move to the end of ``items``.
-``place[f]`` is -1, or -2 for a face that had to stay whole although it has both signs, or the
-number of f among the faces that the column at work splits, in the order of their numbers.
+breakpoints. At most 64 columns, a *batch*, are cut together: bit j of a face's words ``pos`` and
+``neg`` tells whether the face has a vertex on the positive, negative side of column j. A face with
+both is *split* by the column into its negative part, which keeps the number, its positive part and
+the *cut* between them; a face with neither is *flat*, it lies in the knot.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit, uint64
+from numpy.typing import NDArray
 
-from cpwl.arrays import EPS
+from cpwl.arrays import EPS, Floats, Ints
 
-WHOLE = -1
-BROKEN = -2
+# Values of ``place``. BROKEN: a face that had to stay whole although it has both signs.
+WHOLE, BROKEN = -1, -2
+
+
+class Faces(NamedTuple):
+    """Faces of one dimension as ragged rows; a row that grows moves to the end of the items.
+
+    Face f has the boundary ``items[start[f] : start[f] + size[f]]``, faces of one dimension less.
+    Faces with the same ``flat`` are parts of one face from before the stage, or of the cut of one
+    flat by one column.
+    """
+
+    start: Ints
+    size: NDArray[np.int32]
+    items: NDArray[np.int32]
+    pos: NDArray[np.uint64]
+    neg: NDArray[np.uint64]
+    place: NDArray[np.int32]  # number among the faces that the column splits, WHOLE or BROKEN
+    flat: NDArray[np.int32]
+    newest: NDArray[np.int32]  # first cut of each flat by the latest column
+
+
+class Vertices(NamedTuple):
+    """Vertices, with the values and the signs of a batch's columns."""
+
+    points: Floats  # (V, P)
+    error: Floats  # (V,) bound on the distance of a point from the exact vertex
+    likely: Floats  # (V,) the same as an estimate
+    rounds: NDArray[np.int32]  # (V,) how often values were interpolated from interpolated ones
+    values: Floats  # (V, K) column j of the batch is ``values[:, shift + j]``
+    pos: NDArray[np.uint64]  # (V,)
+    neg: NDArray[np.uint64]  # (V,)
+    unsure: NDArray[np.uint64]  # (V,) neither sign is certain
+
+
+class Errors(NamedTuple):
+    """What bounds the errors of the values of a batch's columns; all (K,)."""
+
+    slack: Floats  # of a value at an exact point
+    rounding: Floats  # of an interpolation
+    lipschitz: Floats
+    most: Floats  # what an error is taken to be at most; infinite where signs are proven
 
 
 # --- signs -------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def decide(
-    values, shift, error, rounds, slack, rounding, lipschitz, start, stop, pos, neg, unsure
-):  # fmt: skip
-    """Write the sign words of the vertices; column j of the batch is ``values[:, shift + j]``.
+def decide(vertices, shift, errors, start, stop):
+    """Write the sign words of vertices; returns the number of those with a column in doubt.
 
-    Sets ``unsure`` where a value lies within its error bound, and neither sign. Returns the number
-    of vertices that have such a value.
+    In doubt is what lies within its error bound.
     """
+    _, error, _, rounds, values, pos, neg, unsure = vertices
+    slack, rounding, lipschitz, _ = errors
     found = 0
     for v in range(start, stop):
         p = uint64(0)
@@ -101,72 +137,77 @@ def count_second(found, start, size, items, lower_size):
 # --- vertices and edges ------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
-def place_vertices(
-    found, bit, line, edge_pos, edge_neg, shift, slack, rounding, lipschitz, most,
-    first, points, error, likely, rounds, values, pos, neg, unsure,
-):  # fmt: skip
-    """Put a vertex where the column's value on each split edge is zero.
+@njit(cache=True, nogil=True, inline="always")
+def _place(x, a, b, bit, shift, vertices, errors):
+    """Put vertex x where the column's value is zero between two vertices.
 
     before  a ------- b       after  a --- x --- b      value(x) = 0 by construction
 
+    With values va, vb known within ea and eb, the place t = va / (va - vb) is known within ((1 - t)
+    ea + t eb) / (|va - vb| - ea - eb). Values of later columns are interpolated.
+
+    ``likely`` is an estimate: evaluation is rarely off by more than 1/64 of its bound, and its
+    error is not amplified from line to line, for the values at a vertex belong to its coordinates.
+    """
+    points, error, likely, rounds, values, _, _, _ = vertices
+    slack, rounding, lipschitz, most = errors
+    va, vb = values[a, shift + bit], values[b, shift + bit]
+    ea = min(slack[bit] + lipschitz[bit] * error[a], most[bit]) + rounds[a] * rounding[bit]
+    eb = min(slack[bit] + lipschitz[bit] * error[b], most[bit]) + rounds[b] * rounding[bit]
+    gap = abs(va - vb) - ea - eb
+    t = va / (va - vb) if va != vb else 0.5
+    t = min(max(t, 0.0), 1.0)
+    s = vb / (vb - va) if va != vb else 0.5  # 1 - t, without cancellation
+    s = min(max(s, 0.0), 1.0)
+    off = min((s * ea + t * eb) / gap + 4 * EPS, 1.0) if gap > 0 else 1.0
+    length = 0.0  # or more, if its square is not representable
+    squares = 0.0
+    norm = 0.0
+    for d in range(points.shape[1]):
+        step = points[b, d] - points[a, d]
+        squares += step * step
+        length += abs(step)
+        if t <= 0.5:
+            points[x, d] = points[a, d] + t * step
+        else:
+            points[x, d] = points[b, d] - s * step
+        norm += abs(points[x, d])
+    if 1e-290 < squares < 1e290:
+        length = np.sqrt(squares)
+    reach = length + error[a] + error[b]
+    error[x] = max(error[a], error[b]) + off * reach + 2 * EPS * norm
+    apart = abs(va - vb)
+    noise = max(rounding[bit] / 4, slack[bit] / 64)
+    off = noise / apart if apart > 0 else np.inf
+    likely[x] = max(likely[a], likely[b], off * length) + EPS * norm
+    rounds[x] = max(rounds[a], rounds[b]) + 1
+    for j in range(shift + bit + 1, values.shape[1]):
+        step = values[b, j] - values[a, j]
+        values[x, j] = values[a, j] + t * step if t <= 0.5 else values[b, j] - s * step
+
+
+@njit(cache=True, nogil=True)
+def place_vertices(found, bit, line, edge_pos, edge_neg, shift, errors, first, vertices):
+    """Put a vertex, from number ``first`` on, where the column is zero on each split edge.
+
     The place is interpolated between the ends ``line[e]`` of the straight line that the edge is a
     part of and on which the columns are affine: they were placed, and evaluated, more precisely
-    than the ends of the edge. With values va, vb there, known within ea and eb (or ``most``, which
-    is infinite where signs are proven), the place t = va / (va - vb) is known within ((1 - t) ea +
-    t eb) / (|va - vb| - ea - eb).
-
-    ``likely`` is what the error really is, about: evaluation is rarely off by more than 1/64 of its
-    bound, and what it is off by is not amplified from line to line, for the values at a vertex
-    belong to its coordinates.
+    than the ends of the edge.
 
     The new vertex has the edge's signs; only columns of the batch that split the edge as well, and
     come later, are decided by their values. Returns the number of vertices with an undecided sign,
     and the columns that are zero at some vertex by now.
     """
+    _, error, _, rounds, values, pos, neg, unsure = vertices
+    slack, rounding, lipschitz, _ = errors
     here = uint64(1) << uint64(bit)
     later = ~(here | (here - uint64(1)))
-    dim = points.shape[1]
     n_unsure = 0
     touched = uint64(0)
     for i in range(found.shape[0]):
         e = found[i]
         x = first + i
-        a, b = line[e, 0], line[e, 1]
-        va, vb = values[a, shift + bit], values[b, shift + bit]
-        ea = min(slack[bit] + lipschitz[bit] * error[a], most[bit]) + rounds[a] * rounding[bit]
-        eb = min(slack[bit] + lipschitz[bit] * error[b], most[bit]) + rounds[b] * rounding[bit]
-        gap = abs(va - vb) - ea - eb
-        t = va / (va - vb) if va != vb else 0.5
-        t = min(max(t, 0.0), 1.0)
-        s = vb / (vb - va) if va != vb else 0.5  # 1 - t, without cancellation
-        s = min(max(s, 0.0), 1.0)
-        off = min((s * ea + t * eb) / gap + 4 * EPS, 1.0) if gap > 0 else 1.0
-        length = 0.0  # or more, if its square is not representable
-        squares = 0.0
-        norm = 0.0
-        for d in range(dim):
-            step = points[b, d] - points[a, d]
-            squares += step * step
-            length += abs(step)
-            if t <= 0.5:
-                points[x, d] = points[a, d] + t * step
-            else:
-                points[x, d] = points[b, d] - s * step
-            norm += abs(points[x, d])
-        if 1e-290 < squares < 1e290:
-            length = np.sqrt(squares)
-        reach = length + error[a] + error[b]
-        error[x] = max(error[a], error[b]) + off * reach + 2 * EPS * norm
-        apart = abs(va - vb)
-        noise = max(rounding[bit] / 4, slack[bit] / 64)
-        off = noise / apart if apart > 0 else np.inf
-        likely[x] = max(likely[a], likely[b], off * length) + EPS * norm
-        rounds[x] = max(rounds[a], rounds[b]) + 1
-        for j in range(shift + bit + 1, values.shape[1]):
-            step = values[b, j] - values[a, j]
-            values[x, j] = values[a, j] + t * step if t <= 0.5 else values[b, j] - s * step
-
+        _place(x, line[e, 0], line[e, 1], bit, shift, vertices, errors)
         both = edge_pos[e] & edge_neg[e]
         p = edge_pos[e] & ~both
         n = edge_neg[e] & ~both
@@ -261,13 +302,14 @@ def span_lines(first, stop, items, flat, mark, line):
 
 
 @njit(cache=True, nogil=True)
-def _is_sphere(elements, start, size, items, dim):
+def _is_sphere(elements, faces, dim):
     """Tell whether faces of dimension ``dim`` fit together to one closed surface.
 
     Every face of one dimension less must lie in exactly two of them, they must be connected, and as
     many as a polytope has at least; of dimension 0 there must be two. Only asked where signs were
     not proven.
     """
+    start, size, items = faces.start, faces.size, faces.items
     n = elements.shape[0]
     if dim == 0:
         return n == 2 and elements[0] != elements[1]
@@ -276,20 +318,20 @@ def _is_sphere(elements, start, size, items, dim):
     total = 0
     for i in range(n):
         total += size[elements[i]]
-    faces = np.empty(total, np.int64)
+    ridges = np.empty(total, np.int64)
     owner = np.empty(total, np.int64)
     at = 0
     for i in range(n):
         for j in range(start[elements[i]], start[elements[i]] + size[elements[i]]):
-            faces[at] = items[j]
+            ridges[at] = items[j]
             owner[at] = i
             at += 1
-    order = np.argsort(faces)
+    order = np.argsort(ridges)
     root = np.arange(n)
     parts = n
     for j in range(0, total - 1, 2):
         a, b = order[j], order[j + 1]
-        if faces[a] != faces[b] or (j + 2 < total and faces[order[j + 2]] == faces[a]):
+        if ridges[a] != ridges[b] or (j + 2 < total and ridges[order[j + 2]] == ridges[a]):
             return False
         a, b = owner[a], owner[b]
         while root[a] != a:
@@ -302,13 +344,114 @@ def _is_sphere(elements, start, size, items, dim):
     return total % 2 == 0 and parts == 1
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _bound_cut(f, mask, touching, faces, lower, at, bottom, cuts):
+    """Write the boundary of a face's cut to the items of ``lower``, from ``at`` on.
+
+    Returns the end, the cut's sign words, and whether the face's boundary fits its signs.
+    """
+    items, place, lower_items = faces.items, lower.place, lower.items
+    pos, neg, bottom_pos, bottom_neg = lower.pos, lower.neg, bottom.pos, bottom.neg
+    sound = True
+    cut_pos = uint64(0)
+    cut_neg = uint64(0)
+    for j in range(faces.start[f], faces.start[f] + faces.size[f]):
+        g = items[j]
+        if place[g] >= 0:
+            h = cuts + place[g]
+            lower_items[at] = h
+            at += 1
+            cut_pos |= bottom_pos[h]
+            cut_neg |= bottom_neg[h]
+        elif place[g] != WHOLE or (pos[g] | neg[g]) & mask == uint64(0):
+            sound = False
+        elif touching and neg[g] & mask != uint64(0):
+            for k in range(lower.start[g], lower.start[g] + lower.size[g]):
+                h = lower_items[k]
+                if (bottom_pos[h] | bottom_neg[h]) & mask == uint64(0):
+                    lower_items[at] = h
+                    at += 1
+                    cut_pos |= bottom_pos[h]
+                    cut_neg |= bottom_neg[h]
+    return at, cut_pos, cut_neg, sound
+
+
+@njit(cache=True, nogil=True)
+def _keep_whole(f, faces, end, lower, lower_first):
+    """Give a face both parts of what is split of its boundary; returns the end of the items."""
+    start, size, items = faces.start, faces.size, faces.items
+    low, high = start[f], start[f] + size[f]
+    faces.place[f] = BROKEN
+    start[f] = end
+    for j in range(low, high):
+        items[end] = items[j]
+        end += 1
+        if lower.place[items[j]] >= 0:
+            items[end] = lower_first + lower.place[items[j]]
+            end += 1
+    size[f] = end - start[f]
+    return end
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _halve(f, new, cut, mask, faces, end, lower, lower_first):
+    """Split a face into its negative part, f, and its positive part; returns the end of the items.
+
+    The negative part stays in its place, unless there is no room for the cut.
+    """
+    start, size, items = faces.start, faces.size, faces.items
+    place, pos, neg = lower.place, lower.pos, lower.neg
+    low, high = start[f], start[f] + size[f]
+    keep = low
+    put = end
+    p0, n0 = pos[cut], neg[cut]
+    p1, n1 = pos[cut], neg[cut]
+    for j in range(low, high):
+        g = items[j]
+        p = place[g]
+        if p >= 0:
+            h = lower_first + p
+            items[keep] = g
+            keep += 1
+            items[put] = h
+            put += 1
+            p0 |= pos[g]
+            n0 |= neg[g]
+            p1 |= pos[h]
+            n1 |= neg[h]
+        elif neg[g] & mask != uint64(0):
+            items[keep] = g
+            keep += 1
+            p0 |= pos[g]
+            n0 |= neg[g]
+        else:
+            items[put] = g
+            put += 1
+            p1 |= pos[g]
+            n1 |= neg[g]
+    items[put] = cut
+    put += 1
+    start[new], size[new] = end, put - end
+    faces.pos[new], faces.neg[new] = p1, n1
+    faces.place[new] = WHOLE
+    faces.flat[new] = faces.flat[f]
+    size[f] = keep - low + 1
+    faces.pos[f], faces.neg[f] = p0, n0
+    if keep < high:
+        items[keep] = cut
+        return put
+    start[f] = put
+    for j in range(low, high):
+        items[put] = items[j]
+        put += 1
+    items[put] = cut
+    return put + 1
+
+
 @njit(cache=True, nogil=True)
 def cut_faces(
-    found, bit, dim, touching, careful,
-    first, start, size, items, end, pos, neg, place, flat, newest,
-    lower_first, lower_cut, lower_start, lower_size, lower_items, lower_end,
-    lower_pos, lower_neg, lower_place, lower_flat, lower_newest,
-    bottom_cut, bottom_start, bottom_size, bottom_items, bottom_pos, bottom_neg,
+    found, bit, dim, touching, careful, faces, first, end, lower, lower_first, lower_cut, lower_end,
+    bottom, bottom_cut,
 ):  # fmt: skip
     """Split faces of dimension ``dim``, those of one dimension less being split already.
 
@@ -322,9 +465,6 @@ def cut_faces(
     ``bottom_cut``. A flat face of dimension dim - 2 lies in two faces of the boundary, a negative
     and a positive one, and is taken from the first; there is none unless ``touching``.
 
-    Faces with the same ``flat`` are parts of one face from before the stage, or of the cut of one
-    flat by one column; ``newest`` has the first cut of each flat by the latest column.
-
     With ``careful`` a face is left whole (and ``place`` says so) unless its cut is one closed
     surface. Returns the number of faces split, of those left whole, and the new ends of the items.
     """
@@ -333,197 +473,23 @@ def cut_faces(
     broken = 0
     for i in range(found.shape[0]):
         f = found[i]
-        low, high = start[f], start[f] + size[f]
-        sound = True
-        at = lower_end
-        cut_pos = uint64(0)
-        cut_neg = uint64(0)
-        for j in range(low, high):
-            g = items[j]
-            p = lower_place[g]
-            if p >= 0:
-                h = bottom_cut + p
-                lower_items[at] = h
-                at += 1
-                cut_pos |= bottom_pos[h]
-                cut_neg |= bottom_neg[h]
-            elif p != WHOLE or (lower_pos[g] | lower_neg[g]) & mask == uint64(0):
-                sound = False
-            elif touching and lower_neg[g] & mask != uint64(0):
-                for k in range(lower_start[g], lower_start[g] + lower_size[g]):
-                    h = lower_items[k]
-                    if (bottom_pos[h] | bottom_neg[h]) & mask == uint64(0):
-                        lower_items[at] = h
-                        at += 1
-                        cut_pos |= bottom_pos[h]
-                        cut_neg |= bottom_neg[h]
-        if careful and not (
-            sound
-            and _is_sphere(
-                lower_items[lower_end:at], bottom_start, bottom_size, bottom_items, dim - 2
-            )
-        ):
-            place[f] = BROKEN
+        at, cut_pos, cut_neg, sound = _bound_cut(
+            f, mask, touching, faces, lower, lower_end, bottom, bottom_cut
+        )
+        if careful and not (sound and _is_sphere(lower.items[lower_end:at], bottom, dim - 2)):
+            end = _keep_whole(f, faces, end, lower, lower_first)
             broken += 1
-            start[f], size[f] = end, high - low
-            for j in range(low, high):
-                g = items[j]
-                p = lower_place[g]
-                items[end] = g
-                end += 1
-                if p >= 0:  # what is left whole has both parts of what is split
-                    items[end] = lower_first + p
-                    end += 1
-                    size[f] += 1
             continue
-        place[f] = made
+        faces.place[f] = made
         cut = lower_cut + made
-        lower_start[cut] = lower_end
-        lower_size[cut] = at - lower_end
-        lower_pos[cut] = cut_pos
-        lower_neg[cut] = cut_neg
-        lower_place[cut] = WHOLE
-        if newest[flat[f]] < lower_cut:  # the column's first cut of this flat
-            newest[flat[f]] = cut
-            lower_newest[cut] = -1
-        lower_flat[cut] = newest[flat[f]]
+        lower.start[cut], lower.size[cut] = lower_end, at - lower_end
+        lower.pos[cut], lower.neg[cut] = cut_pos, cut_neg
+        lower.place[cut] = WHOLE
+        if faces.newest[faces.flat[f]] < lower_cut:  # the column's first cut of this flat
+            faces.newest[faces.flat[f]] = cut
+            lower.newest[cut] = -1
+        lower.flat[cut] = faces.newest[faces.flat[f]]
         lower_end = at
-
-        new = first + made
-        keep = low
-        put = end
-        p0 = cut_pos
-        n0 = cut_neg
-        p1 = cut_pos
-        n1 = cut_neg
-        for j in range(low, high):
-            g = items[j]
-            p = lower_place[g]
-            if p >= 0:
-                h = lower_first + p
-                items[keep] = g
-                keep += 1
-                items[put] = h
-                put += 1
-                p0 |= lower_pos[g]
-                n0 |= lower_neg[g]
-                p1 |= lower_pos[h]
-                n1 |= lower_neg[h]
-            elif lower_neg[g] & mask != uint64(0):
-                items[keep] = g
-                keep += 1
-                p0 |= lower_pos[g]
-                n0 |= lower_neg[g]
-            else:
-                items[put] = g
-                put += 1
-                p1 |= lower_pos[g]
-                n1 |= lower_neg[g]
-        items[put] = cut
-        put += 1
-        start[new] = end
-        size[new] = put - end
-        pos[new] = p1
-        neg[new] = n1
-        place[new] = WHOLE
-        flat[new] = flat[f]
-        end = put
-        size[f] = keep - low + 1
-        if keep == high:  # no room for the cut
-            start[f] = end
-            for j in range(low, high):
-                items[end] = items[j]
-                end += 1
-            items[end] = cut
-            end += 1
-        else:
-            items[keep] = cut
-        pos[f] = p0
-        neg[f] = n0
+        end = _halve(f, first + made, cut, mask, faces, end, lower, lower_first)
         made += 1
     return made, broken, end, lower_end
-
-
-# --- finished lattices -------------------------------------------------------------------------
-
-
-@njit(cache=True, nogil=True)
-def pack_rows(start, size, items, offsets, out):
-    """Copy ragged rows, wherever they lie, end to end."""
-    for f in range(offsets.shape[0] - 1):
-        at = offsets[f]
-        for i in range(start[f], start[f] + size[f]):
-            out[at] = items[i]
-            at += 1
-
-
-@njit(cache=True, nogil=True)
-def sort_rows(offsets, items):
-    """Sort every ragged row; rows are short."""
-    for f in range(offsets.shape[0] - 1):
-        _sort(items, offsets[f], offsets[f + 1])
-
-
-@njit(cache=True, nogil=True)
-def _sort(items, low, high):
-    """Sort ``items[low:high]`` by insertion with falling gaps."""
-    n = high - low
-    gap = 1
-    while gap < n // 3:
-        gap = 3 * gap + 1
-    while gap > 0:
-        for i in range(low + gap, high):
-            x = items[i]
-            j = i - gap
-            while j >= low and items[j] > x:
-                items[j + gap] = items[j]
-                j -= gap
-            items[j + gap] = x
-        gap //= 3
-
-
-@njit(cache=True, nogil=True)
-def collect_corners(start, stop, offsets, items, below_offsets, below, mark, sort, size, out):
-    """List the vertices of faces from the vertices ``below`` of their boundaries.
-
-    Writes row after row, and the ``size`` of each, from face ``start`` on as far as they surely
-    fit; returns the first face that is left. ``mark`` (one entry a vertex) must hold no number of
-    these faces.
-    """
-    at = 0
-    for f in range(start, stop):
-        most = 0
-        for i in range(offsets[f], offsets[f + 1]):
-            g = items[i]
-            most += below_offsets[g + 1] - below_offsets[g]
-        if at + most > out.shape[0]:
-            return f
-        begin = at
-        for i in range(offsets[f], offsets[f + 1]):
-            g = items[i]
-            for k in range(below_offsets[g], below_offsets[g + 1]):
-                v = below[k]
-                if mark[v] != f:
-                    mark[v] = f
-                    out[at] = v
-                    at += 1
-        if sort:
-            _sort(out, begin, at)
-        size[f] = at - begin
-    return stop
-
-
-@njit(cache=True, nogil=True)
-def facet_sides(offsets, items, facet_bit, patterns, sides):
-    """Write the cells of every facet: first the one where the facet's bit is not set.
-
-    On the boundary, where the bit is negative, the one cell comes first. ``sides`` holds -1.
-    """
-    for c in range(offsets.shape[0] - 1):
-        for i in range(offsets[c], offsets[c + 1]):
-            bit = facet_bit[items[i]]
-            side = 0
-            if bit >= 0:
-                word = patterns[c, bit >> 6]
-                side = np.int64((word >> uint64(bit & 63)) & uint64(1))
-            sides[items[i], side] = c

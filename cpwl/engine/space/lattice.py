@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cpwl.arrays import Floats, Ints, Ragged, in_parallel, prefix
 from cpwl.domain import Domain, face_lattice
 from cpwl.engine.rational import Vertices
-from cpwl.engine.space import cutting_kernels as kernels
+from cpwl.engine.space import lattice_kernels as kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,15 @@ def whole(domain: Domain, corners: Vertices) -> Lattice:
         sides = sides[np.argsort(np.concatenate(domain.sides))]
         faces = (Ragged(np.array([0, 2]), np.array([0, 1], np.int32)),)
     points, error, names = corners
-    patterns = np.empty((1, 0), np.uint64)
-    return Lattice(points, error, error.copy(), names, faces, sides, patterns)
+    return Lattice(
+        points=points,
+        error=error,
+        likely=error.copy(),
+        names=names,
+        faces=faces,
+        facet_bit=sides,
+        patterns=np.empty((1, 0), np.uint64),
+    )
 
 
 def nbytes(lattice: Lattice) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cpwl.arrays import Ints, Ragged, prefix
 from cpwl.engine.columns import units_of
 from cpwl.engine.contests import clear_lost, compare_sides, components
-from cpwl.engine.space import cutting_kernels as kernels
+from cpwl.engine.space import lattice_kernels as kernels
 from cpwl.engine.space.lattice import Lattice
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints, pattern_kernels
+from cpwl.arrays import EPS, Floats, Ints, Ragged, pattern_kernels
 from cpwl.engine.columns import Columns
 from cpwl.engine.space import cutting_kernels as kernels
 from cpwl.engine.space.lattice import Lattice, compact
@@ -47,7 +47,7 @@ class Level:
     neg: NDArray[np.uint64]
     place: NDArray[np.int32]
     found: NDArray[np.int32]  # workspace
-    flat: NDArray[np.int32]  # faces of one number lie in one flat, see `kernels.cut_faces`
+    flat: NDArray[np.int32]  # faces of one number lie in one flat, see `kernels.Faces`
     newest: NDArray[np.int32]  # workspace
 
 
@@ -71,7 +71,7 @@ class Vertices:
 
 @dataclass(eq=False)
 class Sweep:
-    """Everything that changes while a stage is worked off, and what all columns need."""
+    """Everything that changes while a stage is cut, and what all columns need."""
 
     columns: Columns
     judge: Judge
@@ -91,6 +91,43 @@ class Sweep:
     broken: int = 0
 
 
+def rows_of(level: Level) -> kernels.Faces:
+    """Hand the faces of a level to the kernels."""
+    return kernels.Faces(
+        start=level.start,
+        size=level.size,
+        items=level.items,
+        pos=level.pos,
+        neg=level.neg,
+        place=level.place,
+        flat=level.flat,
+        newest=level.newest,
+    )
+
+
+def signs_of(vertices: Vertices) -> kernels.Vertices:
+    """Hand vertices, with their values and signs, to the kernels."""
+    return kernels.Vertices(
+        points=vertices.points,
+        error=vertices.error,
+        likely=vertices.likely,
+        rounds=vertices.rounds,
+        values=vertices.values,
+        pos=vertices.pos,
+        neg=vertices.neg,
+        unsure=vertices.unsure,
+    )
+
+
+def errors_of(sweep: Sweep, batch: int) -> kernels.Errors:
+    """Hand the error bounds of a batch of columns to the kernels."""
+    mine = slice(BATCH * batch, BATCH * (batch + 1))
+    columns = sweep.columns
+    return kernels.Errors(
+        columns.slack[mine], sweep.rounding[mine], columns.lipschitz[mine], sweep.most[mine]
+    )
+
+
 def open_sweep(
     lattice: Lattice,
     values: Floats,
@@ -101,32 +138,56 @@ def open_sweep(
 ) -> Sweep:
     """Open a lattice for cutting; arrays that only grow are borrowed until they do."""
     n = len(lattice.points)
-    words = np.zeros(n, np.uint64), np.zeros(n, np.uint64), np.zeros(n, np.uint64)
     vertices = Vertices(
-        n, 0, lattice.points, lattice.error, lattice.likely, lattice.names,
-        np.zeros(n, np.int32), values, *words, np.full(n, -1, np.int32),
-    )  # fmt: skip
-    levels = []
-    for faces in lattice.faces:
-        count = len(faces.offsets) - 1
-        size = np.diff(faces.offsets).astype(np.int32)
-        pos, neg = np.zeros((2, count), np.uint64)
-        place = np.full(count, kernels.WHOLE, np.int32)
-        level = Level(
-            count, len(faces.items), faces.offsets[:-1].copy(), size, faces.items.copy(), pos, neg,
-            place, place.copy(), np.arange(count, dtype=np.int32), np.full(count, -1, np.int32),
-        )  # fmt: skip
-        levels.append(level)
-    cells = levels[-1].count
+        count=n,
+        dropped=0,
+        points=lattice.points,
+        error=lattice.error,
+        likely=lattice.likely,
+        names=lattice.names,
+        rounds=np.zeros(n, np.int32),
+        values=values,
+        pos=np.zeros(n, np.uint64),
+        neg=np.zeros(n, np.uint64),
+        unsure=np.zeros(n, np.uint64),
+        mark=np.full(n, -1, np.int32),
+    )
+    levels = [_open_level(faces) for faces in lattice.faces]
     batches = -(-values.shape[1] // BATCH)
     proven = np.full(len(columns.unit), np.inf)
     return Sweep(
-        columns, judge, evaluate, room, float(np.ptp(lattice.points, axis=0).max()),
-        4 * EPS * np.abs(values).max(axis=0),
-        proven if judge.exact else columns.tolerance, 64 * lattice.patterns.shape[1],
-        vertices, levels, levels[0].items.reshape(-1, 2).copy(), lattice.facet_bit,
-        np.zeros((cells, batches), np.uint64),
-    )  # fmt: skip
+        columns=columns,
+        judge=judge,
+        evaluate=evaluate,
+        room=room,
+        extent=float(np.ptp(lattice.points, axis=0).max()),
+        rounding=4 * EPS * np.abs(values).max(axis=0),
+        most=proven if judge.exact else columns.tolerance,
+        first_bit=64 * lattice.patterns.shape[1],
+        vertices=vertices,
+        levels=levels,
+        line=levels[0].items.reshape(-1, 2).copy(),
+        bit=lattice.facet_bit,
+        words=np.zeros((levels[-1].count, batches), np.uint64),
+    )
+
+
+def _open_level(faces: Ragged) -> Level:
+    """Open the faces of one dimension for cutting."""
+    count = len(faces.offsets) - 1
+    return Level(
+        count=count,
+        end=len(faces.items),
+        start=faces.offsets[:-1].copy(),
+        size=np.diff(faces.offsets).astype(np.int32),
+        items=faces.items.copy(),
+        pos=np.zeros(count, np.uint64),
+        neg=np.zeros(count, np.uint64),
+        place=np.full(count, kernels.WHOLE, np.int32),
+        found=np.empty(count, np.int32),
+        flat=np.arange(count, dtype=np.int32),
+        newest=np.full(count, -1, np.int32),
+    )
 
 
 # --- room --------------------------------------------------------------------------------------
@@ -240,6 +301,11 @@ def close_sweep(sweep: Sweep, patterns: NDArray[np.uint64], varies: NDArray[np.b
         level = levels.pop(0)
         faces.append(compact(level.start[: level.count], level.size[: level.count], level.items))
     return Lattice(
-        v.points[: v.count].copy(), v.error[: v.count].copy(), v.likely[: v.count].copy(),
-        v.names[: v.count].copy(), tuple(faces), bit, patterns,
-    )  # fmt: skip
+        points=v.points[: v.count].copy(),
+        error=v.error[: v.count].copy(),
+        likely=v.likely[: v.count].copy(),
+        names=v.names[: v.count].copy(),
+        faces=tuple(faces),
+        facet_bit=bit,
+        patterns=patterns,
+    )
