@@ -27,8 +27,8 @@ _NESTED_STRIPS_AT_MOST = 12
 # from the residuals of its knots, once all bounds above add up to TIGHTEN_SUMS_ABOVE: less than
 # that is not expected to leave a sign in doubt. RECOMPUTE_ABOVE: compute the vertex in rational
 # arithmetic, which costs as much as settling one doubtful sign. At 1e-8, as in space, ACAS Xu 1_1
-# sends 3,340 signs to rational arithmetic and takes 6.0 s; at 1e-9 these are 1,452 and 4.8 s, at
-# 1e-10 1,193 and 3.8 s. Other values change the last bits of the vertices of such networks.
+# sends 3,340 signs to rational arithmetic, at 1e-9 1,452, at 1e-10 1,193. Other values change the
+# last bits of the vertices of such networks.
 _TIGHTEN_ABOVE = 1e-9
 _TIGHTEN_SUMS_ABOVE = 1e-6
 _RECOMPUTE_ABOVE = 1e-6

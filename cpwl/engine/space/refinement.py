@@ -23,9 +23,9 @@ from cpwl.engine.work import TooLargeError, Work, units_at
 # Error bounds of vertices, as a share of the domain's extent. TIGHTEN_ABOVE: bound the vertex anew
 # from the residuals of its knots. That takes a look at all incidences and P + 1 forward passes at
 # these vertices, so it is to be rarer than in the plane, where the value is 1e-9. Of 3-8-8-8-8-8-8
-# and 4-7-7-7-7, with weights of twice the usual size, 28 and 7 signs go to rational arithmetic
-# (none at 1e-9), in 0.13 s and 0.17 s (0.13 s and 0.20 s); at 1e-7 these are 98 and 29, in 0.22 s
-# and 0.20 s. Other values change the last bits of the vertices of such networks.
+# and 4-7-7-7-7, with weights of twice the usual size, 28 and 7 signs go to rational arithmetic,
+# none at 1e-9, 98 and 29 at 1e-7. Other values change the last bits of the vertices of such
+# networks.
 _TIGHTEN_ABOVE = 1e-8
 
 
