@@ -23,15 +23,23 @@ _FEWEST = 1024
 
 
 class Judge(Protocol):
-    """What is needed of `cpwl.engine.rational.arbiter.Arbiter`."""
+    """The part of `cpwl.engine.rational.Arbiter` that cutting needs."""
 
     exact: bool
 
-    def add(self, parents: NDArray, stage: int, unit: NDArray, value: Floats, /) -> int: ...
+    def add(self, parents: NDArray, stage: int, unit: NDArray, value: Floats, /) -> int:
+        """Define vertices on edges, and return the first one's number."""
+        ...
+
     def signs(
         self, vertices: NDArray, stage: int, unit: NDArray, value: Floats, /
-    ) -> NDArray[np.int8]: ...
-    def points(self, vertices: NDArray, /) -> Floats: ...
+    ) -> NDArray[np.int8]:
+        """Return the sign of each vertex on a column."""
+        ...
+
+    def points(self, vertices: NDArray, /) -> Floats:
+        """Return the coordinates of vertices."""
+        ...
 
 
 @dataclass(eq=False)
