@@ -200,10 +200,8 @@ def _cut(sweep: Sweep, column: int) -> None:
     _cut_edges(sweep, column, found[0])
     for k in range(2, len(levels) + 1):
         level, lower = levels[k - 1], levels[k - 2]
-        if k > 2:
-            bottom = rows_of(levels[k - 3])
-        else:  # vertices have signs, but no boundary
-            bottom = rows_of(lower)._replace(pos=v.pos, neg=v.neg)
+        # vertices have signs, but no boundary
+        bottom = rows_of(levels[k - 3]) if k > 2 else rows_of(lower)._replace(pos=v.pos, neg=v.neg)
         n, broken, level.end, lower.end = kernels.cut_faces(
             found[k - 1], bit, k, touching, careful,
             rows_of(level), before[k], level.end,
