@@ -50,7 +50,9 @@ from torch import nn
 
 import cpwl
 from bridges.networks.toys import random_mlp
-from cpwl.engine.plane import cutting_kernels
+from cpwl.arrays import pattern_kernels
+from cpwl.engine import column_kernels
+from cpwl.engine.plane import cutting_kernels, edge_kernels
 
 COUNTS = {20: 1839, 64: 18863, 128: 65799, 256: 269845}
 SQUARE = ((-10.0, -10.0), (10.0, -10.0), (10.0, 10.0), (-10.0, 10.0))
@@ -282,11 +284,12 @@ def test_compiled_kernels_agree_bitwise_with_python(monkeypatch: pytest.MonkeyPa
         for units in ((RELU, ABS), (Pool(3), hardtanh()))
     ]
     swapped = 0
-    for name, kernel in inspect.getmembers(cutting_kernels):
-        if hasattr(kernel, "py_func"):
-            monkeypatch.setattr(cutting_kernels, name, kernel.py_func)
-            swapped += 1
-    assert swapped > 0
+    for file in (column_kernels, cutting_kernels, edge_kernels, pattern_kernels):
+        for name, kernel in inspect.getmembers(file):
+            if hasattr(kernel, "py_func"):
+                monkeypatch.setattr(file, name, kernel.py_func)
+                swapped += 1
+    assert swapped > 30
     for units, expected in zip(((RELU, ABS), (Pool(3), hardtanh())), compiled, strict=True):
         layers = random_network(0, (5, 4), units)
         plain = cpwl.subdivide(capture(layers), domain_of(BOX), progress=False)

@@ -32,6 +32,7 @@ from bridges.networks.toys import random_mlp
 from cpwl.engine.columns import Columns
 from cpwl.engine.rational.arbiter import Vertices
 from cpwl.engine.space import cutting_kernels as kernels
+from cpwl.engine.space import lattice_kernels
 from cpwl.engine.space.cutting import split
 from cpwl.engine.space.lattice import Lattice, nbytes, whole
 from cpwl.network.program import read_matrices
@@ -497,10 +498,15 @@ def test_kernels_agree_with_their_python(monkeypatch: pytest.MonkeyPatch) -> Non
     compiled = layers_on_box(layers, 1.0)
     found = named(compiled.lattice)
     noisy = _cut_by_noise(0.3, 1, 3)
-    names = [name for name, f in vars(kernels).items() if hasattr(f, "py_func")]
-    assert len(names) > 10
-    for name in names:
-        monkeypatch.setattr(kernels, name, inspect.unwrap(getattr(kernels, name).py_func))
+    swapped = [
+        (file, name, f)
+        for file in (kernels, lattice_kernels)
+        for name, f in vars(file).items()
+        if hasattr(f, "py_func")
+    ]
+    assert len(swapped) > 10
+    for file, name, f in swapped:
+        monkeypatch.setattr(file, name, inspect.unwrap(f.py_func))
     for mine, theirs in (
         (layers_on_box(layers, 1.0).lattice, compiled.lattice),
         (_cut_by_noise(0.3, 1, 3)[0], noisy[0]),
