@@ -2,7 +2,8 @@
 
 `knots` watches a decoder run and looks every torch function up in `TABLE` by the name of its ATen
 operation, so `nn.ReLU()`, `F.relu`, `x.relu_()` and `torch.ops.aten.relu.default` are one entry. A
-new operation is one entry, with the reader that it names.
+new operation is one entry, with the reader that it names. Activations written out by hand, such as
+x * sigmoid(x), are recognised in `watching`.
 """
 
 from __future__ import annotations
