@@ -4,7 +4,7 @@ Arrays go in, arrays come out: ragged rows, packed bits, constants of float64, w
 threads. Imports nothing of cpwl.
 """
 
-from cpwl.arrays.bits import last_difference, pack_row, padded, unpack, unpack_row
+from cpwl.arrays.bits import last_difference, pack_row, padded, unpack
 from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
 from cpwl.arrays.parallel import available_cores, in_parallel
 from cpwl.arrays.ragged import Ragged, nbytes, next_corner, prefix, take_rows
@@ -27,5 +27,4 @@ __all__ = [
     "prefix",
     "take_rows",
     "unpack",
-    "unpack_row",
 ]

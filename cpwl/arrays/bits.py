@@ -22,11 +22,6 @@ def padded(values: NDArray, dtype: type) -> NDArray:
     return out
 
 
-def unpack_row(words: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
-    """Unpack a packed row of n flags."""
-    return unpack(words)[:n]
-
-
 def unpack(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Unpack rows of words, lowest bit first: (..., W) -> (..., 64 W)."""
     data = np.ascontiguousarray(words).astype("<u8", copy=False).view(np.uint8)

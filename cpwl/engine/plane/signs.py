@@ -24,7 +24,7 @@ from cpwl.arrays import (
     pack_row,
     pattern_kernels,
     prefix,
-    unpack_row,
+    unpack,
 )
 from cpwl.engine import column_kernels
 from cpwl.engine.bounds import Bounds
@@ -144,10 +144,10 @@ def _positive(blocks: list[_Block], n_columns: int) -> tuple[NDArray[np.bool_], 
     sometimes, always = np.zeros(n_columns, np.bool_), np.ones(n_columns, np.bool_)
     for block in blocks:
         kept, everywhere = block.kept, block.positive.copy()
-        everywhere[kept] = unpack_row(np.bitwise_and.reduce(block.pos, axis=0), len(kept))
+        everywhere[kept] = unpack(np.bitwise_and.reduce(block.pos, axis=0))[: len(kept)]
         always &= everywhere
         sometimes |= block.positive
-        sometimes[kept] |= unpack_row(np.bitwise_or.reduce(block.pos, axis=0), len(kept))
+        sometimes[kept] |= unpack(np.bitwise_or.reduce(block.pos, axis=0))[: len(kept)]
     return sometimes, always
 
 
