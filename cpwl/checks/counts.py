@@ -78,7 +78,7 @@ def check_counts(partition: Partition, log: Log) -> Arrangement:
     normals, offsets = found
     knots, dim = len(normals), p.dim
     planes, sides = half_spaces(p.domain)
-    if comb(knots + len(sides), dim) > log.limits.intersections:
+    if knots * comb(knots + len(sides), dim) > log.limits.intersections:
         return Arrangement(f"{knots} knots and {len(sides)} sides are too many to intersect", knots)
     meets = _meets(p, normals, offsets, planes, sides)
     if meets is None:
@@ -150,18 +150,14 @@ def _meets(
     rows = np.vstack([normals, planes])
     sets = np.array(list(combinations(range(len(rows)), dim)))
     counts = np.zeros((2, dim + 1), np.int64)
-    for start in range(0, len(sets), 1 << 14):
-        chosen = sets[start : start + (1 << 14)]
+    run = max(256, (1 << 18) // len(rows))  # distances of a run from all hyperplanes stay in cache
+    for start in range(0, len(sets), run):
+        chosen = sets[start : start + run]
         with np.errstate(all="ignore"):  # pivots whose inverse is not representable
             determinant = np.linalg.det(rows[chosen])
             chosen = chosen[np.isfinite(determinant) & (determinant != 0)]
             inverse = np.linalg.inv(rows[chosen])
-        # singular values cost more than the inverse, whose norm is that of the smallest, but for a
-        # factor of `dim` at most its largest entry
-        norm = np.abs(inverse).max(axis=(1, 2))
-        close = (norm < 1 / _CLEAR) & (dim * norm >= 1 / _CLEAR)
-        norm[close] = np.linalg.norm(inverse[close], 2, axis=(1, 2))
-        clear = norm < 1 / _CLEAR
+        clear = np.linalg.norm(inverse, axis=(1, 2)) < 1 / _CLEAR
         chosen, inverse = chosen[clear], inverse[clear]
         own = chosen < n
         # lowest where the direction is a combination of the sides' outward normals, negated
@@ -192,7 +188,13 @@ def _dependent(normals: Floats, offsets: Floats, extent: float) -> bool:
     """Whether some of the hyperplanes meet in more than they would in general position."""
     for i in range(2, normals.shape[1] + 1):
         sets = np.array(list(combinations(range(len(normals)), i)), np.int64).reshape(-1, i)
-        left, size, _ = np.linalg.svd(normals[sets], full_matrices=False)
+        chosen = normals[sets]
+        # a determinant costs less than singular values, whose squares' product it is: all but the
+        # smallest are at most i
+        gram = np.linalg.det(chosen @ chosen.swapaxes(1, 2))
+        near = gram <= 4 * _CLEAR**2 * float(i) ** (i - 1)
+        sets = sets[near]
+        left, size, _ = np.linalg.svd(chosen[near], full_matrices=False)
         flat = size[:, -1] <= _CLEAR
         gap = np.abs(np.einsum("si,si->s", left[flat, :, -1], offsets[sets[flat]]))
         if (gap <= _CLEAR * extent).any():

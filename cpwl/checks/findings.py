@@ -36,8 +36,8 @@ class Limits(NamedTuple):
     """Facets of cells at a time."""
     bytes: int = 1 << 27
     """Bytes of the values that a network gives at a time."""
-    intersections: int = 1 << 18
-    """Sets of P planes: to intersect more takes longer than all other checks."""
+    intersections: int = 1 << 27
+    """Sets of P planes times planes: to compare more takes longer than all other checks."""
 
 
 @dataclass(frozen=True)

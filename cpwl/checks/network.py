@@ -175,15 +175,19 @@ def _possible_pieces(
     if network.stage_is_periodic(stage):
         low, high = (before - slack).min(axis=0) - 1.0, (before + slack).max(axis=0) + 1.0
     knots = network.knots(stage, low, high)
-    above = before[:, knots.unit] - knots.value
-    least = np.tile(knots.base, (len(before), 1))
-    most = least.copy()
-    if len(knots.unit):
-        units, first = np.unique(knots.unit, return_index=True)
-        off = slack[knots.unit]
-        least[:, units] += np.add.reduceat(above > off, first, axis=1, dtype=np.int64)
-        most[:, units] += np.add.reduceat(above >= -off, first, axis=1, dtype=np.int64)
-    return least, most
+    units = np.arange(before.shape[1])
+    first = np.searchsorted(knots.unit, units)
+    own = _keys(knots.unit, knots.value)
+    least = np.searchsorted(own, _keys(units, before - slack), side="left")
+    most = np.searchsorted(own, _keys(units, before + slack), side="right")
+    return knots.base + least - first, knots.base + most - first
+
+
+def _keys(units: Ints, values: Floats) -> NDArray[np.complex128]:
+    """Return numbers that numpy orders by unit first, then by value."""
+    keys = np.empty(values.shape, np.complex128)
+    keys.real, keys.imag = units, values
+    return keys
 
 
 def _rounding(partition: Partition, z: torch.Tensor, stage: int) -> Floats:

@@ -152,7 +152,7 @@ def _alternating(faces: tuple[int, ...]) -> str:
 def check(
     partition: Partition,
     *,
-    samples: int = 2048,
+    samples: int = 512,
     generator: np.random.Generator | None = None,
     tolerances: Tolerances = _TOLERANCES,
     limits: Limits = _LIMITS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from itertools import pairwise
 
@@ -76,3 +77,28 @@ def test_anchors_lie_in_cells_whose_maps_decode_them(data):
     decoded = np.einsum("ndp,np->nd", maps, anchors) + offsets
     expected = network(domain.slice.embed(anchors)).numpy()
     assert np.abs(decoded - expected).max() < 1e-11
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("make", [partial(mnist_vae, zoom=20.0), partial(mnist_gan, zoom=60.0)])
+def test_a_check_costs_at_most_five_times_the_partition(make, data):
+    network, domain = make(data)
+    cpwl.check(cpwl.subdivide(network, make.func(data, zoom=0.5)[1], progress=False))
+    began = time.process_time()
+    partition = cpwl.subdivide(network, domain, progress=False)
+    halfway = time.process_time()
+    cpwl.check(partition).require()
+    assert time.process_time() - halfway < 5 * (halfway - began)
+
+
+@pytest.mark.parametrize(
+    ("half", "cells"), [(0.3, 239), pytest.param(2.0, 3_984, marks=pytest.mark.nightly)]
+)
+def test_lattice_network_of_equal_minima(half, cells, data):
+    """Minima of two copies of one function: units that vanish identically, decided exactly."""
+    network = cpwl.Network.load(data / "onnx" / "tll_16_1_0.onnx")
+    began = time.monotonic()
+    partition = cpwl.subdivide(network, cpwl.box([-half] * 2, [half] * 2), progress=False)
+    assert time.monotonic() - began < 60
+    assert (partition.num_cells, partition.status.exact) == (cells, True)
+    cpwl.check(partition).require()
