@@ -6,6 +6,7 @@ threads. Imports nothing of cpwl.
 
 from cpwl.arrays.bits import last_difference, pack_row, padded, unpack
 from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
+from cpwl.arrays.kernels import inlined, inner, kernel, on_compilation
 from cpwl.arrays.parallel import available_cores, in_parallel
 from cpwl.arrays.ragged import Ragged, nbytes, next_corner, prefix, take_rows
 
@@ -18,10 +19,14 @@ __all__ = [
     "Ragged",
     "available_cores",
     "in_parallel",
+    "inlined",
+    "inner",
+    "kernel",
     "last_difference",
     "magnitude",
     "nbytes",
     "next_corner",
+    "on_compilation",
     "pack_row",
     "padded",
     "prefix",

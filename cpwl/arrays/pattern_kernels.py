@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
+
+from cpwl.arrays.kernels import inlined, kernel
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _popcount(word):
     """Count the set bits of a 64-bit word."""
     word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
@@ -15,19 +17,19 @@ def _popcount(word):
     return np.int64((word * uint64(0x0101010101010101)) >> uint64(56))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _lowest(word):
     """Give the index of the lowest set bit of a non-zero word."""
     return _popcount((word & (~word + uint64(1))) - uint64(1))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _bit(words, column):
     """Tell whether bit ``column`` of a packed row is set."""
     return (words[column >> 6] >> uint64(column & 63)) & uint64(1) != uint64(0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def spread_bits(source, column, fill, start, stop, target):
     """Rewrite packed rows on other columns: bit k goes to bit ``column[k]``, or nowhere at -1.
 
@@ -45,7 +47,7 @@ def spread_bits(source, column, fill, start, stop, target):
                     target[r, c >> 6] |= uint64(1) << uint64(c & 63)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def unpack_pieces(patterns, bit_unit, base, pieces):
     """Write the piece of every unit: its base plus the number of its bits that are set."""
     for r in range(patterns.shape[0]):
@@ -58,7 +60,7 @@ def unpack_pieces(patterns, bit_unit, base, pieces):
                 word &= word - uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def clear_lost(patterns, parent_bit, piece, child_bit, start, stop):
     """Clear the bits of children whose parent (bit -1: always) is on the given piece."""
     for c in range(start, stop):

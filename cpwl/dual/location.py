@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 import torch
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from cpwl.arrays import Floats, Ints, magnitude
+from cpwl.arrays import Floats, Ints, kernel, magnitude
 from cpwl.dual.graph import hash_columns
 from cpwl.geometry import half_spaces, levels, measures, normals, polygons
 
@@ -173,7 +172,7 @@ def walk(partition: Partition, s: Floats) -> Ints:
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _walk(s, middle, on_facet, outward, offsets, facets, facet_cells, found):
     """Replace a first guess of every point's cell; normals point away from a facet's first cell."""
     dim = s.shape[1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
+
+from cpwl.arrays import kernel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def column_range(values, low, high, defect):
     """Smallest and largest entry of each column, inf and -inf where there are no rows.
 
@@ -23,7 +25,7 @@ def column_range(values, low, high, defect):
             defect[j] += v - v
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def pack_signs(values, error, unit, knot, slack, lipschitz, tolerance, start, stop, pos, neg):
     """Pack the signs of ``values[:, unit[k]] - knot[k]``.
 
@@ -48,7 +50,7 @@ def pack_signs(values, error, unit, knot, slack, lipschitz, tolerance, start, st
     return near
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def list_doubts(values, error, unit, knot, slack, lipschitz, rows, columns):
     """List the rows and columns of the values in doubt, and return how many; see `pack_signs`."""
     n = 0

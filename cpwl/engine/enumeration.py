@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cpwl.arrays import available_cores
+from cpwl.arrays import available_cores, on_compilation
 from cpwl.domain import Domain
 from cpwl.engine.columns import units_of
 from cpwl.engine.plane import Complex, Refined, coarse, refine
@@ -112,9 +112,11 @@ def subdivide(
             total=100, desc="subdivide", disable=not progress,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
         ) as bar,
+        on_compilation(lambda: bar.set_description_str("compiling kernels, once")),
     ):  # fmt: skip
 
         def report(share: float, cells: int) -> None:
+            bar.set_description_str("subdivide", refresh=False)
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
 

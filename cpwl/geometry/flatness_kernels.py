@@ -7,10 +7,11 @@ another one. Indices are known to be in range when these run.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cpwl.arrays import inlined, inner, kernel
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _mark_corners(face, offsets, items, below_offsets, below_items, mark):
     """Mark a face's corners with its number, and count them."""
     count = 0
@@ -22,7 +23,7 @@ def _mark_corners(face, offsets, items, below_offsets, below_items, mark):
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_corners(offsets, items, below_offsets, below_items, mark, size):
     """Count the different corners of faces, given those of the faces below."""
     mark[:] = -1
@@ -30,7 +31,7 @@ def count_corners(offsets, items, below_offsets, below_items, mark, size):
         size[face] = _mark_corners(face, offsets, items, below_offsets, below_items, mark)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def list_corners(offsets, items, below_offsets, below_items, mark, out):
     """List the corners that `count_corners` counts, face after face."""
     mark[:] = -1
@@ -44,7 +45,7 @@ def list_corners(offsets, items, below_offsets, below_items, mark, out):
                     end += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def unlike(offsets, items, below_offsets, below_items, listed_offsets, listed, mark, wrong):
     """Mark the faces whose corners are not those listed, ascending."""
     mark[:] = -1
@@ -58,7 +59,7 @@ def unlike(offsets, items, below_offsets, below_items, listed_offsets, listed, m
                 wrong[face] = True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def open_faces(offsets, items, below_offsets, below_items, mark, times, wrong):
     """Mark the faces of which some ridge is not on exactly two facets."""
     mark[:] = -1
@@ -78,7 +79,7 @@ def open_faces(offsets, items, below_offsets, below_items, mark, times, wrong):
         wrong[face] = odd != 0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def look_along_facets(
     points, facets, facet_offsets, facet_corners, facet_cells, cell_offsets, cell_corners, off,
     outward, bent, dented,
@@ -133,7 +134,7 @@ def look_along_facets(
         dented[place, 1] = side[1, 1 if turned else 0] * cosine > 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def bent_facets(points, facets, offsets, corners, off, bent):
     """Mark which of some facets have a corner off their plane, as `look_along_facets` does."""
     dim = points.shape[1]
@@ -146,7 +147,7 @@ def bent_facets(points, facets, offsets, corners, off, bent):
         bent[place] = _bent(points, mine, off, cosine, normal, dual, rank)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _bent(points, corners, off, cosine, normal, dual, rank):
     """Whether some corner of a facet is off its plane."""
     for i in range(len(corners)):
@@ -156,7 +157,7 @@ def _bent(points, corners, off, cosine, normal, dual, rank):
     return False
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _plane(points, corners, off, arms, work, dual, normal):
     """Choose P corners; write the dual basis and the normal; return how many of them span, cos a.
 
@@ -214,7 +215,7 @@ def _plane(points, corners, off, arms, work, dual, normal):
     return rank, np.sqrt(1 - sine * sine) if sine < 1 else 0.0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _orthonormalize(rows, k):
     """Make row k, nearly orthogonal to those before it, orthogonal to them and of length 1."""
     for _ in range(2):
@@ -231,7 +232,7 @@ def _orthonormalize(rows, k):
             rows[k, axis] /= np.sqrt(squares)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _complement(rows, rank, out):
     """Find a unit vector orthogonal to some orthonormal rows, which then has a row after them."""
     least, best = np.inf, 0
@@ -247,7 +248,7 @@ def _complement(rows, rank, out):
     out[:] = rows[rank]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _height(points, y, base, normal, dual, rank):
     """Return the height of y over a plane, divided by 1 + sum |l_i|."""
     height, rest, weight = 0.0, 1.0, 1.0

@@ -14,10 +14,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from cpwl.arrays import Floats, Ints, Ragged, take_rows
+from cpwl.arrays import Floats, Ints, Ragged, kernel, take_rows
 
 if TYPE_CHECKING:
     from cpwl.domain import Domain
@@ -118,7 +117,7 @@ def _expansion(dim: int, k: int) -> tuple[Ints, Floats]:
     return np.array(place, np.int64), np.resize([1.0, -1.0], k)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _cones(
     points, offsets, items, facet_minors, facet_centroid, facet_apex, place, sign,
     minors, centroid, apex,

@@ -17,10 +17,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints
+from cpwl.arrays import EPS, Floats, Ints, inlined, inner, kernel
 
 # Columns of ``count``: what a cell is cut into, its active columns, and what came of it. Those of
 # ``bases`` are the first four.
@@ -112,7 +112,7 @@ ORG, TWIN, AFTER, BEFORE, LABEL, FACE, EDGE = range(7)
 HALF, SEEN, WAITING = range(3)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _popcount(word):
     """Count the set bits of a 64-bit word."""
     word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
@@ -121,19 +121,19 @@ def _popcount(word):
     return np.int64((word * uint64(0x0101010101010101)) >> uint64(56))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _lowest(word):
     """Give the index of the lowest set bit of a non-zero word."""
     return _popcount((word & (~word + uint64(1))) - uint64(1))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _bit(words, row, column):
     """Tell whether bit ``column`` of a packed row is set."""
     return (words[row, column >> 6] >> uint64(column & 63)) & uint64(1) != uint64(0)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _flip(words, row, column):
     """Flip bit ``column`` of a packed row."""
     words[row, column >> 6] ^= uint64(1) << uint64(column & 63)
@@ -142,7 +142,7 @@ def _flip(words, row, column):
 # --- the boundary of a cell --------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _find_active(lo, hi, corners, pos, neg, words, rank):
     """Write the columns with corners on both sides as ``words`` and ``rank``; count them."""
     active = 0
@@ -158,7 +158,7 @@ def _find_active(lo, hi, corners, pos, neg, words, rank):
     return active
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _meets(k, at, words, rank, ends):
     """Note that column k meets the boundary at a point; tell whether that is its third one."""
     u = rank[k >> 6] + _popcount(words[k >> 6] & ((uint64(1) << uint64(k & 63)) - uint64(1)))
@@ -170,7 +170,7 @@ def _meets(k, at, words, rank, ends):
     return third
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _walk_boundary(cell, uncut, boundary, ends):
     """List a cell's boundary with the new vertices in it and the two ends of each active column.
 
@@ -222,13 +222,13 @@ def _walk_boundary(cell, uncut, boundary, ends):
     return at, active, sound
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _interleave(i, j, k, m):
     """Tell whether the chords (i, j) and (k, m), each ascending, cross strictly inside."""
     return (i < k and k < j and j < m) or (k < i and i < m and m < j)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _merge_chords(active, ends, columns):
     """Merge columns with the same two ends into one chord; returns the number of chords.
 
@@ -249,7 +249,7 @@ def _merge_chords(active, ends, columns):
     return n
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _boundary_of(most, n_words):
     """Make room for the boundary of a cell with at most so many boundary points."""
     return Boundary(
@@ -257,7 +257,7 @@ def _boundary_of(most, n_words):
     )
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_cell_pieces(uncut, longest, start, stop, count):
     """Bound what the arrangement of chords in each cell creates: ``count``, all of its columns.
 
@@ -288,13 +288,13 @@ def count_cell_pieces(uncut, longest, start, stop, count):
 # --- sides of chords ---------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _length(x, y):
     """Length of a vector whose entries are no larger than 1 or so; at least that in any case."""
     return np.sqrt(x * x + y * y) + 1e-150  # what squares below the smallest number lose
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _settle(a, b, chord, doubts):
     """Look the side of a vertex up that float64 leaves open: 0 or `OPEN` where it is not known."""
     known, ask, lenient = doubts
@@ -308,7 +308,7 @@ def _settle(a, b, chord, doubts):
     return OPEN
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _side(v, chord, size, chords, doubts):
     """Side of local vertex ``v`` of the directed chord: -1 right, 0 on it, +1 left, or `OPEN`.
 
@@ -346,7 +346,7 @@ def _side(v, chord, size, chords, doubts):
 # --- inserting a chord -------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _intersect(a, b, v, chords):
     """Place local vertex ``v`` where chords ``a`` and ``b`` cross, with a bound on its error.
 
@@ -376,7 +376,7 @@ def _intersect(a, b, v, chords):
             xy[v, 2] = (off_a + off_b + 2 * rounding) / sine
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _enter(h, chord, size, n_half, chords, half, doubts):
     """Rotate about the start of a half-edge to the face that a chord through it enters.
 
@@ -395,7 +395,7 @@ def _enter(h, chord, size, n_half, chords, half, doubts):
     return -WHOLE
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _leave(h, chord, size, chords, half, doubts):
     """Find where a chord leaves the face that it enters at the start of a half-edge.
 
@@ -412,7 +412,7 @@ def _leave(h, chord, size, chords, half, doubts):
     return (-IN_DOUBT if side == OPEN else g), side
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _split_edge(e, chord, z, e2, size, chords, half):
     """Put a vertex z where a chord crosses the edge of half-edge e, and make e2 and t2 = e2 + 1.
 
@@ -430,7 +430,7 @@ def _split_edge(e, chord, z, e2, size, chords, half):
         half[half[old, AFTER], BEFORE], half[old, AFTER] = new, new
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _split_face(h, g, chord, c1, half):
     """Cut a face from the start w of half-edge h to the start z of g; make c1 and c2 = c1 + 1.
 
@@ -451,7 +451,7 @@ def _split_face(h, g, chord, c1, half):
     half[c2, BEFORE], half[tail_g, AFTER] = tail_g, c2
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _insert_chord(chord, size, n_half, n_local, chords, half, doubts):
     """Cut the faces that a chord runs through, from one end to the other.
 
@@ -490,7 +490,7 @@ def _insert_chord(chord, size, n_half, n_local, chords, half, doubts):
 # --- cutting a cell ----------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _any_positive(cell, uncut, bits, face):
     """Set the bits of the columns that are positive at any of a cell's corners."""
     for w in range(bits.shape[1]):
@@ -500,7 +500,7 @@ def _any_positive(cell, uncut, bits, face):
         bits[face, w] = word
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _copy(cell, uncut, base, out):
     """Copy a cell that nothing crosses; nothing crosses its edges either."""
     face, corner = base[FACES], base[CORNERS]
@@ -514,7 +514,7 @@ def _copy(cell, uncut, base, out):
     out.sizes[face] = hi - lo
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _halve(i, j, size, column, ring, base, out):
     """Cut a cell from boundary point i to j > i: face on the chord's right, then on its left.
 
@@ -541,7 +541,7 @@ def _halve(i, j, size, column, ring, base, out):
         corner += 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _list_columns(uncut, boundary, ends, columns):
     """List the active columns and their sides; tell whether all have one right of their chord."""
     n = 0
@@ -560,7 +560,7 @@ def _list_columns(uncut, boundary, ends, columns):
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _open_cell(size, scale, ring, out, xy, half):
     """Make the half-edges of an uncut cell, and the coordinates of its boundary points."""
     for p in range(size):
@@ -572,7 +572,7 @@ def _open_cell(size, scale, ring, out, xy, half):
         xy[p, 2] = scale * out.error[v]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _insert_chords(active, size, chords, columns, half, doubts):
     """Merge the active columns into chords and insert all of these.
 
@@ -593,7 +593,7 @@ def _insert_chords(active, size, chords, columns, half, doubts):
     return CUT, n_half, n_local
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _flip_first(active, size, chords, columns, half, doubts, bits, face):
     """Flip the bits of columns on whose negative side the first face lies; returns the state."""
     for u in range(active):
@@ -609,7 +609,7 @@ def _flip_first(active, size, chords, columns, half, doubts, bits, face):
     return CUT
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _complete_question(ask, ring, ends, columns):
     """Extend the chords in ``ask`` by what they stand for."""
     first = columns[ask[C], FIRST]
@@ -618,7 +618,7 @@ def _complete_question(ask, ring, ends, columns):
     ask[RIGHT] = columns[first, ON_RIGHT]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _name_faces(size, n_half, base, ring, columns, half, faces, out):
     """Write the faces and edges of a cell; returns the numbers of faces, edges and corners.
 
@@ -665,7 +665,7 @@ def _name_faces(size, n_half, base, ring, columns, half, faces, out):
     return n_faces, edge - base[EDGES], corner - base[CORNERS]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _write_inner(size, n_local, scale, vertex, origin, ring, chords, columns, out):
     """Write the vertices inside a cell, from number ``vertex`` and from row ``origin`` on."""
     ends, made, xy = chords
@@ -678,7 +678,7 @@ def _write_inner(size, n_local, scale, vertex, origin, ring, chords, columns, ou
         out.origin[origin + i, 2] = columns[columns[made[i, 1], FIRST], NUMBER]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _spread_bits(n_faces, columns, half, faces, bits, face0):
     """Write the bits of all faces of a cell from those of the first, by flipping across edges."""
     for f in range(n_faces):
@@ -707,7 +707,7 @@ def _spread_bits(n_faces, columns, half, faces, bits, face0):
                 break
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out):
     """Cut each cell by its active columns.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
-from cpwl.arrays import EPS
+from cpwl.arrays import EPS, inlined, inner, kernel
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _popcount(word):
     """Count the set bits of a 64-bit word."""
     word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
@@ -17,13 +17,13 @@ def _popcount(word):
     return np.int64((word * uint64(0x0101010101010101)) >> uint64(56))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _lowest(word):
     """Give the index of the lowest set bit of a non-zero word."""
     return _popcount((word & (~word + uint64(1))) - uint64(1))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_crossings(ends, pos, neg, start, stop, count):
     """Count the columns that change sign strictly between the two ends (rows) of each edge."""
     for e in range(start, stop):
@@ -34,7 +34,7 @@ def count_crossings(ends, pos, neg, start, stop, count):
         count[e] = n
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _sort_crossings(first, last, where, column, spread, change):
     """Sort the crossings of an edge along it."""
     gap = 1
@@ -52,7 +52,7 @@ def _sort_crossings(first, last, where, column, spread, change):
         gap //= 3
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def place_crossings(
     ends, pos, neg, held, values, error, unit, shift, slack, slope, tolerance,
     offsets, start, stop, column, where, spread, change, fresh, doubtful,
@@ -102,7 +102,7 @@ def place_crossings(
         fresh[first] = True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def place_vertices(
     points, error, edge_points, first, offsets, where, spread, blur, fresh, column, scale,
     start, stop, out_points, out_error, out_edge, out_column, out_blur,
@@ -138,7 +138,7 @@ def place_vertices(
             n += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def split_intervals(pos, neg, offsets, column, fresh, child, start, stop, bits):
     """Write the stage's bits of the pieces of each interval; ``child`` numbers its first piece."""
     for c in range(start, stop):

@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints
+from cpwl.arrays import EPS, Floats, Ints, inlined, inner, kernel
 
 # Values of ``place``. BROKEN: a face that had to stay whole although it has both signs.
 WHOLE, BROKEN = -1, -2
@@ -67,7 +67,7 @@ class Errors(NamedTuple):
 # --- signs -------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def decide(vertices, shift, errors, start, stop):
     """Write the sign words of vertices; returns the number of those with a column in doubt.
 
@@ -97,7 +97,7 @@ def decide(vertices, shift, errors, start, stop):
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def gather_words(start, size, items, lower_pos, lower_neg, first, stop, pos, neg):
     """Write the sign words of faces: those of their boundaries together."""
     for f in range(first, stop):
@@ -110,7 +110,7 @@ def gather_words(start, size, items, lower_pos, lower_neg, first, stop, pos, neg
         neg[f] = n
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def find_split(pos, neg, size, count, bit, found):
     """List the faces with both signs; returns how many, and the sum of their sizes."""
     mask = uint64(1) << uint64(bit)
@@ -124,7 +124,7 @@ def find_split(pos, neg, size, count, bit, found):
     return n, total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_second(found, start, size, items, lower_size):
     """Count the faces of the boundaries of the boundaries of faces, with repetition."""
     total = 0
@@ -137,7 +137,7 @@ def count_second(found, start, size, items, lower_size):
 # --- vertices and edges ------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _place(x, a, b, bit, shift, vertices, errors):
     """Put vertex x where the column's value is zero between two vertices.
 
@@ -186,7 +186,7 @@ def _place(x, a, b, bit, shift, vertices, errors):
         values[x, j] = values[a, j] + t * step if t <= 0.5 else values[b, j] - s * step
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def place_vertices(found, bit, line, edge_pos, edge_neg, shift, errors, first, vertices):
     """Put a vertex, from number ``first`` on, where the column is zero on each split edge.
 
@@ -234,7 +234,7 @@ def place_vertices(found, bit, line, edge_pos, edge_neg, shift, errors, first, v
     return n_unsure, touched
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cut_edges(found, bit, vertex, vertex_pos, vertex_neg, first, items, pos, neg, place):
     """Cut edges at their new vertices, numbered from ``vertex``; edge e has items 2 e, 2 e + 1."""
     mask = uint64(1) << uint64(bit)
@@ -256,7 +256,7 @@ def cut_edges(found, bit, vertex, vertex_pos, vertex_neg, first, items, pos, neg
         neg[f] = vertex_neg[b] | vertex_neg[x]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def span_lines(first, stop, items, flat, mark, line):
     """Give new edges the ends of the line that they are a part of.
 
@@ -301,7 +301,7 @@ def span_lines(first, stop, items, flat, mark, line):
 # --- faces of dimension two and more -----------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _is_sphere(elements, faces, dim):
     """Tell whether faces of dimension ``dim`` fit together to one closed surface.
 
@@ -344,7 +344,7 @@ def _is_sphere(elements, faces, dim):
     return total % 2 == 0 and parts == 1
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _bound_cut(f, mask, touching, faces, lower, at, bottom, cuts):
     """Write the boundary of a face's cut to the items of ``lower``, from ``at`` on.
 
@@ -376,7 +376,7 @@ def _bound_cut(f, mask, touching, faces, lower, at, bottom, cuts):
     return at, cut_pos, cut_neg, sound
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _keep_whole(f, faces, end, lower, lower_first):
     """Give a face both parts of what is split of its boundary; returns the end of the items."""
     start, size, items = faces.start, faces.size, faces.items
@@ -393,7 +393,7 @@ def _keep_whole(f, faces, end, lower, lower_first):
     return end
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _halve(f, new, cut, mask, faces, end, lower, lower_first):
     """Split a face into its negative part, f, and its positive part; returns the end of the items.
 
@@ -448,7 +448,7 @@ def _halve(f, new, cut, mask, faces, end, lower, lower_first):
     return put + 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cut_faces(
     found, bit, dim, touching, careful, faces, first, end, lower, lower_first, lower_cut, lower_end,
     bottom, bottom_cut,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
+
+from cpwl.arrays import inner, kernel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def pack_rows(start, size, items, offsets, out):
     """Copy ragged rows, wherever they lie, end to end."""
     for f in range(offsets.shape[0] - 1):
@@ -16,14 +18,14 @@ def pack_rows(start, size, items, offsets, out):
             at += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def sort_rows(offsets, items):
     """Sort every ragged row; rows are short."""
     for f in range(offsets.shape[0] - 1):
         _sort(items, offsets[f], offsets[f + 1])
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _sort(items, low, high):
     """Sort ``items[low:high]`` by insertion with falling gaps."""
     n = high - low
@@ -41,7 +43,7 @@ def _sort(items, low, high):
         gap //= 3
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def collect_corners(start, stop, offsets, items, below_offsets, below, mark, sort, size, out):
     """List the vertices of faces from the vertices ``below`` of their boundaries.
 
@@ -72,7 +74,7 @@ def collect_corners(start, stop, offsets, items, below_offsets, below, mark, sor
     return stop
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def facet_sides(offsets, items, facet_bit, patterns, sides):
     """Write the cells of every facet: first the one where the facet's bit is not set.
 
