@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpwl.errors import CaptureError
@@ -186,10 +190,10 @@ def _run(call: Call, values: dict[str, Any], known: dict[str, Any]) -> Any:
             raise _Refusal(f"its weights are not of {channels} channels")
     if name.startswith(("upsample_", "_upsample_")) and call.function._overloadname != "vec":
         _check_scales(call, args, kwargs)
-    if name in ("div", "divide") and kwargs.get("rounding_mode") == "trunc":
+    rounded = name.startswith("div") and kwargs.get("rounding_mode") == "trunc"
+    if rounded and not any(value.is_floating_point() for value in _tensors(args)):
         # the smallest whole number by -1 ends the process
-        if not any(isinstance(value, Tensor) and value.is_floating_point() for value in args[:2]):
-            raise _Refusal("it divides whole numbers with rounding_mode='trunc'")
+        raise _Refusal("it divides whole numbers with rounding_mode='trunc'")
     if name == "index":
         args[1] = _places(call.args[1], args[1], known)
     if name == "repeat_interleave" and isinstance(args[1], Tensor):
@@ -231,7 +235,9 @@ def _places(given: Sequence[Any], fakes: list[Any], known: dict[str, Any]) -> li
     for name, fake in zip(given, fakes, strict=True):
         mask = known.get(name.key) if isinstance(name, Name) else None
         if isinstance(mask, Tensor) and mask.dtype in (torch.bool, torch.uint8):
-            places += [torch.empty(int(mask.count_nonzero()), dtype=torch.int64)] * mask.ndim
+            with unset_fake_temporarily():
+                count = int(mask.count_nonzero())
+            places += [torch.empty(count, dtype=torch.int64)] * mask.ndim
         else:
             places.append(fake)
     return places
@@ -240,11 +246,13 @@ def _places(given: Sequence[Any], fakes: list[Any], known: dict[str, Any]) -> li
 def _repeated(call: Call, args: list[Any], kwargs: dict[str, Any], known: dict[str, Any]) -> Tensor:
     """Repeat entries as often as known numbers say."""
     repeats = known.get(call.args[1].key)
-    if repeats is None or bool((repeats < 0).any()):
+    if repeats is None:
         raise _Refusal("its shape depends on values")
+    with unset_fake_temporarily():
+        total = int(repeats.double().clamp(min=0).sum())
     axis = args[2] if len(args) > 2 else kwargs.get("dim")
     x = args[0].flatten() if axis is None else args[0]
-    rows = int(repeats.double().sum()) * (1 if repeats.numel() > 1 else x.shape[axis or 0])
+    rows = total * (1 if repeats.numel() > 1 else x.shape[axis or 0])
     return x.index_select(axis or 0, torch.empty(rows, dtype=torch.int64))
 
 
