@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 _LONGEST_HEADER = 10_000
 _MOST_AXES = 32
+_MOST_DIGITS = 64
 _MAGIC = b"\x93NUMPY"
 # what zipfile raises about a damaged archive
 _DAMAGE = (
@@ -92,13 +93,21 @@ def parse_json(data: bytes) -> Any:
     """Read JSON as its standard has it: no NaN, no infinity, no key twice, no endless depth."""
     try:
         text = data.decode("utf-8")
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        return json.loads(
+            text, parse_constant=_no_constant, parse_int=_integer, object_pairs_hook=_unique
+        )
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} in a file without such numbers")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(text):,} digits")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -313,7 +313,7 @@ def test_check_raises_on_no_file_that_loads(tmp_path):
             cpwl.save_partition(partition, path)
             _changed(name, lambda x, at=place: _with(x, (at,) * x.ndim, x[(0,) * x.ndim] + 1))(path)
             if (getattr(partition, name) != np.load(path)[name]).any():
-                with pytest.raises(ValueError, match="does not fit|damaged"):
+                with pytest.raises(ValueError, match=r"does not fit|damaged"):
                     cpwl.load_partition(path, partition.network)
     cpwl.save_partition(partition, path)
     assert cpwl.check(cpwl.load_partition(path, partition.network), samples=64).ok

@@ -317,7 +317,7 @@ DAMAGED = {
 def test_a_damaged_archive_is_refused_in_one_line(model, tmp_path, what) -> None:
     change, message = DAMAGED[what]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CaptureError, match="Expected .*, got ") as failed:
+    with pytest.raises(CaptureError, match=r"Expected .*, got ") as failed:
         read_pt2(rewrite(model, tmp_path / "evil.pt2", change), None)
     assert message in str(failed.value)
     assert "\n" not in str(failed.value)
