@@ -186,8 +186,9 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
         _validate(arrays, skeleton, domain.dim, int(stages[-1]))
         status = _status(header["status"], len(stages) - 1)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ValueError(
-            f"Expected a partition ({FORMAT}) in {place}, got a file that does not fit: {error}. "
+            f"Expected a partition ({FORMAT}) in {place}, got a file that does not fit: {reason}. "
             "Subdivide again and write it with cpwl.save_partition(partition, path) of this "
             "version of cpwl."
         ) from error

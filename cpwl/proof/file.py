@@ -114,9 +114,10 @@ def read(path: Any) -> tuple[Proof, dict[str, Any]]:
     except (
         KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, binascii.Error
     ) as error:  # fmt: skip
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ValueError(
-            f"Expected a proof ({FORMAT}) in {place}, got a file that does not fit: "
-            f"{str(error) or type(error).__name__}. Write it with Certificate.save of this version."
+            f"Expected a proof ({FORMAT}) in {place}, got a file that does not fit: {reason}. Write "
+            "it with Certificate.save of this version."
         ) from error
     return Proof(network, domain, pieces, sides), claims
 

@@ -29,12 +29,13 @@ def rewrite(
 ) -> Path:
     """Copy a zip archive with changed members; the first folder is left out of their names."""
     with zipfile.ZipFile(old) as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+        first, slash, _ = archive.namelist()[0].partition("/")
+        root = first + slash if slash else ""
+        members = {name.removeprefix(root): archive.read(name) for name in archive.namelist()}
     change(members)
     with zipfile.ZipFile(new, "w", method) as archive:
         for name, body in members.items():
-            archive.writestr(f"{root}/{name}", body)
+            archive.writestr(f"{root}{name}", body)
     return new
 
 
