@@ -116,8 +116,8 @@ def read(path: Any) -> tuple[Proof, dict[str, Any]]:
     ) as error:  # fmt: skip
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ValueError(
-            f"Expected a proof ({FORMAT}) in {place}, got a file that does not fit: {reason}. Write "
-            "it with Certificate.save of this version."
+            f"Expected a proof ({FORMAT}) in {place}, got a file that does not fit: {reason}. "
+            "Write it with Certificate.save of this version."
         ) from error
     return Proof(network, domain, pieces, sides), claims
 

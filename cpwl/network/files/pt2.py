@@ -158,7 +158,7 @@ def _build(
     example, shape = _example(graph["tensor_values"][inputs[0]], input_shape, path)
     calls = [call for node in graph["nodes"] for call in _calls(node, path)]
     result = outputs[0]["as_tensor"]["name"]
-    if result not in (inputs[0], *(name for call in calls for name in call.outputs)):
+    if result != inputs[0] and not any(result in call.outputs for call in calls):
         raise KeyError(result)
     most = limits(path.stat().st_size, len(example))
     if rehearse(calls, constants, inputs[0], example, most, path.name):
