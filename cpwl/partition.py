@@ -197,6 +197,8 @@ class Partition:
     def __repr__(self) -> str:
         """Summarise: the arrays themselves are long."""
         state = "complete" if self.status.complete else f"INCOMPLETE: {self.status}"
+        if self.network is None:
+            state += ", not proven: loaded without its network"
         return (
             f"Partition({self.num_cells:,} cells, {self.num_facets:,} facets, "
             f"{len(self.points):,} vertices in {self.dim}-D, {state})"

@@ -1,11 +1,16 @@
-"""Partitions kept as one .npz without pickles."""
+"""Partitions kept as one .npz without pickles.
+
+A digest of all arrays and of the header is stored and compared, so that a file that was damaged or
+changed is refused. It guards against accidents and not against forgery: whoever can write a file
+can also write its digest.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
-import zipfile
-import zlib
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -16,32 +21,56 @@ import torch
 from numpy.typing import NDArray
 
 from cpwl.arrays import Floats, Ints, Ragged, prefix
-from cpwl.domain import Domain, Slice
+from cpwl.contents import open_archive, parse_json, read_array
+from cpwl.domain import MAX_DIM, Domain, Slice
 from cpwl.files import atomic_path
 from cpwl.partition import require_network
 
 if TYPE_CHECKING:
     from cpwl.network import Network
-    from cpwl.partition import Partition
+    from cpwl.partition import Partition, Status
 
-FORMAT = "cpwl partition 2"
-_OLDER = "cpwl partition 1"
-
-# name -> (kind of number, axes); one row per array of a Partition, to which its skeleton is added
-_ARRAYS = {
-    "points": ("f", 2),
-    "cell_offsets": ("i", 1),
-    "cell_corners": ("i", 1),
-    "cell_facet_offsets": ("i", 1),
-    "cell_facets": ("i", 1),
-    "facet_offsets": ("i", 1),
-    "facet_corners": ("i", 1),
-    "facet_cells": ("i", 2),
-    "facet_unit": ("i", 1),
-    "patterns": ("u", 2),
-    "bit_unit": ("i", 1),
-    "unit_base": ("i", 1),
+FORMAT = "cpwl partition 3"
+_OLDER = {
+    "cpwl partition 1": "has neither facets of n dimensions nor a proof of its signs",
+    "cpwl partition 2": "has no digest of its arrays",
 }
+
+# name -> (dtype, axes); one row per array of a Partition, to which its skeleton is added
+_ARRAYS = {
+    "points": ("f8", 2),
+    "cell_offsets": ("i8", 1),
+    "cell_corners": ("i4", 1),
+    "cell_facet_offsets": ("i8", 1),
+    "cell_facets": ("i4", 1),
+    "facet_offsets": ("i8", 1),
+    "facet_corners": ("i4", 1),
+    "facet_cells": ("i4", 2),
+    "facet_unit": ("i4", 1),
+    "patterns": ("u8", 2),
+    "bit_unit": ("i4", 1),
+    "unit_base": ("i4", 1),
+}
+_FACES = {
+    f"faces_{level}{end}": (dtype, 1)
+    for level in range(1, MAX_DIM)
+    for end, dtype in (("_offsets", "i8"), ("", "i4"))
+}
+# what goes with a Partition's own arrays; None: any number of axes
+_OTHERS = {
+    "corners": ("f8", 2),
+    "slice_origin": ("f8", None),
+    "slice_basis": ("f8", None),
+    "slice_anchors": ("f8", 2),
+    "stage_offsets": ("i8", 1),
+    "fingerprint": ("f8", 2),
+    "side_offsets": ("i8", 1),
+    "side_corners": ("i4", 1),
+    "header": ("U", 0),
+    "digest": ("U", 0),
+}
+_KINDS = {**_ARRAYS, **_FACES, **_OTHERS}
+_MAY_LACK = {"slice_anchors", *_FACES}
 
 
 def save_partition(partition: Partition, path: str | os.PathLike[str]) -> None:
@@ -95,6 +124,7 @@ def save_partition(partition: Partition, path: str | os.PathLike[str]) -> None:
     arrays["side_corners"] = np.concatenate(sides).astype(np.int32)
     for level, faces in enumerate(partition.skeleton, 1):
         arrays |= dict(zip(_level(level), faces, strict=True))
+    arrays["digest"] = np.array(digest(arrays))
     with atomic_path(path) as part, open(part, "wb") as handle:
         cast(Any, np.savez)(handle, allow_pickle=False, **arrays)
 
@@ -108,14 +138,21 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
         The .npz file. Nothing in it is unpickled.
     network : Network, optional
         The network that was subdivided. Without it the geometry, patterns and status are there,
-        and whatever evaluates the network raises an error that says so.
+        but ``status.exact`` is False, since nothing says whose cells these are; whatever evaluates
+        the network raises an error that says so.
 
     Raises
     ------
     FileNotFoundError
         No such file.
     ValueError
-        Not a partition file, a damaged one, or a network other than the one stored.
+        Not a partition file, a damaged one, one whose arrays were changed after it was written, or
+        a network other than the one stored.
+
+    Notes
+    -----
+    The file's arrays have a digest, which shows damage; whoever forges a file can forge it as well.
+    What was computed from a network is proven again by `cpwl.certify`, or checked by `cpwl.check`.
 
     Examples
     --------
@@ -129,36 +166,48 @@ def load_partition(path: str | os.PathLike[str], network: Network | None = None)
     ...     cpwl.load_partition(path, network)
     Partition(4 cells, 12 facets, 9 vertices in 2-D, complete)
     """
-    from cpwl.partition import Partition, Status
+    from cpwl.partition import Partition
 
-    stored = _read(Path(path))
+    place = Path(path)
+    if not place.is_file():
+        raise FileNotFoundError(
+            f"Expected a partition file, got no file at {place}. Check the path."
+        )
+    stored = _read(place)
     try:
-        header = json.loads(str(stored["header"]))
-        if header["format"] == _OLDER:
-            raise ValueError(
-                f"{_OLDER!r} has neither facets of n dimensions nor a proof of its signs"
-            )
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']!r}")
-        place = Slice(stored["slice_origin"], stored["slice_basis"], stored.get("slice_anchors"))
-        domain = _domain(stored, header["exact_corners"], place)
-        status = Status(**header["status"])
+        header = _header(stored)
+        slice_ = Slice(stored["slice_origin"], stored["slice_basis"], stored.get("slice_anchors"))
+        domain = _domain(stored, header["exact_corners"], slice_)
         arrays = {name: stored[name] for name in _ARRAYS}
         levels = range(1, domain.dim) if domain.dim > 2 else ()
         skeleton = tuple(Ragged(*(stored[name] for name in _level(k))) for k in levels)
         stages = stored["stage_offsets"]
         shapes = [tuple(header["input_shape"]), tuple(header["output_shape"])]
         _validate(arrays, skeleton, domain.dim, int(stages[-1]))
-        expected = stored["fingerprint"]
-    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
+        status = _status(header["status"], len(stages) - 1)
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ValueError(
-            f"Expected a partition ({FORMAT}) in {path}, got a file that does not fit: {error}. "
+            f"Expected a partition ({FORMAT}) in {place}, got a file that does not fit: {reason}. "
             "Subdivide again and write it with cpwl.save_partition(partition, path) of this "
             "version of cpwl."
         ) from error
-    if network is not None:
+    if network is None:
+        status = status._replace(exact=False)
+    else:
+        expected = stored["fingerprint"]
         _check_network(network, shapes, stages, domain, arrays["points"], expected)
     return Partition(network=network, domain=domain, skeleton=skeleton, status=status, **arrays)
+
+
+def digest(arrays: dict[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 of arrays in the order of their names, the header among them."""
+    hashed = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        hashed.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()
 
 
 def fingerprint(network: Network, domain: Domain, points: Floats) -> Floats:
@@ -219,23 +268,61 @@ def _check_network(
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Return every array of an .npz file, or raise with what is wrong with it."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a partition file, got no file at {path}. Check the path."
-        )
+    """Return the arrays that a partition has, or raise with what is wrong with the file."""
+    stored = {}
     try:
-        # opened here, because numpy leaves its own handle open where the archive is damaged
-        with open(path, "rb") as handle:
-            stored = np.load(handle, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            return {name: stored[name] for name in stored.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+        with open_archive(path) as archive:
+            for member, info in archive.members.items():
+                name = member.removesuffix(".npy")
+                if name not in _KINDS or name == member:
+                    raise ValueError(f"member {member[:60]!r}, which no partition has")
+                body = io.BytesIO(archive.read(member))
+                stored[name] = _typed(name, read_array(body, info.file_size))
+    except ValueError as error:
         raise ValueError(
             f"Expected a whole .npz file written by cpwl.save_partition in {path}, got something "
             f"else or a damaged file ({error}). Write it again, or choose the right file."
         ) from error
+    return stored
+
+
+def _typed(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Require an array's dtype and axes, and that its numbers are finite."""
+    kind, axes = _KINDS[name]
+    fits = array.dtype.kind == "U" if kind == "U" else array.dtype == np.dtype(kind)
+    if not fits or (axes is not None and array.ndim != axes):
+        raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}")
+    if kind == "f8" and not np.isfinite(array).all():
+        raise ValueError(f"{name} is not finite")
+    return array
+
+
+def _header(stored: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Read the header, and require the file to be as it was written."""
+    header = parse_json(str(stored["header"]).encode())
+    written = str(header["format"])
+    if written != FORMAT:
+        raise ValueError(f"{written[:40]!r} {_OLDER.get(written, 'is another format')}")
+    missing = sorted(set(_KINDS) - set(stored) - _MAY_LACK)
+    if missing:
+        raise ValueError(f"it lacks {missing[0]!r}")
+    rest = {name: array for name, array in stored.items() if name != "digest"}
+    if str(stored["digest"]) != digest(rest):
+        raise ValueError("its arrays are not those that were written; their digest differs")
+    return header
+
+
+def _status(stored: dict[str, Any], stages: int) -> Status:
+    """Read the status, whose values have to be of their types and possible together."""
+    from cpwl.partition import Status
+
+    status = Status(**stored)
+    flags = all(type(value) is bool for value in status[:2])
+    counts = all(type(value) is int and value >= 0 for value in status[2:])
+    possible = flags and counts and status.stages <= stages and status.complete >= status.exact
+    if not possible or status.complete > (status.stages == stages and not status.needed):
+        raise ValueError(f"a status that cannot be: {str(stored)[:200]}")
+    return status
 
 
 def _domain(
@@ -269,15 +356,8 @@ def _validate(
     arrays: dict[str, NDArray[Any]], skeleton: tuple[Ragged, ...], dim: int, num_units: int
 ) -> None:
     """Raise ValueError where the arrays do not fit each other."""
-    kinds = dict(_ARRAYS)
     for level, faces in enumerate(skeleton, 1):
-        names = _level(level)
-        kinds |= dict.fromkeys(names, ("i", 1))
-        arrays = arrays | dict(zip(names, faces, strict=True))
-    for name, (kind, axes) in kinds.items():
-        array = arrays[name]
-        if array.dtype.kind != kind or array.ndim != axes:
-            raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}")
+        arrays = arrays | dict(zip(_level(level), faces, strict=True))
     cells, facets = len(arrays["cell_offsets"]) - 1, len(arrays["facet_offsets"]) - 1
     points = len(arrays["points"])
 

@@ -43,7 +43,7 @@ def test_layers_are_read_from_the_contracts(monkeypatch):
     sys.modules.pop("directives")
     rows = directives.layers_of("cpwl")
     assert rows[0] == ["plot"]
-    assert set(rows[-1]) == {"arrays", "errors", "files"}
+    assert set(rows[-1]) == {"arrays", "contents", "errors", "files"}
     folders = {path.stem for path in (ROOT / "cpwl").iterdir() if not path.name.startswith("_")}
     assert {name for row in rows for name in row} == folders - {"py"}
     assert all(directives.subject_of("cpwl", name) for row in rows for name in row)

@@ -53,22 +53,20 @@ def read_numbers(text: str, option: str) -> np.ndarray:
 
 def load_npy(path: Path, option: str, *, mapped: bool = False) -> np.ndarray:
     """Load an array, or map a file that may be larger than memory; a pickle inside is refused."""
+    from cpwl.contents import map_array, read_array
+
     try:
-        values = np.load(path, "r" if mapped else None, allow_pickle=False)
+        if mapped:
+            return map_array(path)
+        with open(path, "rb") as stream:
+            return read_array(stream, path.stat().st_size)
     except FileNotFoundError:
         raise ValueError(f"Expected a file for {option}, got no file at {path}.") from None
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         raise ValueError(
             f"Expected a .npy array of numbers for {option}, got {path} ({error}). "
             "Write it with numpy.save(path, array)."
         ) from None
-    if not isinstance(values, np.ndarray):
-        values.close()
-        raise ValueError(
-            f"Expected one .npy array for {option}, got an archive of several in {path}. "
-            "Write it with numpy.save(path, array)."
-        )
-    return values
 
 
 def check_output(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -183,20 +183,34 @@ def partition(
 @click.command()
 @click.argument("proof", type=_PATH)
 @click.argument("model", type=_PATH, required=False)
+@slice_options
 @_input_shape
 @_upto
-def verify(proof: Path, model: Path | None, input_shape: str | None, upto: str | None) -> None:
+def verify(
+    proof: Path, model: Path | None, input_shape: str | None, upto: str | None, **place: Any
+) -> None:
     """Prove again, from the file PROOF alone, what `cpwl partition --certify -o PROOF` proved.
 
-    With MODEL, an .onnx or .pt2 file, the proof must also be about that model. Exit status 1 tells
-    that the proof does not hold.
+    With MODEL, an .onnx or .pt2 file, the proof must also be about that model, and with the options
+    of `cpwl partition` that give a domain (--box, --through, --origin, --basis) about that domain.
+    Exit status 1 tells that the proof does not hold.
     """
+    where = Place(**place)
+    given = where.sliced or bool(where.box)
+    if given and model is None:
+        raise ValueError(
+            "Expected MODEL with --box, --through, --origin or --basis, got none. Name the model "
+            "file after PROOF: its inputs are what these options are about."
+        )
     import cpwl
 
-    network = None
+    network = domain = None
     if model is not None:
         network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
-    certificate = _proven(lambda: cpwl.verify(proof, network, progress=sys.stderr.isatty()))
+        domain = domain_of(network.input_shape, where) if given else None
+    certificate = _proven(
+        lambda: cpwl.verify(proof, network, domain=domain, progress=sys.stderr.isatty())
+    )
     click.echo(str(certificate))
 
 

@@ -108,7 +108,7 @@ class Patterns:
         self.zero = [fmpz(0)] * (len(domain.basis) + 1)
         self.sides = [Bound(row, -1, False) for row in side_rows(domain.corners)]
         origin, basis = domain.origin.reshape(1, -1), domain.basis
-        numbers, shift = _integers(np.concatenate([basis, origin]).T)
+        numbers, shift = integers(np.concatenate([basis, origin]).T)
         self.values = [_Value([list(map(fmpz, row)) for row in numbers], shift)]
         self.values += [_Value([], 0)] * len(network.steps)
         self.bounds: list[list[Bound]] = [[] for _ in network.steps]
@@ -196,7 +196,7 @@ def _whole(row: list[Fraction]) -> Row:
     return [x.numerator * (common // x.denominator) for x in row]
 
 
-def _integers(values: NDArray[np.float64]) -> tuple[list[list[int]], int]:
+def integers(values: NDArray[np.float64]) -> tuple[list[list[int]], int]:
     """Write a float64 matrix as integers over 2^shift."""
     ratios = [[x.as_integer_ratio() for x in row] for row in values.tolist()]
     shift = max((d.bit_length() - 1 for row in ratios for _, d in row), default=0)
@@ -209,7 +209,7 @@ def _prepare(step: Step) -> list[_Weights]:
         return []
     made = []
     for _, matrix in step.parts:
-        (numbers,), shift = _integers(matrix.values.reshape(1, -1))
+        (numbers,), shift = integers(matrix.values.reshape(1, -1))
         ends = np.cumsum(matrix.counts)[:-1]
         columns = [part.tolist() for part in np.split(matrix.columns, ends)]
         cuts = [0, *ends.tolist(), len(numbers)]
@@ -221,7 +221,7 @@ def _prepare(step: Step) -> list[_Weights]:
             dense, columns, rows = fmpz_mat(table.tolist()), [], []
         made.append(_Weights(shift, dense, columns, rows))
     if step.offset.any() or not step.parts:
-        numbers, shift = _integers(step.offset.reshape(-1, 1))
+        numbers, shift = integers(step.offset.reshape(-1, 1))
         made.append(_Weights(shift, None, [], numbers))
     return made
 
@@ -295,7 +295,7 @@ def _pieces(step: Pieces, source: _Value, chosen: list[int]) -> tuple[_Value, li
 
 def _scaled(source: _Value, slopes: NDArray, offsets: NDArray) -> _Value:
     """Multiply row by row, and add."""
-    (numbers,), shift = _integers(slopes.reshape(1, -1))
+    (numbers,), shift = integers(slopes.reshape(1, -1))
     zero = [fmpz(0)] * len(source.rows[0])
     rows = [
         row if w == 1 else [w * x for x in row] if w else zero
@@ -304,7 +304,7 @@ def _scaled(source: _Value, slopes: NDArray, offsets: NDArray) -> _Value:
     value = _Value(rows, source.shift + shift)
     if not offsets.any():
         return value
-    constants, down = _integers(offsets.reshape(-1, 1))
+    constants, down = integers(offsets.reshape(-1, 1))
     return _moved(value, _Weights(down, None, [], constants))
 
 
@@ -315,7 +315,10 @@ def _wave(step: Wave, source: _Value, chosen: list[int]) -> tuple[_Value, list[B
     bounds: list[Bound] = []
     lines = []
     for j, (row, k) in enumerate(zip(source.rows, chosen, strict=True)):
-        below, above = (_representable(m * half - phase) for m in (k, k + 1))
+        try:
+            below, above = (_representable(m * half - phase) for m in (k, k + 1))
+        except OverflowError:  # beyond float64
+            raise _NoSuchPieceError(step.first_unit + j, k) from None
         bounds.append(Bound(_between(row, source.shift, below, 1), step.first_unit + j, True))
         bounds.append(Bound(_between(row, source.shift, above, -1), step.first_unit + j, False))
         slope = scale if k % 2 else -scale

@@ -23,6 +23,7 @@ from cpwl.proof.cells import Cell, ExactDomain
 from cpwl.proof.claims import ROUNDING, Claims
 from cpwl.proof.exact_network import ExactNetwork
 from cpwl.proof.file import Proof
+from cpwl.proof.place import in_words, same, shown
 from cpwl.proof.reading import MOST_ENTRIES, read_exactly
 from cpwl.proof.tiling import Proven, Sides, prove
 
@@ -51,6 +52,8 @@ class Certificate:
     rounding : float or None
         Largest distance on an axis of a float64 vertex of the partition from the exact one; None
         from `verify`, since a proof's file has no such vertices.
+    domain : str
+        The domain and its slice in words, rounded; `verify` compares it exactly.
     digest : str
         SHA-256 of the network's coefficients and of the domain.
     seconds : float
@@ -74,6 +77,7 @@ class Certificate:
     ties: int
     area: Fraction
     rounding: float | None
+    domain: str
     digest: str
     seconds: float
     _proof: Proof = field(repr=False, compare=False)
@@ -96,7 +100,8 @@ class Certificate:
         kind = "area" if self.dim == 2 else "length"
         return (
             f"proven: {self.cells:,} cells with {self.points:,} corners tile the domain of {kind} "
-            f"{self.area}; {self.signs:,} exact signs, {self.seconds:.1f} s; {self.digest[:16]}"
+            f"{shown(self.area)}, {self.domain}; {self.signs:,} exact signs, {self.seconds:.1f} s; "
+            f"{self.digest[:16]}"
         )
 
 
@@ -142,7 +147,7 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
     >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
     >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
     >>> print(cpwl.certify(partition))
-    proven: 4 cells with 9 corners tile the domain of area 4; 96 exact signs, ...
+    proven: 4 cells with 9 corners tile the domain of area 4, [-1, 1] x [-1, 1]; 96 exact ...
     """
     start = time.perf_counter()
     captured = require_network(partition)
@@ -176,6 +181,12 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
 
 def read_provable(network: Network, domain: Domain) -> tuple[ExactNetwork, ExactDomain]:
     """Return a network and a domain as proofs hold them, or raise ValueError: see `certify`."""
+    exact = _read_domain(domain)
+    return read_exactly(network), exact
+
+
+def _read_domain(domain: Domain) -> ExactDomain:
+    """Return a domain as proofs hold it."""
     if domain.dim not in (1, 2):
         raise ValueError(
             f"Expected a domain of one or two dimensions to certify, got {domain.dim}. Use "
@@ -183,12 +194,15 @@ def read_provable(network: Network, domain: Domain) -> tuple[ExactNetwork, Exact
         )
     place = domain.slice
     basis = place.basis.reshape(place.dim, -1)
-    exact = ExactDomain(domain.exact_corners, place.origin.reshape(-1), basis)
-    return read_exactly(network), exact
+    return ExactDomain(domain.exact_corners, place.origin.reshape(-1), basis)
 
 
 def verify(
-    path: str | PathLike[str], network: Network | None = None, *, progress: bool = True
+    path: str | PathLike[str],
+    network: Network | None = None,
+    *,
+    domain: Domain | None = None,
+    progress: bool = True,
 ) -> Certificate:
     """Prove again what `Certificate.save` wrote.
 
@@ -199,6 +213,9 @@ def verify(
     network : Network, optional
         Require the proof to be about this network. Without it the proof holds for the network that
         the file describes, whatever that is.
+    domain : Domain, optional
+        Require the proof to be about this set of inputs, compared exactly: the coordinates of the
+        slice may differ. Without it the proof holds for the domain that the certificate names.
     progress : bool
         Show a progress bar over the cells on standard error.
 
@@ -209,7 +226,7 @@ def verify(
     Raises
     ------
     CertificateError
-        The proof does not hold, or is about another network.
+        The proof does not hold, or is about another network or another domain.
     FileNotFoundError, ValueError
         There is no such file, or it is not a proof or a damaged one.
 
@@ -222,7 +239,7 @@ def verify(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "proof.json")
     ...     cpwl.certify(partition).save(path)
-    ...     cpwl.verify(path, network).cells
+    ...     cpwl.verify(path, network, domain=cpwl.box([-1, -1], [1, 1])).cells
     4
     """
     start = time.perf_counter()
@@ -236,12 +253,21 @@ def verify(
 
     if network is not None:
         _require_same(read_exactly(network), proof)
+    if domain is not None and not same(_read_domain(domain), proof.domain):
+        raise CertificateError(
+            None,
+            f"a proof about {in_words(_read_domain(domain))}",
+            f"one about {in_words(proof.domain)}",
+            "Give the domain that was certified, or certify this one.",
+        )
     proven = prove(proof.network, proof.domain, proof.pieces, choose, visit, progress=progress)
     certificate = _certificate(proof, proven, None, start)
     for name, value in claimed.items():
-        if getattr(certificate, name) != value:
+        found = getattr(certificate, name)
+        if found != value:
+            said, got = (shown(x) if isinstance(x, Fraction) else str(x) for x in (value, found))
             raise CertificateError(
-                None, f"{name} {value} as the file says", f"{getattr(certificate, name)}",
+                None, f"{name} {said} as the file says", got,
                 "The file was changed after it was written; certify again.",
             )  # fmt: skip
     return certificate
@@ -259,6 +285,7 @@ def _certificate(proof: Proof, proven: Proven, rounding: float | None, start: fl
         ties=proven.ties,
         area=proven.area,
         rounding=rounding,
+        domain=in_words(proof.domain),
         digest=file.digest(proof.network, proof.domain),
         seconds=time.perf_counter() - start,
         _proof=proof,

@@ -132,17 +132,25 @@ def units(step: Step) -> Integers:
     return step.first_unit + np.arange(size(step))
 
 
+def _unit_count(step: Bend) -> int:
+    """Return how many units a step has."""
+    return len(step.units) if isinstance(step, Contest) else size(step)
+
+
 def find_fault(network: ExactNetwork) -> str:
     """Say where the steps do not fit together; empty where they do."""
-    sizes = [network.inputs]
+    sizes, total = [network.inputs], 0
     found: list[int] = []
     for number, step in enumerate(network.steps):
         fault = _fault(step, sizes)
         if fault:
             return f"step {number} {fault}"
         sizes.append(size(step))
+        total += 0 if isinstance(step, Affine) else _unit_count(step)
+        if total > network.units:  # before they are listed
+            return f"its steps have {total} units, not 0 to {network.units - 1}"
         found += units(step).tolist()
-    if sorted(found) != list(range(network.units)):
+    if len(found) != network.units or sorted(found) != list(range(network.units)):
         return f"its steps have {len(found)} units, not 0 to {network.units - 1}"
     return "" if len(network.names) == len(network.steps) else "steps and names differ in number"
 

@@ -18,15 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cpwl.contents import parse_json
 from cpwl.files import atomic_path
 from cpwl.proof import exact_network as plain
 from cpwl.proof.cells import ExactDomain
 from cpwl.proof.exact_network import ExactNetwork
+from cpwl.proof.place import independent
 
 FORMAT = "cpwl proof 1"
 
 _LARGEST = 2**30  # bytes of a file that is read
-_MOST_PIECES = 2**30
+# pieces of patterns that a file may stand for, and more for each of its bytes
+_MOST_PIECES = (2**26, 16)
 _LONGEST = 4096  # hexadecimal digits of a numerator or denominator
 
 
@@ -95,27 +98,33 @@ def read(path: Any) -> tuple[Proof, dict[str, Any]]:
     try:
         if place.stat().st_size > _LARGEST:
             raise ValueError(f"more than {_LARGEST:,} bytes")
-        content = json.loads(place.read_text(encoding="ascii"), parse_constant=_no_constant)
+        content = parse_json(place.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {str(content['format'])[:40]!r}")
-        network = _read_network(content["network"])
+        # units and inputs are listed one by one elsewhere: the file has as many bytes as that
+        stated = content["network"]
+        _require_length(stated, "units", content["patterns"]["lowest"])
+        _require_length(stated, "inputs", content["domain"]["origin"])
+        network = _read_network(stated)
         domain = _read_domain(content["domain"], network.inputs)
         sides = _read_sides(content["sides"])
-        pieces = _read_pieces(content["patterns"], len(sides), network.units)
+        most = min(2**30, _MOST_PIECES[0] + _MOST_PIECES[1] * place.stat().st_size)
+        pieces = _read_pieces(content["patterns"], len(sides), network.units, most)
         claims = _read_claims(content["claims"])
     except (
-        KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError,
-        RecursionError, MemoryError, binascii.Error, UnicodeError,
+        KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, binascii.Error
     ) as error:  # fmt: skip
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ValueError(
-            f"Expected a proof ({FORMAT}) in {place}, got a file that does not fit: "
-            f"{str(error) or type(error).__name__}. Write it with Certificate.save of this version."
+            f"Expected a proof ({FORMAT}) in {place}, got a file that does not fit: {reason}. "
+            "Write it with Certificate.save of this version."
         ) from error
     return Proof(network, domain, pieces, sides), claims
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} in a file without such numbers")
+def _require_length(stated: dict[str, Any], name: str, listed: Any) -> None:
+    if not isinstance(listed, list) or plain.integer(stated[name]) != len(listed):
+        raise ValueError(f"{str(stated[name])[:40]} {name} in a file that does not list as many")
 
 
 def _network(network: ExactNetwork) -> dict[str, Any]:
@@ -130,8 +139,8 @@ def _network(network: ExactNetwork) -> dict[str, Any]:
 
 def _read_network(stored: dict[str, Any]) -> ExactNetwork:
     names, tail = stored["names"], stored["tail"]
-    if not all(isinstance(text, str) for text in (*names, tail)):
-        raise TypeError("names that are no text")
+    if not all(isinstance(text, str) and text.isprintable() for text in (*names, tail)):
+        raise TypeError("names that are no text that can be printed")
     network = ExactNetwork(
         plain.integer(stored["inputs"]),
         plain.integer(stored["units"]),
@@ -162,6 +171,8 @@ def _read_domain(stored: dict[str, Any], inputs: int) -> ExactDomain:
         raise ValueError(f"a slice of shape {basis.shape} for {inputs} inputs")
     if not (np.isfinite(basis).all() and np.isfinite(origin).all()):
         raise ValueError("a slice that is not finite")
+    if not independent(basis):
+        raise ValueError("a slice whose axes are not independent")
     if any(len(corner) != dim for corner in corners) or not _is_convex(corners):
         raise ValueError("corners of no convex domain")
     return ExactDomain(corners, origin, basis)
@@ -169,6 +180,8 @@ def _read_domain(stored: dict[str, Any], inputs: int) -> ExactDomain:
 
 def _is_convex(corners: tuple[tuple[Fraction, ...], ...]) -> bool:
     """Whether the corners are those of an interval or of a convex polygon, anticlockwise."""
+    if not corners:
+        return False
     if len(corners[0]) == 1:
         return len(corners) == 2 and corners[0][0] < corners[1][0]
     if len(corners) < 3:
@@ -222,13 +235,13 @@ def _pack(offsets: NDArray[np.int32], bits: list[int]) -> bytes:
     return np.packbits(np.concatenate(columns, axis=1).ravel(), bitorder="little").tobytes()
 
 
-def _read_pieces(stored: dict[str, Any], cells: int, units: int) -> NDArray[np.int32]:
+def _read_pieces(stored: dict[str, Any], cells: int, units: int, most: int) -> NDArray[np.int32]:
     lowest, bits = [_signed(value) for value in stored["lowest"]], stored["bits"]
     bits = plain.integers(bits).tolist()
     fits = len(lowest) == len(bits) == units
-    if not fits or any(low + 2 ** min(n, 32) > 2**31 for low, n in zip(lowest, bits, strict=True)):
+    if not fits or any(n > 31 or low + 2**n > 2**31 for low, n in zip(lowest, bits, strict=True)):
         raise ValueError(f"patterns that are not of {units} units")
-    if cells * units > _MOST_PIECES:
+    if cells * units > most:
         raise ValueError(f"{cells:,} patterns of {units:,} units")
     packed = np.frombuffer(base64.b64decode(stored["packed"], validate=True), np.uint8)
     total = cells * sum(bits)
@@ -252,9 +265,12 @@ def _signed(value: Any) -> int:
 
 def _read_claims(stored: dict[str, Any]) -> dict[str, Any]:
     """Read the counts, the area and the digest that the file claims."""
+    found = stored["digest"]
+    if not isinstance(found, str) or len(found) != 64 or not set(found) <= set("0123456789abcdef"):
+        raise ValueError("a digest that is none")
     return {
         "cells": plain.integer(stored["cells"]),
         "points": plain.integer(stored["points"]),
         "area": _fraction(stored["area"]),
-        "digest": str(stored["digest"]),
+        "digest": found,
     }

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from cpwl.errors import CertificateError
 from cpwl.proof.cells import Bound, Cell, ExactDomain, Patterns
 from cpwl.proof.exact_network import ExactNetwork, describe
+from cpwl.proof.place import nearest
 
 Point = tuple[fmpz, ...]
 """A point in lowest terms: numerators, then their common denominator, which is positive."""
@@ -207,9 +208,9 @@ def show(point: Point) -> str:
 
 
 def rounded(point: Point) -> tuple[float, ...]:
-    """Round a point's coordinates correctly."""
+    """Round a point's coordinates correctly; those beyond float64 become infinite."""
     below = int(point[-1])
-    return tuple(int(x) / below for x in point[:-1])
+    return tuple(nearest(Fraction(int(x), below)) for x in point[:-1])
 
 
 def _require_orientation(cell: int, corners: list[Point]) -> None:
@@ -291,7 +292,7 @@ class _Border:
             return CertificateError(
                 cell,
                 expected,
-                f"none beside it at {show(points[place])}; {float(area):.6g} is missing",
+                f"none beside it at {show(points[place])}; {nearest(area):.6g} is missing",
             )
         lines: dict[tuple[Point, int], list] = defaultdict(list)
         for (a, b), (cell, outer) in self.left.items():
@@ -306,13 +307,13 @@ class _Border:
             found = _uncovered(edges)
             if found is not None:
                 cell, low, high = found
-                where = f"with {'xy'[axis]} from {float(low):.6g} to {float(high):.6g}"
+                where = f"with {'xy'[axis]} from {nearest(low):.6g} to {nearest(high):.6g}"
                 return CertificateError(
                     cell,
                     f"{expected}",
-                    f"no cell beside its side {where}; an area of {float(area):.6g} is missing",
+                    f"no cell beside its side {where}; an area of {nearest(area):.6g} is missing",
                 )
-        return CertificateError(None, expected, f"an area of {float(area):.6g} missing")
+        return CertificateError(None, expected, f"an area of {nearest(area):.6g} missing")
 
 
 def _lowest_row(p: Point, q: Point) -> Point:

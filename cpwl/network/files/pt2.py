@@ -1,39 +1,38 @@
-""".pt2 archives (`torch.export.save`) as torch modules; nothing that they contain is run.
+"""Archives of `torch.export.save` (.pt2) as torch modules; nothing that they contain is run.
 
 `torch.export.load` unpickles weights, constants and example inputs with `weights_only=False` and
 evaluates expressions, so an archive can execute code. Here the archive is a zip file with a JSON
-graph and raw tensors: the graph may name ATen operations and integer arithmetic only, pickled
-tensors are loaded with `weights_only=True`, everything else in the archive is not opened.
+graph and raw tensors. Pickles are refused, and members that the graph does not need are not opened.
+The graph may name the operations of `pure_operations` and arithmetic of whole numbers only, and it
+is rehearsed on shapes before it takes memory.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import operator
-import pickle
-import warnings
-import zipfile
 from collections.abc import Callable
+from math import inf, nan, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from cpwl.contents import Archive, open_archive, parse_json
 from cpwl.errors import CaptureError
 from cpwl.network.files.calls import Call, FileModule, Name
+from cpwl.network.files.pure_operations import ASSERTIONS, find_fault, find_operation
+from cpwl.network.files.rehearsal import ARITHMETIC, MOST_CONSTANT, limits, rehearse
 
 # ScalarType in torch's schema of exported programs.
 DTYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64,
     6: torch.float16, 7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
 }  # fmt: skip
-OPERATORS = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem", "eq", "ge", "le", "gt", "lt")
-ARITHMETIC: dict[str, Callable[..., Any]] = {
-    f"_operator.{name}": getattr(operator, name) for name in OPERATORS
-}
 ADVICE = "Save it anew with torch.export.save(torch.export.export(module, ...), path)."
+# Names of numbers that JSON has no notation for.
+_NUMBERS = {"Infinity": inf, "-Infinity": -inf, "NaN": nan}
+_DEEPEST = 64  # modules in one another
+_EXAMPLE_BATCH = 2  # where the file leaves the batch open; of one, squeeze would lose the axis
 
 
 def read_pt2(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
@@ -48,82 +47,89 @@ def read_pt2(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module
     Raises
     ------
     CaptureError
-        If the file is missing, not an archive of this kind, damaged, or holds code.
+        If the file is missing, not an archive of this kind, damaged, holds code, names an operation
+        that does more than compute, or asks for more memory than its size explains.
     """
     if not path.is_file():
         raise CaptureError(f"Expected a .pt2 file, got no file at '{path}'. Check the path.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = {name.split("/", 1)[-1]: name for name in archive.namelist()}
-            missing = [name for name in ("models/model.json",) if name not in files]
-            if missing:
+        with open_archive(path) as archive:
+            members = _without_root(archive)
+            if "models/model.json" not in members.members:
                 raise CaptureError(
                     f"Expected an archive of torch.export.save, got '{path.name}' without "
-                    f"{missing[0]}. {ADVICE}"
+                    f"models/model.json. {ADVICE}"
                 )
-            program = json.loads(archive.read(files["models/model.json"]))
-            tensors = {
-                **_tensors(archive, files, "weights", path),
-                **_tensors(archive, files, "constants", path),
-            }
+            program = parse_json(members.read("models/model.json"))
+            tensors = _read_tensors(members, path)
         return _build(program["graph_module"], tensors, input_shape, path)
-    except (zipfile.BadZipFile, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except CaptureError:
+        raise
+    except ValueError as error:
         raise CaptureError(
             f"Expected an archive of torch.export.save, got '{path.name}', which is damaged or "
             f"truncated: {error}. Copy it again, or save it anew."
         ) from error
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
         raise CaptureError(
             f"Expected the archive layout of torch.export.save in torch {torch.__version__}, got "
-            f"'{path.name}', which lacks or changes {error}. {ADVICE}"
+            f"'{path.name}', which lacks or changes {str(error)[:100]}. {ADVICE}"
         ) from error
 
 
-def _tensors(
-    archive: zipfile.ZipFile, files: dict[str, str], kind: str, path: Path
-) -> dict[str, Tensor]:
-    config = files.get(f"data/{kind}/model_{kind}_config.json")
-    if config is None:
-        return {}
-    found = {}
-    for key, entry in json.loads(archive.read(config))["config"].items():
-        data = archive.read(files[f"data/{kind}/{entry['path_name']}"])
-        if not entry["use_pickle"]:
-            found[key] = _raw_tensor(data, entry["tensor_meta"], path)
+def _without_root(archive: Archive) -> Archive:
+    """Name members by their paths below the one folder that holds all of them."""
+    if len({name.partition("/")[0] for name in archive.members}) > 1:
+        raise ValueError("its members lie in several folders")
+    return archive._replace(
+        members={name.partition("/")[2]: info for name, info in archive.members.items()}
+    )
+
+
+def _read_tensors(archive: Archive, path: Path) -> dict[str, Tensor]:
+    """Read weights and constants, whose sizes may not exceed what their bytes explain."""
+    found: dict[str, Tensor] = {}
+    data: dict[str, bytearray] = {}
+    left = MOST_CONSTANT + 4 * path.stat().st_size
+    for kind in ("weights", "constants"):
+        config = f"data/{kind}/model_{kind}_config.json"
+        if config not in archive.members:
             continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about protocols; what cannot be read raises
-                value = torch.load(io.BytesIO(data), weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-            raise CaptureError(
-                f"Expected plain tensors in '{path.name}', got a pickle for '{key}' that would run "
-                "code when opened. Do not use this file; ask for one saved by torch.export.save."
-            ) from error
-        if not isinstance(value, Tensor):
-            raise CaptureError(
-                f"Expected plain tensors in '{path.name}', got {type(value).__name__} for '{key}'. "
-                f"{ADVICE}"
-            )
-        found[key] = value
+        for key, entry in parse_json(archive.read(config))["config"].items():
+            if entry["use_pickle"]:
+                raise CaptureError(
+                    f"Expected plain tensors in '{path.name}', got a pickle for {key[:60]!r} that "
+                    "could run code when opened. Do not use this file; ask for one saved by "
+                    "torch.export.save."
+                )
+            member = f"data/{kind}/{entry['path_name']}"
+            if member not in data:
+                data[member] = bytearray(archive.read(member))
+            found[key] = _raw_tensor(data[member], entry["tensor_meta"], left)
+            left -= found[key].nbytes
     return found
 
 
-def _raw_tensor(data: bytes, meta: dict[str, Any], path: Path) -> Tensor:
+def _raw_tensor(data: bytearray, meta: dict[str, Any], most: int) -> Tensor:
     dtype = DTYPES[meta["dtype"]]
-    sizes = [size["as_int"] for size in meta["sizes"]]
-    strides = [stride["as_int"] for stride in meta["strides"]]
-    offset = meta["storage_offset"]["as_int"]
+    sizes = [_whole(size["as_int"]) for size in meta["sizes"]]
+    strides = [_whole(stride["as_int"]) for stride in meta["strides"]]
+    offset = _whole(meta["storage_offset"]["as_int"])
     if 0 in sizes:
         return torch.empty(sizes, dtype=dtype)
     last = offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
-    if min([offset, *strides, *sizes]) < 0 or (last + 1) * dtype.itemsize > len(data):
-        raise CaptureError(
-            f"Expected {last + 1} values of {dtype} in '{path.name}', got {len(data)} bytes: the "
-            "file is damaged. Copy it again, or save it anew."
-        )
-    flat = torch.frombuffer(bytearray(data), dtype=dtype)
+    if (last + 1) * dtype.itemsize > len(data):
+        raise ValueError(f"{last + 1} values of {dtype} in {len(data)} bytes")
+    if prod(sizes) * dtype.itemsize > most:
+        raise ValueError(f"a tensor of sizes {str(sizes)[:60]} made of {len(data)} bytes")
+    flat = torch.frombuffer(data, dtype=dtype, count=last + 1)
     return flat.as_strided(sizes, strides, offset).clone()
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**48:
+        raise ValueError(f"{str(value)[:40]!r} where a size is needed")
+    return value
 
 
 def _build(
@@ -149,25 +155,52 @@ def _build(
             f"Expected a model of one input tensor and one output tensor in '{path.name}', got "
             f"{len(inputs)} and {len(outputs)}. Export a module that has one of each."
         )
-    sizes = graph["tensor_values"][inputs[0]]["sizes"][1:]
+    example, shape = _example(graph["tensor_values"][inputs[0]], input_shape, path)
+    calls = [call for node in graph["nodes"] for call in _calls(node, path)]
+    result = outputs[0]["as_tensor"]["name"]
+    if result != inputs[0] and not any(result in call.outputs for call in calls):
+        raise KeyError(result)
+    most = limits(path.stat().st_size, len(example))
+    if rehearse(calls, constants, inputs[0], example, most, path.name):
+        # the caller's tensor stays as it is
+        source = (Name(inputs[0]),)
+        copied = Call("input", torch.ops.aten.clone.default, source, {}, (inputs[0],))
+        calls = [copied, *calls]
+    return FileModule(calls, constants, inputs[0], result), shape
+
+
+def _example(
+    meta: dict[str, Any], input_shape: tuple[int, ...] | None, path: Path
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return a batch without memory, as the file or the argument has it, and a sample's shape."""
+    first, *sizes = meta["sizes"]
     if input_shape is None:
         if not all("as_int" in size for size in sizes):
             raise CaptureError(
                 f"Expected fixed sizes besides the batch axis in '{path.name}', got symbolic ones. "
                 "Pass input_shape."
             )
-        input_shape = tuple(size["as_int"] for size in sizes)
-    calls = [_call(node, path) for node in graph["nodes"]]
-    result = outputs[0]["as_tensor"]["name"]
-    return FileModule(calls, constants, inputs[0], result), tuple(input_shape)
+        input_shape = tuple(_whole(size["as_int"]) for size in sizes)
+    batch = _whole(first["as_int"]) if "as_int" in first else _EXAMPLE_BATCH
+    dtype = DTYPES[meta["dtype"]]
+    most = limits(path.stat().st_size, max(batch, 1)).live
+    if prod(input_shape) * max(batch, 1) * dtype.itemsize > most:
+        raise ValueError(f"an input of shape {str(input_shape)[:60]}")
+    return torch.empty((batch, *input_shape), dtype=dtype, device="meta"), tuple(input_shape)
 
 
-def _call(node: dict[str, Any], path: Path) -> Call:
+def _calls(node: dict[str, Any], path: Path) -> list[Call]:
+    """Return a node's call; none for an assertion of the exporter."""
     function = _function(node["target"], path)
     values = [(entry["name"], _argument(entry["arg"])) for entry in node["inputs"]]
     args, kwargs = [], {}
     if isinstance(function, torch._ops.OpOverload):
+        if function._schema.name.removeprefix("aten::") in ASSERTIONS:
+            return []
         given = dict(values)
+        fault = find_fault(function, given)
+        if fault:
+            _refuse(f"{node['target']} with {fault}", path, "Call module.eval() before the export.")
         for parameter in function._schema.arguments:
             if parameter.name in given and not parameter.kwarg_only and len(kwargs) == 0:
                 args.append(given[parameter.name])
@@ -180,7 +213,7 @@ def _call(node: dict[str, Any], path: Path) -> Call:
     # The device that a model was exported on says nothing about where it is read.
     if "device" in kwargs:
         kwargs["device"] = torch.device("cpu")
-    return Call(_place(node), function, tuple(args), kwargs, _outputs(node["outputs"]))
+    return [Call(_place(node), function, tuple(args), kwargs, _outputs(node["outputs"]))]
 
 
 def _function(target: str, path: Path) -> Callable[..., Any]:
@@ -188,12 +221,16 @@ def _function(target: str, path: Path) -> Callable[..., Any]:
         return ARITHMETIC[target]
     parts = target.split(".")
     if len(parts) == 5 and parts[:3] == ["torch", "ops", "aten"]:
-        packet = getattr(torch.ops.aten, parts[3], None)
-        if isinstance(packet, torch._ops.OpOverloadPacket) and parts[4] in packet.overloads():
-            return getattr(packet, parts[4])
+        found = find_operation(parts[3], parts[4])
+        if found is not None:
+            return found
+    _refuse(target, path, "Export the module with torch.export.export, without others.")
+
+
+def _refuse(target: str, path: Path, remedy: str) -> NoReturn:
     raise CaptureError(
-        f"Expected only ATen operations in '{path.name}', got '{target}'. Export the module "
-        "with torch.export.export, without custom operations."
+        f"Expected only ATen operations that compute tensors from tensors in '{path.name}', got "
+        f"{target[:100]!r}. {remedy}"
     )
 
 
@@ -216,7 +253,9 @@ def _argument(arg: dict[str, Any]) -> Any:
         return torch.strided
     if kind == "as_memory_format":
         return torch.contiguous_format
-    if kind in ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string"):
+    if kind == "as_float":
+        return _NUMBERS.get(value, value) if isinstance(value, str) else value
+    if kind in ("as_int", "as_ints", "as_floats", "as_bool", "as_bools", "as_string"):
         return value
     raise KeyError(kind)
 
@@ -237,10 +276,13 @@ def _outputs(outputs: list[dict[str, Any]]) -> tuple[str | None, ...]:
 
 def _place(node: dict[str, Any]) -> str:
     """Path of the module that the node came from, as the exporter noted it."""
-    stack = node.get("metadata", {}).get("nn_module_stack", "")
+    stack = str(node.get("metadata", {}).get("nn_module_stack", ""))
     entry = stack.rsplit(";", 1)[-1].split(",")
     name = node.get("name") or node["target"].split(".")[-2]
     path = entry[1] if len(entry) == 3 else ""
     inside = len(entry) == 3 and entry[2].startswith("torch.nn.")
     parts = [*path.split("."), *([] if inside and path else [name])]
-    return ".".join(part for part in parts if part)
+    place = ".".join(part for part in parts if part)
+    if len(parts) > _DEEPEST or not place.isprintable():
+        raise ValueError(f"a module path {place[:60]!r}")
+    return place

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import stat
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from support.grids import grid
 from support.samples import generator, mlp, partition_of, sample
 
 import cpwl
+from cpwl import storage
 from cpwl.files import atomic_path
 
 ARRAYS = (
@@ -35,7 +38,8 @@ def test_a_partition_comes_back_as_it_was(tmp_path, kind, dim, with_network):
         ours, theirs = getattr(partition, name), getattr(back, name)
         np.testing.assert_array_equal(ours, theirs)
         assert ours.dtype == theirs.dtype
-    assert back.status == partition.status
+    assert back.status == partition.status._replace(exact=with_network)
+    assert ("not proven: loaded without its network" in repr(back)) == (not with_network)
     assert type(back.status) is type(partition.status)
     np.testing.assert_array_equal(back.domain.corners, partition.domain.corners)
     np.testing.assert_array_equal(back.domain.slice.origin, partition.domain.slice.origin)
@@ -147,6 +151,8 @@ def _single_array(path):
 
 
 def _changed(name, change):
+    """Change an array after the file was written."""
+
     def apply(path):
         stored = dict(np.load(path))
         stored[name] = change(stored[name])
@@ -156,55 +162,161 @@ def _changed(name, change):
     return apply
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            _truncated,
-            "Expected a whole .npz file written by cpwl.save_partition in .*a damaged file",
-        ),
-        (_flipped, "a damaged file"),
-        (_pickled, "Expected a whole .npz file .* got something else or a damaged file"),
-        (_objects, "Expected a whole .npz file"),
-        (lambda path: path.write_bytes(b""), "Expected a whole .npz file"),
-        (lambda path: path.write_text("PLY"), "Expected a whole .npz file"),
-        (
-            lambda path: np.savez(path, a=np.zeros(3)),
-            r"Expected a partition \(cpwl partition 2\) .* got a file that does not fit: .*header",
-        ),
-        (
-            _single_array,
-            "Expected a whole .npz file .*a single array",
-        ),
-        (
-            _changed("header", lambda h: np.array(str(h).replace("n 2", "n 0"))),
-            "'cpwl partition 0'",
-        ),
-        (
-            _changed("header", lambda h: np.array(str(h).replace("n 2", "n 1"))),
-            "'cpwl partition 1' has neither facets of n dimensions nor .* Subdivide again",
-        ),
-        (_changed("points", lambda x: x[:3]), "its arrays do not fit each other"),
-        (_changed("cell_corners", lambda x: x + 1000), "its arrays do not fit each other"),
-        (_changed("patterns", lambda x: x.astype(float)), "patterns has dtype float64"),
-        (_changed("faces_1", lambda x: x + 1000), "its arrays do not fit each other"),
-        (_changed("faces_2_offsets", lambda x: x[:-1]), "its arrays do not fit each other"),
-        (_changed("faces_1", lambda x: x.astype(float)), "faces_1 has dtype float64"),
-        (_changed("cell_facet_offsets", lambda x: x + 1), "its arrays do not fit each other"),
-        (_changed("side_corners", lambda x: x + 1), "domain's corners and sides do not fit"),
-        (_changed("corners", lambda x: 2 * x), "domain's corners and sides do not fit each other"),
-        (
-            _changed("header", lambda h: np.array(str(h).replace("1/1", "1/0"))),
-            "got a file that does not fit: Fraction",
-        ),
-    ],
-)
-def test_damaged_files_are_named(tmp_path, damage, message):
+def _forged(name, change):
+    """Change an array, and the digest with it."""
+
+    def apply(path):
+        stored = dict(np.load(path))
+        stored[name] = change(stored[name])
+        del stored["digest"]
+        stored["digest"] = np.array(storage.digest(stored))
+        with path.open("wb") as file:
+            np.savez(file, **stored)
+
+    return apply
+
+
+def _header(old, new):
+    return _forged("header", lambda header: np.array(str(header).replace(old, new)))
+
+
+def _with(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+def _compressed(path):
+    stored = dict(np.load(path))
+    with path.open("wb") as file:
+        np.savez_compressed(file, **stored)
+
+
+def _with_member(name, body=b""):
+    def apply(path):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, body)
+
+    return apply
+
+
+def _bomb(path):
+    """Add a member of 2 GB that takes 2 MB."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        head = io.BytesIO()
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (2 * 10**7,)}
+        np.lib.format.write_array_header_1_0(head, shape)
+        archive.writestr("junk.npy", head.getvalue() + bytes(2 * 10**7))
+
+
+def _npy(descr, shape, name="points.npy"):
+    """Put an array's header in the place of an array, with 8 bytes behind it."""
+
+    def apply(path):
+        text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+        body = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(8)
+        with zipfile.ZipFile(path) as archive:
+            members = {item: archive.read(item) for item in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for item, old in {**members, name: body}.items():
+                archive.writestr(item, old if item != name else body)
+
+    return apply
+
+
+WHOLE = "Expected a whole .npz file written by cpwl.save_partition in .*"
+FIT = r"Expected a partition \(cpwl partition 3\) .* got a file that does not fit: .*"
+DAMAGE = {
+    "truncated": (_truncated, WHOLE + "a damaged file"),
+    "flipped": (_flipped, "a damaged file"),
+    "pickled": (_pickled, WHOLE + "got something else or a damaged file"),
+    "objects": (_objects, WHOLE + "describes no numbers"),
+    "empty": (lambda path: path.write_bytes(b""), WHOLE),
+    "text": (lambda path: path.write_text("PLY"), WHOLE),
+    "other arrays": (lambda path: np.savez(path, a=np.zeros(3)), "'a.npy', which no partition has"),
+    "a single array": (_single_array, WHOLE + "no whole zip archive"),
+    "compressed": (_compressed, WHOLE + "is compressed or encrypted, not stored"),
+    "a bomb": (_bomb, WHOLE + "is compressed or encrypted, not stored"),
+    "another member": (_with_member("x.npy"), "'x.npy', which no partition has"),
+    "a member elsewhere": (_with_member("../points.npy"), "a member of the name"),
+    "a member twice": (_with_member("points.npy"), "two members of the name 'points.npy'"),
+    "1e12 points": (_npy("'<f8'", (10**12, 3)), "8 bytes for float64 of shape"),
+    "2^62 points": (_npy("'<f8'", (2**62, 4)), "a damaged file .shape"),
+    "negative shape": (_npy("'<f8'", (-1, 3)), "a damaged file .shape"),
+    "text for a shape": (_npy("'<f8'", "'x'"), "a header that describes no numbers"),
+    "open brackets": (_npy("'<f8'", "(((1,"), "a header that cannot be read"),
+    "a call": (_npy("'<f8'", "print()"), "a header that cannot be read"),
+    "no such dtype": (_npy("'<q99'", "(1,)"), "a header that cannot be read"),
+    "a record": (_npy("[('a', '<f8')]", "(1,)"), "a header that describes no numbers"),
+    "numbers of no bytes": (_npy("'|V0'", (10**12,)), "a header that describes no numbers"),
+    "format 0": (_header("n 3", "n 0"), "'cpwl partition 0' is another format"),
+    "format 1": (_header("n 3", "n 1"), "'cpwl partition 1' has neither facets .* Subdivide again"),
+    "format 2": (_header("n 3", "n 2"), "'cpwl partition 2' has no digest of its arrays"),
+    "no header": (lambda path: np.savez(path, points=np.zeros((3, 3))), FIT + "header"),
+    "big-endian": (_changed("cell_corners", lambda x: x.astype(">i4")), "order of other machines"),
+    "bytes": (_changed("patterns", lambda x: x.astype("u1")), "patterns has dtype uint8"),
+    "floats": (_changed("patterns", lambda x: x.astype(float)), "patterns has dtype float64"),
+    "complex": (_changed("points", lambda x: x.astype(complex)), "points has dtype complex128"),
+    "float faces": (_changed("faces_1", lambda x: x.astype(float)), "faces_1 has dtype float64"),
+    "axes": (_changed("points", lambda x: x.ravel()), "points has dtype float64 and shape"),
+    "NaN": (_forged("points", lambda x: _with(x, 0, np.nan)), "points is not finite"),
+    "inf": (_forged("corners", lambda x: _with(x, 0, np.inf)), "corners is not finite"),
+    "moved": (_changed("points", lambda x: x + 1e-9), FIT + "their digest differs"),
+    "another pattern": (_changed("patterns", lambda x: x ^ np.uint64(1)), "their digest differs"),
+    "another corner": (
+        _changed("facet_corners", lambda x: _with(x, 3, (x[3] + 1) % 9)), "their digest differs"
+    ),
+    "another header": (
+        _changed("header", lambda h: np.array(str(h).replace('"undecided": 0', '"undecided": 1'))),
+        "their digest differs",
+    ),
+    "few points": (_forged("points", lambda x: x[:3]), "its arrays do not fit each other"),
+    "corners": (_forged("cell_corners", lambda x: x + 1000), "its arrays do not fit each other"),
+    "faces": (_forged("faces_1", lambda x: x + 1000), "its arrays do not fit each other"),
+    "face rows": (_forged("faces_2_offsets", lambda x: x[:-1]), "its arrays do not fit each other"),
+    "facet rows": (_forged("cell_facet_offsets", lambda x: x + 1), "do not fit each other"),
+    "no rows": (_forged("cell_offsets", lambda x: x[:0]), "its arrays do not fit each other"),
+    "far rows": (
+        _forged("cell_offsets", lambda x: _with(x, 1, np.iinfo(np.int64).min)), "do not fit"
+    ),
+    "sides": (_forged("side_corners", lambda x: x + 1), "domain's corners and sides do not fit"),
+    "domain": (_forged("corners", lambda x: 2 * x), "domain's corners and sides do not fit"),
+    "basis": (_forged("slice_basis", lambda x: 0 * x), FIT + "linearly independent basis rows"),
+    "ratio": (_header("1/1", "1/0"), FIT + "Fraction"),
+    "list": (_forged("header", lambda h: np.array("[1]")), FIT + "list indices"),
+    "NaN in the header": (_header('"broken": 0', '"broken": NaN'), "NaN in a file without such"),
+    "a status in text": (_header('"complete": true', '"complete": "yes"'), "a status that cannot"),
+    "a negative count": (_header('"broken": 0', '"broken": -1'), "a status that cannot be"),
+    "more in a status": (_header('"broken": 0', '"broken": 0, "proven": true'), FIT + "proven"),
+    "exact and incomplete": (_header('"complete": true', '"complete": false'), "a status that can"),
+    "more stages": (_header('"stages": 1', '"stages": 7'), "a status that cannot be"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_files_are_named(tmp_path, what):
+    damage, message = DAMAGE[what]
     path = tmp_path / "a.npz"
     cpwl.save_partition(grid((0.1, 0.4), (-0.3,), (0.7,)), path)
     damage(path)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as failed:
         cpwl.load_partition(path)
+    assert "\n" not in str(failed.value)
+
+
+def test_check_raises_on_no_file_that_loads(tmp_path):
+    path = tmp_path / "a.npz"
+    partition = grid((0.1, 0.4), (-0.3,), (0.7,))
+    for name in ARRAYS:
+        for place in (0, -1):
+            cpwl.save_partition(partition, path)
+            _changed(name, lambda x, at=place: _with(x, (at,) * x.ndim, x[(0,) * x.ndim] + 1))(path)
+            if (getattr(partition, name) != np.load(path)[name]).any():
+                with pytest.raises(ValueError, match=r"does not fit|damaged"):
+                    cpwl.load_partition(path, partition.network)
+    cpwl.save_partition(partition, path)
+    assert cpwl.check(cpwl.load_partition(path, partition.network), samples=64).ok
 
 
 def test_a_missing_file_is_named(tmp_path):

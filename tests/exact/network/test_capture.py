@@ -245,7 +245,7 @@ class TestArchive:
                 if name.endswith(("weights/weight_0", "sample_inputs/model.pt")):
                     body = pickle.dumps(Harmful())
                 new.writestr(name, body)
-        with pytest.raises(CaptureError, match=r"pickle for '0\.weight' that would run code"):
+        with pytest.raises(CaptureError, match=r"pickle for '0\.weight' that could run code"):
             Network.load(evil)
         assert not marker.exists()
 
@@ -257,7 +257,7 @@ class TestArchive:
                 body = old.read(name).replace(b"torch.ops.aten.relu_.default", b"os.system")
                 new.writestr(name, body)
         with pytest.raises(
-            CaptureError, match=r"only ATen operations in 'evil\.pt2', got 'os\.sys"
+            CaptureError, match=r"only ATen operations .* in 'evil\.pt2', got 'os\.sys"
         ):
             Network.load(evil)
 

@@ -82,6 +82,75 @@ def test_a_proof_is_about_its_network(proof) -> None:
         cpwl.verify(proof, cpwl.Network.from_torch(module, (2,)), progress=False)
 
 
+def test_a_proof_is_about_its_domain(small, proof) -> None:
+    certificate = cpwl.verify(proof, small.network, domain=damage.BOX, progress=False)
+    assert certificate.domain == "[-10, 10] x [-10, 10]"
+    assert "of area 400, [-10, 10] x [-10, 10]; " in str(certificate)
+    assert "domain='[-10, 10] x [-10, 10]'" in repr(certificate)
+    # the same square in other coordinates of the same plane
+    turned = cpwl.Slice([2.0, 0.0], [[0.0, -4.0], [0.5, 0.0]])
+    square = turned.polygon([[-2.5, -24], [2.5, -24], [2.5, 16], [-2.5, 16]])
+    assert cpwl.verify(proof, domain=square, progress=False).cells == certificate.cells
+    smallest = np.nextafter(10.0, 11.0)
+    tilted = cpwl.Slice([0.0, 0.0], [[1.0, 0.0], [2.0**-60, 1.0]])
+    for other in (
+        cpwl.box([100, 100], [120, 120]),
+        cpwl.box([-10, -10], [10, smallest]),
+        tilted.box([-10, -10], [10, 10]),
+        cpwl.Slice([7.0, 7.0], 1e-9 * np.eye(2)).box([-10, -10], [10, 10]),
+        cpwl.polygon([[-10, -10], [10, -10], [10, 10], [0, 11], [-10, 10]]),
+        cpwl.Slice([0.0] * 3, np.eye(2, 3)).box([-10, -10], [10, 10]),
+        cpwl.box([-10], [10]),
+    ):
+        with pytest.raises(
+            CertificateError, match=r"a proof about .*, got one about \[-10, 10\] x"
+        ):
+            cpwl.verify(proof, domain=other, progress=False)
+    with pytest.raises(ValueError, match="one or two dimensions"):
+        cpwl.verify(proof, domain=cpwl.box([0] * 3, [1] * 3), progress=False)
+
+
+def test_slices_are_printed_with_their_place(tmp_path) -> None:
+    network = cpwl.Network.from_torch(random_mlp((3, 4, 2)), (3,))
+    plane = cpwl.Slice([1.0, 0.0, 0.5], [[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
+    domain = plane.polygon([[0, 0], [1, 0], [0, 1]])
+    certificate = cpwl.certify(cpwl.subdivide(network, domain, progress=False), progress=False)
+    assert certificate.domain == (
+        "the polygon (0, 0), (1, 0), (0, 1) of the slice through (1, 0, 0.5) along (0, 1, 0), "
+        "(0, 0, 2)"
+    )
+
+
+def test_breakpoints_beyond_float64_are_a_certificate_error(tmp_path) -> None:
+    class Wave(torch.nn.Module):
+        def forward(self, x):
+            return torch.remainder(x + 0.5, 2.0).sub(1.0).abs()
+
+    network = cpwl.Network.from_torch(Wave(), (1,))
+    partition = cpwl.subdivide(network, cpwl.box([-3], [4]), progress=False)
+    cpwl.certify(partition, progress=False).save(tmp_path / "p.json")
+
+    def huge(content: dict) -> None:
+        content["network"]["steps"][0]["period"] = "0x1p1023"
+        content["patterns"]["lowest"] = [2**20]
+
+    change(tmp_path / "p.json", huge)
+    with pytest.raises(CertificateError, match="on a piece that it has, got piece"):
+        cpwl.verify(tmp_path / "p.json", progress=False)
+
+
+def test_areas_that_are_long_or_beyond_float64_are_named(proof) -> None:
+    def far(content: dict) -> None:
+        for corner in content["domain"]["corners"]:
+            corner[:] = [f"{x.partition('/')[0]}{'0' * 300}/1" for x in corner]
+        content["claims"]["area"] = f"{'1' * 4000}/{'7' * 4000}"
+
+    change(proof, far)
+    with pytest.raises(CertificateError) as failed:
+        cpwl.verify(proof, progress=False)
+    assert len(str(failed.value)) < 400
+
+
 def change(path, alter) -> None:
     content = json.loads(path.read_text())
     alter(content)
@@ -147,7 +216,7 @@ BROKEN = {
                 "entries outside it"),
     "infinite": (lambda c: c["network"]["steps"][0]["offset"].__setitem__(0, "inf"),
                  "offset that is not finite"),
-    "units": (lambda c: c["network"].update(units=17), "16 units, not 0 to 16"),
+    "units": (lambda c: c["network"].update(units=17), "17 units in a file that does not list"),
     "bits": (lambda c: c["patterns"]["bits"].__setitem__(0, 60), "patterns that are not of 16"),
     "wide": (lambda c: c["patterns"]["lowest"].__setitem__(0, 2**31 - 1), "are not of 16 units"),
     "packed": (lambda c: c["patterns"].update(packed="AAAA"), "3 bytes of patterns"),
@@ -159,8 +228,36 @@ BROKEN = {
     "long ratio": (lambda c: c["domain"]["corners"][0].__setitem__(0, "1" * 5000 + "/1"),
                    "where a ratio is needed"),
     "not convex": (lambda c: c["domain"]["corners"].reverse(), "no convex domain"),
-    "latent": (lambda c: c["domain"]["origin"].append("0x0p+0"), "for 2 inputs"),
+    "latent": (lambda c: c["domain"]["origin"].append("0x0p+0"), "2 inputs in a file"),
     "name": (lambda c: c["network"]["names"].__setitem__(0, 3), "names that are no text"),
+    "escape": (lambda c: c["network"]["names"].__setitem__(0, "\x1b[2J"), "that can be printed"),
+    "more units": (lambda c: c["network"].update(units=3 * 10**8), "300000000 units in a file"),
+    "long units": (lambda c: c["network"].update(units=10**18), "units in a file that does not"),
+    "inputs": (lambda c: c["network"].update(inputs=10**9), "1000000000 inputs in a file"),
+    "many waves": (
+        lambda c: c["network"]["steps"].extend(
+            {"kind": "wave", "source": 1, "first_unit": 0, "size": 8,
+             **dict.fromkeys(("period", "phase", "scale", "offset"), "0x1p0")}
+            for _ in range(9)
+        ),
+        "its steps have 24 units, not 0 to 15",
+    ),
+    "a zero basis": (lambda c: c["domain"]["basis"].__setitem__(0, ["0x0p+0", "0x0p+0"]),
+                     "axes are not independent"),
+    "a flat basis": (
+        lambda c: c["domain"].update(basis=[["0x1p0", "0x1p-60"], ["0x1p-60", "0x1p-120"]]),
+        "axes are not independent",
+    ),
+    "no corners": (lambda c: c["domain"].update(corners=[]), "no convex domain"),
+    "a digest": (lambda c: c["claims"].update(digest="\x1b[2J"), "a digest that is none"),
+    "many patterns": (
+        lambda c: c.update(
+            sides={"counts": [0] * 200_000, "conditions": []},
+            patterns={"lowest": [0] * 16, "bits": [0] * 16, "packed": ""},
+            network=dict(c["network"], names=["x" * 7]),
+        ),
+        "names differ in number",
+    ),
     "list": (lambda c: c.update(network=[1, 2]), "list indices"),
 }  # fmt: skip
 
@@ -175,8 +272,12 @@ def test_a_damaged_proof_is_said_to_be_one(proof, what) -> None:
     assert text in str(failed.value)
 
 
+TWICE = '{"format": "cpwl proof 1", "format": "cpwl proof 1"}'
+
+
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "NaN", "[" * 100_000, '{"format": NaN}', "\x00", "1" * 5000, "é"]
+    "content",
+    [TWICE, "", "{", "[]", "NaN", "[" * 100_000, '{"format": NaN}', "\x00", "1" * 5000, "é"],
 )
 def test_what_is_no_proof_is_said_to_be_none(tmp_path, content) -> None:
     path = tmp_path / "proof.json"
@@ -240,6 +341,14 @@ def test_the_command_line_certifies_and_verifies(run, small, tmp_path) -> None:
         assert (status, err) == (0, "")
         assert out.startswith(f"proven: {small.num_cells} cells with ")
         assert out.endswith(f"{digest[:16]}\n")
+    status, out, err = run("verify p.json model0.pt2 --box -10 10")
+    assert (status, err) == (0, "")
+    status, out, err = run("verify p.json model0.pt2 --box -10 9")
+    assert (status, out) == (1, "")
+    assert err.startswith("cpwl: Expected a proof about [-10, 9] x [-10, 9], got one about [-10, 1")
+    status, out, err = run("verify p.json --box -10 10")
+    assert (status, out) == (2, "")
+    assert err.startswith("cpwl: Expected MODEL with --box, --through, --origin or --basis, got")
     status, out, err = run("verify p.json model1.pt2")
     assert (status, out) == (1, "")
     assert err.startswith("cpwl: Expected a proof about this network (2 inputs, 16 units")

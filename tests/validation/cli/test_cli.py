@@ -211,7 +211,7 @@ BAD = {
     "partition @tanh.pt2 --upto tanh --through @pickle.npy -o a.png": "array of numbers for --thr",
     "partition @tanh.pt2 --upto tanh --through @broken.npy -o a.png": "array of numbers for --thr",
     "partition @tanh.pt2 --upto tanh --through @empty.npy -o a.png": "array of numbers for --thr",
-    "partition @tanh.pt2 --upto tanh --through @archive.npy -o a.png": "got an archive of several",
+    "partition @tanh.pt2 --upto tanh --through @archive.npy -o a.png": "(an archive of several",
     "partition @tanh.pt2 --upto tanh --through @two.npy -o a.parquet -o a.ply": "2-D",
     "info @missing.pt2": "missing.pt2",
     "demo -o demo.gif": "an output ending in .png, .pdf, .svg, got 'demo.gif'",
