@@ -267,16 +267,24 @@ def _add(call: Call) -> Affine:
     def constant(a: Any, b: Any, **kwargs: Any) -> Tensor | None:
         if all(sides):
             return None
-        return torch.as_tensor(side(b, 1, False) if sides[0] else side(a, 0, False))
+        still = side(b, 1, False) if sides[0] else side(a, 0, False)
+        return torch.as_tensor(still, dtype=torch.float64)
 
     terms = 1 if alpha in (1, -1) else 2
     return Affine(call.function, call.args, call.kwargs, Rounding(terms, linear, constant))
 
 
+def _number(value: Any) -> Any:
+    """Return a constant mask as zeros and ones."""
+    mask = isinstance(value, Tensor) and value.dtype == torch.bool
+    return value.to(torch.float64) if mask else value
+
+
 def _mul(call: Call) -> Affine:
     if all(call.data[:2]):
         raise NotPiecewiseLinear("it multiplies two tensors that both depend on the input")
-    return Affine(call.function, call.args, {}, Rounding(1, lambda a, b: torch.mul(abs(a), abs(b))))
+    args = tuple(map(_number, call.args[:2]))
+    return Affine(call.function, args, {}, Rounding(1, lambda a, b: torch.mul(abs(a), abs(b))))
 
 
 def _div(call: Call) -> Affine:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_map
 
 from cpwl.arrays import Ints
 from cpwl.errors import CaptureError, UnsupportedOperationError
@@ -31,6 +32,9 @@ from cpwl.network.capture.piecewise_operations import Bend, Rewrite, nonlinear_r
 from cpwl.network.capture.triangle_waves import Wave, find_triangles
 from cpwl.network.program import Program, Ref, Rounding, Step, Triangle, references
 
+# Constants that take their shape, and nothing else, from their argument.
+SHAPED = ("full_like", "zeros_like", "ones_like", "empty_like", "new_full", "new_zeros", "new_ones",
+          "new_empty")  # fmt: skip
 SQUASHINGS = ("tanh", "sigmoid")
 REMEDY = "Use approx, which handles any differentiable module, or replace the operation."
 
@@ -160,10 +164,12 @@ def _lower_node(builder: _Builder, node: Node, wave: Wave | None) -> None:
     args = tuple(_value(builder, arg) for arg in node.args)
     kwargs = {key: _value(builder, arg) for key, arg in node.kwargs.items()}
     number = not isinstance(result_of(node), Tensor)
-    if number or not any(_is_data(builder, arg) for arg in (*args, *kwargs.values())):
+    if number or name in SHAPED or not any(_is_data(builder, arg) for arg in (*args, *kwargs.values())):
         _append_batch_only(builder, node, args, kwargs)
         return
     place = place_of(node)
+    # Constants keep the module's own type up to here, where they meet the data.
+    args, kwargs = tree_map(_wide, args), tree_map(_wide, kwargs)
     try:
         _append_call(builder, node, place, name, args, kwargs)
     except NotPiecewiseLinear as verdict:
@@ -386,6 +392,12 @@ def _value(builder: _Builder, arg: Any) -> Any:
     if isinstance(arg, (list, tuple)):
         return [_value(builder, item) for item in arg]
     return arg
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.float64)
+    return value
 
 
 def _is_data(builder: _Builder, value: Any) -> bool:

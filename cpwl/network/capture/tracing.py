@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import io
+import threading
 import warnings
 from typing import Any
 
@@ -16,7 +17,10 @@ from torch.fx import Node
 from cpwl.errors import CaptureError
 from cpwl.network.capture.fx_nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
 from cpwl.network.capture.lowering import Listing
+from cpwl.network.capture.preparation import describe_result
 
+# torch.export changes global state of torch while it runs: one capture at a time.
+CAPTURING = threading.RLock()
 # Kept whole: core ATen would turn them into comparisons, gathers or transposed copies.
 # fmt: off
 KEPT = (
@@ -31,64 +35,6 @@ KEPT = (
     "rrelu_with_noise", "scaled_dot_product_attention", "col2im",
 )
 # fmt: on
-
-
-def float64_copy(module: nn.Module) -> nn.Module:
-    """Copy a module to float64 on the CPU; the original is only read.
-
-    Raises
-    ------
-    CaptureError
-        For batch-norm or dropout in training mode, for complex parameters, for NaN or infinity.
-    """
-    _check_mode(module)
-    memo: dict[int, Any] = {}
-    for path, part in module.named_modules():
-        tensors = {**part._parameters, **part._buffers}
-        tensors |= {k: v for k, v in vars(part).items() if isinstance(v, Tensor)}
-        for key, value in tensors.items():
-            if value is None or id(value) in memo:
-                continue
-            name = f"{path}.{key}" if path else key
-            memo[id(value)] = _convert(value, name)
-    try:
-        copied = copy.deepcopy(module, memo)
-    except (RuntimeError, TypeError) as error:
-        raise CaptureError(
-            f"Expected a module that copy.deepcopy can copy, got {type(module).__name__}, which "
-            f"fails with: {error} Remove the attribute that cannot be copied."
-        ) from error
-    return copied
-
-
-def _check_mode(module: nn.Module) -> None:
-    random = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-    for path, part in module.named_modules():
-        if isinstance(part, random) and part.training:
-            raise CaptureError(
-                f"Expected a module in evaluation mode, got {type(part).__name__} at "
-                f"'{path or type(module).__name__}' in training mode. Call module.eval() first."
-            )
-
-
-def _convert(value: Tensor, name: str) -> Tensor:
-    if value.is_complex():
-        raise CaptureError(
-            f"Expected real parameters, got complex numbers in '{name}'. Use a real module."
-        )
-    data = value.detach()
-    if value.is_floating_point():
-        data = data.to(device="cpu", dtype=torch.float64, copy=True)
-        if not bool(torch.isfinite(data).all()):
-            raise CaptureError(
-                f"Expected finite parameters, got NaN or infinity in '{name}'. "
-                "Load weights that training has not destroyed."
-            )
-    else:
-        data = data.to(device="cpu", copy=True)
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(data, requires_grad=False)
-    return data
 
 
 def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
@@ -107,7 +53,8 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
         raise CaptureError(
             f"Expected a module that accepts a float64 batch of shape (N, "
             f"{', '.join(map(str, input_shape))}), got from {type(module).__name__}: {error} "
-            "Give the shape of one sample, without the batch axis, as input_shape."
+            "Give the shape of one sample, without the batch axis, as input_shape; give further "
+            "tensors (fixed=) a batch axis of length one."
         ) from error
     _check_result(result)
     # torch.export reports its own deprecations and installs no lasting filter of ours.
@@ -141,11 +88,8 @@ def _check_result(result: Any) -> None:
                 "Return the values themselves, not indices or classes."
             )
         return
-    kind = type(result).__name__
-    size = f" of {len(result)}" if isinstance(result, (tuple, list, dict)) else ""
     raise CaptureError(
-        f"Expected a module whose output is one tensor, got a {kind}{size}. "
-        "Wrap it in a module that returns the tensor wanted."
+        f"Expected a module whose output is one tensor, got {describe_result(result)}"
     )
 
 
@@ -188,13 +132,13 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
             if spec.kind == InputKind.USER_INPUT:
                 data = node
             else:
-                constants[node] = _floating(state[str(spec.target)])
+                constants[node] = state[str(spec.target)].detach()
         elif node.op == "call_function" and _foldable(node, constants):
             args = torch.fx.map_arg(node.args, lambda n: constants[n])
             kwargs = torch.fx.map_arg(node.kwargs, lambda n: constants[n])
             assert callable(node.target)
             with torch.no_grad():
-                constants[node] = _floating(node.target(*args, **kwargs))
+                constants[node] = node.target(*args, **kwargs)
     assert data is not None
     name = next(iter(exported.graph_signature.user_outputs))
     output = next(node for node in exported.graph.nodes if node.name == name)
@@ -208,14 +152,6 @@ def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
     if random or packet_name(node.target) in SKIPPED:
         return False
     return all(source in constants for source in node.all_input_nodes)
-
-
-def _floating(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().to(torch.float64)
-    if isinstance(value, (tuple, list)):
-        return [_floating(item) for item in value]
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _cut(exported: ExportedProgram, upto: str, constants: dict[Node, Any]) -> Node:
@@ -255,3 +191,19 @@ def random_points(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Draw standard normal float64 points from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((count, *shape), generator=generator, dtype=torch.float64)
+
+
+def write_exported(exported: ExportedProgram) -> bytes:
+    """Serialise an exported program."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(exported, file)
+    return file.getvalue()
+
+
+def read_exported(data: bytes) -> ExportedProgram:
+    """Read what `write_exported` wrote; like any pickle, it can run code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.load(io.BytesIO(data))
