@@ -74,6 +74,8 @@ class RealNumbers(TorchFunctionMode):
             args = (args[0], *(self._places(arg) for arg in args[1:]))
         elif name == "masked_select" and len(args) == 2 and args[1] not in self.data:
             return self(torch.Tensor.__getitem__, types, args)
+        elif name in REWRITTEN and data:
+            func = REWRITTEN[name]
         elif name == "repeat_interleave" and data:
             func, args, kwargs = self._repeated(func, args, kwargs)
         if data:
@@ -129,6 +131,27 @@ class RealNumbers(TorchFunctionMode):
             return torch.repeat_interleave(repeats.expand(x.shape[axis]))
 
         return torch.index_select, (x, axis, self._known(places).clone()), {}
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    rank = max(a.ndim, b.ndim)
+    a, b = (t.reshape(*[1] * (rank - t.ndim), *t.shape) for t in (a, b))
+    sizes = [n * m for n, m in zip(a.shape, b.shape, strict=True)]
+    for k in range(rank):
+        a, b = a.unsqueeze(2 * k + 1), b.unsqueeze(2 * k)
+    return (a * b).reshape(sizes)
+
+
+def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    if dim is None or x.ndim != indices.ndim:
+        return torch.take_along_dim(x, indices, dim)
+    sizes = list(x.shape)
+    sizes[dim] = indices.shape[dim]
+    return x.gather(dim, indices.expand(sizes))
+
+
+# Written otherwise, because torch traces them only with a fixed batch size.
+REWRITTEN: dict[str, Callable[..., Tensor]] = {"kron": _kron, "take_along_dim": _take_along_dim}
 
 
 def _widened(value: Any) -> Any:

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from cpwl.errors import CaptureError
+from cpwl.network.capture import decompositions
 from cpwl.network.capture.fx_nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
 from cpwl.network.capture.lowering import Listing
 from cpwl.network.capture.preparation import describe_result
@@ -64,7 +65,6 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
             exported = torch.export.export(
                 module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
             )
-            _rewrite_softshrink(exported)
             return exported.run_decompositions(_table())
         except (UserError, RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -99,25 +99,8 @@ def _table() -> dict[Any, Any]:
         packet = getattr(torch.ops.aten, name, None)
         for overload in () if packet is None else packet.overloads():
             table.pop(getattr(packet, overload), None)
+    table.update(decompositions.TABLE)
     return table  # type: ignore[return-value]
-
-
-def _rewrite_softshrink(exported: ExportedProgram) -> None:
-    """Write softshrink as x - clamp(x, -l, l), before torch writes it with comparisons."""
-    aten = torch.ops.aten
-    for node in list(exported.graph.nodes):
-        if node.op != "call_function" or node.target is not aten.softshrink.default:
-            continue
-        x = node.args[0]
-        width = node.args[1] if len(node.args) > 1 else node.kwargs.get("lambd", 0.5)
-        if width == 0:
-            node.target, node.args, node.kwargs = aten.clone.default, (x,), {}
-            continue
-        with exported.graph.inserting_before(node):
-            held = exported.graph.call_function(aten.clamp.default, (x, -width, width))
-        held.meta = dict(node.meta)
-        node.target, node.args, node.kwargs = aten.sub.Tensor, (x, held), {}
-    exported.graph_module.recompile()
 
 
 def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
