@@ -6,7 +6,13 @@ A module goes in, a `Program` comes out, checked against the module. Knows no `N
 from cpwl.network.capture.fx_nodes import SKIPPED, packet_name
 from cpwl.network.capture.lowering import Listing, Lowered, Operation, lower
 from cpwl.network.capture.preparation import float64_copy, unwrap
-from cpwl.network.capture.tracing import CAPTURING, export, list_graph, read_exported, write_exported
+from cpwl.network.capture.tracing import (
+    CAPTURING,
+    export,
+    list_graph,
+    read_exported,
+    write_exported,
+)
 from cpwl.network.capture.verification import verify
 
 __all__ = [

@@ -97,9 +97,7 @@ def _sort_stable(
     return _sort(x, dim, descending)
 
 
-def _topk(
-    x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> Any:
+def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     axis = _axis(x, dim)
     if axis is None:
         return NotImplemented
@@ -107,9 +105,7 @@ def _topk(
     return values, _indices(values)
 
 
-def _kthvalue(
-    x: Tensor, k: int, dim: int = -1, keepdim: bool = False
-) -> Any:
+def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
     axis = _axis(x, dim)
     if axis is None:
         return NotImplemented
@@ -177,7 +173,6 @@ def _yes(x: Tensor) -> Tensor:
 
 def _softshrink(x: Tensor, width: Any = 0.5) -> Tensor:
     return x.clone() if width == 0 else x - x.clamp(-width, width)
-
 
 
 # fmt: off

@@ -59,6 +59,7 @@ class Listing(NamedTuple):
     input: Node
     output: Node
     constants: dict[Node, Any]
+    conditions: dict[Node, str]  # comparisons that stay, and why
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +165,27 @@ def _lower_node(builder: _Builder, node: Node, wave: Wave | None) -> None:
     args = tuple(_value(builder, arg) for arg in node.args)
     kwargs = {key: _value(builder, arg) for key, arg in node.kwargs.items()}
     number = not isinstance(result_of(node), Tensor)
-    if number or name in SHAPED or not any(_is_data(builder, arg) for arg in (*args, *kwargs.values())):
+    if (
+        number
+        or name in SHAPED
+        or not any(_is_data(builder, arg) for arg in (*args, *kwargs.values()))
+    ):
         _append_batch_only(builder, node, args, kwargs)
         return
     place = place_of(node)
+    if "bend" in node.meta:
+        bend = Bend(node.meta["bend"], args)
+        builder.operations.append(Operation(place, "where", "cpwl"))
+        builder.value[node] = _append_bend(builder, node, place, "where", bend)
+        return
     # Constants keep the module's own type up to here, where they meet the data.
     args, kwargs = tree_map(_wide, args), tree_map(_wide, kwargs)
     try:
         _append_call(builder, node, place, name, args, kwargs)
     except NotPiecewiseLinear as verdict:
-        _refuse(builder, node, place, name, str(verdict), args)
+        reason = builder.listing.conditions.get(node)
+        reason = str(verdict) if reason is None else f"{reason}; {verdict}"
+        _refuse(builder, node, place, name, reason, args)
 
 
 def _lower_getitem(builder: _Builder, node: Node) -> None:

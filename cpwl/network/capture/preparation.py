@@ -279,6 +279,6 @@ def describe_result(result: Any) -> str:
     names = [k for k, v in getattr(result, "__dict__", {}).items() if isinstance(v, Tensor)]
     got = f"a {kind}" + (f" with the tensors {', '.join(names)}" if names else "")
     name = names[0] if names else "..."
-    return f"{got}. Wrap it in a module whose forward returns the tensor wanted, as module(x).{name}."
-
-
+    return (
+        f"{got}. Wrap it in a module whose forward returns the tensor wanted, as module(x).{name}."
+    )

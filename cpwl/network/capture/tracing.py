@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from cpwl.errors import CaptureError
 from cpwl.network.capture import decompositions
+from cpwl.network.capture.conditions import has_conditions, replace_conditions
 from cpwl.network.capture.fx_nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
 from cpwl.network.capture.lowering import Listing
 from cpwl.network.capture.preparation import describe_result
@@ -105,11 +106,14 @@ def _table() -> dict[Any, Any]:
 
 def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
     """Fold everything that depends on parameters alone, and cut the graph at `upto`."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    graph.output(graph.graph_copy(exported.graph, copies))
     constants: dict[Node, Any] = {}
     data = None
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     state = {**exported.state_dict, **exported.constants}
-    for node in exported.graph.nodes:
+    for node in graph.nodes:
         if node.op == "placeholder":
             spec = kinds[node.name]
             if spec.kind == InputKind.USER_INPUT:
@@ -124,10 +128,15 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
                 constants[node] = node.target(*args, **kwargs)
     assert data is not None
     name = next(iter(exported.graph_signature.user_outputs))
-    output = next(node for node in exported.graph.nodes if node.name == name)
+    end = next(node for node in graph.nodes if node.op == "output")
+    names = [arg.name for arg in end.args[0]]
+    reasons: dict[Node, str] = {}
+    if has_conditions(graph, constants):
+        reasons = replace_conditions(graph, constants)
+    output = end.args[0][names.index(name)]
     if upto is not None:
-        output = _cut(exported, upto, constants)
-    return Listing(exported.graph, data, output, constants)
+        output = _cut(graph, upto, constants)
+    return Listing(graph, data, output, constants, reasons)
 
 
 def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
@@ -137,9 +146,9 @@ def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
     return all(source in constants for source in node.all_input_nodes)
 
 
-def _cut(exported: ExportedProgram, upto: str, constants: dict[Node, Any]) -> Node:
+def _cut(graph: Graph, upto: str, constants: dict[Node, Any]) -> Node:
     """Find the input of the operation or submodule named `upto` (the last one of that name)."""
-    nodes = [n for n in exported.graph.nodes if n.op == "call_function" and n not in constants]
+    nodes = [n for n in graph.nodes if n.op == "call_function" and n not in constants]
     matches = [n for n in nodes if upto in (packet_name(n.target), n.name, place_of(n))]
     if matches:
         first = matches[-1]
