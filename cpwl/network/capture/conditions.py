@@ -31,7 +31,13 @@ from cpwl.network.capture.forms import (
     scale,
     transform,
 )
-from cpwl.network.capture.fx_nodes import example_shape, has_batch, packet_name
+from cpwl.network.capture.fx_nodes import (
+    SKIPPED,
+    example_shape,
+    has_batch,
+    packet_name,
+    single_shape,
+)
 from cpwl.network.program import Pointwise
 
 aten = torch.ops.aten
@@ -65,6 +71,8 @@ def replace_conditions(graph: Graph, constants: dict[Node, Any]) -> dict[Node, s
     reasons: dict[Node, str] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or node in constants:
+            continue
+        if packet_name(node.target) in SKIPPED:
             continue
         pending = [n for n in node.all_input_nodes if n in reader.pending]
         if packet_name(node.target) not in COMPARISONS and not pending:
@@ -387,7 +395,7 @@ class _Writer:
         if len(nodes) != 1 or not layout.knots:
             return None
         (h,) = nodes
-        if example_shape(h) != example_shape(self.node):
+        if example_shape(h) != example_shape(self.node) or not single_shape(h)[1]:
             return None
         slopes = [_float(form.terms.get(h, Fraction(0))) for form in layout.pieces]
         offsets = [_float(form.constant) for form in layout.pieces]
