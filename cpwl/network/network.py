@@ -7,6 +7,7 @@ depend on no other unit are stage 0; a unit is one stage above the highest unit 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -16,10 +17,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from cpwl.arrays import Floats, Ints
 from cpwl.errors import CaptureError, UnsupportedOperationError
-from cpwl.network.capture import Lowered, Operation, export, float64_copy, list_graph, lower, verify
+from cpwl.network.capture import (
+    CAPTURING,
+    Listing,
+    Lowered,
+    Operation,
+    export,
+    float64_copy,
+    list_graph,
+    lower,
+    read_exported,
+    unwrap,
+    verify,
+    write_exported,
+)
 from cpwl.network.program import (
     Matrices,
     Program,
@@ -71,6 +86,13 @@ class UnitGroup:
     shape: tuple[int, ...]
 
 
+class Origin(NamedTuple):
+    """What a network was built from: the exported graph, and where it was cut."""
+
+    exported: ExportedProgram
+    upto: str | None
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A CPWL network in float64.
@@ -96,6 +118,11 @@ class Network:
         The affine operations as sparse matrices, for rational arithmetic and norms; empty, with
         the reason, if they are too large.
 
+    Notes
+    -----
+    A network pickles and copies: what is stored is the exported float64 graph, from which it is
+    built again (under a second). As with every pickle, unpickling can run code.
+
     Examples
     --------
     >>> import cpwl, torch
@@ -116,6 +143,12 @@ class Network:
     contests: NDArray[np.int32] = field(repr=False)
     program: Program = field(repr=False)
     matrices: Matrices = field(repr=False)
+    origin: Origin = field(repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Store the exported graph in place of the program, whose steps hold functions."""
+        exported, upto = self.origin
+        return _restore, (write_exported(exported), self.input_shape, upto)
 
     @property
     def num_stages(self) -> int:
@@ -124,22 +157,33 @@ class Network:
 
     @staticmethod
     def from_torch(
-        module: nn.Module, input_shape: tuple[int, ...], *, upto: str | None = None
+        module: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        upto: str | None = None,
+        fixed: Mapping[str, Any] | None = None,
     ) -> Network:
         """Capture a torch module.
 
         The module is only read: its device, dtype, training flag, hooks and random state stay as
         they are. Parameters of lower precision are taken as the float64 they convert to exactly.
-        The result is compared with the module on random points before it is returned.
+        A network is a function of real numbers: casts between floating types of what depends on
+        the input (``.float()``, ``.to(dtype)``) are identities; constants that forward makes are
+        what the module makes of them, in its own type. The result is compared with the module on
+        random points before it is returned.
 
         Parameters
         ----------
         module : nn.Module
-            In evaluation mode if it has batch-norm or dropout.
+            In evaluation mode if it has batch-norm or dropout. Wrappers of torch.compile and
+            DataParallel are taken off.
         input_shape : tuple of int
             Shape of one sample, without the batch axis.
         upto : str, optional
             Operation ("tanh", "sigmoid") or submodule path; the output is its input.
+        fixed : mapping of str to tensors, numbers, None, or tuples and dicts of them, optional
+            Values of forward's further arguments by name. A tensor whose batch axis has length one
+            holds for every sample.
 
         Raises
         ------
@@ -150,7 +194,8 @@ class Network:
 
         Notes
         -----
-        Takes seconds, nearly all of it in `torch.export`.
+        Takes seconds, nearly all of it in `torch.export`. Threads wait for each other, since
+        `torch.export` changes torch's global state for the duration.
 
         Examples
         --------
@@ -159,18 +204,22 @@ class Network:
         >>> network = cpwl.Network.from_torch(module, (2,), upto="tanh")
         >>> [(operation.name, operation.kind) for operation in network.operations]
         [('0', 'affine'), ('1', 'cpwl')]
+
+        A network that takes the time as its second argument:
+
+        >>> class Timed(torch.nn.Module):
+        ...     def forward(self, z, t):
+        ...         return torch.relu(z - t.float().sqrt())
+        >>> cpwl.Network.from_torch(Timed(), (2,), fixed={"t": torch.tensor([4])}).num_units
+        2
         """
         shape = _check_shape(input_shape)
-        if not isinstance(module, nn.Module):
-            raise CaptureError(
-                f"Expected a torch.nn.Module, got {type(module).__name__}. Wrap a function in a "
-                "module; load files with Network.load."
-            )
-        copied = float64_copy(module)
-        exported = export(copied, shape)
-        listing = list_graph(exported, upto)
-        network = _assemble(lower(listing), shape)
-        verify(network.program, shape, module, copied, listing, upto)
+        module = unwrap(module)
+        with CAPTURING:
+            copied = float64_copy(module, fixed)
+            exported = export(copied, shape)
+            network, listing = _build(exported, shape, upto)
+            verify(network.program, shape, module, copied, listing, upto, fixed or {})
         return network
 
     @staticmethod
@@ -311,9 +360,17 @@ class Network:
 
 
 def inspect(
-    model: nn.Module | str | PathLike[str], input_shape: tuple[int, ...] | None = None
+    model: nn.Module | str | PathLike[str],
+    input_shape: tuple[int, ...] | None = None,
+    *,
+    fixed: Mapping[str, Any] | None = None,
 ) -> tuple[Operation, ...]:
     """List every operation of a module or model file, refused ones included.
+
+    Parameters
+    ----------
+    model, input_shape, fixed
+        As in `Network.from_torch` and `Network.load`.
 
     Returns
     -------
@@ -325,18 +382,32 @@ def inspect(
     CaptureError
         If there is nothing to list: the model cannot be read or traced.
     """
-    if isinstance(model, nn.Module):
+    if not isinstance(model, (str, PathLike)):
         if input_shape is None:
             raise CaptureError(
                 "Expected input_shape with a module, got None. Give the shape of one sample, "
                 "without the batch axis."
             )
-        module, shape = model, input_shape
+        module, shape = unwrap(model), input_shape
     else:
         module, shape = _read(Path(model), input_shape)
     shape = _check_shape(shape)
-    listing = list_graph(export(float64_copy(module), shape))
-    return lower(listing, refuse=False).operations
+    with CAPTURING:
+        listing = list_graph(export(float64_copy(module, fixed), shape))
+        return lower(listing, refuse=False).operations
+
+
+def _build(
+    exported: ExportedProgram, input_shape: tuple[int, ...], upto: str | None
+) -> tuple[Network, Listing]:
+    listing = list_graph(exported, upto)
+    return _assemble(lower(listing), input_shape, Origin(exported, upto)), listing
+
+
+def _restore(data: bytes, input_shape: tuple[int, ...], upto: str | None) -> Network:
+    """Build a pickled network again; it was verified when it was captured."""
+    with CAPTURING:
+        return _build(read_exported(data), input_shape, upto)[0]
 
 
 def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
@@ -372,7 +443,7 @@ def _check_shape(input_shape: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in sizes)
 
 
-def _assemble(lowered: Lowered, input_shape: tuple[int, ...]) -> Network:
+def _assemble(lowered: Lowered, input_shape: tuple[int, ...], origin: Origin) -> Network:
     program = lowered.program
     groups, offsets = [], [0]
     for stage, heads in enumerate(program.heads):
@@ -394,6 +465,7 @@ def _assemble(lowered: Lowered, input_shape: tuple[int, ...]) -> Network:
         contests=lowered.contests,
         program=program,
         matrices=read_matrices(program),
+        origin=origin,
     )
 
 

@@ -7,7 +7,7 @@ input-dependent arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -267,16 +267,24 @@ def _add(call: Call) -> Affine:
     def constant(a: Any, b: Any, **kwargs: Any) -> Tensor | None:
         if all(sides):
             return None
-        return torch.as_tensor(side(b, 1, False) if sides[0] else side(a, 0, False))
+        still = side(b, 1, False) if sides[0] else side(a, 0, False)
+        return torch.as_tensor(still, dtype=torch.float64)
 
     terms = 1 if alpha in (1, -1) else 2
     return Affine(call.function, call.args, call.kwargs, Rounding(terms, linear, constant))
 
 
+def _number(value: Any) -> Any:
+    """Return a constant mask as zeros and ones."""
+    mask = isinstance(value, Tensor) and value.dtype == torch.bool
+    return value.to(torch.float64) if mask else value
+
+
 def _mul(call: Call) -> Affine:
     if all(call.data[:2]):
         raise NotPiecewiseLinear("it multiplies two tensors that both depend on the input")
-    return Affine(call.function, call.args, {}, Rounding(1, lambda a, b: torch.mul(abs(a), abs(b))))
+    args = tuple(map(_number, call.args[:2]))
+    return Affine(call.function, args, {}, Rounding(1, lambda a, b: torch.mul(abs(a), abs(b))))
 
 
 def _div(call: Call) -> Affine:
@@ -362,6 +370,96 @@ def _scatter(call: Call) -> Affine:
     return Affine(call.function, call.args, call.kwargs, Rounding(0, linear))
 
 
+def _placed(call: Call) -> Affine:
+    """Entries of several tensors put or added in constant places."""
+    data = call.data
+    where = [k for k in range(1, len(data)) if data[k] and _is_places(call, k)]
+    if where:
+        raise NotPiecewiseLinear("where it writes depends on the input")
+    reduce = call.kwargs.get("reduce", call.args[4] if len(call.args) > 4 else None)
+    if reduce not in (None, "sum", "mean"):
+        raise NotPiecewiseLinear(f"its '{reduce}' over places is not taken; use amax or maximum")
+    shape = call.shapes[0]
+    assert shape is not None
+
+    def linear(*args: Any, **kwargs: Any) -> Tensor:
+        return call.function(*_blank(args, [not flag for flag in data]), **kwargs)
+
+    def constant(*args: Any, **kwargs: Any) -> Tensor:
+        return call.function(*_blank(map(_magnitude, args), data), **kwargs)
+
+    adds = call.name in ("scatter_add", "index_add", "scatter_reduce") or call.args[3:4] == (True,)
+    terms = prod(shape[1:]) + 1 if adds else 0
+    return Affine(call.function, call.args, call.kwargs, Rounding(terms, linear, constant))
+
+
+def _is_places(call: Call, k: int) -> bool:
+    value = call.function._schema.arguments[k].name  # type: ignore[attr-defined]
+    return value in ("index", "indices", "mask")
+
+
+def _magnitude(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.abs()
+    return abs(value) if isinstance(value, float) else value
+
+
+def _blank(args: Iterable[Any], flags: Sequence[bool]) -> list[Any]:
+    """Put zeros in place of the numbers that are flagged."""
+
+    def blank(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.zeros_like(value) if value.is_floating_point() else value
+        return 0.0 if isinstance(value, float) else value
+
+    return [blank(v) if flag else v for v, flag in zip(args, flags, strict=True)]
+
+
+def _sampled(call: Call) -> Affine:
+    """An image read at constant places."""
+    _first_only(call)
+    if call.args[2] != 2:
+        return _interpolation(call)
+
+    # The absolute weights of a cubic add up to at most 1.375 an axis.
+    def linear(x: Tensor, grid: Tensor, *rest: Any) -> Tensor:
+        top = 2 * x.flatten(2).amax(2)
+        return top[..., None, None].expand(*top.shape, *grid.shape[1:-1])
+
+    return Affine(call.function, call.args, call.kwargs, Rounding(32, linear))
+
+
+def _resampled(call: Call) -> Affine:
+    """An image scaled down by weights that may be negative: an axis at a time."""
+    shape = call.shapes[0]
+    assert shape is not None
+
+    def linear(x: Tensor, size: list[int], corners: bool, *scales: Any) -> Tensor:
+        a, b = scales if len(scales) == 2 else (None, None)
+        rows = torch.eye(shape[2], dtype=x.dtype)[:, None, :, None]
+        columns = torch.eye(shape[3], dtype=x.dtype)[:, None, None, :]
+        down = call.function(rows, [size[0], 1], corners, a, None).abs().flatten(1)
+        across = call.function(columns, [1, size[1]], corners, None, b).abs().flatten(1)
+        return down.T @ x @ across
+
+    terms = 4 * (shape[2] + shape[3])
+    return Affine(call.function, call.args, call.kwargs, Rounding(terms, linear))
+
+
+def _trilinear(call: Call) -> Affine:
+    if sum(call.data) != 1:
+        raise NotPiecewiseLinear("it multiplies two tensors that both depend on the input")
+    sizes = [max(prod(shape), 1) for shape in call.shapes if shape is not None]
+    return Affine(call.function, call.args, call.kwargs,
+                  Rounding(max(sizes) + 2, absolute(call.function)))  # fmt: skip
+
+
+def _power(call: Call) -> Affine:
+    if any(call.data[1:]) or not isinstance(call.args[1], (int, float)) or call.args[1] != 1:
+        raise NotPiecewiseLinear("it is not piecewise linear, unless the exponent is 1")
+    return Affine(None, call.args, {}, Rounding(0))
+
+
 def _fold(call: Call) -> Affine:
     return Affine(call.function, call.args, call.kwargs, Rounding(prod(call.args[2])))
 
@@ -375,7 +473,7 @@ TABLE: dict[str, Callable[[Call], Affine]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten"), _reshape),
     **dict.fromkeys((
         "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip",
-        "roll", "index_select", "index", "repeat", "unfold", "im2col", "diagonal", "gather",
+        "roll", "index_select", "index", "_unsafe_index", "masked_select", "embedding", "repeat", "unfold", "im2col", "diagonal", "gather",
         "tril", "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes", "pixel_shuffle",
         "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d",
         "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
@@ -409,5 +507,14 @@ TABLE: dict[str, Callable[[Call], Affine]] = {
     "copy": _copy,
     **dict.fromkeys(("slice_scatter", "select_scatter"), _scatter),
     "col2im": _fold,
+    **dict.fromkeys((
+        "scatter", "scatter_add", "scatter_reduce", "index_put", "_unsafe_index_put", "index_add",
+        "index_copy", "index_fill", "masked_scatter", "diagonal_scatter",
+    ), _placed),
+    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback"),
+                    _sampled),
+    **dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), _resampled),
+    "_trilinear": _trilinear,
+    "pow": _power,
 }
 # fmt: on

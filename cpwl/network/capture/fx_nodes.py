@@ -45,7 +45,16 @@ def packet_name(target: Any) -> str:
 
 
 def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    if isinstance(size, int):
+        return size
+    return 1 if size.node.hint is None else int(size.node.hint)
+
+
+def is_data_sized(node: Node) -> bool:
+    """Whether the node's shape depends on the values of the input."""
+    value = result_of(node)
+    sizes = value.shape if isinstance(value, Tensor) else ()
+    return any(not isinstance(size, int) and size.node.hint is None for size in sizes)
 
 
 def result_of(node: Node) -> Any:

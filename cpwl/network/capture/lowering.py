@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_map
 
 from cpwl.arrays import Ints
 from cpwl.errors import CaptureError, UnsupportedOperationError
@@ -21,6 +22,7 @@ from cpwl.network.capture.fx_nodes import (
     batch_axis,
     example_shape,
     has_batch,
+    is_data_sized,
     packet_name,
     place_of,
     result_of,
@@ -31,6 +33,12 @@ from cpwl.network.capture.piecewise_operations import Bend, Rewrite, nonlinear_r
 from cpwl.network.capture.triangle_waves import Wave, find_triangles
 from cpwl.network.program import Program, Ref, Rounding, Step, Triangle, references
 
+# Constants that take their shape, and nothing else, from their argument.
+SHAPED = ("full_like", "zeros_like", "ones_like", "empty_like", "new_full", "new_zeros", "new_ones",
+          "new_empty")  # fmt: skip
+# These may have their batch axis elsewhere than in front.
+ENTRYWISE = ("relu", "leaky_relu", "abs", "maximum", "minimum")
+INSTEAD = "write it with relu, clamp, abs or maximum"
 SQUASHINGS = ("tanh", "sigmoid")
 REMEDY = "Use approx, which handles any differentiable module, or replace the operation."
 
@@ -55,6 +63,7 @@ class Listing(NamedTuple):
     input: Node
     output: Node
     constants: dict[Node, Any]
+    conditions: dict[Node, str]  # comparisons that stay, and why
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,14 +169,27 @@ def _lower_node(builder: _Builder, node: Node, wave: Wave | None) -> None:
     args = tuple(_value(builder, arg) for arg in node.args)
     kwargs = {key: _value(builder, arg) for key, arg in node.kwargs.items()}
     number = not isinstance(result_of(node), Tensor)
-    if number or not any(_is_data(builder, arg) for arg in (*args, *kwargs.values())):
+    if (
+        number
+        or name in SHAPED
+        or not any(_is_data(builder, arg) for arg in (*args, *kwargs.values()))
+    ):
         _append_batch_only(builder, node, args, kwargs)
         return
     place = place_of(node)
+    if "bend" in node.meta:
+        bend = Bend(node.meta["bend"], args)
+        builder.operations.append(Operation(place, "where", "cpwl"))
+        builder.value[node] = _append_bend(builder, node, place, "where", bend)
+        return
+    # Constants keep the module's own type up to here, where they meet the data.
+    args, kwargs = tree_map(_wide, args), tree_map(_wide, kwargs)
     try:
         _append_call(builder, node, place, name, args, kwargs)
     except NotPiecewiseLinear as verdict:
-        _refuse(builder, node, place, name, str(verdict), args)
+        known = builder.listing.conditions.get(node)
+        reason = str(verdict) if known is None else f"{known}; {INSTEAD}"
+        _refuse(builder, node, place, name, reason, args)
 
 
 def _lower_getitem(builder: _Builder, node: Node) -> None:
@@ -213,6 +235,8 @@ def _append_call(
 ) -> None:
     source = node.target if function is None else function
     assert callable(source)
+    if is_data_sized(node):
+        raise NotPiecewiseLinear("the shape of its result depends on the input")
     call = _describe(builder, node, name, source, args, kwargs)
     rule = nonlinear_rule(call)
     if rule is None:
@@ -224,8 +248,12 @@ def _append_call(
         builder.operations.append(Operation(place, target, "affine"))
         builder.value[node] = _append_affine(builder, node, place, target, rule)
     elif isinstance(rule, Bend):
+        axis = batch_axis(node)
+        if axis and name in ENTRYWISE:
+            builder.value[node] = _append_inside(builder, node, place, target, call, axis)
+        else:
+            builder.value[node] = _append_bend(builder, node, place, target, rule)
         builder.operations.append(Operation(place, target, "cpwl"))
-        builder.value[node] = _append_bend(builder, node, place, target, rule)
     else:
         _append_rewrite(builder, node, place, target, rule, args[0])
 
@@ -248,12 +276,47 @@ def _append_bend(builder: _Builder, node: Node, place: str, target: str, rule: B
         raise NotPiecewiseLinear(
             "its batch axis is not the first one; permute the tensor before this operation"
         )
+    return _append_units(builder, place, target, rule, single)
+
+
+def _append_units(
+    builder: _Builder, place: str, target: str, rule: Bend, single: tuple[int, ...]
+) -> Ref:
     step = _step(builder, place, target, "cpwl", rule.nonlinearity.forward, rule.operands, {},
                  single, True, nonlinearity=rule.nonlinearity)  # fmt: skip
     reference = _append(builder, step)
     if rule.contests:
         builder.contests[reference.index] = rule.contests
     return reference
+
+
+def _append_inside(
+    builder: _Builder, node: Node, place: str, target: str, call: Call, axis: int
+) -> Any:
+    """Append an entrywise operation whose batch axis is an inner one, with that axis in front."""
+    shape = call.out_shape
+    moved = [
+        _append_moved(builder, place, value, axis, 0)
+        if isinstance(value, Ref) and len(source or ()) == len(shape)
+        else value
+        for value, source in zip(call.args, call.shapes, strict=True)
+    ]
+    front = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    rule = nonlinear_rule(call._replace(args=tuple(moved), out_shape=front))
+    if not isinstance(rule, Bend) or len(rule.operands) != sum(map(bool, call.data)):
+        raise NotPiecewiseLinear(
+            "its batch axis is not the first one; permute the tensor before this operation"
+        )
+    bent = _append_units(builder, place, target, rule, (1, *front[1:]))
+    return _append_moved(builder, place, bent, 0, axis)
+
+
+def _append_moved(builder: _Builder, place: str, value: Ref, old: int, new: int) -> Ref:
+    single = list(builder.steps[value.index].single)
+    single.insert(new, single.pop(old))
+    step = _step(builder, place, "aten.movedim", "affine", torch.movedim, (value, old, new), {},
+                 tuple(single), new == 0, rounding=Rounding(0))  # fmt: skip
+    return _append(builder, step)
 
 
 def _append_rewrite(
@@ -386,6 +449,12 @@ def _value(builder: _Builder, arg: Any) -> Any:
     if isinstance(arg, (list, tuple)):
         return [_value(builder, item) for item in arg]
     return arg
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.float64)
+    return value
 
 
 def _is_data(builder: _Builder, value: Any) -> bool:

@@ -288,6 +288,10 @@ TABLE: dict[str, Callable[[Call], Bend | Rewrite]] = {
             "torch.where consist of it); write it with relu, clamp, abs or maximum"
         ),
     ),
+    **dict.fromkeys(
+        ("sort", "topk", "kthvalue", "median", "nanmedian", "cummax", "cummin", "aminmax"),
+        _refuse("it compares the samples of a batch; give it dim="),
+    ),
     **dict.fromkeys(("ceil", "trunc", "frac", "sign", "fmod"), _refuse("it jumps")),
     **dict.fromkeys(
         ("floor", "round", "remainder", "floor_divide"), _refuse("it jumps" + _OUTSIDE_WAVES)

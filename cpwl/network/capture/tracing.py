@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import io
+import threading
 import warnings
 from typing import Any
 
@@ -11,12 +12,17 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from cpwl.errors import CaptureError
+from cpwl.network.capture import decompositions
+from cpwl.network.capture.conditions import has_conditions, replace_conditions
 from cpwl.network.capture.fx_nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
 from cpwl.network.capture.lowering import Listing
+from cpwl.network.capture.preparation import describe_result
 
+# torch.export changes global state of torch while it runs: one capture at a time.
+CAPTURING = threading.RLock()
 # Kept whole: core ATen would turn them into comparisons, gathers or transposed copies.
 # fmt: off
 KEPT = (
@@ -31,64 +37,6 @@ KEPT = (
     "rrelu_with_noise", "scaled_dot_product_attention", "col2im",
 )
 # fmt: on
-
-
-def float64_copy(module: nn.Module) -> nn.Module:
-    """Copy a module to float64 on the CPU; the original is only read.
-
-    Raises
-    ------
-    CaptureError
-        For batch-norm or dropout in training mode, for complex parameters, for NaN or infinity.
-    """
-    _check_mode(module)
-    memo: dict[int, Any] = {}
-    for path, part in module.named_modules():
-        tensors = {**part._parameters, **part._buffers}
-        tensors |= {k: v for k, v in vars(part).items() if isinstance(v, Tensor)}
-        for key, value in tensors.items():
-            if value is None or id(value) in memo:
-                continue
-            name = f"{path}.{key}" if path else key
-            memo[id(value)] = _convert(value, name)
-    try:
-        copied = copy.deepcopy(module, memo)
-    except (RuntimeError, TypeError) as error:
-        raise CaptureError(
-            f"Expected a module that copy.deepcopy can copy, got {type(module).__name__}, which "
-            f"fails with: {error} Remove the attribute that cannot be copied."
-        ) from error
-    return copied
-
-
-def _check_mode(module: nn.Module) -> None:
-    random = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-    for path, part in module.named_modules():
-        if isinstance(part, random) and part.training:
-            raise CaptureError(
-                f"Expected a module in evaluation mode, got {type(part).__name__} at "
-                f"'{path or type(module).__name__}' in training mode. Call module.eval() first."
-            )
-
-
-def _convert(value: Tensor, name: str) -> Tensor:
-    if value.is_complex():
-        raise CaptureError(
-            f"Expected real parameters, got complex numbers in '{name}'. Use a real module."
-        )
-    data = value.detach()
-    if value.is_floating_point():
-        data = data.to(device="cpu", dtype=torch.float64, copy=True)
-        if not bool(torch.isfinite(data).all()):
-            raise CaptureError(
-                f"Expected finite parameters, got NaN or infinity in '{name}'. "
-                "Load weights that training has not destroyed."
-            )
-    else:
-        data = data.to(device="cpu", copy=True)
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(data, requires_grad=False)
-    return data
 
 
 def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
@@ -107,7 +55,8 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
         raise CaptureError(
             f"Expected a module that accepts a float64 batch of shape (N, "
             f"{', '.join(map(str, input_shape))}), got from {type(module).__name__}: {error} "
-            "Give the shape of one sample, without the batch axis, as input_shape."
+            "Give the shape of one sample, without the batch axis, as input_shape; give further "
+            "tensors (fixed=) a batch axis of length one."
         ) from error
     _check_result(result)
     # torch.export reports its own deprecations and installs no lasting filter of ours.
@@ -117,7 +66,6 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
             exported = torch.export.export(
                 module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
             )
-            _rewrite_softshrink(exported)
             return exported.run_decompositions(_table())
         except (UserError, RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -141,11 +89,8 @@ def _check_result(result: Any) -> None:
                 "Return the values themselves, not indices or classes."
             )
         return
-    kind = type(result).__name__
-    size = f" of {len(result)}" if isinstance(result, (tuple, list, dict)) else ""
     raise CaptureError(
-        f"Expected a module whose output is one tensor, got a {kind}{size}. "
-        "Wrap it in a module that returns the tensor wanted."
+        f"Expected a module whose output is one tensor, got {describe_result(result)}"
     )
 
 
@@ -155,52 +100,43 @@ def _table() -> dict[Any, Any]:
         packet = getattr(torch.ops.aten, name, None)
         for overload in () if packet is None else packet.overloads():
             table.pop(getattr(packet, overload), None)
+    table.update(decompositions.TABLE)
     return table  # type: ignore[return-value]
-
-
-def _rewrite_softshrink(exported: ExportedProgram) -> None:
-    """Write softshrink as x - clamp(x, -l, l), before torch writes it with comparisons."""
-    aten = torch.ops.aten
-    for node in list(exported.graph.nodes):
-        if node.op != "call_function" or node.target is not aten.softshrink.default:
-            continue
-        x = node.args[0]
-        width = node.args[1] if len(node.args) > 1 else node.kwargs.get("lambd", 0.5)
-        if width == 0:
-            node.target, node.args, node.kwargs = aten.clone.default, (x,), {}
-            continue
-        with exported.graph.inserting_before(node):
-            held = exported.graph.call_function(aten.clamp.default, (x, -width, width))
-        held.meta = dict(node.meta)
-        node.target, node.args, node.kwargs = aten.sub.Tensor, (x, held), {}
-    exported.graph_module.recompile()
 
 
 def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
     """Fold everything that depends on parameters alone, and cut the graph at `upto`."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    graph.output(graph.graph_copy(exported.graph, copies))
     constants: dict[Node, Any] = {}
     data = None
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     state = {**exported.state_dict, **exported.constants}
-    for node in exported.graph.nodes:
+    for node in graph.nodes:
         if node.op == "placeholder":
             spec = kinds[node.name]
             if spec.kind == InputKind.USER_INPUT:
                 data = node
             else:
-                constants[node] = _floating(state[str(spec.target)])
+                constants[node] = state[str(spec.target)].detach()
         elif node.op == "call_function" and _foldable(node, constants):
             args = torch.fx.map_arg(node.args, lambda n: constants[n])
             kwargs = torch.fx.map_arg(node.kwargs, lambda n: constants[n])
             assert callable(node.target)
             with torch.no_grad():
-                constants[node] = _floating(node.target(*args, **kwargs))
+                constants[node] = node.target(*args, **kwargs)
     assert data is not None
     name = next(iter(exported.graph_signature.user_outputs))
-    output = next(node for node in exported.graph.nodes if node.name == name)
+    end = next(node for node in graph.nodes if node.op == "output")
+    names = [arg.name for arg in end.args[0]]
+    reasons: dict[Node, str] = {}
+    if has_conditions(graph, constants):
+        reasons = replace_conditions(graph, constants)
+    output = end.args[0][names.index(name)]
     if upto is not None:
-        output = _cut(exported, upto, constants)
-    return Listing(exported.graph, data, output, constants)
+        output = _cut(graph, upto, constants)
+    return Listing(graph, data, output, constants, reasons)
 
 
 def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
@@ -210,17 +146,9 @@ def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
     return all(source in constants for source in node.all_input_nodes)
 
 
-def _floating(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().to(torch.float64)
-    if isinstance(value, (tuple, list)):
-        return [_floating(item) for item in value]
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _cut(exported: ExportedProgram, upto: str, constants: dict[Node, Any]) -> Node:
+def _cut(graph: Graph, upto: str, constants: dict[Node, Any]) -> Node:
     """Find the input of the operation or submodule named `upto` (the last one of that name)."""
-    nodes = [n for n in exported.graph.nodes if n.op == "call_function" and n not in constants]
+    nodes = [n for n in graph.nodes if n.op == "call_function" and n not in constants]
     matches = [n for n in nodes if upto in (packet_name(n.target), n.name, place_of(n))]
     if matches:
         first = matches[-1]
@@ -255,3 +183,19 @@ def random_points(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Draw standard normal float64 points from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((count, *shape), generator=generator, dtype=torch.float64)
+
+
+def write_exported(exported: ExportedProgram) -> bytes:
+    """Serialise an exported program."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(exported, file)
+    return file.getvalue()
+
+
+def read_exported(data: bytes) -> ExportedProgram:
+    """Read what `write_exported` wrote; like any pickle, it can run code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.load(io.BytesIO(data))

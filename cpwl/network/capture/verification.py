@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.fx import Node
 
 from cpwl.errors import CaptureError
 from cpwl.network.capture.lowering import Listing
+from cpwl.network.capture.preparation import call_fixed
 from cpwl.network.capture.tracing import random_points
 from cpwl.network.program import Program, Step, Triangle, error_analysis, fill, passes
 
@@ -30,6 +32,7 @@ def verify(
     copied: nn.Module,
     listing: Listing,
     upto: str | None,
+    fixed: Mapping[str, Any],
 ) -> None:
     """Check a capture on random points.
 
@@ -50,7 +53,7 @@ def verify(
         expected = copied(z)
         if upto is None:
             _compare("the module in float64", y, expected, tolerance, absolute)
-            _compare_in_own_dtype(program, module, z)
+            _compare_in_own_dtype(program, module, z, fixed)
         else:
             cut, end = _graph_values(listing, z)
             _compare("the exported module", end, expected, RELATIVE_TOLERANCE, absolute)
@@ -102,7 +105,9 @@ def _finite_points(program: Program, input_shape: tuple[int, ...]) -> tuple[Tens
     )
 
 
-def _compare_in_own_dtype(program: Program, module: nn.Module, z: Tensor) -> None:
+def _compare_in_own_dtype(
+    program: Program, module: nn.Module, z: Tensor, fixed: Mapping[str, Any]
+) -> None:
     """Compare with a copy that keeps dtype and device, as far as that dtype's rounding allows."""
     tensors = (*module.parameters(), *module.buffers())
     parameters = [p for p in tensors if p.is_floating_point()]
@@ -113,7 +118,7 @@ def _compare_in_own_dtype(program: Program, module: nn.Module, z: Tensor) -> Non
     try:
         twin = copy.deepcopy(module, memo)
         rounded = z.to(device=device, dtype=dtype)
-        own = twin(rounded).to(device="cpu", dtype=torch.float64)
+        own = call_fixed(twin, rounded, fixed).to(device="cpu", dtype=torch.float64)
     except (RuntimeError, NotImplementedError):
         return  # e.g. float16 convolutions, which torch does not have on every device
     if not bool(torch.isfinite(own).all()):
