@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from cpwl.errors import CaptureError
+from cpwl.network.capture.file_tracing import TracedCalls, trace_calls
 from cpwl.network.capture.fx_nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
 from cpwl.network.capture.lowering import Listing
+from cpwl.network.files import FileModule
 
 # Kept whole: core ATen would turn them into comparisons, gathers or transposed copies.
 # fmt: off
@@ -91,7 +93,9 @@ def _convert(value: Tensor, name: str) -> Tensor:
     return data
 
 
-def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
+def export(
+    module: nn.Module, input_shape: tuple[int, ...]
+) -> ExportedProgram | TracedCalls:
     """Export a float64 module with a free batch axis and decompose it to functional ATen.
 
     Raises
@@ -114,6 +118,8 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
+            if isinstance(module, FileModule):
+                return trace_calls(module, example, _table())
             exported = torch.export.export(
                 module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
             )
@@ -176,8 +182,23 @@ def _rewrite_softshrink(exported: ExportedProgram) -> None:
     exported.graph_module.recompile()
 
 
-def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
+def list_graph(exported: ExportedProgram | TracedCalls, upto: str | None = None) -> Listing:
     """Fold everything that depends on parameters alone, and cut the graph at `upto`."""
+    traced = exported if isinstance(exported, TracedCalls) else _traced(exported)
+    constants = {node: _floating(value) for node, value in traced.constants.items()}
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and _foldable(node, constants):
+            args = torch.fx.map_arg(node.args, lambda n: constants[n])
+            kwargs = torch.fx.map_arg(node.kwargs, lambda n: constants[n])
+            assert callable(node.target)
+            with torch.no_grad():
+                constants[node] = _floating(node.target(*args, **kwargs))
+    output = traced.output if upto is None else _cut(traced.graph, upto, constants)
+    return Listing(traced.graph, traced.input, output, constants)
+
+
+def _traced(exported: ExportedProgram) -> TracedCalls:
+    """Find an exported program's input, output and parameters in its graph."""
     constants: dict[Node, Any] = {}
     data = None
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
@@ -188,19 +209,11 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
             if spec.kind == InputKind.USER_INPUT:
                 data = node
             else:
-                constants[node] = _floating(state[str(spec.target)])
-        elif node.op == "call_function" and _foldable(node, constants):
-            args = torch.fx.map_arg(node.args, lambda n: constants[n])
-            kwargs = torch.fx.map_arg(node.kwargs, lambda n: constants[n])
-            assert callable(node.target)
-            with torch.no_grad():
-                constants[node] = _floating(node.target(*args, **kwargs))
+                constants[node] = state[str(spec.target)]
     assert data is not None
     name = next(iter(exported.graph_signature.user_outputs))
     output = next(node for node in exported.graph.nodes if node.name == name)
-    if upto is not None:
-        output = _cut(exported, upto, constants)
-    return Listing(exported.graph, data, output, constants)
+    return TracedCalls(exported.graph, data, output, constants)
 
 
 def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
@@ -218,9 +231,9 @@ def _floating(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _cut(exported: ExportedProgram, upto: str, constants: dict[Node, Any]) -> Node:
+def _cut(graph: Graph, upto: str, constants: dict[Node, Any]) -> Node:
     """Find the input of the operation or submodule named `upto` (the last one of that name)."""
-    nodes = [n for n in exported.graph.nodes if n.op == "call_function" and n not in constants]
+    nodes = [n for n in graph.nodes if n.op == "call_function" and n not in constants]
     matches = [n for n in nodes if upto in (packet_name(n.target), n.name, place_of(n))]
     if matches:
         first = matches[-1]
