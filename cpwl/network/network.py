@@ -29,6 +29,7 @@ from cpwl.network.program import (
     passes,
     peak_values,
     read_matrices,
+    stage_plan,
 )
 
 __all__ = [
@@ -307,7 +308,7 @@ class Network:
     def bytes_per_sample(self, stage: int) -> int:
         """Estimate the peak bytes per sample that `preactivations(z, stage)` needs."""
         width = int(self.stage_offsets[stage + 1] - self.stage_offsets[stage])
-        return 8 * peak_values(self.program, self.program.stage_plans[stage], width)
+        return 8 * peak_values(self.program, stage_plan(self.program, stage), width)
 
 
 def inspect(

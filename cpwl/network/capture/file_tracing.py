@@ -19,6 +19,7 @@ from torch.export.exported_program import (
     _override_composite_implicit_decomp,
     _split_decomp_table_to_cia_and_python_decomp,
 )
+from torch.func import functional_call, functionalize
 from torch.fx import Graph, Node, traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
@@ -26,7 +27,6 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.func import functional_call, functionalize
 
 from cpwl.network.files import FileModule
 
@@ -57,7 +57,9 @@ def trace_calls(module: FileModule, example: Tensor, table: dict[Any, Any]) -> T
     fixed = [DimDynamic.STATIC] * (example.ndim - 1)
     free = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, *fixed])
     x = mode.from_tensor(example, symbolic_context=free)
-    buffers = dict(module.named_buffers(recurse=False)) | dict(module.named_parameters(recurse=False))
+    buffers = dict(module.named_buffers(recurse=False)) | dict(
+        module.named_parameters(recurse=False)
+    )
     held = {name: mode.from_tensor(value, static_shapes=True) for name, value in buffers.items()}
 
     def run(x: Tensor, held: dict[str, Tensor]) -> Tensor:

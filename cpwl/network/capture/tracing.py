@@ -93,9 +93,7 @@ def _convert(value: Tensor, name: str) -> Tensor:
     return data
 
 
-def export(
-    module: nn.Module, input_shape: tuple[int, ...]
-) -> ExportedProgram | TracedCalls:
+def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram | TracedCalls:
     """Export a float64 module with a free batch axis and decompose it to functional ATen.
 
     Raises

@@ -42,7 +42,9 @@ def fold(node: Node, proto: onnx.NodeProto, opset: int) -> list[Array] | None:
         node.require(int(size(node, [a for a in arrays.values() if a is not None])))
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # overflows stay in the values
-            return [np.asarray(value) for value in _evaluator(proto, names, opset).run(None, arrays)]
+            return [
+                np.asarray(value) for value in _evaluator(proto, names, opset).run(None, arrays)
+            ]
 
 
 def positions(node: Node, proto: onnx.NodeProto, opset: int) -> Array:
@@ -72,7 +74,7 @@ def positions(node: Node, proto: onnx.NodeProto, opset: int) -> Array:
 # Inputs whose entries an operation only moves.
 MOVED = {
     "GatherElements": (0,), "GatherND": (0,), "ScatterND": (0, 2), "ScatterElements": (0, 2),
-    "Scatter": (0, 2), "ReverseSequence": (0,), "Compress": (0,), "Tile": (0,), "Expand": (0,),
+    "ReverseSequence": (0,), "Compress": (0,), "Tile": (0,), "Expand": (0,),
     "SpaceToDepth": (0,),
 }  # fmt: skip
 
@@ -123,9 +125,7 @@ def dequantized(node: Node) -> Array:
         place = node.axis(axis, x.ndim)
         if not block:
             return value.reshape([-1 if k == place else 1 for k in range(x.ndim)])
-        return np.repeat(value, block, place)[
-            tuple(slice(0, n) for n in x.shape)
-        ]
+        return np.repeat(value, block, place)[tuple(slice(0, n) for n in x.shape)]
 
     with fitting(node):
         node.require(scale.size * max(1, block))
@@ -204,11 +204,11 @@ SIZES: dict[str, Size] = {
         "BitwiseAnd", "BitwiseOr", "BitwiseXor",
     ), _broadcast),
     **dict.fromkeys((
-        "Abs", "BitwiseNot", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Compress", "Constant",
+        "Abs", "BitwiseNot", "Cast", "Ceil", "Clip", "Concat", "Compress", "Constant",
         "CumSum", "DequantizeLinear", "Exp", "EyeLike", "Flatten", "Floor", "GatherElements",
         "Identity", "IsInf", "IsNaN", "Log", "Neg", "NonZero", "Not", "QuantizeLinear",
         "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu",
-        "Reshape", "ReverseSequence", "Round", "Scatter", "ScatterElements", "ScatterND", "Sign",
+        "Reshape", "ReverseSequence", "Round", "ScatterElements", "ScatterND", "Sign",
         "Slice", "SpaceToDepth", "DepthToSpace", "Split", "Sqrt", "Squeeze", "TopK", "Transpose",
         "Trilu", "Unsqueeze", "Sin", "Cos", "Tanh", "Sigmoid", "Erf", "ArgMax", "ArgMin",
         "DynamicQuantizeLinear",

@@ -33,11 +33,14 @@ class Batch:
     ----------
     size : int
         Samples in the file's shapes: 1, or the number that the file fixes.
+    free : bool
+        Whether the file leaves that number open.
     touched : str or None
         The first node that looks along the axis of the samples.
     """
 
     size: int
+    free: bool = False
     touched: str | None = None
 
     def rows(self, shape: Sequence[int]) -> bool:
@@ -61,36 +64,42 @@ class Batch:
         """Put the file's first axis of length one back behind the samples."""
         return x.unsqueeze(1) if self.rows(value.shape) else x
 
-    def narrow(self, x: Tensor) -> Tensor:
+    def narrow(self, x: Tensor | None) -> Tensor | None:
         """Undo `widen`."""
-        return x.squeeze(1) if x.ndim > 1 and x.shape[1] == self.size else x
+        return x.squeeze(1) if x is not None and x.ndim > 1 and x.shape[1] == self.size else x
 
 
-def on_samples(node: Node, operation: Operation, batch: Batch, result: tuple[int, ...]) -> Any:
+def on_samples(
+    node: Node, operation: Operation, batch: Batch, result: tuple[int, ...], plain: Any
+) -> Any:
     """Return what `operation.build` returns, for tensors with the samples in front.
 
     Parameters
     ----------
     result : tuple of int
         Shape of the (first) result in the file.
+    plain : tuple
+        What `build` returned for the file's own axes, with its arrays.
 
     Raises
     ------
     CaptureError
         Where samples would meet, and the file has more than one.
     """
-    tensors = [v for k, v in enumerate(node.inputs) if v is not None and k not in operation.settings]
+    tensors = [
+        v for k, v in enumerate(node.inputs) if v is not None and k not in operation.settings
+    ]
     data = [value for value in tensors if not value.known]
     if operation.kind == "reshape":
-        if not (batch.rows(data[0].shape) and batch.rows(result)):
+        flat = node.type == "Flatten" and node.attributes["axis"] in (0, -len(data[0].shape))
+        if flat or not (batch.rows(data[0].shape) and batch.rows(result)):
             batch.touch(node)
         size = [-1, *batch.sample(result)]
         if prod(size[1:]) == 0:
             node.refuse("with an empty result")
         return lambda x, *rest: x.reshape(size)
-    direct = DIRECT[operation.kind](node, operation, batch, tensors)
-    if direct:
-        return operation.build(node)
+    if DIRECT[operation.kind](node, operation, batch, tensors):
+        return plain
     if operation.kind == "samples":
         return _merged(node, operation, batch)
     batch.touch(node)
@@ -209,7 +218,9 @@ def _products(node: Node, operation: Operation, batch: Batch, tensors: list[Valu
         return False
     rest = tensors[2:]
     return all(
-        len(v.shape) < 2 or v.shape[0] == 1 if v.known else len(v.shape) == 2 and batch.rows(v.shape)
+        len(v.shape) < 2 or v.shape[0] == 1
+        if v.known
+        else len(v.shape) == 2 and batch.rows(v.shape)
         for v in rest
     )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from cpwl.errors import CaptureError, UnsupportedOperationError
+from cpwl.errors import CaptureError
 from cpwl.network.files.onnx.parsing import AGAIN, LARGEST, first_line
 
 Function = Callable[..., Any]
@@ -47,6 +47,8 @@ class Node:
         Names of the outputs that something reads.
     listed : int
         Number of outputs that the file names.
+    free : bool
+        Whether the file leaves the size of the batch open.
     whole : int
         1 where the tensors have the samples' axis in front of the file's axes, else 0.
     largest : int
@@ -60,6 +62,7 @@ class Node:
     inputs: tuple[Value | None, ...]
     outputs: tuple[str | None, ...]
     listed: int = 1
+    free: bool = False
     whole: int = 0
     largest: int = LARGEST
 
@@ -107,8 +110,9 @@ class Node:
 
     def refuse(self, what: str) -> NoReturn:
         """Refuse the node."""
-        raise UnsupportedOperationError(
-            self.type, self.place, f"the ONNX reader does not take it {what}", REMEDY
+        raise CaptureError(
+            f"Expected ONNX {self.type} at '{self.place}' as the reader takes it, got it {what}. "
+            f"{REMEDY}"
         )
 
     def require(self, size: int, what: str = "values") -> None:

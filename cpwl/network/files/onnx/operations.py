@@ -254,17 +254,6 @@ def _mean_variance(node: Node) -> Function:
     return call
 
 
-def _lp_axis(node: Node) -> list[int]:
-    return [node.axis(int(node.attributes["axis"]))]
-
-
-def _lp_norm(node: Node) -> Function:
-    axis, p = _lp_axis(node)[0] + node.whole, int(node.attributes["p"])
-    if p not in (1, 2):
-        node.refuse(f"with p={p}")
-    return lambda x: x / torch.linalg.vector_norm(x, p, axis, keepdim=True)
-
-
 def _top_axis(node: Node) -> list[int]:
     return [node.axis(int(node.attributes["axis"]))]
 
@@ -337,7 +326,7 @@ def _gemm(node: Node) -> Function:
         b = b if b is None or beta == 1 else b * beta
         if simple:
             weight = w if a["transB"] else w.t()
-            if b is None or b.ndim == 1 and b.shape[0] == columns:
+            if b is None or (b.ndim == 1 and b.shape[0] == columns):
                 return functional.linear(x, weight, b)
             return functional.linear(x, weight) + b
         y = torch.matmul(x, w.transpose(-1, -2) if a["transB"] else w)
@@ -416,7 +405,6 @@ OPERATIONS: dict[str, Operation] = {
     "RMSNormalization": Operation(_rms_norm, "axes", ("axis", "epsilon"), tensors=2,
                                   axes=_layer_axes),
     "MeanVarianceNormalization": Operation(_mean_variance, "axes", ("axes",), axes=_variance_axes),
-    "LpNormalization": Operation(_lp_norm, "axes", ("axis", "p"), axes=_lp_axis),
     "TopK": Operation(_top, "axes", ("axis", "k", "largest", "sorted"), (1,), 2, axes=_top_axis),
     "MatMul": Operation(_matmul, "products", tensors=2),
     "Gemm": Operation(_gemm, "products", ("alpha", "beta", "transA", "transB"), tensors=3),

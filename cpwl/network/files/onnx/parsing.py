@@ -95,14 +95,16 @@ def _supported(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, int
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise CaptureError(
             f"Expected ONNX operator set {OLDEST_OPSET} or later in '{path.name}', got {opset}, "
-            f"which onnx cannot convert: {first_line(error)}. Export it with opset_version=17."
+            "which onnx cannot convert. Export it with opset_version=17."
         ) from error
 
 
 def _check_names(graph: onnx.GraphProto, path: Path) -> None:
     """Every name has one origin, before its first use: no circle, no second meaning."""
     known = {""}
-    constants = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
+    constants = [t.name for t in graph.initializer] + [
+        t.values.name for t in graph.sparse_initializer
+    ]
     inputs = [v.name for v in graph.input if v.name not in set(constants)]
     for name in (*constants, *inputs):
         if name in known:
@@ -111,9 +113,7 @@ def _check_names(graph: onnx.GraphProto, path: Path) -> None:
     for node in graph.node:
         for name in node.input:
             if name not in known:
-                raise _damaged(
-                    path, f"{node.op_type} reads '{name}' before anything computes it"
-                )
+                raise _damaged(path, f"{node.op_type} reads '{name}' before anything computes it")
         for name in node.output:
             if name and name in known:
                 raise _damaged(path, f"'{name}' is computed twice")

@@ -21,12 +21,18 @@ from cpwl.network.files.calls import Call, FileModule, Name
 from cpwl.network.files.onnx.folding import constant, dequantized, fold, positions
 from cpwl.network.files.onnx.layout import Batch, move_entries, on_samples
 from cpwl.network.files.onnx.nodes import Array, Node, Operation, Value, fitting
-from cpwl.network.files.onnx.schemas import check_node, check_schema, check_types, read_attributes, schema_of
 from cpwl.network.files.onnx.operations import BOOL, FLOATS, OPERATIONS
 from cpwl.network.files.onnx.parsing import (
     LARGEST,
     read_initializers,
     read_model,
+)
+from cpwl.network.files.onnx.schemas import (
+    check_node,
+    check_schema,
+    check_types,
+    read_attributes,
+    schema_of,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +78,7 @@ def read_onnx(
     result = _single(list(graph.output), "output", path)
     declared, fixed, sample = _input(source, input_shape, path)
     subject = _Subject(graph, constants, source, result.name, path, opset, largest)
-    batch = Batch(declared[0] if len(declared) > len(sample) else 1)
+    batch = Batch(declared[0] if len(declared) > len(sample) else 1, free=not fixed)
     module = _build(subject, declared, batch, batched=len(declared) > len(sample))
     if batch.touched and not fixed:
         _check_apart(subject, module, sample, batch.touched)
@@ -114,7 +120,7 @@ def _build(
         )
     result = build.aliases.get(result, result)
     rows = batch is not None and batch.rows(value.shape)
-    if batch is not None and batched and not rows:
+    if batch is not None and batched and not rows and (batch.free or batch.size != 1):
         raise CaptureError(
             f"Expected an output with the batch axis first in '{subject.path.name}', got shape "
             f"{list(value.shape)} for a batch of {batch.size}. Keep the batch axis first and "
@@ -126,6 +132,12 @@ def _build(
     elif not build.calls:
         build.calls.append(Call("output", torch.clone, (Name(result),), {}, ("output:",)))
         result = "output:"
+    for name, array in build.buffers.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CaptureError(
+                f"Expected finite numbers in '{name}' of '{subject.path.name}', got NaN or "
+                "infinity. Load weights that training has not destroyed."
+            )
     buffers = {name: as_tensor(array) for name, array in build.buffers.items()}
     return FileModule(build.calls, buffers, source, result)
 
@@ -158,6 +170,8 @@ class _Build:
 
     def add(self, proto: onnx.NodeProto, k: int) -> None:
         """Add a node: fold it, or make it a call."""
+        if proto.op_type == "CastLike" and len(proto.input) == 2 and proto.input[1]:
+            proto = _plain_cast(proto, self.values[proto.input[1]].type)
         place = proto.name.strip("/").replace(".", "_") or f"{proto.op_type}_{k}"
         schema = schema_of(proto, self.subject.opset)
         if schema is None:
@@ -174,6 +188,7 @@ class _Build:
             inputs=tuple(self.values[name] if name else None for name in proto.input),
             outputs=tuple(name if name in self.read else None for name in proto.output),
             listed=sum(1 for name in proto.output if name),
+            free=self.batch is not None and self.batch.free,
             largest=self.subject.largest,
         )
         check_schema(node, schema)
@@ -277,6 +292,10 @@ class _Build:
         with fitting(node):
             built = operation.build(node)
             function, arrays = built if isinstance(built, tuple) else (built, [])
+            if operation.kind == "pointwise":
+                shape = np.broadcast_shapes(*(value.shape for value in tensors))
+                node.require(prod(shape) // (1 if self.batch is None else self.batch.size))
+                return (function, arrays), [shape]
             found = _parts(function(*map(_meta, tensors), *map(_meta_array, arrays)))
         shapes = [() if part is None else tuple(part.shape) for part in found]
         for shape in shapes:
@@ -300,8 +319,10 @@ class _Build:
             index = plain[1][0].reshape(shapes[0])
             function, arrays = move_entries(node, index, tensors, self.batch)
         else:
-            built = on_samples(node, operation, self.batch, shapes[0])
+            built = on_samples(node, operation, self.batch, shapes[0], plain)
             function, arrays = built if isinstance(built, tuple) else (built, [])
+            if built is plain and operation.kind == "pointwise":
+                return plain  # entry by entry, and never along the samples' axis
         sample = self.batch.sample
         given = [
             _meta(v if v.known else v._replace(shape=(PROBE, *sample(v.shape)))) for v in tensors
@@ -315,6 +336,14 @@ class _Build:
                     "which works along the batch axis. Export the model with batch 1."
                 )
         return function, arrays
+
+
+def _plain_cast(proto: onnx.NodeProto, kind: int) -> onnx.NodeProto:
+    """CastLike with its second input's type written out."""
+    from onnx import helper
+
+    saturate = {a.name: a.i for a in proto.attribute if a.name == "saturate"}
+    return helper.make_node("Cast", proto.input[:1], proto.output, proto.name, to=kind, **saturate)
 
 
 def _parts(found: Any) -> list[Any]:

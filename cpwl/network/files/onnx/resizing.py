@@ -74,6 +74,9 @@ def _resize(node: Node) -> Any:
         node.require(lengths[k] * max(n, 1), "entries of one interpolation matrix")
         if how != "tf_crop_and_resize" and lengths[k] == n and scales[k] == 1:
             continue
+        if how == "align_corners" and abs(scales[k] * n - lengths[k]) > 1e-3:
+            # The operator set divides by the scaled length less one, runtimes by the rounded one.
+            node.refuse(f"with align_corners and {scales[k]} times {n} entries")
         # Entries are picked as runtimes pick them, in float32: 1 / 0.33333334 is 3.
         real = np.float32 if mode == "nearest" else np.float64
         x = _coordinates(lengths[k], n, real(scales[k]), how, regions[k])
@@ -154,9 +157,7 @@ def _regions(node: Node, axes: list[int], how: str) -> list[tuple[float, float]]
     return list(zip(ends[: len(axes)], ends[len(axes) :], strict=True))
 
 
-def _coordinates(
-    length: int, n: int, scale: Any, how: str, region: tuple[float, float]
-) -> Array:
+def _coordinates(length: int, n: int, scale: Any, how: str, region: tuple[float, float]) -> Array:
     """Where the new entries lie among the old ones."""
     x = np.arange(length, dtype=scale.dtype)
     exact = scale * n

@@ -33,9 +33,7 @@ def _schema(name: str, opset: int) -> Any | None:
     return None if schema.deprecated else schema
 
 
-def read_attributes(
-    proto: onnx.NodeProto, schema: Any, place: str, path: Path
-) -> dict[str, Any]:
+def read_attributes(proto: onnx.NodeProto, schema: Any, place: str, path: Path) -> dict[str, Any]:
     """Read attributes as Python values; tensors are checked and stay as they are.
 
     Raises

@@ -54,7 +54,8 @@ def _reshape(node: Node) -> list[int]:
 def _squeeze(node: Node) -> list[int]:
     shape, axes = node.shape(), node.integers("axes", 1)
     if axes is None:
-        return [n for n in shape if n != 1]
+        # An open batch is not one because its example is.
+        return [n for k, n in enumerate(shape) if n != 1 or (k == 0 and node.free)]
     listed = [node.axis(a) for a in axes]
     if any(shape[a] != 1 for a in listed):
         node.refuse(f"of axes {axes} of the shape {list(shape)}")
@@ -193,7 +194,9 @@ def _pads(node: Node) -> list[tuple[int, int]]:
     for k, axis in enumerate(axes):
         pairs[axis] = (pads[k], pads[k + len(axes)])
     sizes = [n + sum(p) for n, p in zip(node.shape(), pairs, strict=True)]
-    if min(sizes, default=1) < 1 or any(-min(p) > n for n, p in zip(node.shape(), pairs, strict=True)):
+    if min(sizes, default=1) < 1 or any(
+        -min(p) > n for n, p in zip(node.shape(), pairs, strict=True)
+    ):
         node.refuse(f"with pads {pads} on the shape {list(node.shape())}")
     node.require(prod(sizes))
     return pairs
@@ -216,9 +219,7 @@ def _pad(node: Node) -> Any:
     return lambda x, *rest: functional.pad(x, flat, "constant", fill)
 
 
-def _picked(
-    node: Node, pairs: list[tuple[int, int]], how: str
-) -> tuple[Function, list[Any]]:
+def _picked(node: Node, pairs: list[tuple[int, int]], how: str) -> tuple[Function, list[Any]]:
     """Padding with entries of the tensor itself."""
     plan, arrays = [], []
     for axis, (before, after) in enumerate(pairs):
@@ -339,7 +340,6 @@ SHAPES: dict[str, Operation] = {
     "GatherElements": _moves(1, attributes=("axis",)),
     "GatherND": _moves(1, attributes=("batch_dims",)),
     "ScatterElements": _moves(1, attributes=("axis",), tensors=3),
-    "Scatter": _moves(1, attributes=("axis",), tensors=3),
     "ScatterND": _moves(1, tensors=3),
     "ReverseSequence": _moves(1, attributes=("batch_axis", "time_axis")),
     "Compress": _moves(1, attributes=("axis",)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -100,9 +99,7 @@ def _conv_transpose(node: Node) -> Function:
     a, count = node.attributes, len(w.kernel)
     groups = a["group"]
     added = list(a.get("output_padding") or [0] * count)
-    full = [
-        s * (n - 1) + k for s, n, k in zip(w.strides, w.sizes, w.dilated, strict=True)
-    ]
+    full = [s * (n - 1) + k for s, n, k in zip(w.strides, w.sizes, w.dilated, strict=True)]
     automatic = a.get("auto_pad") or "NOTSET"
     before, after = w.before, w.after
     target = a.get("output_shape")
@@ -115,7 +112,12 @@ def _conv_transpose(node: Node) -> Function:
             node.refuse(f"with output_shape={target}, whose padding is odd: pass pads")
         before, after = _shared(totals, upper=automatic == "SAME_UPPER")
     result = [f - b - c + e for f, b, c, e in zip(full, before, after, added, strict=True)]
-    node.require(node.shape()[0] * weight[1] * groups * prod(max(m, n) for m, n in zip(result, full, strict=True)))
+    node.require(
+        node.shape()[0]
+        * weight[1]
+        * groups
+        * prod(max(m, n) for m, n in zip(result, full, strict=True))
+    )
     if min(*added, *result, *before, *after) < 0:
         node.refuse(f"with pads {before + after} and output_padding {added}")
     function = (
@@ -125,9 +127,7 @@ def _conv_transpose(node: Node) -> Function:
     )[count - 1]
     native = all(e < max(s, d) for e, s, d in zip(added, w.strides, w.dilations, strict=True))
     if before == after and native:
-        return lambda x, k, b=None: function(
-            x, k, b, w.strides, before, added, groups, w.dilations
-        )
+        return lambda x, k, b=None: function(x, k, b, w.strides, before, added, groups, w.dilations)
     pads = _flat([-n for n in before], [e - n for e, n in zip(added, after, strict=True)])
 
     def call(x: Tensor, k: Tensor, b: Tensor | None = None) -> Tensor:
@@ -228,7 +228,7 @@ def _global_pool(node: Node) -> Function:
 
 def _batch_norm(node: Node) -> Function:
     eps = float(node.attributes["epsilon"])
-    if node.version < 14 and sum(name is not None for name in node.outputs) > 1:
+    if node.version < 14 and node.listed > 1:
         node.refuse("with the outputs of training")
     if len(node.shape()) < 2:
         node.refuse("without a channel axis")
