@@ -5,7 +5,7 @@ Every call is a submodule of its own, so that `torch.export` reports where it ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -61,17 +61,22 @@ class FileModule(nn.Module):
             self.register_buffer(f"constant_{k}", value)
         self.source, self.result = source, result
         self.calls = [(call._replace(function=len), self._place(call)) for call in calls]
+        self.dropped = last_uses(calls, result)
 
     def _place(self, call: Call) -> CallModule:
         """Add a submodule at the call's path, or below it where the path is taken."""
         here: nn.Module = self
         for part in call.place.split("."):
+            if part not in here._modules and hasattr(here, part):
+                part += "_"  # torch's modules have methods such as `to`
             if part not in here._modules:
                 here.add_module(part, CallModule())
             here = here._modules[part]  # type: ignore[assignment]
         assert isinstance(here, CallModule)
         if here.function is not None:
             child, k = CallModule(), len(here._modules)
+            while str(k) in here._modules:
+                k += 1
             here.add_module(str(k), child)
             here = child
         here.function = call.function
@@ -82,21 +87,48 @@ class FileModule(nn.Module):
         values: dict[str, Any] = {self.source: x}
         for k, key in enumerate(self.keys):
             values[key] = getattr(self, f"constant_{k}")
-        for call, module in self.calls:
-            args = [_fill(value, values) for value in call.args]
-            kwargs = {key: _fill(value, values) for key, value in call.kwargs.items()}
+        for (call, module), done in zip(self.calls, self.dropped, strict=True):
+            args = [fill(value, values) for value in call.args]
+            kwargs = {key: fill(value, values) for key, value in call.kwargs.items()}
             result = module(*args, **kwargs)
             if len(call.outputs) == 1:
                 result = [result]
             for name, value in zip(call.outputs, result, strict=False):
                 if name is not None:
                     values[name] = value
+            for name in done:
+                del values[name]
         return values[self.result]
 
 
-def _fill(value: Any, values: dict[str, Any]) -> Any:
+def fill(value: Any, values: Mapping[str, Any]) -> Any:
+    """Return an argument with the values that its names stand for."""
     if isinstance(value, Name):
         return values[value.key]
     if isinstance(value, (list, tuple)):
-        return [_fill(item, values) for item in value]
+        return [fill(item, values) for item in value]
     return value
+
+
+def last_uses(calls: Sequence[Call], result: str | None = None) -> list[list[str]]:
+    """Return for every call the names that no later call reads, but for the result."""
+    seen = set() if result is None else {result}
+    dropped = []
+    for call in reversed(calls):
+        names = {*names_in((call.args, call.kwargs)), *filter(None, call.outputs)}
+        dropped.append(sorted(names - seen))
+        seen |= names
+    return dropped[::-1]
+
+
+def names_in(value: Any) -> list[str]:
+    """Return the names in arguments, nested or not."""
+    if isinstance(value, Name):
+        return [value.key]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [name for item in value for name in names_in(item)] if _nested(value) else []
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, (list, tuple))

@@ -74,9 +74,11 @@ def _resize(node: Node) -> Any:
         node.require(lengths[k] * max(n, 1), "entries of one interpolation matrix")
         if how != "tf_crop_and_resize" and lengths[k] == n and scales[k] == 1:
             continue
-        if how == "align_corners" and abs(scales[k] * n - lengths[k]) > 1e-3:
-            # The operator set divides by the scaled length less one, runtimes by the rounded one.
-            node.refuse(f"with align_corners and {scales[k]} times {n} entries")
+        exact, length = scales[k] * n, lengths[k]
+        unsure = how == "align_corners" or (how == "pytorch_half_pixel" and length == 1)
+        if unsure and abs(exact - length) > 1e-3:
+            # The operator set counts the scaled length here, runtimes the rounded one.
+            node.refuse(f"with {how} and {scales[k]} times {n} entries")
         # Entries are picked as runtimes pick them, in float32: 1 / 0.33333334 is 3.
         real = np.float32 if mode == "nearest" else np.float64
         x = _coordinates(lengths[k], n, real(scales[k]), how, regions[k])

@@ -130,7 +130,9 @@ def _ranges(node: Node) -> list[tuple[int, range]]:
         size = node.shape()[place]
         # An end before the first entry: Python's slice would count it from the back.
         last = None if step < 0 and end < -size else end
-        found.append((place, range(size)[start:last:step]))
+        taken = range(size)[start:last:step]
+        if taken != range(size):
+            found.append((place, taken))
     return found
 
 
@@ -155,7 +157,7 @@ def _slice(node: Node) -> tuple[Function, list[Any]]:
 
 
 def _sliced_axes(node: Node) -> list[int]:
-    return [a for a, taken in _ranges(node) if taken != range(node.shape()[a])]
+    return [axis for axis, _ in _ranges(node)]
 
 
 def _split(node: Node) -> Function:
