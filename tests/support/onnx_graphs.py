@@ -215,7 +215,7 @@ def _product(g: Graph) -> None:
 
 def _window(g: Graph) -> None:
     count = len(g.shape) - 2
-    if not 1 <= count <= 2:
+    if not 1 <= count <= 2 or 0 in g.shape:
         return
     kind = g.pick("Conv", "MaxPool", "AveragePool", "ConvTranspose", "Resize", "BatchNormalization")
     kernel = [int(min(n, g.rng.integers(1, 4))) for n in g.shape[2:]]
@@ -261,8 +261,14 @@ def _shape_of(g: Graph) -> list[int]:
 MAKERS = (_pointwise, _arithmetic, _skip, _reshape, _select, _reduce, _product, _window, _window)
 
 
+def open_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave the batch of a model open."""
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    return model
+
+
 def random_model(seed: int) -> onnx.ModelProto:
-    """Draw a model of one to seven nodes."""
+    """Draw a model of one to seven nodes for a batch of one."""
     rng = np.random.default_rng(seed)
     g = Graph(rng, int(rng.choice([13, 17, 18, 21])))
     for _ in range(int(rng.integers(1, 8))):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cpwl.errors import CaptureError
 from cpwl.network.files.onnx.nodes import Array, Function, Node, Operation, Value
+from cpwl.network.files.onnx.shapes import joins_samples
 
 
 @dataclass
@@ -91,8 +92,7 @@ def on_samples(
     ]
     data = [value for value in tensors if not value.known]
     if operation.kind == "reshape":
-        flat = node.type == "Flatten" and node.attributes["axis"] in (0, -len(data[0].shape))
-        if flat or not (batch.rows(data[0].shape) and batch.rows(result)):
+        if (node.free and joins_samples(node)) or not (batch.rows(data[0].shape) and batch.rows(result)):
             batch.touch(node)
         size = [-1, *batch.sample(result)]
         if prod(size[1:]) == 0:
@@ -113,8 +113,9 @@ def move_entries(
     shape, known = index.shape, [value.known for value in tensors]
     size = list(shape)
     if batch is not None:
+        literal = node.free and node.type not in ("Expand", "Tile")
         held = all(batch.rows(v.shape) for v in tensors if not v.known)
-        if batch.size != 1 or not (held and batch.rows(shape)):
+        if literal or batch.size != 1 or not (held and batch.rows(shape)):
             batch.touch(node)
         size = [-1, *batch.sample(shape)]
 

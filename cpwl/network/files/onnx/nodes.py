@@ -48,7 +48,7 @@ class Node:
     listed : int
         Number of outputs that the file names.
     free : bool
-        Whether the file leaves the size of the batch open.
+        Whether the file leaves the size of the batch open, and no constant input counts it.
     whole : int
         1 where the tensors have the samples' axis in front of the file's axes, else 0.
     largest : int

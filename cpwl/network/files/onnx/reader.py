@@ -180,6 +180,7 @@ class _Build:
                 "the ONNX reader has no counterpart for it",
                 "Use Network.from_torch with the original module.",
             )  # fmt: skip
+        counted = any(name in self.counted for name in proto.input)
         node = Node(
             type=proto.op_type,
             place=place,
@@ -188,7 +189,7 @@ class _Build:
             inputs=tuple(self.values[name] if name else None for name in proto.input),
             outputs=tuple(name if name in self.read else None for name in proto.output),
             listed=sum(1 for name in proto.output if name),
-            free=self.batch is not None and self.batch.free,
+            free=self.batch is not None and self.batch.free and not counted,
             largest=self.subject.largest,
         )
         check_schema(node, schema)
@@ -196,7 +197,7 @@ class _Build:
         if found is None:
             self._call(node, proto, schema)
         else:
-            self._keep(node, found, any(name in self.counted for name in proto.input))
+            self._keep(node, found, counted)
 
     def _fold(self, node: Node, proto: onnx.NodeProto) -> list[Array] | None:
         if node.type in ("Shape", "Size"):

@@ -223,6 +223,9 @@ def _resized_axes(node: Node) -> list[int]:
     moved = [
         k for k, s, n in zip(axes, scales, lengths, strict=True) if s != 1 or n != node.shape()[k]
     ]
+    sizes = node.constant(3)
+    if node.free and sizes is not None and sizes.size and 0 in axes:
+        moved.append(0)  # a length for the batch, too
     crops = node.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     return axes if crops else moved
 

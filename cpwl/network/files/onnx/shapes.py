@@ -74,6 +74,18 @@ def _unsqueeze(node: Node) -> list[int]:
     return [1 if k in listed else next(rest) for k in range(rank)]
 
 
+def joins_samples(node: Node) -> bool:
+    """Whether a change of shape keeps a batch of one first, but not an open batch."""
+    rank = len(node.shape())
+    if node.type == "Flatten":
+        return node.attributes["axis"] in (0, -rank)
+    if node.type == "Reshape":
+        target = node.integers("shape", 1) or [0]
+        return target[0] == 1 and -1 in target
+    axes = node.integers("axes", 1) or []
+    return 0 in axes or -(rank + (len(axes) if node.type == "Unsqueeze" else 0)) in axes
+
+
 def _one_axis(node: Node) -> list[int]:
     """Axis attribute, from the front."""
     return [node.axis(int(node.attributes.get("axis", 0)))]
@@ -131,7 +143,8 @@ def _ranges(node: Node) -> list[tuple[int, range]]:
         # An end before the first entry: Python's slice would count it from the back.
         last = None if step < 0 and end < -size else end
         taken = range(size)[start:last:step]
-        if taken != range(size):
+        open_end = (start, step) == (0, 1) and end >= 2**31 - 1
+        if taken != range(size) or (node.free and place == 0 and not open_end):
             found.append((place, taken))
     return found
 
