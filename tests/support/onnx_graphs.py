@@ -49,7 +49,9 @@ class Graph:
         """Draw small numbers on a coarse grid, on which float32 is exact for a while."""
         return self.rng.integers(-8, 9, shape) / 4
 
-    def node(self, kind: str, *inputs: str, shape: list[int] | None = None, **attributes: Any) -> None:
+    def node(
+        self, kind: str, *inputs: str, shape: list[int] | None = None, **attributes: Any
+    ) -> None:
         """Add a node that reads the last result (as `self.value` among `inputs`)."""
         name = f"v{len(self.nodes)}"
         label = self.pick("", f"a/b.c/{name}", name, "result", "forward", "training", "to")
@@ -70,7 +72,9 @@ class Graph:
 
 
 def _pointwise(g: Graph) -> None:
-    kind = g.pick("Relu", "Abs", "Neg", "LeakyRelu", "Clip", "HardSigmoid", "Sigmoid", "Elu", "Softplus")
+    kind = g.pick(
+        "Relu", "Abs", "Neg", "LeakyRelu", "Clip", "HardSigmoid", "Sigmoid", "Elu", "Softplus"
+    )
     if kind == "Clip":
         g.node(kind, g.value, g.pick("", g.constant(-1.25)), g.pick("", g.constant(0.75)))
     elif kind in ("LeakyRelu", "Elu"):
@@ -117,7 +121,12 @@ def _reshape(g: Graph) -> None:
     if kind == "Flatten":
         axis = int(g.rng.integers(-rank, rank + 1))
         front = axis % rank if axis < 0 else axis
-        g.node(kind, g.value, axis=axis, shape=[int(np.prod(shape[:front])), int(np.prod(shape[front:]))])
+        g.node(
+            kind,
+            g.value,
+            axis=axis,
+            shape=[int(np.prod(shape[:front])), int(np.prod(shape[front:]))],
+        )
     elif kind == "Reshape":
         cut = int(g.rng.integers(1, rank))
         target = [*shape[:cut], int(np.prod(shape[cut:]))]
@@ -129,7 +138,12 @@ def _reshape(g: Graph) -> None:
         g.node(kind, g.value, g.constant([axis], np.int64), shape=[*shape[:axis], 1, *shape[axis:]])
     elif kind == "Squeeze" and 1 in shape[1:]:
         axis = 1 + shape[1:].index(1)
-        g.node(kind, g.value, g.constant([axis - rank], np.int64), shape=shape[:axis] + shape[axis + 1 :])
+        g.node(
+            kind,
+            g.value,
+            g.constant([axis - rank], np.int64),
+            shape=shape[:axis] + shape[axis + 1 :],
+        )
     elif kind == "Transpose":
         order = [int(k) for k in g.rng.permutation(rank)]
         g.node(kind, g.value, perm=order, shape=[shape[k] for k in order])
@@ -158,7 +172,9 @@ def _select(g: Graph) -> None:
         repeats = [2 if k == axis else 1 for k in range(rank)]
         g.node(kind, g.value, g.constant(repeats, np.int64), shape=shape)
     elif kind == "CumSum":
-        g.node(kind, g.value, g.constant(axis, np.int64), exclusive=g.pick(0, 1), reverse=g.pick(0, 1))
+        g.node(
+            kind, g.value, g.constant(axis, np.int64), exclusive=g.pick(0, 1), reverse=g.pick(0, 1)
+        )
     elif kind == "Expand":
         target = [3 if m == 1 and k else m for k, m in enumerate(shape)]
         g.node(kind, g.value, g.constant(target, np.int64), shape=target)
@@ -180,7 +196,9 @@ def _reduce(g: Graph) -> None:
     if rank < 2:
         return
     axis = int(g.rng.integers(1, rank))
-    kind = g.pick("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "Softmax", "TopK")
+    kind = g.pick(
+        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "Softmax", "TopK"
+    )
     shape = list(g.shape)
     if kind == "Softmax":
         g.node(kind, g.value, axis=axis)
@@ -205,7 +223,15 @@ def _product(g: Graph) -> None:
         transposed = g.pick(0, 1)
         weight = g.numbers(3, n) if transposed else g.numbers(n, 3)
         bias = [g.constant(g.numbers(*g.pick((3,), (1, 3), (1,))))] if g.rng.integers(2) else []
-        g.node("Gemm", g.value, g.constant(weight), *bias, transB=transposed, alpha=0.5, shape=[g.shape[0], 3])
+        g.node(
+            "Gemm",
+            g.value,
+            g.constant(weight),
+            *bias,
+            transB=transposed,
+            alpha=0.5,
+            shape=[g.shape[0], 3],
+        )
     elif rank > 2 and g.rng.integers(2):
         weight = g.numbers(2, g.shape[-2])
         g.node("MatMul", g.constant(weight), g.value, shape=[*g.shape[:-2], 2, n])
@@ -223,7 +249,12 @@ def _window(g: Graph) -> None:
     strides = [int(s) for s in g.rng.integers(1, 3, count)]
     pads = [int(g.rng.integers(0, k)) for k in kernel * 2]
     options: dict[str, Any] = {"kernel_shape": kernel, "strides": strides}
-    options |= g.pick({"pads": pads}, {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}, {"auto_pad": "VALID"})
+    options |= g.pick(
+        {"pads": pads},
+        {"auto_pad": "SAME_UPPER"},
+        {"auto_pad": "SAME_LOWER"},
+        {"auto_pad": "VALID"},
+    )
     if kind == "BatchNormalization":
         four = [g.constant(g.numbers(channels)) for _ in range(3)]
         g.node(kind, g.value, *four, g.constant(g.numbers(channels) ** 2 + 1))
@@ -234,8 +265,20 @@ def _window(g: Graph) -> None:
         how = g.pick("half_pixel", "asymmetric", "pytorch_half_pixel")
         if any(int(n * s) < 1 for n, s in zip(g.shape, scales, strict=True)):
             return
-        extra = {"nearest_mode": g.pick("floor", "ceil", "round_prefer_floor")} if mode == "nearest" else {}
-        g.node(kind, g.value, "", g.constant(scales), mode=mode, coordinate_transformation_mode=how, **extra)
+        extra = (
+            {"nearest_mode": g.pick("floor", "ceil", "round_prefer_floor")}
+            if mode == "nearest"
+            else {}
+        )
+        g.node(
+            kind,
+            g.value,
+            "",
+            g.constant(scales),
+            mode=mode,
+            coordinate_transformation_mode=how,
+            **extra,
+        )
     elif kind == "Conv":
         g.node(kind, g.value, g.constant(g.numbers(2, channels, *kernel)), **options)
     elif kind == "ConvTranspose":

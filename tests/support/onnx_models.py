@@ -147,8 +147,8 @@ def _compare(
     return Verdict(case.name, "agrees", "")
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Count verdicts, with the commonest reasons, as lines of text."""
+def counts(verdicts: list[Verdict]) -> str:
+    """Count verdicts, as one line of text."""
     kinds = Counter(v.kind for v in verdicts)
     order = ("agrees", "refused", "wrong", "out of scope")
     return ", ".join(f"{kinds[kind]} {kind}" for kind in order)

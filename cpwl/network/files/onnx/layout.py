@@ -92,7 +92,9 @@ def on_samples(
     ]
     data = [value for value in tensors if not value.known]
     if operation.kind == "reshape":
-        if (node.free and joins_samples(node)) or not (batch.rows(data[0].shape) and batch.rows(result)):
+        if (node.free and joins_samples(node)) or not (
+            batch.rows(data[0].shape) and batch.rows(result)
+        ):
             batch.touch(node)
         size = [-1, *batch.sample(result)]
         if prod(size[1:]) == 0:
