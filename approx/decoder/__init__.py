@@ -6,7 +6,7 @@ module, its device, its training flag and all generators are as before. Imports 
 
 from approx.decoder.checks import HALF, DecoderError, Output, check_latents, check_output, pick
 from approx.decoder.forward_rules import ForwardRules, by_rule
-from approx.decoder.loading import load_diffusers, load_onnx
+from approx.decoder.loading import load_diffusers
 from approx.decoder.memory import (
     LIVE,
     SHARE,
@@ -48,7 +48,6 @@ __all__ = [
     "held_by_one",
     "held_bytes",
     "load_diffusers",
-    "load_onnx",
     "modules_of",
     "out_of_memory",
     "pick",

@@ -1,4 +1,4 @@
-"""Decoders from files that run no code when they are opened: diffusers folders, ONNX models.
+"""Decoders from files that run no code when they are opened: diffusers folders.
 
 `torch.load` and `torch.export.load` unpickle, which can run anything. Nothing here does.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -119,32 +119,6 @@ def load_diffusers(
         model.quant_conv = None
     model.eval().requires_grad_(False).to(device)
     return Decoder(model.decode, int(config["latent_channels"]))
-
-
-def load_onnx(path: str | PathLike[str]) -> nn.Module:
-    """Load an ONNX model with onnx2torch (extra ``cpwl[onnx2torch]``).
-
-    Raises
-    ------
-    ImportError
-        onnx2torch or the torchvision that it needs cannot be imported.
-    ValueError
-        The model has an operation that onnx2torch does not know.
-    """
-    try:
-        import onnx2torch  # pyright: ignore[reportMissingImports]
-    except (ImportError, RuntimeError) as error:  # torchvision for another torch raises the latter
-        raise ImportError(
-            f"Expected onnx2torch for '{Path(path).name}', got {_first_line(error)} "
-            "Install it: pip install 'cpwl[onnx2torch]', with a torchvision that fits torch."
-        ) from error
-    try:
-        return onnx2torch.convert(str(path)).eval().requires_grad_(False)
-    except (NotImplementedError, RuntimeError) as error:
-        raise ValueError(
-            f"Expected operations that onnx2torch knows in '{Path(path).name}', got "
-            f"{_first_line(error)} Export the module with torch.export.save as .pt2 instead."
-        ) from error
 
 
 def _local_config(folder: Path) -> dict[str, Any]:

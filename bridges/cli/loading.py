@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from approx.decoder import load_diffusers, load_onnx
+from approx.decoder import load_diffusers
 from cpwl.errors import CaptureError, UnsupportedOperationError
 from cpwl.network.files import FileModule, read_onnx, read_pt2
 
 _FILES = (".pt2", ".onnx")
+# Values of one tensor per sample: a Stable Diffusion decoder has 2**26.
+LARGEST = 2**28
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 
@@ -108,36 +110,18 @@ def check_device(name: str) -> None:
         ) from None
 
 
-def _read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, Any]:
-    """Read with our reader, whose operations are few, or else with onnx2torch."""
+def _read_onnx(
+    path: Path, input_shape: tuple[int, ...] | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Read with the checked tables of the exact side, which hold smooth operations too."""
     try:
-        return read_onnx(path, input_shape)
+        return read_onnx(path, input_shape, largest=LARGEST)
     except UnsupportedOperationError as error:
-        shape = input_shape or _declared(path)
-        try:
-            return load_onnx(path), shape
-        except ImportError as missing:
-            raise CaptureError(
-                f"Expected operations that the ONNX reader knows in '{path.name}', got "
-                f"'{error.operation}' at '{error.place}'. Install the extra cpwl[onnx2torch], "
-                f"which knows more ({missing}), or export with torch.export.save as .pt2."
-            ) from missing
-
-
-def _declared(path: Path) -> tuple[int, ...]:
-    """Shape of one sample as the file declares it."""
-    import onnx
-
-    graph = onnx.load(str(path)).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
-    sizes = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim][1:]
-    if len(inputs) != 1 or not sizes or min(sizes) < 1:
         raise CaptureError(
-            f"Expected one input of fixed sizes in '{path.name}', got {len(inputs)} inputs, the "
-            f"first of sizes {sizes}. Pass --input-shape."
-        )
-    return tuple(sizes)
+            f"Expected operations that the ONNX reader knows in '{path.name}', got "
+            f"'{error.operation}' at '{error.place}'. Export the module with torch.export.save as "
+            ".pt2, or load it in Python and call approx.describe."
+        ) from error
 
 
 def _hub_name(source: str) -> bool:

@@ -33,6 +33,7 @@ from cpwl.network.program import (
     Triangle,
     gamma,
     largest_slope,
+    stage_plan,
 )
 
 # For what is rounded in computing the bounds themselves.
@@ -102,7 +103,7 @@ class Bounds:
         program = self._network.program
         terms = 1
         with torch.no_grad():
-            for index in program.stage_plans[stage].order:
+            for index in stage_plan(program, stage).order:
                 if index not in self._done:
                     step = program.steps[index]
                     self._done.add(index)

@@ -23,7 +23,6 @@ from cpwl.arrays import Floats, Ints
 from cpwl.errors import CaptureError, UnsupportedOperationError
 from cpwl.network.capture import (
     CAPTURING,
-    Listing,
     Lowered,
     Operation,
     export,
@@ -44,6 +43,7 @@ from cpwl.network.program import (
     passes,
     peak_values,
     read_matrices,
+    stage_plan,
 )
 
 __all__ = [
@@ -87,9 +87,9 @@ class UnitGroup:
 
 
 class Origin(NamedTuple):
-    """What a network was built from: the exported graph, and where it was cut."""
+    """What a network was built from: an exported graph or a file's module, and where it was cut."""
 
-    exported: ExportedProgram
+    source: ExportedProgram | nn.Module
     upto: str | None
 
 
@@ -147,8 +147,8 @@ class Network:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Store the exported graph in place of the program, whose steps hold functions."""
-        exported, upto = self.origin
-        return _restore, (write_exported(exported), self.input_shape, upto)
+        data = write_exported(self.origin.source, self.input_shape)
+        return _restore, (data, self.input_shape, self.origin.upto)
 
     @property
     def num_stages(self) -> int:
@@ -218,7 +218,9 @@ class Network:
         with CAPTURING:
             copied = float64_copy(module, fixed)
             exported = export(copied, shape)
-            network, listing = _build(exported, shape, upto)
+            source = exported if isinstance(exported, ExportedProgram) else copied
+            listing = list_graph(exported, upto)
+            network = _assemble(lower(listing), shape, Origin(source, upto))
             verify(network.program, shape, module, copied, listing, upto, fixed or {})
         return network
 
@@ -356,7 +358,7 @@ class Network:
     def bytes_per_sample(self, stage: int) -> int:
         """Estimate the peak bytes per sample that `preactivations(z, stage)` needs."""
         width = int(self.stage_offsets[stage + 1] - self.stage_offsets[stage])
-        return 8 * peak_values(self.program, self.program.stage_plans[stage], width)
+        return 8 * peak_values(self.program, stage_plan(self.program, stage), width)
 
 
 def inspect(
@@ -397,17 +399,12 @@ def inspect(
         return lower(listing, refuse=False).operations
 
 
-def _build(
-    exported: ExportedProgram, input_shape: tuple[int, ...], upto: str | None
-) -> tuple[Network, Listing]:
-    listing = list_graph(exported, upto)
-    return _assemble(lower(listing), input_shape, Origin(exported, upto)), listing
-
-
 def _restore(data: bytes, input_shape: tuple[int, ...], upto: str | None) -> Network:
     """Build a pickled network again; it was verified when it was captured."""
     with CAPTURING:
-        return _build(read_exported(data), input_shape, upto)[0]
+        exported = read_exported(data)
+        lowered = lower(list_graph(exported, upto))
+        return _assemble(lowered, input_shape, Origin(exported, upto))
 
 
 def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Numbers for stages and units, and the plan that reaches each stage."""
+"""Numbers for stages and units."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl.arrays import Ints
-from cpwl.network.program import Head, Plan, Program, Step, make_plan
+from cpwl.network.program import Head, Program, Step, make_plan
 
 
 def number_units(steps: tuple[Step, ...], last_stage: Sequence[int], output: int) -> Program:
-    """Give stages and units their numbers, and plan every stage."""
+    """Give stages and units their numbers."""
     output_plan = make_plan(steps, [output])
     by_stage: dict[int, list[Head]] = {}
     for index in output_plan.order:
@@ -24,24 +24,18 @@ def number_units(steps: tuple[Step, ...], last_stage: Sequence[int], output: int
         for round, shape in enumerate(nonlinearity.shapes):
             by_stage.setdefault(start + round, []).append(Head(index, round, prod(shape)))
     heads = tuple(tuple(by_stage[stage]) for stage in range(len(by_stage)))
-    plans, first_unit, unit = [], {}, 0
+    first_unit, unit = {}, 0
     for stage in heads:
         for head in stage:
             first_unit[head.step, head.round] = unit
             unit += head.units
-        plans.append(_stage_plan(steps, stage))
     return Program(
         steps=steps,
         output=output,
         heads=heads,
-        stage_plans=tuple(plans),
         output_plan=output_plan,
         first_unit=first_unit,
     )
-
-
-def _stage_plan(steps: tuple[Step, ...], stage: tuple[Head, ...]) -> Plan:
-    return make_plan(steps, {index for head in stage for index in steps[head.step].inputs})
 
 
 def number_contests(program: Program, contests: dict[int, tuple[Ints, ...]]) -> NDArray[np.int32]:

@@ -13,13 +13,16 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
 from cpwl.errors import CaptureError
 from cpwl.network.capture import decompositions
 from cpwl.network.capture.conditions import has_conditions, replace_conditions
+from cpwl.network.capture.file_tracing import TracedCalls, trace_calls
 from cpwl.network.capture.fx_nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
 from cpwl.network.capture.lowering import Listing
 from cpwl.network.capture.preparation import describe_result
+from cpwl.network.files import FileModule
 
 # torch.export changes global state of torch while it runs: one capture at a time.
 CAPTURING = threading.RLock()
@@ -39,7 +42,7 @@ KEPT = (
 # fmt: on
 
 
-def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
+def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram | TracedCalls:
     """Export a float64 module with a free batch axis and decompose it to functional ATen.
 
     Raises
@@ -63,10 +66,9 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            exported = torch.export.export(
-                module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
-            )
-            return exported.run_decompositions(_table())
+            if isinstance(module, FileModule):
+                return trace_calls(module, example, _table())
+            return _exported(module, example)
         except (UserError, RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise CaptureError(
@@ -74,6 +76,13 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
                 f"{type(module).__name__}: {first} Avoid Python branches on tensor values, and "
                 "shapes that fix the batch size, such as view(1, -1)."
             ) from error
+
+
+def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
+    exported = torch.export.export(
+        module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
+    )
+    return exported.run_decompositions(_table())
 
 
 def _check_result(result: Any) -> None:
@@ -104,11 +113,32 @@ def _table() -> dict[Any, Any]:
     return table  # type: ignore[return-value]
 
 
-def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
+def list_graph(exported: ExportedProgram | TracedCalls, upto: str | None = None) -> Listing:
     """Fold everything that depends on parameters alone, and cut the graph at `upto`."""
+    traced = exported if isinstance(exported, TracedCalls) else _traced(exported)
+    constants = {node: value.detach() for node, value in traced.constants.items()}
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and _foldable(node, constants):
+            args = torch.fx.map_arg(node.args, lambda n: constants[n])
+            kwargs = torch.fx.map_arg(node.kwargs, lambda n: constants[n])
+            assert callable(node.target)
+            with torch.no_grad():
+                constants[node] = node.target(*args, **kwargs)
+    reasons: dict[Node, str] = {}
+    if has_conditions(traced.graph, constants):
+        reasons = replace_conditions(traced.graph, constants)
+    # the end of the graph names the output, which conditions may have replaced
+    end = next(node for node in traced.graph.nodes if node.op == "output")
+    output = tree_leaves(end.args)[traced.position]
+    if upto is not None:
+        output = _cut(traced.graph, upto, constants)
+    return Listing(traced.graph, traced.input, output, constants, reasons)
+
+
+def _traced(exported: ExportedProgram) -> TracedCalls:
+    """Copy an exported program's graph, and find its input, output and parameters in it."""
     graph = Graph()
-    copies: dict[Node, Node] = {}
-    graph.output(graph.graph_copy(exported.graph, copies))
+    graph.output(graph.graph_copy(exported.graph, {}))
     constants: dict[Node, Any] = {}
     data = None
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
@@ -119,24 +149,12 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
             if spec.kind == InputKind.USER_INPUT:
                 data = node
             else:
-                constants[node] = state[str(spec.target)].detach()
-        elif node.op == "call_function" and _foldable(node, constants):
-            args = torch.fx.map_arg(node.args, lambda n: constants[n])
-            kwargs = torch.fx.map_arg(node.kwargs, lambda n: constants[n])
-            assert callable(node.target)
-            with torch.no_grad():
-                constants[node] = node.target(*args, **kwargs)
+                constants[node] = state[str(spec.target)]
     assert data is not None
-    name = next(iter(exported.graph_signature.user_outputs))
     end = next(node for node in graph.nodes if node.op == "output")
     names = [arg.name for arg in end.args[0]]
-    reasons: dict[Node, str] = {}
-    if has_conditions(graph, constants):
-        reasons = replace_conditions(graph, constants)
-    output = end.args[0][names.index(name)]
-    if upto is not None:
-        output = _cut(graph, upto, constants)
-    return Listing(graph, data, output, constants, reasons)
+    position = names.index(next(iter(exported.graph_signature.user_outputs)))
+    return TracedCalls(graph, data, position, constants)
 
 
 def _foldable(node: Node, constants: dict[Node, Any]) -> bool:
@@ -185,12 +203,14 @@ def random_points(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn((count, *shape), generator=generator, dtype=torch.float64)
 
 
-def write_exported(exported: ExportedProgram) -> bytes:
-    """Serialise an exported program."""
+def write_exported(source: ExportedProgram | nn.Module, input_shape: tuple[int, ...]) -> bytes:
+    """Serialise an exported program, or a file's module as one."""
     file = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.export.save(exported, file)
+        if isinstance(source, nn.Module):
+            source = _exported(source, random_points(EXAMPLE_BATCH, input_shape, seed=0))
+        torch.export.save(source, file)
     return file.getvalue()
 
 

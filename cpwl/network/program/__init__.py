@@ -35,6 +35,7 @@ from cpwl.network.program.program import (
     make_plan,
     peak_values,
     references,
+    stage_plan,
 )
 from cpwl.network.program.rounding import Rounding, absolute, gamma
 
@@ -73,5 +74,6 @@ __all__ = [
     "read_matrices",
     "references",
     "single_values",
+    "stage_plan",
     "strided_windows",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cpwl.arrays import SMALLEST
 from cpwl.network.program.passes import preactivations, stage_values
-from cpwl.network.program.program import Program, Ref, Step, call, fill, run
+from cpwl.network.program.program import Program, Ref, Step, call, fill, run, stage_plan
 from cpwl.network.program.rounding import gamma, magnitude
 
 
@@ -29,7 +29,7 @@ def rounding_errors(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Te
         return value
 
     with torch.no_grad():
-        env = run(program, program.stage_plans[stage], z, record)
+        env = run(program, stage_plan(program, stage), z, record)
         values = stage_values(program, env, stage)
         return values, carried.of_stage(stage, env), fresh.of_stage(stage, env)
 

@@ -16,6 +16,7 @@ from cpwl.network.program.program import (
     fill,
     make_plan,
     run,
+    stage_plan,
     switching,
 )
 
@@ -29,7 +30,7 @@ def evaluate(program: Program, z: Tensor) -> Tensor:
 def preactivations(program: Program, z: Tensor, stage: int) -> Tensor:
     """Switching functions of one stage, (N, n_stage)."""
     with torch.no_grad():
-        env = run(program, program.stage_plans[stage], z)
+        env = run(program, stage_plan(program, stage), z)
         return stage_values(program, env, stage)
 
 

@@ -88,12 +88,11 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Steps, output, and for every stage its heads and the plan that reaches them."""
+    """Steps, output, and for every stage its heads; `stage_plan` says how to reach them."""
 
     steps: tuple[Step, ...]
     output: int
     heads: tuple[tuple[Head, ...], ...]
-    stage_plans: tuple[Plan, ...]
     output_plan: Plan
     first_unit: Mapping[tuple[int, int], int] = field(repr=False)
 
@@ -138,6 +137,17 @@ def make_plan(steps: Sequence[Step], targets: Iterable[int]) -> Plan:
         if source not in keep:
             dying.setdefault(index, []).append(source)
     return Plan(order, tuple(tuple(dying.get(index, ())) for index in order))
+
+
+def stage_plan(program: Program, stage: int) -> Plan:
+    """Order the steps that a stage's switching functions need.
+
+    Made when asked for: all plans of a network of n stages would hold n^2 numbers.
+    """
+    steps = program.steps
+    return make_plan(
+        steps, {index for head in program.heads[stage] for index in steps[head.step].inputs}
+    )
 
 
 def run(

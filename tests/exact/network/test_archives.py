@@ -382,8 +382,9 @@ def test_what_a_file_may_name_computes_and_writes_nothing() -> None:
 def test_a_file_may_name_what_a_module_may() -> None:
     known = {*affine_operations.TABLE, *piecewise_operations.TABLE}
     named = pure_operations.PURE | {*pure_operations.IN_PLACE}
-    # its kernel reads beyond statistics that are too short
-    left_out = {"native_batch_norm"}
+    # its kernel reads beyond statistics that are too short; the size of its result is not known
+    # before it runs; torch.export does not write it
+    left_out = {"native_batch_norm", "masked_select", "_grid_sampler_2d_cpu_fallback"}
     assert {name for name in known - named if hasattr(torch.ops.aten, name)} == left_out
 
 

@@ -271,35 +271,24 @@ def test_onnx_models_are_read(run, tmp_path):
     np.testing.assert_allclose(frame.psi, np.log(sigma).sum(axis=1), atol=1e-6)
 
 
-def test_onnx_operations_that_are_not_ours_go_to_onnx2torch(run, tmp_path, monkeypatch):
+def test_smooth_onnx_operations_are_read(run, tmp_path):
     weight = _write_onnx(tmp_path / "m.onnx", "Erf")
-    np.save(tmp_path / "z.npy", np.ones((2, 4)))
-    monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    status, _, err = run("describe m.onnx z.npy -o a.parquet")
-    assert status == 2
-    assert "got 'Erf' at 'Erf_1'. Install the extra cpwl[onnx2torch]" in err
-
-    class Converted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.from_numpy(weight))
-
-        def forward(self, z):
-            return torch.erf(z @ self.weight)
-
-    fake = types.ModuleType("onnx2torch")
-    fake.convert = lambda path: Converted()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "onnx2torch", fake)
-    status, _, err = run("describe m.onnx z.npy --no-delta -o a.parquet")
+    z = np.random.default_rng(1).normal(size=(3, 4))
+    np.save(tmp_path / "z.npy", z)
+    status, _, err = run("describe m.onnx z.npy --no-delta --method exact -o a.parquet")
     assert (status, err) == (0, "")
+    slope = 2 / np.sqrt(np.pi) * np.exp(-((z @ weight) ** 2))
+    sigma = np.linalg.svd(slope[:, :, None] * weight.T, compute_uv=False)
+    psi = pd.read_parquet(tmp_path / "a.parquet").psi
+    np.testing.assert_allclose(psi, np.log(sigma).sum(axis=1), atol=1e-5)
 
-    def convert(path):
-        raise NotImplementedError("Converter is not implemented\n(Erf)")
 
-    fake.convert = convert  # type: ignore[attr-defined]
+def test_other_onnx_operations_are_refused(run, tmp_path):
+    _write_onnx(tmp_path / "m.onnx", "Det")
+    np.save(tmp_path / "z.npy", np.ones((2, 4)))
     status, _, err = run("describe m.onnx z.npy -o a.parquet")
     assert status == 2
-    assert "operations that onnx2torch knows in 'm.onnx', got Converter is not implemented." in err
+    assert "operations that the ONNX reader knows in 'm.onnx', got 'Det' at 'Det_1'." in err
 
 
 class _Tiny(nn.Module):
