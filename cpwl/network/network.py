@@ -427,7 +427,8 @@ def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, t
         return read_onnx(path, input_shape)
     from cpwl.network.files import read_pt2
 
-    return read_pt2(path, input_shape)
+    # exact partitions of networks with larger values are out of reach, and float64 doubles them
+    return read_pt2(path, input_shape, most_live=2**27)
 
 
 def _check_shape(input_shape: Any) -> tuple[int, ...]:

@@ -21,7 +21,13 @@ from cpwl.contents import Archive, open_archive, parse_json
 from cpwl.errors import CaptureError
 from cpwl.network.files.calls import Call, FileModule, Name
 from cpwl.network.files.pure_operations import ASSERTIONS, find_fault, find_operation
-from cpwl.network.files.rehearsal import ARITHMETIC, MOST_CONSTANT, limits, rehearse
+from cpwl.network.files.rehearsal import (
+    ARITHMETIC,
+    MOST_CONSTANT,
+    MOST_LIVE,
+    limits,
+    rehearse,
+)
 
 # ScalarType in torch's schema of exported programs.
 DTYPES = {
@@ -35,8 +41,18 @@ _DEEPEST = 64  # modules in one another
 _EXAMPLE_BATCH = 2  # where the file leaves the batch open; of one, squeeze would lose the axis
 
 
-def read_pt2(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+def read_pt2(
+    path: Path, input_shape: tuple[int, ...] | None, most_live: int = MOST_LIVE
+) -> tuple[nn.Module, tuple[int, ...]]:
     """Build the module that an archive describes.
+
+    Parameters
+    ----------
+    path : Path
+    input_shape : tuple of int, optional
+        Shape of one sample, instead of the archive's.
+    most_live : int
+        Bytes for each sample that the values of the graph may take at one time.
 
     Returns
     -------
@@ -62,7 +78,7 @@ def read_pt2(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module
                 )
             program = parse_json(members.read("models/model.json"))
             tensors = _read_tensors(members, path)
-        return _build(program["graph_module"], tensors, input_shape, path)
+        return _build(program["graph_module"], tensors, input_shape, path, most_live)
     except CaptureError:
         raise
     except ValueError as error:
@@ -137,6 +153,7 @@ def _build(
     tensors: dict[str, Tensor],
     input_shape: tuple[int, ...] | None,
     path: Path,
+    most_live: int,
 ) -> tuple[nn.Module, tuple[int, ...]]:
     graph, signature = module["graph"], module["signature"]
     constants: dict[str, Tensor] = {}
@@ -160,7 +177,7 @@ def _build(
     result = outputs[0]["as_tensor"]["name"]
     if result != inputs[0] and not any(result in call.outputs for call in calls):
         raise KeyError(result)
-    most = limits(path.stat().st_size, len(example))
+    most = limits(path.stat().st_size, len(example), most_live)
     if rehearse(calls, constants, inputs[0], example, most, path.name):
         # the caller's tensor stays as it is
         source = (Name(inputs[0]),)
@@ -183,7 +200,7 @@ def _example(
         input_shape = tuple(_whole(size["as_int"]) for size in sizes)
     batch = _whole(first["as_int"]) if "as_int" in first else _EXAMPLE_BATCH
     dtype = DTYPES[meta["dtype"]]
-    most = limits(path.stat().st_size, max(batch, 1)).live
+    most = limits(path.stat().st_size, max(batch, 1), MOST_LIVE).live
     if prod(input_shape) * max(batch, 1) * dtype.itemsize > most:
         raise ValueError(f"an input of shape {str(input_shape)[:60]}")
     return torch.empty((batch, *input_shape), dtype=dtype, device="meta"), tuple(input_shape)

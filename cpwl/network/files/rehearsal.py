@@ -46,9 +46,9 @@ class Limits(NamedTuple):
     constant: int
 
 
-def limits(file_size: int, batch: int) -> Limits:
+def limits(file_size: int, batch: int, most_live: int) -> Limits:
     """Return what a file of this size may take with a batch."""
-    return Limits(batch * MOST_LIVE + 8 * file_size, MOST_CONSTANT + 4 * file_size)
+    return Limits(batch * most_live + 8 * file_size, MOST_CONSTANT + 4 * file_size)
 
 
 class _Refusal(Exception):  # noqa: N818 - a verdict, caught where the place is known

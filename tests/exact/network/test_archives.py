@@ -13,7 +13,7 @@ from support.archives import edit_json, insert_node, rewrite, save_pt2
 from torch import nn
 
 from bridges.cli import group
-from cpwl import CaptureError
+from cpwl import CaptureError, Network
 from cpwl.network.capture import affine_operations, piecewise_operations
 from cpwl.network.files import pure_operations, read_pt2
 
@@ -209,6 +209,14 @@ def test_a_call_that_does_not_fit_is_refused_on_shapes_alone(model, tmp_path, wh
     assert message in str(failed.value)
     assert "\n" not in str(failed.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_exact_networks_may_hold_less_than_decoders(model, tmp_path) -> None:
+    wide = call("repeat.default", self=X, repeats=ints(1, 2**26))  # 512 MiB for each sample
+    path = rewrite(model, tmp_path / "wide.pt2", wide)
+    read_pt2(path, None)
+    with pytest.raises(CaptureError, match="bytes where"):
+        Network.load(path)
 
 
 def _meta(content: dict) -> dict:
