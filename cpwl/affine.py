@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from cpwl.arrays import Floats, magnitude
+from cpwl.arrays import Floats, denormals, magnitude
 from cpwl.network.program import tangents
 from cpwl.partition import cell_indices, require_complete, require_network
 
@@ -138,6 +138,7 @@ def evaluate(partition: Partition, points: Floats) -> Floats:
     return result
 
 
+@denormals()
 def _columns_of_jacobian(
     network: Network,
     parts: Mapping[int, tangents.LinearPart],
@@ -164,6 +165,7 @@ def _columns_of_jacobian(
     return base, columns
 
 
+@denormals()
 def _rows_of_jacobian(
     network: Network, origin: Floats, pieces: torch.Tensor, outputs: int
 ) -> tuple[Floats, torch.Tensor]:

@@ -8,6 +8,7 @@ from cpwl.arrays.bits import last_difference, pack_row, padded, unpack
 from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
 from cpwl.arrays.parallel import available_cores, in_parallel
 from cpwl.arrays.ragged import Ragged, nbytes, next_corner, prefix, take_rows
+from cpwl.arrays.small_numbers import denormals
 
 __all__ = [
     "EPS",
@@ -17,6 +18,7 @@ __all__ = [
     "Ints",
     "Ragged",
     "available_cores",
+    "denormals",
     "in_parallel",
     "last_difference",
     "magnitude",

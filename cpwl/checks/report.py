@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from cpwl.arrays import magnitude
+from cpwl.arrays import denormals, magnitude
 from cpwl.checks import network, plane, space
 from cpwl.checks.counts import Arrangement, check_counts
 from cpwl.checks.findings import Finding, Limits, Log, Tolerances
@@ -149,6 +149,7 @@ def _alternating(faces: tuple[int, ...]) -> str:
     return "".join(f"{sign}{count}" for sign, count in zip(signs, faces, strict=True))[3:]
 
 
+@denormals(all_threads=True)
 def check(
     partition: Partition,
     *,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cpwl.arrays import available_cores
+from cpwl.arrays import available_cores, denormals
 from cpwl.domain import Domain
 from cpwl.engine.columns import units_of
 from cpwl.engine.plane import Complex, Refined, coarse, refine
@@ -104,9 +104,8 @@ def subdivide(
             "Build the slice from latents of the network's input shape, without a batch axis."
         )
 
-    arbiter = Arbiter(network, domain)
-
     with (
+        denormals(all_threads=True),
         ThreadPoolExecutor(available_cores()) as pool,
         tqdm(
             total=100, desc="subdivide", disable=not progress,
@@ -118,6 +117,7 @@ def subdivide(
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
 
+        arbiter = Arbiter(network, domain)
         work = Work(
             network=network, arbiter=arbiter, slice=domain.slice, memory=memory, pool=pool,
             report=report,
