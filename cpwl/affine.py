@@ -91,7 +91,7 @@ def columns_and_offsets(
             f'Expected wrt="slice" or wrt="latent", got {wrt!r}. '
             "The slice has P coordinates, the latent space all of the network's inputs."
         )
-    if chunk is not None and chunk < 1:
+    if chunk is not None and not (isinstance(chunk, int | np.integer) and chunk >= 1):
         raise ValueError(f"Expected a chunk of at least one cell, got {chunk}. Leave it out.")
     require_complete(partition)
     index = cell_indices(partition, cells)

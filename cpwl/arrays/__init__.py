@@ -6,6 +6,7 @@ threads. Imports nothing of cpwl.
 
 from cpwl.arrays.bits import last_difference, pack_row, padded, unpack
 from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
+from cpwl.arrays.limits import require_at_least
 from cpwl.arrays.parallel import available_cores, in_parallel
 from cpwl.arrays.ragged import Ragged, nbytes, next_corner, prefix, take_rows
 from cpwl.arrays.small_numbers import denormals
@@ -27,6 +28,7 @@ __all__ = [
     "pack_row",
     "padded",
     "prefix",
+    "require_at_least",
     "take_rows",
     "unpack",
 ]

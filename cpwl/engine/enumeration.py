@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cpwl.arrays import available_cores, denormals
+from cpwl.arrays import available_cores, denormals, require_at_least
 from cpwl.domain import Domain
 from cpwl.engine.columns import units_of
 from cpwl.engine.plane import Complex, Refined, coarse, refine
@@ -49,7 +49,7 @@ def subdivide(
     Raises
     ------
     ValueError
-        The slice's latent shape is not the network's input shape.
+        The slice's latent shape is not the network's input shape, or `memory` is below 1.
     FloatingPointError
         The network overflows float64 on the domain.
 
@@ -104,6 +104,7 @@ def subdivide(
             "Build the slice from latents of the network's input shape, without a batch axis."
         )
 
+    require_at_least(1, memory, "memory", "Give it in bytes, for example memory=2**30.")
     with (
         denormals(all_threads=True),
         ThreadPoolExecutor(available_cores()) as pool,
@@ -119,7 +120,7 @@ def subdivide(
 
         arbiter = Arbiter(network, domain)
         work = Work(
-            network=network, arbiter=arbiter, slice=domain.slice, memory=memory, pool=pool,
+            network=network, arbiter=arbiter, slice=domain.slice, memory=int(memory), pool=pool,
             report=report,
         )  # fmt: skip
         if domain.dim > 2:
