@@ -5,6 +5,7 @@ threads. Imports nothing of cpwl.
 """
 
 from cpwl.arrays.bits import last_difference, pack_row, padded, unpack
+from cpwl.arrays.compiling import njit
 from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
 from cpwl.arrays.limits import require_at_least
 from cpwl.arrays.parallel import available_cores, in_parallel
@@ -25,6 +26,7 @@ __all__ = [
     "magnitude",
     "nbytes",
     "next_corner",
+    "njit",
     "pack_row",
     "padded",
     "prefix",

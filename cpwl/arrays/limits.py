@@ -19,6 +19,6 @@ def require_at_least(
     """
     kind = Integral if whole else Real
     fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not (fits and isfinite(value) and value >= least):
+    if not (fits and isfinite(value) and float(value) >= least):
         what = "a whole number" if whole else "a finite number"
         raise ValueError(f"Expected {name} as {what} of {least:g} or more, got {value!r}. {remedy}")

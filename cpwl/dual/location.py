@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 import torch
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from cpwl.arrays import Floats, Ints, magnitude, require_at_least
+from cpwl.arrays import Floats, Ints, magnitude, njit, require_at_least
 from cpwl.dual.graph import hash_columns
 from cpwl.geometry import half_spaces, levels, measures, normals, polygons
 

@@ -7,7 +7,8 @@ another one. Indices are known to be in range when these run.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cpwl.arrays import njit
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -14,10 +14,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from cpwl.arrays import Floats, Ints, Ragged, take_rows
+from cpwl.arrays import Floats, Ints, Ragged, njit, take_rows
 
 if TYPE_CHECKING:
     from cpwl.domain import Domain

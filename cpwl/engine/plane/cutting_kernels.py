@@ -17,10 +17,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints
+from cpwl.arrays import EPS, Floats, Ints, njit
 
 # Columns of ``count``: what a cell is cut into, its active columns, and what came of it. Those of
 # ``bases`` are the first four.

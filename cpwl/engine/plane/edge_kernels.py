@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
-from cpwl.arrays import EPS
+from cpwl.arrays import EPS, njit
 
 
 @njit(cache=True, nogil=True, inline="always")

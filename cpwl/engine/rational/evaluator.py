@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 from flint import fmpq, fmpz
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import Floats
 from cpwl.domain import Slice
 from cpwl.engine.rational.numbers import Number, Vector, aligned, exact
 from cpwl.engine.rational.steps import POINT, Affine, Bend, bend_of
@@ -85,7 +86,7 @@ class Evaluator:
         parts = aligned(found)
         return parts[0]._replace(numbers=[n for part in parts for n in part.numbers])
 
-    def knots(self, stage: int, unit: Ints, value: Floats) -> list[Number]:
+    def knots(self, stage: int, unit: NDArray[np.integer], value: Floats) -> list[Number]:
         """Breakpoints that float64 numbers stand for: of a wave, the knots nearest to them."""
         out: list[Number] = value.tolist()
         first = 0

@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints
+from cpwl.arrays import EPS, Floats, Ints, njit
 
 # Values of ``place``. BROKEN: a face that had to stay whole although it has both signs.
 WHOLE, BROKEN = -1, -2

@@ -136,7 +136,7 @@ def _distance(node: Any, constants: dict[Node, Any]) -> Wave | None:
         return None
     period = 1 / abs(a)
     phase = period / 2 - (_HALF - b) / a
-    rounded = Wave(x, *map(_rounded, (period, phase, abs(alpha))), 0.0)
+    rounded = Wave(x, _rounded(period), _rounded(phase), _rounded(abs(alpha)), 0.0)
     if rounded.period != period or rounded.phase != phase:
         height = _rounded(abs(gamma) / Fraction(jump.period))
         rounded = Wave(jump.argument, jump.period, jump.phase, height, 0.0)
