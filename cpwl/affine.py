@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from cpwl.arrays import Floats
-from cpwl.network.program import output_bound
+from cpwl.arrays import Floats, denormals, magnitude
+from cpwl.network.program import tangents
 from cpwl.partition import cell_indices, require_complete, require_network
 
 if TYPE_CHECKING:
     from cpwl.network import Network
     from cpwl.partition import Partition
 
-
-# A fixed pattern makes the network affine, f(t) = A t + b, so f(K u) / K = A u + b / K. With
-# K = 2^200 every affine operation absorbs its constants exactly and b / K is 1e-60 of b: one
-# plain forward pass per direction gives A u as accurately as a tangent would. torch.func.jvp under
-# vmap does the same work in 3 to 10 times the time (2-256-256-256-3: it copies to move the axis
-# of directions, and carries the primal along).
-_FAR = 2.0**200
-# A direction that no operation passes on leaves f(K u) = f(0) up to rounding: an exact zero. Taken
-# as that are slopes below this, relative to the numbers that the network adds up at the origin.
-_NOTHING = 2.0**-140
 
 # Few enough rows that torch's allocations are used again instead of being mapped anew, enough that
 # its threads meet rarely: 240,000 maps of 2-256-256-256-3 take 2.2 s at 512 to 4096 rows and 2.8 s
@@ -101,7 +91,7 @@ def columns_and_offsets(
             f'Expected wrt="slice" or wrt="latent", got {wrt!r}. '
             "The slice has P coordinates, the latent space all of the network's inputs."
         )
-    if chunk is not None and chunk < 1:
+    if chunk is not None and not (isinstance(chunk, int | np.integer) and chunk >= 1):
         raise ValueError(f"Expected a chunk of at least one cell, got {chunk}. Leave it out.")
     require_complete(partition)
     index = cell_indices(partition, cells)
@@ -114,11 +104,9 @@ def columns_and_offsets(
     else:
         origin = np.zeros(latent)
         directions = np.eye(size).reshape(size, *latent)
-    transposed = outputs < len(directions) or _is_uneven(network)
+    transposed = outputs < len(directions)
     rows = chunk or _rows(network, len(directions), outputs, transposed)
-    # the bound on the output's rounding is about eps times what is added up
-    rounding = output_bound(network.program, torch.tensor(place.origin[None])).max().item()
-    nothing = _NOTHING * rounding / float(np.finfo(np.float64).eps)
+    parts = {} if transposed else tangents.linear_parts(network.program)
     for start in range(0, len(index), rows):
         pieces = torch.from_numpy(partition.pieces(index[start : start + rows]))
         if transposed:
@@ -128,7 +116,7 @@ def columns_and_offsets(
             columns = torch.einsum("pe,nde->pnd", flat, jacobian).numpy()
         else:
             base, columns = _columns_of_jacobian(
-                network, origin, directions, pieces, outputs, nothing
+                network, parts, origin, directions, pieces, outputs
             )
         yield base, columns
 
@@ -150,40 +138,34 @@ def evaluate(partition: Partition, points: Floats) -> Floats:
     return result
 
 
-def _is_uneven(network: Network) -> bool:
-    """Whether the scales of the layers' rows multiply to more than `_FAR` can tell from offsets."""
-    total = 0.0
-    for step in network.matrices.steps.values():
-        norms = np.concatenate([np.empty(0), *(part.rows for part in step.parts)])
-        norms = norms[norms > 2.0**-1074]  # the bound on a row of zeros
-        total += float(np.abs(np.log2(norms)).max(initial=0.0))
-    return total > 100
-
-
+@denormals()
 def _columns_of_jacobian(
     network: Network,
+    parts: Mapping[int, tangents.LinearPart],
     origin: Floats,
     directions: Floats,
     pieces: torch.Tensor,
     outputs: int,
-    nothing: float,
 ) -> tuple[Floats, Floats]:
     """Return b (n, D) = f(origin) and columns (p, n, D) = A u, one forward pass per direction."""
     n = len(pieces)
 
-    def value(z: Floats) -> Floats:
-        batch = torch.tensor(z).expand(n, *z.shape)
-        return network.apply_pieces(batch, pieces).numpy().reshape(n, outputs)
+    def rows(z: Floats) -> torch.Tensor:
+        return torch.tensor(z).expand(n, *z.shape)
 
+    columns = np.empty((len(directions), n, outputs))
     with torch.no_grad():
-        base = value(origin)
-        columns = np.empty((len(directions), n, outputs))
+        base = network.apply_pieces(rows(origin), pieces).numpy().reshape(n, outputs)
         for column, direction in zip(columns, directions, strict=True):
-            np.multiply(value(_FAR * direction) - base, 1 / _FAR, out=column)
-    columns[np.abs(columns) < nothing] = 0.0
+            exponent = magnitude(direction)  # so that no product of short ones underflows
+            t = rows(np.ldexp(direction, -exponent))
+            made = tangents.apply_slopes(network.program, parts, t, pieces).numpy()
+            np.ldexp(made.reshape(n, outputs), exponent, out=column)
+    columns += 0.0  # no -0.0
     return base, columns
 
 
+@denormals()
 def _rows_of_jacobian(
     network: Network, origin: Floats, pieces: torch.Tensor, outputs: int
 ) -> tuple[Floats, torch.Tensor]:

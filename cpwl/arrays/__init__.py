@@ -7,8 +7,10 @@ threads. Imports nothing of cpwl.
 from cpwl.arrays.bits import last_difference, pack_row, padded, unpack
 from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
 from cpwl.arrays.kernels import inlined, inner, kernel, on_compilation
+from cpwl.arrays.limits import require_at_least
 from cpwl.arrays.parallel import available_cores, in_parallel
 from cpwl.arrays.ragged import Ragged, nbytes, next_corner, prefix, take_rows
+from cpwl.arrays.small_numbers import denormals
 
 __all__ = [
     "EPS",
@@ -18,6 +20,7 @@ __all__ = [
     "Ints",
     "Ragged",
     "available_cores",
+    "denormals",
     "in_parallel",
     "inlined",
     "inner",
@@ -30,6 +33,7 @@ __all__ = [
     "pack_row",
     "padded",
     "prefix",
+    "require_at_least",
     "take_rows",
     "unpack",
 ]

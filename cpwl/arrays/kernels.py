@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from numba import njit
@@ -34,19 +35,46 @@ def on_compilation(notify: Callable[[], object]) -> Iterator[None]:
 
 
 def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Compile, and keep the result on disk where there is a place for it."""
-    options = {"nogil": True, "no_cfunc_wrapper": True, **options}
+    """Compile, and keep the result in NUMBA_CACHE_DIR, the package's own folder or the user's.
+
+    Where none can be written, in a read-only installation without a home, or the disk is full, one
+    warning says so.
+    """
+    made = njit(nogil=True, no_cfunc_wrapper=True, **options)(function)
+    _keep(made)
+    return made
+
+
+def _keep(kernel: Any) -> None:
+    """Have a kernel kept on disk, or a warning given once it has been compiled."""
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError as error:
+        kernel.enable_caching()
+        keep = kernel._cache.save_overload
+    except RuntimeError as error:  # numba finds no folder
         if "no locator" not in str(error):
             raise
-        warnings.warn(
-            "Expected a folder where compiled kernels can be kept, got none that can be written: "
-            "they are compiled anew in every process. Set NUMBA_CACHE_DIR to a folder of yours.",
-            stacklevel=1,  # one place for all kernels, so that it is said once
-        )
-        return njit(**options)(function)
+        keep = None
+
+    def save(signature: Any, data: Any) -> None:
+        try:
+            if keep is None:
+                _warn("no folder can be written")
+            else:
+                keep(signature, data)
+        except OSError as error:
+            _warn(str(error))
+
+    kernel._cache.save_overload = save
+
+
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"Expected a folder that keeps compiled kernels, got none ({reason}): every run compiles "
+        "them anew, which takes seconds. Set NUMBA_CACHE_DIR to a folder that you may write.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 class _Starts(event.Listener):

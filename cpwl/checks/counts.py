@@ -113,11 +113,12 @@ def _hyperplanes(p: Partition, network: Network) -> tuple[Floats, Floats] | None
     value = network.preactivations(z, 0).numpy()
     rounding = np.asarray(network.rounding_error(z, 0))
     low, high = value[: len(corners)].min(axis=0), value[: len(corners)].max(axis=0)
-    knots = network.knots(0, *((low, high) if network.stage_is_periodic(0) else (None, None)))
     with np.errstate(over="ignore"):
         extends = high - low
     clear = (100 * rounding <= _CLEAR * extends) & (extends > 1e-290) & (extends < 1e290)
-    near = (_CLEAR * extends + rounding)[knots.unit]
+    near = _CLEAR * extends + rounding
+    knots = network.knots(0, low - near, high + near)
+    near = near[knots.unit]
     inside = (knots.value >= low[knots.unit] - near) & (knots.value <= high[knots.unit] + near)
     units, level = knots.unit[inside], knots.value[inside]
     if not clear[units].all():

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from cpwl.affine import affine_maps
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import EPS, Floats, Ints
 from cpwl.checks.findings import SMALLEST, Log, Tolerances
 from cpwl.checks.plane import Differences
-from cpwl.network import Network
-from cpwl.network.program import output_bound
+from cpwl.network import Knots, Network
+from cpwl.network.program import error_analysis, output_bound
 from cpwl.partition import Partition
 
 
@@ -58,7 +58,7 @@ def check_knots(
             lost = lost[2 * row, own] | lost[2 * row + 1, own]
             idle.append(mine[lost & (own == partition.facet_unit[mine])])
             lower = np.minimum(pieces[2 * row, own], pieces[2 * row + 1, own])
-            off = _knot_distance(partition, stage, mine, own - first, lower)
+            off = _knot_distance(partition, stage, mine, own - first, lower, tolerances)
             off[lost] = 0.0
             worst = max(worst, float(off.max(initial=0.0)))
             wrong.append(mine[~(off <= tolerances.knots)])
@@ -75,26 +75,31 @@ def check_knots(
 
 
 def _knot_distance(
-    partition: Partition, stage: int, facets: Ints, units: Ints, lower: NDArray[np.int32]
+    partition: Partition,
+    stage: int,
+    facets: Ints,
+    units: Ints,
+    lower: NDArray[np.int32],
+    tolerances: Tolerances,
 ) -> Floats:
-    """Distance of units (n,) from the breakpoint above piece `lower` on facets (n,), at corners."""
+    """Distance of units (n,) from the breakpoint above piece `lower` on facets (n,), at corners.
+
+    In units of what rounding makes of it: in the unit, in its breakpoint and in the corner.
+    """
     network = _network(partition)
     ends = _facet_corners(partition, facets)
     z = _latents(partition, partition.points[ends.reshape(-1)])
     before = network.preactivations(z, stage).numpy()
     bound = np.maximum(_rounding(partition, z, stage), 1e-300)
-    low = high = None
-    if network.stage_is_periodic(stage):  # wide enough that the breakpoints at the ends are inside
-        spread = 1.0 + np.abs(before).max(axis=0)
-        low, high = before.min(axis=0) - spread, before.max(axis=0) + spread
-    knots = network.knots(stage, low, high)
+    knots = _knots(network, stage, before, 2 * tolerances.knots * bound)
     place = lower - knots.base[units]
     first, last = (np.searchsorted(knots.unit, units, side=side) for side in ("left", "right"))
     known = (place >= 0) & (place < last - first)
     value = np.zeros(len(units))
     value[known] = knots.value[(first + place)[known]]
     own = before.reshape(*ends.shape, -1)[np.arange(len(units)), :, units]
-    off = np.abs(own - value[:, None]).max(axis=1) / bound[units]
+    rounding = bound[units] + 2 * EPS * np.abs(value)
+    off = np.abs(own - value[:, None]).max(axis=1) / rounding
     off[~known] = np.inf
     return off
 
@@ -171,15 +176,13 @@ def _possible_pieces(
     network = _network(partition)
     before = network.preactivations(z, stage).numpy()
     slack = tolerances.knots * _rounding(partition, z, stage)
-    low = high = None
-    if network.stage_is_periodic(stage):
-        low, high = (before - slack).min(axis=0) - 1.0, (before + slack).max(axis=0) + 1.0
-    knots = network.knots(stage, low, high)
+    knots = _knots(network, stage, before, slack)
+    rounding = tolerances.knots * 2 * EPS * np.abs(knots.value)
     units = np.arange(before.shape[1])
     first = np.searchsorted(knots.unit, units)
-    own = _keys(knots.unit, knots.value)
-    least = np.searchsorted(own, _keys(units, before - slack), side="left")
-    most = np.searchsorted(own, _keys(units, before + slack), side="right")
+    sure, possible = (_keys(knots.unit, knots.value + off) for off in (rounding, -rounding))
+    least = np.searchsorted(sure, _keys(units, before - slack), side="left")
+    most = np.searchsorted(possible, _keys(units, before + slack), side="right")
     return knots.base + least - first, knots.base + most - first
 
 
@@ -190,6 +193,15 @@ def _keys(units: Ints, values: Floats) -> NDArray[np.complex128]:
     return keys
 
 
+def _knots(network: Network, stage: int, values: Floats, within: Floats) -> Knots:
+    """Breakpoints of a stage; of a periodic one those within (n_stage,) of values (n, n_stage)."""
+    if not network.stage_is_periodic(stage):
+        return network.knots(stage)
+    low, high = values.min(axis=0), values.max(axis=0)
+    spread = within + 64 * EPS * np.maximum(np.abs(low), np.abs(high))
+    return network.knots(stage, low - spread, high + spread)
+
+
 def _rounding(partition: Partition, z: torch.Tensor, stage: int) -> Floats:
     """Bound the rounding error of a stage, (n_stage,), at z and anywhere between the corners.
 
@@ -197,7 +209,16 @@ def _rounding(partition: Partition, z: torch.Tensor, stage: int) -> Floats:
     vertex alone would not do.
     """
     everywhere = torch.cat([z, _latents(partition, partition.domain.corners)])
-    return np.asarray(_network(partition).rounding_error(everywhere, stage))
+    program, error = _network(partition).program, _input_error(partition)
+    return error_analysis.rounding_errors(program, everywhere, stage, error)[1].numpy()
+
+
+def _input_error(partition: Partition) -> torch.Tensor:
+    """How far the rounding of vertices and of their embedding moves a latent, (1, *input_shape)."""
+    place = partition.domain.slice
+    extent = np.abs(partition.domain.corners).max(axis=0)
+    size = np.abs(place.origin) + np.tensordot(extent, np.abs(place.basis), 1)
+    return torch.from_numpy(EPS * size[None])
 
 
 def _without_effect(network: Network, pieces: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -236,7 +257,7 @@ def _relative(partition: Partition, errors: Floats, scales: Floats) -> Floats:
     """
     network = _network(partition)
     z = _latents(partition, partition.domain.corners)
-    bound = float(output_bound(network.program, z).max())
+    bound = float(output_bound(network.program, z, _input_error(partition)).max())
     on_the_way = [z, *(network.preactivations(z, stage) for stage in range(network.num_stages))]
     rounding = min(2 * bound, 1e-12 * max(float(values.abs().max()) for values in on_the_way))
     floor = max(1e-3 * float(scales.max(initial=0.0)), SMALLEST)

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from cpwl.arrays import magnitude
+from cpwl.arrays import denormals, magnitude, require_at_least
 from cpwl.checks import network, plane, space
 from cpwl.checks.counts import Arrangement, check_counts
 from cpwl.checks.findings import Finding, Limits, Log, Tolerances
@@ -149,6 +149,7 @@ def _alternating(faces: tuple[int, ...]) -> str:
     return "".join(f"{sign}{count}" for sign, count in zip(signs, faces, strict=True))[3:]
 
 
+@denormals(all_threads=True)
 def check(
     partition: Partition,
     *,
@@ -198,6 +199,11 @@ def check(
     >>> report.ok, report.faces, report.euler
     (True, (9, 12, 4), 1)
     """
+    require_at_least(0, samples, "samples", "Leave it out for 2048.", whole=True)
+    for name, value in tolerances._asdict().items():
+        require_at_least(0, value, f"the tolerance of {name}", "Leave it out.")
+    for name, value in limits._asdict().items():
+        require_at_least(1, value, f"the limit of {name}", "Leave it out.", whole=True)
     p = partition
     log = Log(p, limits)
     none = math.nan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cpwl.arrays import Floats, Ints, magnitude
+from cpwl.arrays import Floats, Ints, magnitude, require_at_least
 from cpwl.density.quadrature import integrate_gaussian, simplex_volumes
 from cpwl.descriptors import volumes
 from cpwl.domain import Slice
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cpwl.partition import Partition
 
 
+_FINEST = 1e-15  # relative error of a quadrature in float64
 _AT_ONCE = 1024  # cells that are cut into simplices, of which a cell in 6-D has hundreds
 
 
@@ -141,6 +142,7 @@ def cell_masses(
     >>> masses.mass.round(6).tolist(), round(masses.total, 6)
     ([0.25, 0.25, 0.25, 0.25], 0.466065)
     """
+    require_at_least(_FINEST, tolerance, "tolerance", "Leave it out.")
     if not isinstance(latent, Gaussian):
         volume = volumes(partition)
         return Masses(volume / volume.sum(), log_or_minus_inf(volume), 1.0, 0.0)

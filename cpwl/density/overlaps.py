@@ -10,7 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from cpwl.affine import columns_and_offsets, evaluate, num_outputs
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import Floats, Ints, require_at_least
 from cpwl.descriptors import frames
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
     >>> cpwl.overlap(partition).between_cells
     'none'
     """
+    require_at_least(0, tolerance, "tolerance", "Leave it out.")
     outputs = num_outputs(partition)
     cells, dim = partition.num_cells, partition.dim
     if outputs < dim:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cpwl.affine import columns_and_offsets, num_outputs
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import Floats, Ints, require_at_least
 from cpwl.descriptors.small_matrices import norms, two_singular_values
 from cpwl.partition import cell_indices, require_network
 
@@ -96,6 +96,8 @@ def spectrum(
     >>> found.rank.tolist(), found.dropped.tolist()
     ([2, 2, 2, 2], [0, 0, 0, 0])
     """
+    if tolerance is not None:
+        require_at_least(0, tolerance, "tolerance", "Leave it out.")
     index = cell_indices(partition, cells)
     outputs = num_outputs(partition)
     chunks = []

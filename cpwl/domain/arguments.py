@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpwl.arrays import Floats
+from cpwl.arrays import UNIT_ROUNDOFF, Floats
 
 MAX_DIM = 6
 
@@ -35,6 +35,15 @@ def floats(values: Any, name: str) -> Floats:
         )
     array.setflags(write=False)
     return array
+
+
+def roundoff(values: Any) -> float:
+    """Relative rounding error that numbers of a caller bring along, by their precision."""
+    if isinstance(values, torch.Tensor):
+        kind = values.dtype if values.is_floating_point() else torch.float64
+        return max(torch.finfo(kind).eps / 2, UNIT_ROUNDOFF)
+    kind = np.asarray(values).dtype
+    return max(float(np.finfo(kind).eps) / 2, UNIT_ROUNDOFF) if kind.kind == "f" else UNIT_ROUNDOFF
 
 
 def bounds(lo: Any, hi: Any) -> tuple[Floats, Floats]:

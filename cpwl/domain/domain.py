@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cpwl.arrays import Floats
+from cpwl.arrays import EPS, SMALLEST, UNIT_ROUNDOFF, Floats
 from cpwl.domain.arguments import MAX_DIM as MAX_DIM
-from cpwl.domain.arguments import bounds, check_dim, floats, half_spaces, listed
+from cpwl.domain.arguments import bounds, check_dim, floats, half_spaces, listed, roundoff
 from cpwl.domain.convex_loop import anticlockwise, convex_loop
 from cpwl.domain.corners import Points, Sides, cut, exact, hull, rounded, volume
+
+# Roundings that a latent may have suffered, for its place in the span of others to be open.
+_ROUNDED_AT_MOST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,11 @@ class Slice:
                 f"with an origin of shape {origin.shape}, got shape {basis.shape}. "
                 "Stack one direction per slice axis along a new first axis."
             )
-        rank = int(np.linalg.matrix_rank(basis.reshape(len(basis), -1)))
+        rows = basis.reshape(len(basis), -1)
+        rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), SMALLEST)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1.0)
+        tolerance = 2 * max(rows.shape) * roundoff(self.basis)
+        rank = int(np.linalg.matrix_rank(rows, tol=tolerance))
         if rank < len(basis):
             raise ValueError(
                 f"Expected {len(basis)} linearly independent basis rows, got rank {rank}. "
@@ -93,7 +100,8 @@ class Slice:
         Raises
         ------
         ValueError
-            Latents of different shapes, more than seven, or one in the span of those before it.
+            Latents of different shapes, more than seven, or one that is in the span of those
+            before it up to the rounding of the latents, whose precision is that of their dtype.
 
         Examples
         --------
@@ -111,26 +119,37 @@ class Slice:
                 "Give each latent in the network's own input shape, without a batch axis."
             )
         edges = [(z - latents[0]).ravel() for z in latents[1:]]
+        # what the latents themselves were rounded by, and their differences therefore
+        given = [roundoff(z) for z in (z0, z1, *others)]
+        off = [u * _length(z.ravel()) for u, z in zip(given, latents, strict=True)]
         # the rounding error of a projection is a few eps of the projected vector's length
-        tolerance = 64 * np.finfo(np.float64).eps * math.sqrt(max(1, latents[0].size))
+        arithmetic = 64 * EPS * math.sqrt(max(1, latents[0].size))
         rows: list[Floats] = []
+        doubts: list[float] = []  # errors of the rows
         anchors = np.zeros((len(latents), len(edges)))
         for i, edge in enumerate(edges):
             rest = edge.copy()
             for _ in range(2):  # the second pass restores orthogonality where the first cancels
                 for row in rows:
                     rest -= (row @ rest) * row
-            length = float(np.linalg.norm(rest))
-            if length <= tolerance * float(np.linalg.norm(edge)):
+            length = _length(rest)
+            along = [float(row @ edge) for row in rows]
+            error = (
+                off[0] + off[i + 1] + sum(abs(x) * e for x, e in zip(along, doubts, strict=True))
+            )
+            if length <= max(_ROUNDED_AT_MOST * error, arithmetic * _length(edge)):
                 what = ["equal to z0", "on the line through z0 and z1"]
                 what = [*what, *[f"in the {i}-dimensional span of those before it"] * (i - 1)][i]
+                if max(given) > UNIT_ROUNDOFF:
+                    what += f" up to the {-math.log10(max(given)):.0f} digits that they have"
                 raise ValueError(
                     f"Expected {len(latents)} latents that span {len(edges)} dimensions, got "
                     f"z{i + 1} {what}. Leave it out, or choose another."
                 )
-            anchors[i + 1, :i] = [row @ edge for row in rows]
+            anchors[i + 1, :i] = along
             anchors[i + 1, i] = length
             rows.append(rest / length)
+            doubts.append(error / length)
         basis = np.stack(rows).reshape(len(rows), *latents[0].shape)
         return cls(latents[0], basis, anchors)
 
@@ -303,3 +322,9 @@ class Domain:
     def volume(self) -> float:
         """Length, area, ... in slice coordinates, correctly rounded."""
         return volume(self.exact_corners, self.sides)
+
+
+def _length(vector: Floats) -> float:
+    """Euclidean norm, for numbers of any size."""
+    scale = float(np.abs(vector).max(initial=0.0))
+    return scale * float(np.linalg.norm(vector / scale)) if scale else 0.0

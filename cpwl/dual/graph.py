@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cpwl.affine import columns_and_offsets, num_outputs
-from cpwl.arrays import Ints
+from cpwl.arrays import Ints, require_at_least
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -106,6 +106,7 @@ def regions(partition: Partition, *, tolerance: float = 1e-10) -> Regions:
     >>> partition.num_cells, cpwl.regions(partition).count
     (4, 1)
     """
+    require_at_least(0, tolerance, "tolerance", "Leave it out.")
     outputs = num_outputs(partition)
     count = partition.num_cells
     width = min(outputs, _PROJECTIONS)

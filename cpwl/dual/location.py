@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from cpwl.arrays import Floats, Ints, kernel, magnitude
+from cpwl.arrays import Floats, Ints, kernel, magnitude, require_at_least
 from cpwl.dual.graph import hash_columns
 from cpwl.geometry import half_spaces, levels, measures, normals, polygons
 
@@ -59,6 +59,7 @@ def locate(partition: Partition, points: ArrayLike, *, tolerance: float = 1e-12)
     >>> cpwl.locate(partition, [[0.5, 0.5], [-0.5, 0.5], [3, 3]]).tolist()
     [2, 3, -1]
     """
+    require_at_least(0, tolerance, "tolerance", "Leave it out.")
     s = np.asarray(points, dtype=np.float64)
     if s.ndim != 2 or s.shape[1] != partition.dim or not np.isfinite(s).all():
         what = f"shape {s.shape}" if s.ndim != 2 or s.shape[1] != partition.dim else "NaN or inf"

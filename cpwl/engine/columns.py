@@ -29,9 +29,6 @@ _CARRIED_BELOW_BOUND = 64
 # Of 30 degenerate networks in 2 to 4 dimensions that were treated as too large, every pattern came
 # out right, with and without a cap at the column's slack.
 _ZERO_WITHIN = 16.0
-# The range of a periodic unit is widened by this share of its largest magnitude and of 1, so that a
-# unit that only touches a knot has it too, wherever the domain ends.
-_WIDEN_RANGE = 1e-9
 
 
 class Columns(NamedTuple):
@@ -95,6 +92,7 @@ def read_columns(
     stage: int,
     bound: StageBounds,
     span: tuple[Floats, Floats] | None,
+    error: float,
     *,
     proven: bool,
 ) -> tuple[Columns, Ints]:
@@ -104,6 +102,8 @@ def read_columns(
     ----------
     span : pair of (n_stage,) arrays, or None
         Range of the units over the domain; only a periodic stage needs it.
+    error : float
+        Largest bound on the error of a vertex of the domain.
     proven : bool
         Rational arithmetic decides what float64 leaves open.
     """
@@ -111,8 +111,10 @@ def read_columns(
     if network.stage_is_periodic(stage):
         assert span is not None
         low, high = span
-        margin = bound.slack + _WIDEN_RANGE * (1 + np.maximum(np.abs(low), np.abs(high)))
-        reach = low - margin, high + margin
+        # so that a unit that only touches a knot has it too, wherever the domain ends
+        margin = bound.slack + bound.lipschitz * error
+        margin += 8 * EPS * np.maximum(np.abs(low), np.abs(high))
+        reach = low - 2 * margin, high + 2 * margin
     unit, knot, base = network.knots(stage, *reach)
     rounding = 2 * EPS * np.abs(knot)
     slack = bound.slack[unit] + rounding

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cpwl.arrays import available_cores, on_compilation
+from cpwl.arrays import available_cores, denormals, on_compilation, require_at_least
 from cpwl.domain import Domain
 from cpwl.engine.columns import units_of
 from cpwl.engine.plane import Complex, Refined, coarse, refine
@@ -49,7 +49,7 @@ def subdivide(
     Raises
     ------
     ValueError
-        The slice's latent shape is not the network's input shape.
+        The slice's latent shape is not the network's input shape, or `memory` is below 1.
     FloatingPointError
         The network overflows float64 on the domain.
 
@@ -104,9 +104,9 @@ def subdivide(
             "Build the slice from latents of the network's input shape, without a batch axis."
         )
 
-    arbiter = Arbiter(network, domain)
-
+    require_at_least(1, memory, "memory", "Give it in bytes, for example memory=2**30.")
     with (
+        denormals(all_threads=True),
         ThreadPoolExecutor(available_cores()) as pool,
         tqdm(
             total=100, desc="subdivide", disable=not progress,
@@ -120,8 +120,9 @@ def subdivide(
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
 
+        arbiter = Arbiter(network, domain)
         work = Work(
-            network=network, arbiter=arbiter, slice=domain.slice, memory=memory, pool=pool,
+            network=network, arbiter=arbiter, slice=domain.slice, memory=int(memory), pool=pool,
             report=report,
         )  # fmt: skip
         if domain.dim > 2:

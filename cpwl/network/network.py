@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import Floats, Ints, denormals
 from cpwl.errors import CaptureError, UnsupportedOperationError
 from cpwl.network.capture import (
     CAPTURING,
@@ -156,6 +156,7 @@ class Network:
         return len(self.stage_offsets) - 1
 
     @staticmethod
+    @denormals(all_threads=True)
     def from_torch(
         module: nn.Module,
         input_shape: tuple[int, ...],
@@ -277,10 +278,12 @@ class Network:
         module, shape = _read(Path(path), input_shape)
         return Network.from_torch(module, shape, upto=upto)
 
+    @denormals()
     def __call__(self, z: Tensor | NDArray[Any]) -> Tensor:
         """Evaluate: (N, *input_shape) -> (N, *output_shape), float64, no gradient."""
         return passes.evaluate(self.program, as_batch(z, self.input_shape))
 
+    @denormals()
     def preactivations(self, z: Tensor | NDArray[Any], stage: int) -> Tensor:
         """Switching functions of a stage: (N, *input_shape) -> (N, n_stage) float64.
 
@@ -289,6 +292,7 @@ class Network:
         """
         return passes.preactivations(self.program, as_batch(z, self.input_shape), stage)
 
+    @denormals()
     def rounding_error(self, z: Tensor | NDArray[Any], stage: int) -> Tensor:
         """Bound on |computed - exact| of `preactivations`, (n_stage,), valid for every row of z.
 
@@ -297,6 +301,7 @@ class Network:
         """
         return error_analysis.rounding_errors(self.program, as_batch(z, self.input_shape), stage)[1]
 
+    @denormals()
     def rounding_errors(
         self, z: Tensor | NDArray[Any], stage: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -308,10 +313,12 @@ class Network:
         """
         return error_analysis.rounding_errors(self.program, as_batch(z, self.input_shape), stage)
 
+    @denormals()
     def pieces(self, z: Tensor | NDArray[Any]) -> Tensor:
         """Piece of every unit at every point, (N, num_units) int64: breakpoints below h."""
         return passes.pieces(self.program, as_batch(z, self.input_shape), self.num_units)
 
+    @denormals()
     def apply_pieces(self, z: Tensor, pieces: Tensor) -> Tensor:
         """Evaluate with every unit held on a given piece: an affine function of z.
 

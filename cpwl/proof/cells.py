@@ -259,8 +259,8 @@ def _moved(value: _Value, offset: _Weights) -> _Value:
     )
 
 
-def _between(row: Row, shift: int, knot: float, sign: int) -> Row:
-    """Row of sign * (value - knot)."""
+def _between(row: Row, shift: int, knot: float | Fraction, sign: int) -> Row:
+    """Row of sign * (value - knot), the knot an integer over a power of two."""
     if knot:
         p, d = knot.as_integer_ratio()
         down = d.bit_length() - 1
@@ -315,10 +315,7 @@ def _wave(step: Wave, source: _Value, chosen: list[int]) -> tuple[_Value, list[B
     bounds: list[Bound] = []
     lines = []
     for j, (row, k) in enumerate(zip(source.rows, chosen, strict=True)):
-        try:
-            below, above = (_representable(m * half - phase) for m in (k, k + 1))
-        except OverflowError:  # beyond float64
-            raise _NoSuchPieceError(step.first_unit + j, k) from None
+        below, above = (m * half - phase for m in (k, k + 1))
         bounds.append(Bound(_between(row, source.shift, below, 1), step.first_unit + j, True))
         bounds.append(Bound(_between(row, source.shift, above, -1), step.first_unit + j, False))
         slope = scale if k % 2 else -scale
@@ -332,16 +329,6 @@ def _wave(step: Wave, source: _Value, chosen: list[int]) -> tuple[_Value, list[B
         made[-1] += int(intercept * 2**total)
         rows.append(made)
     return _Value(rows, total), bounds
-
-
-def _representable(knot: Fraction) -> float:
-    """Return a breakpoint as the float64 that it is."""
-    if Fraction(float(knot)) != knot:
-        raise ValueError(
-            f"Expected breakpoints of a triangle wave that float64 represents, got about "
-            f"{float(knot)!r}. Choose a period with fewer digits, or use cpwl.check."
-        )
-    return float(knot)
 
 
 def _contest(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from os import PathLike
 
+from cpwl.arrays import denormals
 from cpwl.domain import Domain
 from cpwl.errors import CertificateError
 from cpwl.network import Network
@@ -105,6 +106,7 @@ class Certificate:
         )
 
 
+@denormals(all_threads=True)
 def certify(partition: Partition, *, progress: bool = True) -> Certificate:
     """Prove that a partition is exactly that of its network, from scratch.
 
@@ -126,8 +128,7 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
         names the cell and says what was expected there.
     ValueError
         The partition has no network or more than two dimensions, or the network has more than
-        `MOST_ENTRIES` coefficients up to its last units or a triangle wave whose breakpoints
-        float64 does not hold: use `cpwl.check`, which works in float64.
+        `MOST_ENTRIES` coefficients up to its last units: use `cpwl.check`, which works in float64.
 
     Notes
     -----
@@ -197,6 +198,7 @@ def _read_domain(domain: Domain) -> ExactDomain:
     return ExactDomain(domain.exact_corners, place.origin.reshape(-1), basis)
 
 
+@denormals(all_threads=True)
 def verify(
     path: str | PathLike[str],
     network: Network | None = None,

@@ -108,12 +108,13 @@ def stage_signs(
         span = _joint_range(
             unit_range(units_at(work, stage, points), work.pool) for points in parts
         )
-    columns, base = read_columns(network, stage, bound, span, proven=work.arbiter.exact)
+    error = float(vertices.error.max())
+    columns, base = read_columns(network, stage, bound, span, error, proven=work.arbiter.exact)
     decide = Decisions(work.arbiter, columns)
     blocks = list(_blocks(work, columns, vertices, edges, decide, size))
 
     low, high = _joint_range((block.low, block.high) for block in blocks)
-    bounds.give(stage, low, high, vertices.error.max())
+    bounds.give(stage, low, high, error)
     sometimes, always = _positive(blocks, len(columns.unit))
     active = np.flatnonzero(sometimes & ~always)
     first_of_unit = np.searchsorted(columns.unit, columns.unit)

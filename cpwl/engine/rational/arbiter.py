@@ -97,7 +97,7 @@ class Arbiter:
         stage : int
             What cuts; -1 - k means coordinate k of the slice itself.
         unit, value : (n,)
-            Counted within the stage.
+            Counted within the stage; a value at a wave's breakpoint stands for the rational number.
 
         Returns
         -------
@@ -124,8 +124,9 @@ class Arbiter:
         for rows in np.split(order, cuts) if len(order) else ():
             vertex = int(vertices[rows[0]])
             here = self._at(vertex, stage)
-            for row in rows:
-                out[row] = here.compare(int(unit[row]), float(value[row]))
+            knots = self._evaluator.knots(stage, unit[rows], value[rows])
+            for row, knot in zip(rows, knots, strict=True):
+                out[row] = here.compare(int(unit[row]), knot)
         self.decided += len(vertices)
         return out
 
@@ -140,7 +141,8 @@ class Arbiter:
         """Where units equal values on the segment from a to b, as fractions of it, exactly."""
         self.decided += len(unit)
         at_a, at_b = self._at(a, stage), self._at(b, stage)
-        pairs = list(zip(unit.tolist(), value.tolist(), strict=True))
+        knots = self._evaluator.knots(stage, unit, value)
+        pairs = list(zip(unit.tolist(), knots, strict=True))
         return [_crossing(at_a.minus(u, v), at_b.minus(u, v)) for u, v in pairs]
 
     def points(self, vertices: Sequence[int] | NDArray[np.integer]) -> Floats:
@@ -180,8 +182,10 @@ class Arbiter:
             knot = exact(made.value)
             at_a, at_b = start[-1 - made.stage] - knot, end[-1 - made.stage] - knot
         else:
-            at_a = self._at(made.a, made.stage).minus(made.unit, made.value)
-            at_b = self._at(made.b, made.stage).minus(made.unit, made.value)
+            here = np.array([made.unit]), np.array([made.value])
+            (knot,) = self._evaluator.knots(made.stage, *here)
+            at_a = self._at(made.a, made.stage).minus(made.unit, knot)
+            at_b = self._at(made.b, made.stage).minus(made.unit, knot)
         t = _crossing(at_a, at_b)
         return tuple(x + t * (y - x) for x, y in zip(start, end, strict=True))
 

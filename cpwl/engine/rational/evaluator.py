@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 from flint import fmpq, fmpz
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from cpwl.arrays import Floats
 from cpwl.domain import Slice
-from cpwl.engine.rational.numbers import Vector, aligned
+from cpwl.engine.rational.numbers import Number, Vector, aligned, exact
 from cpwl.engine.rational.steps import POINT, Affine, Bend, bend_of
-from cpwl.network.program import Matrices, Program
+from cpwl.network.program import Matrices, Program, Triangle
 
 Point = tuple[fmpq, ...]
 
@@ -83,6 +85,21 @@ class Evaluator:
             return found[0]
         parts = aligned(found)
         return parts[0]._replace(numbers=[n for part in parts for n in part.numbers])
+
+    def knots(self, stage: int, unit: NDArray[np.integer], value: Floats) -> list[Number]:
+        """Breakpoints that float64 numbers stand for: of a wave, the knots nearest to them."""
+        out: list[Number] = value.tolist()
+        first = 0
+        for head in self._program.heads[stage]:
+            wave = self._program.steps[head.step].nonlinearity
+            if isinstance(wave, Triangle):
+                half, phase = exact(wave.period) / 2, exact(wave.phase)
+                mine = (unit >= first) & (unit < first + head.units)
+                for i in np.flatnonzero(mine).tolist():
+                    k = ((exact(out[i]) + phase) / half + fmpq(1, 2)).floor()
+                    out[i] = k * half - phase
+            first += head.units
+        return out
 
     def _step(self, index: int) -> Affine | Bend:
         if self._program.steps[index].kind == "cpwl":

@@ -12,6 +12,8 @@ import numpy as np
 from flint import fmpq, fmpz
 from numpy.typing import ArrayLike
 
+Number = float | fmpq  # a float64 number, or a breakpoint of a wave that is none
+
 
 class Vector(NamedTuple):
     """Entries ``numbers[i] / (q 2^shift)`` of a flat tensor."""
@@ -20,12 +22,12 @@ class Vector(NamedTuple):
     q: fmpz
     shift: int
 
-    def minus(self, i: int, value: float) -> fmpq:
-        """Entry minus a float64 number."""
+    def minus(self, i: int, value: Number) -> fmpq:
+        """Entry minus a number."""
         return fmpq(self.numbers[i], self.q << self.shift) - exact(value)
 
-    def compare(self, i: int, value: float) -> int:
-        """Sign of the entry minus a float64 number."""
+    def compare(self, i: int, value: Number) -> int:
+        """Sign of the entry minus a number."""
         return compare(self.numbers[i], self.q, self.shift, value)
 
     def lifted(self, shift: int) -> list[fmpz]:
@@ -52,8 +54,10 @@ class Constants(NamedTuple):
         return Vector([n * q for n in self.numbers], q, self.shift)
 
 
-def exact(value: float) -> fmpq:
+def exact(value: Number) -> fmpq:
     """Return the rational number that a float64 is."""
+    if isinstance(value, fmpq):
+        return value
     return fmpq(*float(value).as_integer_ratio())
 
 
@@ -77,9 +81,11 @@ def aligned(vectors: list[Vector]) -> list[Vector]:
     return [Vector(x.lifted(most), x.q, most) for x in vectors]
 
 
-def compare(number: fmpz, q: fmpz, shift: int, value: float) -> int:
+def compare(number: fmpz, q: fmpz, shift: int, value: Number) -> int:
     """Sign of number / (q 2^shift) - value."""
-    if value == 0.0:
+    if isinstance(value, fmpq):
+        difference = number * value.q - ((value.p * q) << shift)
+    elif value == 0.0:
         difference = number
     elif np.isinf(value):
         return -1 if value > 0 else 1

@@ -112,7 +112,9 @@ def _look(work: Work, stage: int, lattice: Lattice, bounds: Bounds) -> _Seen:
             held.append(values)
     bounds.give(stage, low, high, error.max())
 
-    columns, base = read_columns(work.network, stage, bound, (low, high), proven=work.arbiter.exact)
+    columns, base = read_columns(
+        work.network, stage, bound, (low, high), float(error.max()), proven=work.arbiter.exact
+    )
     above = surely_high[columns.unit] - columns.knot > columns.slack
     below = surely_low[columns.unit] - columns.knot < -columns.slack
     np.add.at(base, columns.unit[above], 1)

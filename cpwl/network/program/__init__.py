@@ -4,7 +4,7 @@ A `Program` and a batch go in; values, pieces, rounding errors and sparse matric
 Imports only arrays and errors.
 """
 
-from cpwl.network.program import error_analysis, max_pooling, nonlinearities, passes
+from cpwl.network.program import error_analysis, max_pooling, nonlinearities, passes, tangents
 from cpwl.network.program.error_analysis import Analysis, output_bound, single_values
 from cpwl.network.program.matrices import Matrices, read_matrices
 from cpwl.network.program.max_pooling import (
@@ -76,4 +76,5 @@ __all__ = [
     "single_values",
     "stage_plan",
     "strided_windows",
+    "tangents",
 ]

@@ -14,14 +14,20 @@ from cpwl.network.program.program import Program, Ref, Step, call, fill, run, st
 from cpwl.network.program.rounding import gamma, magnitude
 
 
-def rounding_errors(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Switching functions of one stage, the bound on their rounding errors, and its fresh part."""
+def rounding_errors(
+    program: Program, z: Tensor, stage: int, input_error: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Switching functions of one stage, the bound on their rounding errors, and its fresh part.
+
+    The bound takes the input to be off by at most ``input_error`` (1, *input_shape).
+    """
     if z.shape[0] == 0:  # no rows, no magnitudes
         values = preactivations(program, z, stage)
         nothing = torch.zeros(values.shape[1], dtype=torch.float64)
         return values, nothing, nothing
     carried, fresh = Analysis(program, carry=True), Analysis(program, carry=False)
     fresh.magnitudes = carried.magnitudes
+    carried.errors[0] = input_error
 
     def record(index: int, step: Step, env: list[Any]) -> Any:
         value = carried.step(index, step, env)
@@ -34,9 +40,10 @@ def rounding_errors(program: Program, z: Tensor, stage: int) -> tuple[Tensor, Te
         return values, carried.of_stage(stage, env), fresh.of_stage(stage, env)
 
 
-def output_bound(program: Program, z: Tensor) -> Tensor:
+def output_bound(program: Program, z: Tensor, input_error: Tensor | None = None) -> Tensor:
     """Bound on the rounding error of the output over the rows of z, (1, *output_shape)."""
     analysis = Analysis(program, carry=True)
+    analysis.errors[0] = input_error
     with torch.no_grad():
         env = run(program, program.output_plan, z, analysis.step)
     error = analysis.errors.get(program.output)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from cpwl.arrays import Floats
 from cpwl.network.program.error_analysis import single_values
-from cpwl.network.program.nonlinearities import Triangle
 from cpwl.network.program.program import Program, Step, fill
 
 # A step with more places in its dense matrix, or a network with more units, is not read: reading
@@ -81,8 +80,6 @@ def read_matrices(program: Program, *, most_entries: int = 2**20) -> Matrices:
                     {},
                     reason=f"{step.name} ({step.target}) would be a matrix of {places:,} entries",
                 )
-        if isinstance(step.nonlinearity, Triangle) and not _exact_knots(step.nonlinearity):
-            return Matrices({}, reason=f"the knots of {step.name} are not representable in float64")
     constants = single_values(program)
     steps: dict[int, AffineMap] = {}
     entries = 0
@@ -98,14 +95,6 @@ def read_matrices(program: Program, *, most_entries: int = 2**20) -> Matrices:
             reason = f"its affine operations have more than {most_entries:,} entries"
             return Matrices({}, reason=reason)
     return Matrices(steps, entries)
-
-
-def _exact_knots(wave: Triangle) -> bool:
-    """Whether the knots k * period / 2 - phase of the first few thousand k round nowhere."""
-    k = torch.arange(-4096, 4097, dtype=torch.float64)
-    knots = wave.knot(k)
-    half = wave.period / 2
-    return bool((knots + wave.phase == k * half).all() and (k * half / half == k).all())
 
 
 def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineMap:

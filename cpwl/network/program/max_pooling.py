@@ -75,6 +75,8 @@ class Tournament:
             x = self._next(x, k, piece)
         return x.index_select(1, self.final).reshape(x.shape[0], *self.out_shape)
 
+    linear = select
+
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
         """Never more than the largest error among an output's candidates."""
         if errors[0] is None:

@@ -1,6 +1,6 @@
 """Continuous piecewise-linear operations: switching functions, pieces, and each piece's map.
 
-Every class has the same six methods. `inputs` are the values of the operation's operands, batch
+Every class has the same seven methods. `inputs` are the values of the operation's operands, batch
 axis first; `round` counts the stages inside one operation (only a tournament has several).
 
 forward(*inputs)           the operation, as fast as torch has it
@@ -8,6 +8,7 @@ switching(inputs, round)   the function whose value decides the piece of every u
                            earlier rounds may be given
 breaks(round)              breakpoints, one array per knot, +-inf where a unit has no such knot
 select(inputs, pieces)     the affine map of the given pieces (one tensor of pieces per round)
+linear(inputs, pieces)     its linear part, `inputs` being directions
 error(errors, magnitudes)  bound on the rounding error of `forward`
 switching_error(...)       the same for `switching`
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import frexp, inf, ldexp
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from cpwl.arrays import UNIT_ROUNDOFF
 
+# Further from the origin, float64 does not tell the knots of a triangle wave apart.
+_KNOT_AT_MOST = 2.0**48
 Coefficient = Tensor | float
 MaybeError = Tensor | None
 
@@ -56,6 +59,10 @@ class Nonlinearity(Protocol):
 
     def select(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
         """Apply the affine map of the given pieces."""
+        ...
+
+    def linear(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
+        """Apply its linear part."""
         ...
 
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
@@ -98,12 +105,17 @@ class Pointwise:
 
     def select(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
         """Apply the affine map of the given pieces."""
+        y = self.linear(inputs, pieces)
+        if _all_in(self.offsets, (0.0,)):
+            return y
+        return y + _choose(self.offsets, pieces[0], y)
+
+    def linear(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
+        """Multiply by the slopes of the given pieces."""
         h, piece = inputs[0], pieces[0]
         if _all_in(self.slopes, (0.0, 1.0)) and len(self.slopes) == 2 and self.slopes[0] == 0.0:
-            y = h * piece  # a ReLU's slope is its piece
-        else:
-            y = _choose(self.slopes, piece, h) * h
-        return y if _all_in(self.offsets, (0.0,)) else y + _choose(self.offsets, piece, h)
+            return h * piece  # a ReLU's slope is its piece
+        return _choose(self.slopes, piece, h) * h
 
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
         """Lipschitz constant times the input's error, and one product and one sum rounded."""
@@ -150,6 +162,8 @@ class Extremum:
         """Take a where piece 1 means that a wins, b elsewhere."""
         return torch.where((pieces[0] > 0) == self.largest, inputs[0], inputs[1])
 
+    linear = select
+
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
         """Never more than the larger of both errors; choosing does not round."""
         if errors[0] is None and errors[1] is None:
@@ -170,7 +184,8 @@ class Extremum:
 class Triangle:
     """y = offset + scale * |((h + phase) mod period) - period / 2|.
 
-    Knots lie at h = k period / 2 - phase for every integer k; piece k lies above knot k.
+    Knots lie at h = k period / 2 - phase for every integer k; piece k lies above knot k. This
+    rational number is the knot: `knot` rounds it, rational arithmetic and proofs do not.
     """
 
     kind: str
@@ -196,21 +211,48 @@ class Triangle:
     def interval(self, h: Tensor) -> Tensor:
         """Index of the interval that h lies in; on a knot, of the one below it."""
         k = torch.ceil((h + self.phase) / (self.period / 2)) - 1
+        if bool((k.abs() > _KNOT_AT_MOST).any()):
+            raise FloatingPointError(
+                f"Expected arguments of a triangle wave within 2^48 half periods of its phase, got "
+                f"{h.abs().max().item():.3g} with a period of {self.period:.3g}: float64 does not "
+                "tell its breakpoints apart there. Choose a smaller domain or a longer period."
+            )
         # The quotient is rounded: compare with the knots themselves, which is what counts.
         k = torch.where(self.knot(k + 1) < h, k + 1, k)
         return torch.where(self.knot(k) >= h, k - 1, k).to(torch.int64)
 
     def knot(self, k: Tensor) -> Tensor:
-        """Position of knot k."""
-        return k * (self.period / 2) - self.phase
+        """Position of knot k, |k| < 2^52, within one unit in the last place.
+
+        Product and difference with their rounding errors, after Dekker and Knuth (Ogita, Rump and
+        Oishi, Accurate sum and dot product, SIAM J. Sci. Comput. 2005).
+        """
+        k, half = k.to(torch.float64), self.period / 2
+        mantissa, exponent = frexp(half)
+        half_high = ldexp(round(mantissa * 2.0**26), exponent - 26)
+        half_low = half - half_high
+        k_high = torch.round(k / 2.0**26) * 2.0**26
+        k_low = k - k_high
+        product = k * half
+        lost = (k_high * half_high - product) + k_high * half_low + k_low * half_high
+        lost = lost + k_low * half_low
+        knot = product - self.phase
+        moved = knot - product
+        lost = lost + ((product - (knot - moved)) - (self.phase + moved))
+        return knot + lost
 
     def select(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
         """Apply the affine map of the given intervals."""
         h, k = inputs[0], pieces[0]
-        odd = k % 2 != 0
-        slope = torch.where(odd, self.scale, -self.scale).to(h.dtype)
-        end = (k + (~odd).to(k.dtype)).to(h.dtype) * (self.period / 2) - self.phase
-        return slope * (h - end) + self.offset
+        even = (k % 2 == 0).to(k.dtype)
+        end = self.knot(k + even).to(h.dtype)
+        return self.linear([h - end], pieces) + self.offset
+
+    def linear(self, inputs: Sequence[Any], pieces: Sequence[Tensor]) -> Tensor:
+        """Multiply by the slopes of the given intervals."""
+        h, k = inputs[0], pieces[0]
+        odd = (k % 2 != 0).to(h.dtype)
+        return (odd * (2 * self.scale) - self.scale) * h
 
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
         """Slope times the input's error; shift, remainder, difference, scale, offset rounded.

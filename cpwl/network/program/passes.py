@@ -61,7 +61,7 @@ def apply_pieces(program: Program, z: Tensor, given: Tensor) -> Tensor:
         if step.nonlinearity is None:
             return call(step, env)
         inputs = [fill(arg, env) for arg in step.args]
-        return step.nonlinearity.select(inputs, _held(program, index, step, given))
+        return step.nonlinearity.select(inputs, held_pieces(program, index, step, given))
 
     return run(program, program.output_plan, z, select)[program.output]
 
@@ -78,7 +78,7 @@ def held_switching(program: Program, z: Tensor, given: Tensor, stages: int) -> T
         if step.nonlinearity is None:
             return call(step, env)
         inputs = [fill(arg, env) for arg in step.args]
-        held = _held(program, index, step, given)
+        held = held_pieces(program, index, step, given)
         for round in range(len(held)):
             if Head(index, round, held[round][0].numel()) in heads:
                 h = step.nonlinearity.switching(inputs, round, held[:round])
@@ -91,7 +91,7 @@ def held_switching(program: Program, z: Tensor, given: Tensor, stages: int) -> T
     return found
 
 
-def _held(program: Program, index: int, step: Step, given: Tensor) -> list[Tensor]:
+def held_pieces(program: Program, index: int, step: Step, given: Tensor) -> list[Tensor]:
     """Pieces of a CPWL step's units, round by round."""
     assert step.nonlinearity is not None
     held = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -129,3 +130,81 @@ def test_an_incomplete_partition_has_no_maps():
     broken = replace(whole, status=whole.status._replace(complete=False, broken=3))
     with pytest.raises(cpwl.PartitionError, match="got one with 3 cells left uncut, because their"):
         cpwl.local_scaling(broken)
+
+
+class Lopsided(torch.nn.Module):
+    """Layers with offsets of every kind, `far` times as large as the numbers that they move."""
+
+    def __init__(self, far, rows):
+        super().__init__()
+        draw = np.random.default_rng(5)
+        self.first = torch.nn.Linear(2, 4).double()
+        self.second = torch.nn.Linear(6, 3).double()
+        with torch.no_grad():
+            scale = torch.tensor(rows, dtype=torch.float64)[:, None]
+            self.first.weight.copy_(torch.from_numpy(draw.normal(size=(4, 2))) * scale)
+            self.first.bias.copy_(torch.from_numpy(draw.normal(size=4)) * scale[:, 0] * far)
+            self.second.weight.copy_(torch.from_numpy(draw.normal(size=(3, 6))))
+            self.second.bias.copy_(torch.from_numpy(draw.normal(size=3)) * far)
+        self.far = far
+        self.low = torch.full((3,), -4 * far, dtype=torch.float64)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        h = torch.cat([h, h[:, :2] * 0 + self.far], dim=1)
+        y = torch.nn.functional.hardtanh(self.second(h), -9 * self.far, 9 * self.far) - 3 * self.far
+        return torch.maximum(y + self.far, self.low)
+
+
+def _true_columns(module, s, basis):
+    """Derivatives of `Lopsided` at a point, in rational arithmetic."""
+
+    def layer(linear, values):
+        weight = [[Fraction(float(x)) for x in row] for row in linear.weight.detach().numpy()]
+        bias = [Fraction(float(x)) for x in linear.bias.detach().numpy()]
+        sums = [
+            [sum(w * v[i] for w, v in zip(row, values, strict=True)) for i in range(3)]
+            for row in weight
+        ]
+        return [(v + b, *rest) for (v, *rest), b in zip(sums, bias, strict=True)]
+
+    far = Fraction(module.far)
+    x = [
+        (
+            sum(Fraction(a) * Fraction(c) for a, c in zip(s, basis[:, i], strict=True)),
+            *map(Fraction, basis[:, i]),
+        )
+        for i in range(2)
+    ]
+    none = (Fraction(0), Fraction(0))
+    h = [v if v[0] > 0 else (Fraction(0), *none) for v in layer(module.first, x)]
+    y = layer(module.second, [*h, (far, *none), (far, *none)])
+    y = [v if abs(v[0]) < 9 * far else (9 * far if v[0] > 0 else -9 * far, *none) for v in y]
+    y = [(v - 2 * far, *rest) for v, *rest in y]
+    y = [v if v[0] > -4 * far else (-4 * far, *none) for v in y]
+    return np.array([[float(v[1]), float(v[2])] for v in y])
+
+
+@pytest.mark.parametrize(
+    ("far", "rows", "basis"),
+    [
+        (1.0, [1, 1, 1, 1], 1.0),
+        (1e40, [1, 1, 1, 1], 1.0),
+        (1e90, [1, 1e-40, 1, 1], 1.0),
+        (1e40, [1e-40, 1, 1, 1], 1e-45),
+        (1e-60, [1, 1, 1e-60, 1], 1e45),
+        (1e30, [1, 1e40, 1e-40, 1], 1e-170),
+    ],
+)
+def test_maps_keep_their_digits_beside_offsets_of_any_size(far, rows, basis):
+    module = Lopsided(far, rows)
+    network = cpwl.Network.from_torch(module, (2,))
+    place = cpwl.Slice(np.zeros(2), basis * np.array([[1.0, 0.5], [-0.25, 1.0]]))
+    reach = far / basis
+    partition = cpwl.subdivide(network, place.box([-reach] * 2, [reach] * 2), progress=False)
+    A, _ = _maps(partition)
+    for s, got in zip(interior_points(partition), A, strict=True):
+        want = _true_columns(module, s.tolist(), place.basis)
+        size = np.abs(want).max(axis=0)
+        np.testing.assert_allclose(got, want, rtol=1e-14, atol=1e-15 * size.max())
+        np.testing.assert_array_equal(got[~want.any(axis=1)], 0.0)

@@ -111,6 +111,44 @@ def test_nearly_collinear_latents_still_give_an_orthonormal_basis():
     np.testing.assert_allclose(plane.embed(plane.anchors), z, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "kind", [np.float16, np.float32, np.float64, torch.float32, torch.bfloat16]
+)
+@pytest.mark.parametrize("count", [3, 4, 6])
+@pytest.mark.parametrize("start", [0.0, 100.0])
+def test_latents_in_the_span_of_others_are_found_in_any_precision(kind, count, start):
+    """Three in a row, the last a rounded mean, two nearly the same: no axis of rounding noise."""
+    for seed in range(5):
+        z = start + np.random.default_rng(seed).normal(size=(count, 16))
+        row, mean, near = z.copy(), z.copy(), z.copy()
+        row[-1] = 3 * z[1] - 2 * z[0]
+        mean[-1] = z[:-1].mean(axis=0)
+        near[-1] = z[0]
+        for latents in (row, mean, near):
+            given = _in_precision(latents, kind)
+            if latents is near:
+                given[-1] = _in_precision(latents[-1] * (1 + 2.0**-52), kind)
+            with pytest.raises(ValueError, match=r"got z\d .*\. Leave it out"):
+                cpwl.Slice.through(*given)
+        if start == 0.0 or kind not in (np.float16, torch.bfloat16):
+            assert cpwl.Slice.through(*_in_precision(z, kind)).dim == count - 1
+        basis = _in_precision(row[1:] - start, kind)
+        if start == 0.0 and count > 3:
+            basis[-1] = basis[0] + basis[1]
+            with pytest.raises(ValueError, match="linearly independent basis rows"):
+                cpwl.Slice(np.zeros(16), basis)
+
+
+def test_basis_rows_of_different_lengths_are_independent():
+    assert cpwl.Slice([0, 0], [[1e300, 0], [0, 1e-300]]).dim == 2
+
+
+def _in_precision(values, kind):
+    return (
+        torch.from_numpy(values).to(kind) if isinstance(kind, torch.dtype) else values.astype(kind)
+    )
+
+
 def test_project_inverts_embed_on_a_skewed_basis():
     plane = cpwl.Slice(np.ones((2, 3)), np.arange(12.0).reshape(2, 2, 3) ** 2)
     s = np.array([[0.5, -2], [3, 0.25]])

@@ -1,0 +1,89 @@
+"""The linear part of a pass with all units held on their pieces: directions instead of points.
+
+A step maps a point x to L x + b, and a direction t to L t. Offsets b take no part, so that
+directions keep their digits whatever the offsets are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpwl.network.program.error_analysis import Lookup, single_values
+from cpwl.network.program.passes import held_pieces
+from cpwl.network.program.program import Program, Ref, Step, call, fill, run
+
+LinearPart = Callable[[list[Any]], Tensor]
+
+
+def linear_parts(program: Program) -> dict[int, LinearPart]:
+    """Say how the affine steps with an offset map directions, from the values of all steps.
+
+    The others map directions as they map points. Cost: every step once, for a single sample.
+    """
+    found = {}
+    constants = single_values(program)
+    with torch.no_grad():
+        for index in program.output_plan.order:
+            step = program.steps[index]
+            if step.kind != "affine":
+                continue
+            zeros = {
+                i: torch.zeros(program.steps[i].single, dtype=torch.float64) for i in step.data
+            }
+            offset = call(step, Lookup({**constants, **zeros}))  # type: ignore[arg-type]
+            if offset.any():
+                found[index] = _linear_part(step)
+    return found
+
+
+def apply_slopes(
+    program: Program, parts: Mapping[int, LinearPart], t: Tensor, given: Tensor
+) -> Tensor:
+    """Map directions t (N, *input_shape) with every unit held on a piece."""
+
+    def direct(index: int, step: Step, env: list[Any]) -> Any:
+        if step.nonlinearity is not None:
+            inputs = [_direction(step, arg, env) for arg in step.args]
+            return step.nonlinearity.linear(inputs, held_pieces(program, index, step, given))
+        part = parts.get(index)
+        return call(step, env) if part is None else part(env)
+
+    return run(program, program.output_plan, t, direct)[program.output]
+
+
+def _direction(step: Step, arg: Any, env: list[Any]) -> Any:
+    """Return the direction of an operand: constants do not move."""
+    if isinstance(arg, Ref) and arg.index in step.data:
+        return env[arg.index]
+    return torch.zeros_like(torch.as_tensor(fill(arg, env), dtype=torch.float64))
+
+
+def _linear_part(step: Step) -> LinearPart:
+    """Drop the bias of a layer; of any other step take the derivative, at twice the cost."""
+    args, function = step.args, step.function
+    packet = getattr(getattr(function, "overloadpacket", None), "__name__", "")
+    moving = [isinstance(arg, Ref) and arg.index in step.data for arg in args]
+    if packet == "linear" and moving == [True, False, False]:
+        return lambda env: function(*(fill(arg, env) for arg in args[:2]))
+    if packet == "convolution":
+        bare = (*args[:2], None, *args[3:])
+        return lambda env: function(*(fill(arg, env) for arg in bare))
+    if packet == "addmm" and not moving[0] and not step.kwargs:
+        return lambda env: torch.mm(*(fill(arg, env) for arg in args[1:]))
+    return lambda env: _derivative(step, env)
+
+
+def _derivative(step: Step, env: list[Any]) -> Tensor:
+    """Differentiate a step at zero, in the directions of its operands."""
+
+    def function(*values: Tensor) -> Tensor:
+        return call(step, Lookup({**fixed, **dict(zip(step.data, values, strict=True))}))  # type: ignore[arg-type]
+
+    fixed = {i: env[i] for i in step.inputs if i not in step.data}
+    directions = tuple(env[i] for i in step.data)
+    zeros = tuple(torch.zeros_like(direction) for direction in directions)
+    return torch.func.jvp(function, zeros, directions)[1]
