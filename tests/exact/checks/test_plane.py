@@ -81,7 +81,7 @@ def test_thousands_of_knots_of_one_unit_are_not_compared_in_pairs() -> None:
             return (torch.remainder(x, 0.125) - 0.0625).abs()
 
     partition = cpwl.subdivide(
-        cpwl.Network.from_torch(Wave(), (1,)), cpwl.box([-512], [512]), progress=False
+        cpwl.Network.from_torch(Wave(), (1,)), cpwl.box([-511.97], [511.97]), progress=False
     )
     began = time.process_time()
     report = cpwl.check(partition).require()
