@@ -88,19 +88,25 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
     import cpwl
     from cpwl.network import inspect
 
-    operations = inspect(model, read_shape(input_shape))
+    shape, network = read_shape(input_shape), None
+    try:
+        network = cpwl.Network.load(model, input_shape=shape, upto=upto)
+    except cpwl.UnsupportedOperationError:
+        if upto is not None:
+            raise
+    whole = network is not None and upto is None  # captured once where that tells all
+    operations = network.operations if network and whole else inspect(model, shape)
     click.echo(f"{len(operations)} operations")
     width = max((len(operation.name) for operation in operations), default=0)
     for operation in operations:
         line = f"  {operation.kind:<8} {operation.name:<{width}}  {operation.target}"
         click.echo(f"{line}: {operation.reason}" if operation.reason else line)
     refused = [operation for operation in operations if operation.kind == "refused"]
-    if refused and upto is None:
+    if network is None:
         click.echo(
             f"not piecewise linear: {len(refused)} of them. --upto NAME leaves out a trailing one."
         )
         return
-    network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
     click.echo(f"piecewise linear{f' up to {upto}' if upto else ''}")
     click.echo(f"input {network.input_shape}, output {network.output_shape}")
     click.echo(f"{network.num_units:,} units in {network.num_stages} stages")

@@ -105,7 +105,7 @@ def _arithmetic(g: Graph) -> None:
 
 def _skip(g: Graph) -> None:
     same = [name for name, shape in g.earlier if shape == g.shape]
-    other = g.pick(*same)
+    other = g.pick(g.value, *same)
     if g.rng.integers(2) or len(g.shape) < 2:
         g.node(g.pick("Add", "Sub", "Max", "Mean"), g.value, other)
     else:

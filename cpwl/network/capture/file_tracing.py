@@ -65,6 +65,7 @@ def trace_calls(module: FileModule, example: Tensor, table: dict[Any, Any]) -> T
     def run(x: Tensor, held: dict[str, Tensor]) -> Tensor:
         return functional_call(module, held, (x,))
 
+    rest: dict[Any, Any]
     composite, rest = _split_decomp_table_to_cia_and_python_decomp(dict(table))
     functions = [part.function for _, part in module.calls]
     try:

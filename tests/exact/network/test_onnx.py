@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -273,7 +274,7 @@ def test_sizes_of_tensors_are_compared_with_their_bytes(tmp_path, kind):
 def test_long_files_are_read(tmp_path, read):
     """Once, 300 nodes took 26 s and the time grew with their square."""
     names = ["x", *(f"h{k}" for k in range(999)), "y"]
-    nodes = [node("Relu", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [node("Relu", [a], [b]) for a, b in pairwise(names)]
     read(nodes, {}, ["N", 2])
     operations = inspect(tmp_path / "model.onnx")
     assert [operation.name for operation in operations] == [f"Relu_{k}" for k in range(1000)]

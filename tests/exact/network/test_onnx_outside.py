@@ -51,7 +51,7 @@ def test_all_of_onnx_agrees_or_is_refused(tmp_path):
 
 
 def _compare(seed, path, *, free):
-    """Compare a random graph with onnxruntime; return whether it was read."""
+    """Compare a random graph with onnxruntime; return whether both took it."""
     runtime = pytest.importorskip("onnxruntime")
     model = open_batch(random_model(seed)) if free else random_model(seed)
     options = runtime.SessionOptions()
@@ -98,4 +98,4 @@ def test_random_graphs_agree_with_onnxruntime(tmp_path_factory, seed, free):
 @pytest.mark.parametrize("free", [False, True])
 def test_many_random_graphs_agree_with_onnxruntime(tmp_path, free):
     read = sum(_compare(seed, tmp_path / "m.onnx", free=free) for seed in range(2000))
-    assert read > (1300 if free else 1900)
+    assert read > (1350 if free else 1950)

@@ -113,7 +113,8 @@ def constant(node: Node, proto: onnx.NodeProto, path: Path) -> Array:
 def dequantized(node: Node) -> Array:
     """Real numbers of whole ones: (x - zero point) * scale."""
     x, scale, zero = (node.constant(k) for k in range(3))
-    assert x is not None and scale is not None
+    assert x is not None
+    assert scale is not None
     axis, block = int(node.attributes.get("axis", 1)), int(node.attributes.get("block_size", 0))
     kind = int(node.attributes.get("output_dtype", 0))
     if block < 0 or kind not in (0, 1) or (zero is not None and zero.shape != scale.shape):

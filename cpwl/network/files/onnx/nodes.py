@@ -102,7 +102,7 @@ class Node:
         return float(array.reshape(-1)[0])
 
     def axis(self, axis: int, rank: int | None = None) -> int:
-        """An axis of the file, counted from the front."""
+        """Count an axis of the file from the front."""
         rank = len(self.shape()) if rank is None else rank
         if not -rank <= axis < rank:
             self.refuse(f"with axis {axis} on {rank} axes")

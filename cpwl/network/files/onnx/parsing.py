@@ -1,4 +1,4 @@
-"""An .onnx file as a checked model, its tensors as arrays; sizes are compared before memory is taken.
+"""An .onnx file as a checked model, and its tensors as arrays, their bytes counted first.
 
 Tensors beside the file are read from plain files in its own folder alone.
 """
@@ -92,7 +92,12 @@ def _supported(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, int
     try:
         onnx.checker.check_model(model)
         return version_converter.convert_version(model, NEWEST_NEEDED), NEWEST_NEEDED
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
         raise CaptureError(
             f"Expected ONNX operator set {OLDEST_OPSET} or later in '{path.name}', got {opset}, "
             "which onnx cannot convert. Export it with opset_version=17."
@@ -100,7 +105,16 @@ def _supported(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, int
 
 
 def _check_names(graph: onnx.GraphProto, path: Path) -> None:
-    """Every name has one origin, before its first use: no circle, no second meaning."""
+    """Check that every name has one origin, before its first use: no circle, no second meaning."""
+    for node in graph.node:
+        texts = (node.op_type, node.domain, *node.input, *node.output)
+        named = (*texts, *(attribute.name for attribute in node.attribute))
+        # What is no UTF-8 comes out as bytes.
+        if not isinstance(node.name, str) or not all(map(_is_name, named)):
+            raise _damaged(path, "a name is no printable text")
+    values = (*graph.input, *graph.output, *graph.initializer)
+    if not all(_is_name(value.name) for value in values):
+        raise _damaged(path, "a name is no printable text")
     known = {""}
     constants = [t.name for t in graph.initializer] + [
         t.values.name for t in graph.sparse_initializer
@@ -121,6 +135,10 @@ def _check_names(graph: onnx.GraphProto, path: Path) -> None:
     for value in graph.output:
         if value.name not in known or not value.name:
             raise _damaged(path, f"nothing computes the output '{value.name}'")
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and text.isprintable()
 
 
 def read_initializers(graph: onnx.GraphProto, path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -191,6 +209,8 @@ def _with_external(tensor: onnx.TensorProto, needed: int, path: Path) -> onnx.Te
     from onnx import TensorProto
 
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(_is_name(text) for item in entries.items() for text in item):
+        raise _damaged(path, f"tensor '{tensor.name}' lies in a place that is no text")
     location = entries.get("location", "")
 
     def refuse(got: str) -> CaptureError:

@@ -100,7 +100,7 @@ class _Subject(NamedTuple):
 def _build(
     subject: _Subject, shape: tuple[int, ...], batch: Batch | None, *, batched: bool
 ) -> FileModule:
-    """Build the module on batches of samples, or, without `batch`, on tensors of this very shape."""
+    """Build the module on batches, or, without `batch`, on tensors of this very shape."""
     build = _Build(subject, batch)
     source, result = subject.source.name, subject.result
     for name, array in subject.constants.items():
@@ -172,7 +172,7 @@ class _Build:
         """Add a node: fold it, or make it a call."""
         if proto.op_type == "CastLike" and len(proto.input) == 2 and proto.input[1]:
             proto = _plain_cast(proto, self.values[proto.input[1]].type)
-        place = proto.name.strip("/").replace(".", "_") or f"{proto.op_type}_{k}"
+        place = _place(proto.name) or f"{proto.op_type}_{k}"
         schema = schema_of(proto, self.subject.opset)
         if schema is None:
             raise UnsupportedOperationError(
@@ -339,12 +339,18 @@ class _Build:
         return function, arrays
 
 
+def _place(name: str) -> str:
+    """Path of a node: its name, of which no part may read as a submodule's."""
+    return "".join(c if c.isprintable() else "_" for c in name.strip("/")).replace(".", "_")
+
+
 def _plain_cast(proto: onnx.NodeProto, kind: int) -> onnx.NodeProto:
     """CastLike with its second input's type written out."""
     from onnx import helper
 
-    saturate = {a.name: a.i for a in proto.attribute if a.name == "saturate"}
-    return helper.make_node("Cast", proto.input[:1], proto.output, proto.name, to=kind, **saturate)
+    cast = helper.make_node("Cast", proto.input[:1], proto.output, proto.name, to=kind)
+    cast.attribute.extend(proto.attribute)
+    return cast
 
 
 def _parts(found: Any) -> list[Any]:

@@ -96,7 +96,7 @@ def check_schema(node: Node, schema: Any) -> None:
     missing = any(k >= len(node.inputs) or node.inputs[k] is None for k in single)
     if missing or not schema.min_input <= count <= schema.max_input:
         node.refuse(f"with {count} inputs")
-    if not schema.min_output <= max(1, len(node.outputs)) <= schema.max_output:
+    if not max(1, schema.min_output) <= len(node.outputs) <= schema.max_output:
         node.refuse(f"with {len(node.outputs)} outputs")
 
 
@@ -126,7 +126,7 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def check_types(node: Node, schema: Any) -> None:
-    """Inputs of one type variable have one element type, as the operator set demands."""
+    """Check that inputs of one type variable have one type, as the operator set demands."""
     from onnx import TensorProto
 
     variables = {entry.type_param_str for entry in schema.type_constraints}

@@ -235,7 +235,7 @@ def _pad(node: Node) -> Any:
 
 
 def _picked(node: Node, pairs: list[tuple[int, int]], how: str) -> tuple[Function, list[Any]]:
-    """Padding with entries of the tensor itself."""
+    """Pad with entries of the tensor itself."""
     plan, arrays = [], []
     for axis, (before, after) in enumerate(pairs):
         n = node.shape()[axis]

@@ -62,13 +62,13 @@ def _windows(node: Node, kernel: list[int]) -> Windows:
 
 
 def _shared(totals: list[int], *, upper: bool) -> tuple[list[int], list[int]]:
-    """Padding on both sides; the odd one goes to the end (upper) or to the beginning."""
+    """Share padding out; the odd one goes to the end (upper) or to the beginning."""
     small, large = [n // 2 for n in totals], [n - n // 2 for n in totals]
     return (small, large) if upper else (large, small)
 
 
 def _flat(before: list[int], after: list[int]) -> list[int]:
-    """Padding as torch wants it: last axis first."""
+    """List padding as torch wants it: last axis first."""
     return [p for pair in reversed(list(zip(before, after, strict=True))) for p in pair]
 
 
@@ -175,7 +175,7 @@ def _max_pool(node: Node) -> Function:
 def _cut(
     node: Node, w: Windows, spans: list[tuple[int, int]], axis: int
 ) -> list[tuple[int, int, int]]:
-    """Runs of windows that hold equally many entries: first entry, end, entries per window."""
+    """Group windows of equally many entries: first entry, end, entries per window."""
     n, gap = w.sizes[axis], w.dilations[axis]
     runs: list[list[int]] = []
     for start, end in spans:
