@@ -135,7 +135,7 @@ def test_breakpoints_beyond_float64_are_a_certificate_error(tmp_path) -> None:
         content["patterns"]["lowest"] = [2**20]
 
     change(tmp_path / "p.json", huge)
-    with pytest.raises(CertificateError, match="on a piece that it has, got piece"):
+    with pytest.raises(CertificateError, match="expected corners in the domain, got the corner"):
         cpwl.verify(tmp_path / "p.json", progress=False)
 
 
