@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -67,12 +68,13 @@ class Layout(NamedTuple):
 
 def exact(value: Any) -> Any:
     """Return a number or constant tensor as rationals."""
+    whole = torch.as_tensor(value)
+    if not 0 < whole.numel() <= MOST_ENTRIES or not bool(torch.isfinite(whole).all()):
+        raise Unproven("a constant in it is empty, infinite or too large")
     if not isinstance(value, Tensor):
         return Fraction(value)
-    if value.numel() > MOST_ENTRIES:
-        raise Unproven("a constant in it is too large for rational arithmetic")
     listed = [Fraction(v) for v in value.flatten().tolist()]
-    if value.ndim == 0 or len(set(listed)) == 1 and value.ndim <= 1:
+    if value.ndim == 0 or (len(set(listed)) == 1 and value.ndim <= 1):
         return listed[0]
     array = np.empty(len(listed), object)
     array[:] = listed

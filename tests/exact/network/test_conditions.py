@@ -183,7 +183,7 @@ def test_layout_of_a_tree_is_its_function(knots, slopes, height, sign):
 
     made = tree(0, len(ordered))
     if height:
-        with pytest.raises(forms.Unproven, match="it jumps by 0.143"):
+        with pytest.raises(forms.Unproven, match=r"it jumps by 0\.143"):
             forms.flatten(made)
         return
     layout = forms.flatten(made)
