@@ -349,6 +349,8 @@ def _masked_fill(call: Call) -> Affine:
 
 def _copy(call: Call) -> Affine:
     shape = call.shapes[1]
+    if shape is None or len(shape) != len(call.out_shape):
+        raise NotPiecewiseLinear("it copies to a tensor with more axes; expand before")
     if shape != call.out_shape:
         size = list(call.out_shape)
         size[call.batch_axes[1] or 0] = -1

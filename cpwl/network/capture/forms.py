@@ -87,7 +87,7 @@ def everywhere(condition: Any) -> bool:
 
 
 def add(a: Form, b: Form, factor: Any = Fraction(1)) -> Form:
-    """a + factor * b."""
+    """Return a + factor * b."""
     terms = dict(a.terms)
     for node, coefficient in b.terms.items():
         terms[node] = terms.get(node, Fraction(0)) + factor * coefficient
@@ -98,14 +98,14 @@ def add(a: Form, b: Form, factor: Any = Fraction(1)) -> Form:
 
 
 def scale(a: Form, factor: Any) -> Form:
-    """factor * a."""
+    """Return factor * a."""
     if everywhere(factor == 1):
         return a
     return add(Form({}), Form(a.terms, a.constant), factor)
 
 
 def multiple(a: Form, b: Form) -> Any:
-    """The k of a = k * b, None if there is none."""
+    """Return the k of a = k * b, None if there is none."""
     if not a.terms and everywhere(a.constant == 0):
         return Fraction(0)
     if not b.terms:
@@ -240,7 +240,7 @@ def _intervals(tree: Tree, u: Form, low: Any, high: Any) -> list[_Interval]:
 
 
 def _check_point(tree: Choice, u: Form, t: Any, found: list[_Interval]) -> None:
-    """What is taken at a single point has to be what both sides tend to."""
+    """Check that what is taken at a single point is what both sides tend to."""
     if not isinstance(tree.yes, Form):
         raise Unproven("it has conditions within an equality")
     starts = [interval.start for interval in found[1:]]

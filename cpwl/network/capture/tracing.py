@@ -118,6 +118,11 @@ def list_graph(exported: ExportedProgram, upto: str | None = None) -> Listing:
             spec = kinds[node.name]
             if spec.kind == InputKind.USER_INPUT:
                 data = node
+            elif spec.target is None:
+                raise CaptureError(
+                    "Expected a module without side effects, got one whose operations check or "
+                    "print while they run. Take them out, or use approx."
+                )
             else:
                 constants[node] = state[str(spec.target)].detach()
         elif node.op == "call_function" and _foldable(node, constants):

@@ -58,8 +58,7 @@ def test_casts_in_forward_and_fixed_arguments(dtype):
     network = Network.from_torch(module, (2,), fixed=fixed)
     assert network.num_units == 16
     z = points(20)
-    if dtype == torch.float64:
-        fixed["scales"]["a"] = fixed["scales"]["a"].double()
+    fixed["scales"]["a"] = fixed["scales"]["a"].to(dtype)
     expected = module(z.to(dtype), **fixed).double().detach()
     error = (network(z) - expected).abs().max()
     assert error <= 64 * torch.finfo(torch.float32 if dtype != torch.bfloat16 else dtype).eps
