@@ -83,6 +83,11 @@ def _check_result(result: Any) -> None:
                 f"Expected an output with the batch axis first, got shape {tuple(result.shape)} "
                 "for a batch of 2. Keep the batch axis first and unreduced."
             )
+        if not result.numel():
+            raise CaptureError(
+                f"Expected an output with entries, got shape {tuple(result.shape)} for a batch of "
+                "2. Return the values wanted."
+            )
         if not result.is_floating_point():
             raise CaptureError(
                 f"Expected a floating-point output, got {result.dtype}. "
