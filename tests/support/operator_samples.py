@@ -31,6 +31,8 @@ MOST_CELLS = 60
 MOST_ENTRIES = 400
 # A network is a function of real numbers: these casts are identities by definition.
 CASTS = ("float", "half", "bfloat16")
+# torch itself writes beyond its memory on these samples' made-up arguments.
+BREAKING = ("lu_unpack",)
 AXES = {"dim", "dims", "dim0", "dim1", "axis", "start_dim", "end_dim", "source", "destination"}
 
 
@@ -143,7 +145,11 @@ def operators() -> dict[str, Any]:
     """torch's operators that take float64, by their names with the variant."""
     from torch.testing._internal.common_methods_invocations import op_db
 
-    return {o.full_name: o for o in op_db if torch.float64 in o.dtypes and o.full_name not in CASTS}
+    return {
+        o.full_name: o
+        for o in op_db
+        if torch.float64 in o.dtypes and o.full_name not in (*CASTS, *BREAKING)
+    }
 
 
 def samples(operator: Any, count: int) -> Iterator[Sample | str]:
@@ -156,6 +162,7 @@ def samples(operator: Any, count: int) -> Iterator[Sample | str]:
             for s in islice(operator.sample_inputs("cpu", torch.float64), 40)
             if isinstance(s.input, Tensor)
             and s.input.is_floating_point()
+            and bool(torch.isfinite(s.input).all())
             and 0 < s.input.numel() <= MOST_ENTRIES
         ]
         found.sort(key=lambda s: s.input.ndim == 0)
@@ -240,10 +247,10 @@ def write_table(path: Path, rows: Sequence[tuple[str, Verdict]]) -> None:
         "# Operators",
         "",
         "What `cpwl.Network.from_torch` makes of the operators that torch tests itself with",
-        "(`torch.testing._internal.common_methods_invocations.op_db`, float64): samples of each, as",
-        "functions of two latents, are captured and compared with torch cell by cell, value and",
-        "Jacobian. *In part*: some of the samples are taken, some refused. Operators without a form",
-        "that treats the samples of a batch one by one are left out.",
+        "(`torch.testing._internal.common_methods_invocations.op_db`, float64): samples of each,",
+        "as functions of two latents, are captured and compared with torch cell by cell, value and",
+        "Jacobian. *In part*: some of the samples are taken, some refused. Operators without a",
+        "form that treats the samples of a batch one by one are left out.",
         "",
         f"{count['taken']} are taken, {count['in part']} in part, {count['refused']} refused, "
         f"{count['wrong']} wrong; {count['skipped']} are left out.",

@@ -349,6 +349,8 @@ def _masked_fill(call: Call) -> Affine:
 
 def _copy(call: Call) -> Affine:
     shape = call.shapes[1]
+    if shape is None or len(shape) != len(call.out_shape):
+        raise NotPiecewiseLinear("it copies to a tensor with more axes; expand before")
     if shape != call.out_shape:
         size = list(call.out_shape)
         size[call.batch_axes[1] or 0] = -1
@@ -371,7 +373,7 @@ def _scatter(call: Call) -> Affine:
 
 
 def _placed(call: Call) -> Affine:
-    """Entries of several tensors put or added in constant places."""
+    """Put or add entries of several tensors in constant places."""
     data = call.data
     where = [k for k in range(1, len(data)) if data[k] and _is_places(call, k)]
     if where:
@@ -416,7 +418,7 @@ def _blank(args: Iterable[Any], flags: Sequence[bool]) -> list[Any]:
 
 
 def _sampled(call: Call) -> Affine:
-    """An image read at constant places."""
+    """Read an image at constant places."""
     _first_only(call)
     if call.args[2] != 2:
         return _interpolation(call)
@@ -430,7 +432,7 @@ def _sampled(call: Call) -> Affine:
 
 
 def _resampled(call: Call) -> Affine:
-    """An image scaled down by weights that may be negative: an axis at a time."""
+    """Bound weights that may be negative, an axis at a time."""
     shape = call.shapes[0]
     assert shape is not None
 
@@ -473,7 +475,8 @@ TABLE: dict[str, Callable[[Call], Affine]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten"), _reshape),
     **dict.fromkeys((
         "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "flip",
-        "roll", "index_select", "index", "_unsafe_index", "masked_select", "embedding", "repeat", "unfold", "im2col", "diagonal", "gather",
+        "roll", "index_select", "index", "_unsafe_index", "masked_select", "embedding", "repeat",
+        "unfold", "im2col", "diagonal", "gather",
         "tril", "triu", "narrow", "movedim", "unflatten", "tile", "swapaxes", "pixel_shuffle",
         "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d",
         "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",

@@ -119,7 +119,7 @@ class _Reader:
         self._same: dict[Node, Node] = {}
 
     def first(self, node: Node) -> Node:
-        """The first node of the graph that computes the same as this one, such as a slice."""
+        """Return the first node that computes the same as this one, such as a slice."""
         if node not in self._same:
             key = (node.target, _hashable(self, node.args), _hashable(self, node.kwargs))
             self._same[node] = (
@@ -190,7 +190,7 @@ def _above(a: Tree, b: Tree, kind: str = "gt") -> Tree:
         if form.terms:
             return Choice(form, (first, second), kind, ONE, ZERO)
         holds = form.constant > 0 if kind == "gt" else form.constant == 0
-        return Form({}, np.where(holds, Fraction(1), Fraction(0))[()])
+        return Form({}, exact(torch.as_tensor(np.asarray(holds, float))))
 
     return combine(compare, a, b)  # type: ignore[arg-type]
 
@@ -390,7 +390,7 @@ class _Writer:
         return new
 
     def _of_one_node(self, layout: Layout) -> Node | None:
-        """A piecewise-linear function of a single node, if its numbers are float64."""
+        """Write a piecewise-linear function of a single node, if its numbers are float64."""
         nodes = {n for form in (*layout.pieces, *layout.forms) for n in form.terms}
         if len(nodes) != 1 or not layout.knots:
             return None
@@ -423,7 +423,7 @@ class _Writer:
         return new
 
     def _extremum(self, layout: Layout) -> Node | None:
-        """A maximum or minimum of two nodes."""
+        """Write a maximum or minimum of two nodes."""
         if len(layout.knots) != 1 or any(not isinstance(p.node, Node) for p in layout.pieces):
             return None
         gain = layout.gains[0]
@@ -433,7 +433,7 @@ class _Writer:
         return self._call(function, layout.pieces[1].node, layout.pieces[0].node)
 
     def _relus(self, layout: Layout) -> Node:
-        """The lowest piece, and a multiple of a ReLU for every knot."""
+        """Write the lowest piece, and a multiple of a ReLU for every knot."""
         total = self._form(layout.pieces[0])
         for gain, sides in zip(layout.gains, layout.sides, strict=True):
             first, second = map(self._form, sides)

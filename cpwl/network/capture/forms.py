@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -67,12 +68,13 @@ class Layout(NamedTuple):
 
 def exact(value: Any) -> Any:
     """Return a number or constant tensor as rationals."""
+    whole = torch.as_tensor(value)
+    if not 0 < whole.numel() <= MOST_ENTRIES or not bool(torch.isfinite(whole).all()):
+        raise Unproven("a constant in it is empty, infinite or too large")
     if not isinstance(value, Tensor):
         return Fraction(value)
-    if value.numel() > MOST_ENTRIES:
-        raise Unproven("a constant in it is too large for rational arithmetic")
     listed = [Fraction(v) for v in value.flatten().tolist()]
-    if value.ndim == 0 or len(set(listed)) == 1 and value.ndim <= 1:
+    if value.ndim == 0 or (len(set(listed)) == 1 and value.ndim <= 1):
         return listed[0]
     array = np.empty(len(listed), object)
     array[:] = listed
@@ -85,7 +87,7 @@ def everywhere(condition: Any) -> bool:
 
 
 def add(a: Form, b: Form, factor: Any = Fraction(1)) -> Form:
-    """a + factor * b."""
+    """Return a + factor * b."""
     terms = dict(a.terms)
     for node, coefficient in b.terms.items():
         terms[node] = terms.get(node, Fraction(0)) + factor * coefficient
@@ -96,14 +98,14 @@ def add(a: Form, b: Form, factor: Any = Fraction(1)) -> Form:
 
 
 def scale(a: Form, factor: Any) -> Form:
-    """factor * a."""
+    """Return factor * a."""
     if everywhere(factor == 1):
         return a
     return add(Form({}), Form(a.terms, a.constant), factor)
 
 
 def multiple(a: Form, b: Form) -> Any:
-    """The k of a = k * b, None if there is none."""
+    """Return the k of a = k * b, None if there is none."""
     if not a.terms and everywhere(a.constant == 0):
         return Fraction(0)
     if not b.terms:
@@ -238,7 +240,7 @@ def _intervals(tree: Tree, u: Form, low: Any, high: Any) -> list[_Interval]:
 
 
 def _check_point(tree: Choice, u: Form, t: Any, found: list[_Interval]) -> None:
-    """What is taken at a single point has to be what both sides tend to."""
+    """Check that what is taken at a single point is what both sides tend to."""
     if not isinstance(tree.yes, Form):
         raise Unproven("it has conditions within an equality")
     starts = [interval.start for interval in found[1:]]

@@ -216,7 +216,8 @@ def _bind(module: nn.Module, fixed: dict[str, Any]) -> None:
     state = {"passes": 0, "spread": False}
 
     def forward(x: Tensor) -> Any:
-        mode = RealNumbers(known, known if state["passes"] else None)
+        replay = known if torch.compiler.is_exporting() else None
+        mode = RealNumbers([] if state["passes"] else known, replay)
         mode.mark(x)
         with mode:
             if not state["passes"]:
@@ -267,7 +268,7 @@ def call_fixed(module: nn.Module, x: Tensor, fixed: Mapping[str, Any]) -> Any:
 
 
 def describe_result(result: Any) -> str:
-    """What a forward returned in place of one tensor, and how to choose one."""
+    """Say what a forward returned in place of one tensor, and how to choose one."""
     kind = type(result).__name__
     if isinstance(result, Mapping):
         keys = ", ".join(repr(key) for key in result)

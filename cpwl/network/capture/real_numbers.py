@@ -7,7 +7,9 @@ the module computes them, in their own types (torch.tensor(0.1) in float32 is th
 and are widened where they meet float64.
 
 torch.export knows no values. What has to be known of a constant while tracing (a boolean mask's
-places, a number that `item` reads) is recorded when the module is run, and replayed.
+places, a number that `item` reads) is recorded when the module is first run, and replayed. Every
+other run reads the values themselves, so that a module whose calls differ from run to run is found
+out when the capture is compared with it.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class RealNumbers(TorchFunctionMode):
         if name in INDEXING:
             args = (args[0], *(self._places(arg) for arg in args[1:]))
         elif name == "masked_select" and len(args) == 2 and args[1] not in self.data:
-            return self(torch.Tensor.__getitem__, types, args)
+            return self.__torch_function__(torch.Tensor.__getitem__, types, args)
         elif name in REWRITTEN and data:
             func = REWRITTEN[name]
         elif name == "repeat_interleave" and data:
@@ -87,20 +89,19 @@ class RealNumbers(TorchFunctionMode):
             result = _widened(result)
         if data:
             self.mark(result)
-            if name.endswith("_"):  # in place
-                self.mark(args[0])
+            if _in_place(name):
+                self.mark(args[:1])
         return result
-
-    def __call__(self, func: Any, types: Any, args: tuple[Any, ...]) -> Any:
-        """Run another call in place of the one asked for."""
-        return self.__torch_function__(func, types, args)
 
     def _known(self, compute: Callable[[], Any]) -> Any:
         if self.replay is None:
             value = compute()
             self.record.append(value)
             return value
-        return next(self.replay)
+        value = next(self.replay, None)
+        if value is None:
+            raise RuntimeError("forward reads other constants than when it was run before")
+        return value
 
     def _places(self, index: Any) -> Any:
         """Integer indices in place of constant boolean masks."""
@@ -125,7 +126,7 @@ class RealNumbers(TorchFunctionMode):
         axis = args[2] if len(args) > 2 else kwargs.get("dim")
         if not isinstance(repeats, Tensor) or repeats in self.data or axis is None:
             return func, args, kwargs
-        x = args[0]
+        x: Tensor = args[0]  # type: ignore[misc]
 
         def places() -> Tensor:
             return torch.repeat_interleave(repeats.expand(x.shape[axis]))
@@ -160,11 +161,16 @@ def _widened(value: Any) -> Any:
     return value
 
 
+def _in_place(name: str) -> bool:
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
+    return name.endswith("_")
+
+
 def _widen_data(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Make a call with input-dependent arguments one in float64."""
     if name in NARROW:
         return torch.Tensor.double, args[:1], {}
-    in_place = name.endswith("_") and name != "__getitem__"
 
     def widened(value: Any) -> Any:
         if isinstance(value, torch.dtype):
@@ -173,5 +179,5 @@ def _widen_data(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, A
             return torch.float64
         return _widened(value)
 
-    first = args[:1] if in_place else tree_map(widened, args[:1])
+    first = args[:1] if _in_place(name) else tree_map(widened, args[:1])
     return func, (*first, *tree_map(widened, args[1:])), tree_map(widened, kwargs)

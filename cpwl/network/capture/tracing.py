@@ -92,6 +92,11 @@ def _check_result(result: Any) -> None:
                 f"Expected an output with the batch axis first, got shape {tuple(result.shape)} "
                 "for a batch of 2. Keep the batch axis first and unreduced."
             )
+        if not result.numel():
+            raise CaptureError(
+                f"Expected an output with entries, got shape {tuple(result.shape)} for a batch of "
+                "2. Return the values wanted."
+            )
         if not result.is_floating_point():
             raise CaptureError(
                 f"Expected a floating-point output, got {result.dtype}. "
@@ -148,6 +153,11 @@ def _traced(exported: ExportedProgram) -> TracedCalls:
             spec = kinds[node.name]
             if spec.kind == InputKind.USER_INPUT:
                 data = node
+            elif spec.target is None:
+                raise CaptureError(
+                    "Expected a module without side effects, got one whose operations check or "
+                    "print while they run. Take them out, or use approx."
+                )
             else:
                 constants[node] = state[str(spec.target)]
     assert data is not None

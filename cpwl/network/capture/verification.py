@@ -156,7 +156,10 @@ def _graph_values(listing: Listing, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_affine(program: Program) -> None:
-    """Check f(x + y) + f(0) = f(x) + f(y) for every affine step, on a batch of one."""
+    """Check f(x + y) + f(0) = f(x) + f(y) for every affine step, on a batch of one.
+
+    Its matrix is read by automatic differentiation: that has to be the transpose of what f does.
+    """
     sizes = error_analysis.single_values(program)
     for index in program.output_plan.order:
         step = program.steps[index]
@@ -173,6 +176,31 @@ def _check_affine(program: Program) -> None:
         what = f"an affine map at '{step.name}' ({step.target})"
         scale = max(x.abs().max().item(), y.abs().max().item()) if x.numel() else 0.0
         _compare(what, left, x + y, 0.0, AFFINE_TOLERANCE * max(scale, 1e-30))
+        _check_transpose(step, sizes, draws[0], x - _value(step, {**sizes, **zero}))
+
+
+def _check_transpose(
+    step: Step, sizes: Mapping[int, Any], draw: dict[int, Tensor], mapped: Tensor
+) -> None:
+    """Check <w, L x> = <L^T w, x> with the derivative that torch knows."""
+    with torch.enable_grad():
+        leaves = {i: value.clone().requires_grad_() for i, value in draw.items()}
+        w = random_points(1, tuple(mapped.shape), seed=1)[0]
+        try:
+            out = _value(step, {**sizes, **leaves})
+            pulled = torch.autograd.grad(out, list(leaves.values()), w, allow_unused=True)
+        except (RuntimeError, NotImplementedError):
+            return  # torch has no derivative: the step has no matrix either
+    ours = torch.stack([
+        (g * x).sum() for g, x in zip(pulled, draw.values(), strict=True) if g is not None
+    ] or [torch.zeros((), dtype=torch.float64)]).sum()  # fmt: skip
+    scale = (w * mapped).abs().sum().item()
+    _compare(
+        f"its derivative at '{step.name}' ({step.target})", ours, (w * mapped).sum(), 0.0,
+        AFFINE_TOLERANCE * max(scale, 1e-30),
+        "Where two numbers are written to one place, torch's derivative counts both: make the "
+        "places distinct.",
+    )  # fmt: skip
 
 
 def _value(step: Step, values: dict[int, Any]) -> Tensor:

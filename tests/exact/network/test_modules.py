@@ -41,9 +41,9 @@ class Timed(nn.Module):
             h = h + self.label(label)
         if scales is not None:
             h = h * scales["a"] + scales["b"][0]
-        room = torch.zeros(h.shape[0], h.shape[1])
+        room = torch.zeros(h.shape[0], h.shape[1]).to(h.dtype)
         room[:, self.kept] = h[:, self.kept]
-        return self.out(torch.cat([h.relu(), room.relu().half().float()], 1)).float()
+        return self.out(torch.cat([h.relu(), room.relu().float().to(h.dtype)], 1)).float()
 
 
 def points(count, size=2):
@@ -58,13 +58,18 @@ def test_casts_in_forward_and_fixed_arguments(dtype):
     network = Network.from_torch(module, (2,), fixed=fixed)
     assert network.num_units == 16
     z = points(20)
-    if dtype == torch.float64:
-        fixed["scales"]["a"] = fixed["scales"]["a"].double()
+    fixed["scales"]["a"] = fixed["scales"]["a"].to(dtype)
     expected = module(z.to(dtype), **fixed).double().detach()
     error = (network(z) - expected).abs().max()
     assert error <= 64 * torch.finfo(torch.float32 if dtype != torch.bfloat16 else dtype).eps
     kinds = [op.kind for op in inspect(module, (2,), fixed=fixed)]
     assert kinds == [op.kind for op in network.operations]
+
+
+def test_casts_to_half_of_what_depends_on_the_input_are_identities():
+    module = Two(lambda x: x.half().to(torch.bfloat16).type_as(x).relu() + x.to(torch.float32))
+    z = points(5)
+    assert torch.equal(Network.from_torch(module, (2,))(z), z.relu() + z)
 
 
 def test_tensors_with_a_batch_axis_of_one_hold_for_every_sample():
@@ -216,8 +221,11 @@ def test_default_dtype_decides_nothing(dtype):
         nn.BatchNorm2d(3), nn.PReLU(3, 0.3), nn.MaxPool2d(2), nn.Upsample(scale_factor=2,
         mode="bilinear"), nn.Hardtanh(-0.3, 0.7), nn.Flatten(), nn.Linear(48, 2),
     ).eval()  # fmt: skip
-    mixed = Two(lambda x: torch.where(x > 0.1, x - 0.1, 0.0) + 0.3 * x.abs().clamp(max=0.9)
-                + functional.softshrink(x, 0.3) + x.sort(1).values)  # fmt: skip
+    bends = Two(
+        lambda x: torch.where(x > 0.1, x - 0.1, 0.0) + 0.3 * x.abs().clamp(max=0.9)
+        + functional.softshrink(x, 0.3) + x.sort(1).values
+    )  # fmt: skip
+    mixed = nn.Sequential(nn.Linear(2, 2), bends)
     domain = cpwl.box([-1.0, -1.0], [1.0, 1.0])
 
     def partitions():
