@@ -12,9 +12,13 @@ from cpwl.affine import affine_maps
 from cpwl.arrays import EPS, Floats, Ints
 from cpwl.checks.findings import SMALLEST, Log, Tolerances
 from cpwl.checks.plane import Differences
+from cpwl.domain import Domain
 from cpwl.network import Knots, Network
-from cpwl.network.program import error_analysis, output_bound
+from cpwl.network.program import error_analysis, output_bound, rounding_noise
 from cpwl.partition import Partition
+
+# Times the change of an output by a few random roundings.
+_NOISE_AT_MOST = 256.0
 
 
 def choose(items: Ints, count: int, random: np.random.Generator) -> Ints:
@@ -126,7 +130,8 @@ def check_continuity(partition: Partition, facets: Ints, log: Log, tolerances: T
         errors.append(np.abs(value[:, 0] - value[:, 1]).max(axis=-1, initial=0.0))
         scales.append(scale.reshape(len(mine), 2).max(axis=1))
     relative = _relative(partition, np.concatenate(errors), np.concatenate(scales))
-    log.add("maps agree on facets", "facet", len(facets), facets[~(relative <= tolerances.values)])
+    most = _values_tolerance(partition, tolerances)
+    log.add("maps agree on facets", "facet", len(facets), facets[~(relative <= most)])
     return float(relative.max(initial=0.0))
 
 
@@ -164,7 +169,7 @@ def check_centres(
         errors.append(np.abs(value[:, 0] - expected).max(axis=-1, initial=0.0))
         scales.append(scale)
     relative = _relative(partition, np.concatenate(errors), np.concatenate(scales))
-    wrong = cells[~(relative <= tolerances.values)]
+    wrong = cells[~(relative <= _values_tolerance(partition, tolerances))]
     log.add("maps are the network's at the centres", "cell", len(cells), wrong)
     return float(relative.max(initial=0.0)), undecided
 
@@ -252,16 +257,34 @@ def _relative(partition: Partition, errors: Floats, scales: Floats) -> Floats:
     """Errors relative to the scales, of which none counts as less than 1/1000 of the largest.
 
     Where a map is small because what some layer adds up cancels, its rounding error is not: errors
-    within 1e-12 of the largest number on the way (and within the output's rounding bound) do not
-    count.
+    within `_NOISE_AT_MOST` times what rounding does at some vertices, and within the bound on it,
+    do not count.
     """
     network = _network(partition)
-    z = _latents(partition, partition.domain.corners)
+    some = partition.points[:: len(partition.points) // 256 + 1]
+    z = _latents(partition, np.concatenate([partition.domain.corners, some]))
     bound = float(output_bound(network.program, z, _input_error(partition)).max())
-    on_the_way = [z, *(network.preactivations(z, stage) for stage in range(network.num_stages))]
-    rounding = min(2 * bound, 1e-12 * max(float(values.abs().max()) for values in on_the_way))
+    rounding = min(2 * bound, _NOISE_AT_MOST * rounding_noise(network.program, z))
     floor = max(1e-3 * float(scales.max(initial=0.0)), SMALLEST)
     return np.maximum(errors - rounding, 0.0) / np.maximum(scales, floor)
+
+
+def coarseness(domain: Domain) -> float:
+    """How much coarser vertices are than their coordinates, where latents have larger entries.
+
+    A vertex is where float64 finds it: at a latent that is rounded by eps times its own size.
+    """
+    place = domain.slice
+    shortest = np.linalg.svd(place.basis.reshape(place.dim, -1), compute_uv=False)[-1]
+    largest = max(float(np.abs(domain.corners).max()), 1e-300)
+    with np.errstate(over="ignore"):
+        far = float(np.abs(place.origin).max()) / shortest / largest
+    return float(np.clip(far, 1.0, 2.0**40))
+
+
+def _values_tolerance(partition: Partition, tolerances: Tolerances) -> float:
+    """Tolerance of outputs: positions that are coarser than it make values as coarse."""
+    return max(tolerances.values, tolerances.geometry * EPS * coarseness(partition.domain))
 
 
 def _centres(partition: Partition, cells: Ints) -> Floats:

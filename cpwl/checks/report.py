@@ -132,6 +132,7 @@ def _geometry(p: Partition, log: Log, tolerances: Tolerances) -> tuple[float, fl
     """Check the geometry at a size whose volumes float64 can hold."""
     kind = plane if p.dim <= 2 else space
     exponent = magnitude(p.points)
+    tolerances = tolerances._replace(geometry=tolerances.geometry * network.coarseness(p.domain))
     if abs(exponent) < 64:
         return kind.check_geometry(p, log, tolerances)
     old, scale = p.domain, Fraction(2) ** -exponent

@@ -5,7 +5,12 @@ Imports only arrays and errors.
 """
 
 from cpwl.network.program import error_analysis, max_pooling, nonlinearities, passes, tangents
-from cpwl.network.program.error_analysis import Analysis, output_bound, single_values
+from cpwl.network.program.error_analysis import (
+    Analysis,
+    output_bound,
+    rounding_noise,
+    single_values,
+)
 from cpwl.network.program.matrices import Matrices, read_matrices
 from cpwl.network.program.max_pooling import (
     Tournament,
@@ -73,6 +78,7 @@ __all__ = [
     "pooling_taps",
     "read_matrices",
     "references",
+    "rounding_noise",
     "single_values",
     "stage_plan",
     "strided_windows",

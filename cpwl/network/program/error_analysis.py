@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpwl.arrays import SMALLEST
+from cpwl.arrays import EPS, SMALLEST
 from cpwl.network.program.passes import preactivations, stage_values
 from cpwl.network.program.program import Program, Ref, Step, call, fill, run, stage_plan
 from cpwl.network.program.rounding import gamma, magnitude
@@ -48,6 +48,31 @@ def output_bound(program: Program, z: Tensor, input_error: Tensor | None = None)
         env = run(program, program.output_plan, z, analysis.step)
     error = analysis.errors.get(program.output)
     return torch.zeros_like(env[program.output][:1]) if error is None else error
+
+
+def rounding_noise(program: Program, z: Tensor, draws: int = 3) -> float:
+    """Largest change of an output where all numbers on the way move by eps, either way at random.
+
+    No bound, but near the size of the errors that are really met: those that numbers leave behind
+    which cancel, in their layer or later, are in it.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(value: Any) -> Any:
+        sign = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
+        return value + value * (EPS * sign)
+
+    def perturbed(index: int, step: Step, env: list[Any]) -> Any:
+        value = call(step, env)
+        return value if step.kind in ("size", "fixed") else moved(value)
+
+    with torch.no_grad():
+        plain = run(program, program.output_plan, z)[program.output]
+        changes = [
+            run(program, program.output_plan, moved(z), perturbed)[program.output] - plain
+            for _ in range(draws)
+        ]
+    return max(float(change.abs().max()) for change in changes)
 
 
 class Analysis:
