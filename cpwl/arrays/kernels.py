@@ -40,7 +40,8 @@ def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     Where none can be written, in a read-only installation without a home, or the disk is full, one
     warning says so.
     """
-    made = njit(nogil=True, no_cfunc_wrapper=True, **options)(function)
+    every: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True, **options}
+    made = njit(**every)(function)
     _keep(made)
     return made
 

@@ -39,14 +39,15 @@ POINTWISE = (  # numbers to numbers, entry by entry
 REDUCTIONS = (  # along axes
     "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "cummax", "cummin", "cumprod",
     "cumsum", "kthvalue", "linalg_norm", "linalg_vector_norm", "log_softmax", "_log_softmax",
-    "logcumsumexp", "logsumexp", "max", "mean", "median", "min", "nanmedian", "norm", "prod", "softmax",
-    "_softmax", "std", "std_mean", "sum", "var", "var_mean", "sort", "msort", "argsort", "topk",
+    "logcumsumexp", "logsumexp", "max", "mean", "median", "min", "nanmedian", "norm", "prod",
+    "softmax", "_softmax", "std", "std_mean", "sum", "var", "var_mean", "sort", "msort", "argsort", "topk",
     "diff", "pairwise_distance", "cosine_similarity", "nansum",
 )
 PRODUCTS = (
     "addmm", "baddbmm", "bmm", "cdist", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
     "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "dot", "einsum",
-    "linear", "matmul", "mm", "mv", "outer", "scaled_dot_product_attention", "tensordot", "_trilinear",
+    "linear", "matmul", "mm", "mv", "outer", "scaled_dot_product_attention", "tensordot",
+    "_trilinear",
 )
 NORMALISATIONS = (
     "batch_norm", "group_norm", "instance_norm", "layer_norm", "native_group_norm",
