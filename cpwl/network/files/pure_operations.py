@@ -40,8 +40,8 @@ REDUCTIONS = (  # along axes
     "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "cummax", "cummin", "cumprod",
     "cumsum", "kthvalue", "linalg_norm", "linalg_vector_norm", "log_softmax", "_log_softmax",
     "logcumsumexp", "logsumexp", "max", "mean", "median", "min", "nanmedian", "norm", "prod",
-    "softmax", "_softmax", "std", "std_mean", "sum", "var", "var_mean", "sort", "msort", "argsort", "topk",
-    "diff", "pairwise_distance", "cosine_similarity", "nansum",
+    "softmax", "_softmax", "std", "std_mean", "sum", "var", "var_mean", "sort", "msort", "argsort",
+    "topk", "diff", "pairwise_distance", "cosine_similarity", "nansum",
 )
 PRODUCTS = (
     "addmm", "baddbmm", "bmm", "cdist", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
