@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpwl.files import atomic_path
+from cpwl.files import atomic_folder, atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +24,7 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
     """
     try:
         if path.suffix == ".zarr":
-            with _atomic_folder(path) as part:
+            with atomic_folder(path) as part:
                 # format 3 has no specification for text (labels) and for consolidated metadata yet
                 dataset.to_zarr(part, mode="w", zarr_format=2, consolidated=True)
             return
@@ -114,26 +110,3 @@ def _rows(dataset: xr.Dataset) -> pd.DataFrame:
         frame = frame.reset_index()
     frame.attrs = {str(name): value for name, value in dataset.attrs.items()}
     return frame
-
-
-@contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder's name; move it to `path` on success, delete it on any failure.
-
-    A store that was there before goes out of the way first: the name may be missing for an instant,
-    but never belongs to a part of a store.
-    """
-    part, old = (
-        path.with_name(f".{path.stem}.{secrets.token_hex(4)}.{word}{path.suffix}")
-        for word in ("part", "old")
-    )
-    try:
-        yield part
-        if path.exists():
-            os.replace(path, old)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        shutil.rmtree(old, ignore_errors=True)

@@ -274,12 +274,14 @@ def coarseness(domain: Domain) -> float:
 
     A vertex is where float64 finds it: at a latent that is rounded by eps times its own size.
     """
-    place = domain.slice
-    shortest = np.linalg.svd(place.basis.reshape(place.dim, -1), compute_uv=False)[-1]
-    largest = max(float(np.abs(domain.corners).max()), 1e-300)
-    with np.errstate(over="ignore"):
-        far = float(np.abs(place.origin).max()) / shortest / largest
-    return float(np.clip(far, 1.0, 2.0**40))
+    basis = domain.slice.basis.reshape(domain.dim, -1)
+    unit = 2.0 ** -np.frexp(np.abs(basis).max())[1]
+    extent = np.maximum(np.abs(domain.corners).max(axis=0), 1e-300)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = np.abs(domain.slice.origin).reshape(-1) * unit + extent @ np.abs(basis * unit)
+        moved = size @ np.abs(np.linalg.pinv(basis * unit))
+        share = np.nan_to_num(moved, nan=np.inf).max() / extent.max()
+    return float(np.clip(share, 1.0, 2.0**40))
 
 
 def _values_tolerance(partition: Partition, tolerances: Tolerances) -> float:
