@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cpwl.arrays import EPS, SMALLEST, UNIT_ROUNDOFF, Floats
+from cpwl.arrays import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, magnitude
 from cpwl.domain.arguments import MAX_DIM as MAX_DIM
 from cpwl.domain.arguments import bounds, check_dim, floats, half_spaces, listed, roundoff
 from cpwl.domain.convex_loop import anticlockwise, convex_loop
@@ -326,5 +326,5 @@ class Domain:
 
 def _length(vector: Floats) -> float:
     """Euclidean norm, for numbers of any size."""
-    scale = float(np.abs(vector).max(initial=0.0))
-    return scale * float(np.linalg.norm(vector / scale)) if scale else 0.0
+    exponent = magnitude(vector)
+    return math.ldexp(float(np.linalg.norm(np.ldexp(vector, -exponent))), exponent)
