@@ -46,7 +46,7 @@ def cut(module: nn.Module, input_shape: tuple[int, ...], upto: str) -> nn.Module
     latents = graph.placeholder("z")
     dtype = graph.call_function(getattr, (latents, "dtype"))
     made[listing.input] = latents
-    for node in exported.graph.nodes:
+    for node in listing.graph.nodes:
         if node not in needed or node is listing.input:
             continue
         if node in listing.constants:
