@@ -78,6 +78,10 @@ def _identity(call: Call) -> Affine:
 
 def _reshape(call: Call) -> Affine:
     _first_only(call)
+    if isinstance(call.args[1], torch.dtype):
+        if call.args[1] != torch.float64:
+            raise NotPiecewiseLinear(f"it reads the bits of numbers as {call.args[1]}")
+        return Affine(None, call.args, call.kwargs, Rounding(0))
     return Affine(torch.reshape, call.args, call.kwargs, Rounding(0))
 
 

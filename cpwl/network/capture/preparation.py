@@ -113,6 +113,11 @@ def float64_copy(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> n
         fit.
     """
     check_module(module)
+    if fixed is not None and not isinstance(fixed, Mapping):
+        raise CaptureError(
+            f"Expected fixed= as a mapping of argument names to values, got "
+            f'{type(fixed).__name__}. Write fixed={{"t": 10}}, for example.'
+        )
     fixed = dict(fixed or {})
     _check_arguments(module, fixed)
     memo: dict[int, Any] = {}

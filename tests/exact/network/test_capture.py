@@ -373,3 +373,16 @@ def test_onnx_operators_equal_the_reference_evaluator(tmp_path):
     evaluator = ReferenceEvaluator(str(path))
     expected = np.concatenate([evaluator.run(None, {"x": row[None]})[0] for row in z])
     np.testing.assert_allclose(network(z).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [1e8, 1e20, 1e200])
+def test_offsets_of_any_size_are_taken(offset):
+    """Beside them the difference of two values says nothing about a derivative."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ).double()
+    with torch.no_grad():
+        module[0].bias[0] += min(offset, 1e100)
+        module[2].bias[0] += offset
+    assert Network.from_torch(module, (2,)).num_units == 8

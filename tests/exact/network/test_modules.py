@@ -86,6 +86,7 @@ FIXED = [
     ({}, r"also needs 't'\. Give values: fixed=\{\"t\": \.\.\.\}"),
     ({"t": torch.ones(1), "time": 3}, r"further arguments of Timed\.forward \('t', 'label', 'sca"),
     ({"t": torch.ones(1), "x": 3}, r"got 'x', which is its input"),
+    ([10], r"Expected fixed= as a mapping of argument names to values, got list"),
     ({"t": object()}, r"tuples and dicts of them in fixed=, got object for 't'"),
     ({"t": torch.ones(5)}, r"give further tensors \(fixed=\) a batch axis of length one"),
 ]

@@ -53,6 +53,9 @@ CASES = [
     # x / 3: 0, .33, .67, 1, 1.33, 1.67, 2, 2.33, 2.67; halves go down, beyond the end counts as 2
     ("nearest", *resize([1, 1, 3], mode="nearest", coordinate_transformation_mode="asymmetric"),
      [1, 1, 3], 13, [[[5, 6, 7]]], [5, 5, 6, 6, 6, 7, 7, 7, 7]),
+    # operator set 10 says no rounding: 0, 1.33, 2.67 go up where entries are dropped
+    ("nearest of set 10", [node("Resize", ["x", "s"], ["y"], mode="nearest")],
+     {"s": f([1, 1, 0.75])}, [1, 1, 4], 10, [[[4, 5, 6, 7]]], [4, 6, 7]),
     # (x + .5) / 2 - .5: -.25, .25, .75, 1.25
     ("nearest ceil", *resize([1, 1, 2], mode="nearest", nearest_mode="ceil",
                              coordinate_transformation_mode="half_pixel"),
@@ -161,6 +164,8 @@ REFUSED = [
     ("a bound from the input", [node("ReduceMax", ["x"], ["m"], keepdims=0),
                                 node("Clip", ["x", "", "m"], ["y"])],
      {}, [1, 2], 17, "where its input 2 depends on the model's input"),
+    ("a crop that wraps", [node("Pad", ["x", "p"], ["y"], mode="wrap")],
+     {"p": i([0, -1, 0, 2])}, [1, 4], 19, r"with negative pads \[-1, 2\] and mode=wrap"),
     ("axis beyond the rank", [node("Softmax", ["x"], ["y"], axis=7)], {}, [1, 2], 17,
      "axis 7 on 2 axes"),
     ("missing attribute", [node("Concat", ["x", "x"], ["y"])], {}, [1, 2], 17,

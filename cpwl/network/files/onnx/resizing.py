@@ -189,7 +189,8 @@ def _matrix(node: Node, x: Array, n: int, scale: float, mode: str) -> Array:
     matrix = np.zeros((len(x), n))
     rows = np.arange(len(x))
     if mode == "nearest":
-        rounding = a.get("nearest_mode") or "floor"
+        # without the attribute, up to operator set 10: downwards, upwards where entries are dropped
+        rounding = a.get("nearest_mode") or ("floor" if scale >= 1 else "ceil")
         if rounding not in NEAREST:
             node.refuse(f"with nearest_mode={rounding}")
         matrix[rows, np.clip(NEAREST[rounding](x), 0, n - 1).astype(int)] = 1

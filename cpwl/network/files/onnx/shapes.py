@@ -241,6 +241,8 @@ def _picked(node: Node, pairs: list[tuple[int, int]], how: str) -> tuple[Functio
         n = node.shape()[axis]
         if (before, after) == (0, 0):
             continue
+        if min(before, after) < 0 and how != "edge":
+            node.refuse(f"with negative pads {[before, after]} and mode={how}")
         place = np.arange(-before, n + after)
         if how == "reflect":
             if n == 1 or max(before, after) >= n:
