@@ -383,8 +383,12 @@ def _placed(call: Call) -> Affine:
     if where:
         raise NotPiecewiseLinear("where it writes depends on the input")
     reduce = call.kwargs.get("reduce", call.args[4] if len(call.args) > 4 else None)
-    if reduce not in (None, "sum", "mean"):
-        raise NotPiecewiseLinear(f"its '{reduce}' over places is not taken; use amax or maximum")
+    if call.name == "scatter" and reduce == "add" and call.shapes[3] is not None:
+        call = call._replace(name="scatter_add", function=aten.scatter_add.default, kwargs={})
+    elif reduce not in (None, "sum", "mean"):
+        raise NotPiecewiseLinear(
+            f"its '{reduce}' over places is not taken; gather the places, then reduce over an axis"
+        )
     shape = call.shapes[0]
     assert shape is not None
 

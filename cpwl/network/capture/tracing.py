@@ -71,6 +71,8 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram |
             return _exported(module, example)
         except (UserError, RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            if first.startswith("Constraints violated"):  # and then advice for torch's developers
+                first = "an operation in it fixes the size of the first axis, or works along it."
             raise CaptureError(
                 "Expected a module that torch.export can trace with a free batch axis, got from "
                 f"{type(module).__name__}: {first} Avoid Python branches on tensor values, and "

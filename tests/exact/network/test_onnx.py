@@ -53,6 +53,8 @@ CASES = [
     # x / 3: 0, .33, .67, 1, 1.33, 1.67, 2, 2.33, 2.67; halves go down, beyond the end counts as 2
     ("nearest", *resize([1, 1, 3], mode="nearest", coordinate_transformation_mode="asymmetric"),
      [1, 1, 3], 13, [[[5, 6, 7]]], [5, 5, 6, 6, 6, 7, 7, 7, 7]),
+    ("Einsum with dots", [node("Einsum", ["x", "w"], ["y"], equation="...j,jk")],
+     {"w": f([[1, 2], [3, 4]])}, [1, 2, 2], 17, [[[1, 0], [0, 1]]], [1, 2, 3, 4]),
     # operator set 10 says no rounding: 0, 1.33, 2.67 go up where entries are dropped
     ("nearest of set 10", [node("Resize", ["x", "s"], ["y"], mode="nearest")],
      {"s": f([1, 1, 0.75])}, [1, 1, 4], 10, [[[4, 5, 6, 7]]], [4, 6, 7]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import prod
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -340,23 +341,43 @@ def _gemm(node: Node) -> Function:
 
 def _einsum(node: Node) -> Function:
     text = node.attributes["equation"].replace(" ", "")
-    left, arrow, right = text.partition("->")
-    terms = left.split(",")
-    if "." in text or not arrow or len(terms) != len(node.inputs):
-        node.refuse(f"with the equation '{text[:60]}'")
+    shapes = [node.shape(k) for k in range(len(node.inputs))]
+    terms, right = _spelled_out(text, [len(shape) for shape in shapes])
     sizes: dict[str, int] = {}
-    for term, value in zip(terms, node.inputs, strict=True):
-        assert value is not None
-        for letter, n in zip(term, value.shape, strict=False):
-            if len(term) != len(value.shape) or sizes.setdefault(letter, n) != n:
-                node.refuse(f"with the equation '{text[:60]}' for these shapes")
+    fits = len(terms) == len(shapes) and "." not in "".join([*terms, right])
+    for term, shape in zip(terms, shapes, strict=False):
+        fits &= len(term) == len(shape)
+        fits &= all(sizes.setdefault(c, n) == n for c, n in zip(term, shape, strict=False))
+    if not fits:
+        node.refuse(f"with the equation '{text[:60]}' for the shapes {[list(s) for s in shapes]}")
     node.require(prod(sizes.values()), "products")
     if not node.whole:
-        return lambda *tensors: torch.einsum(text, *tensors)
-    free = next(c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" if c not in text)
+        equation = f"{','.join(terms)}->{right}"
+        return lambda *tensors: torch.einsum(equation, *tensors)
+    free = next(c for c in ascii_letters if c not in f"{terms}{right}")
     known = [value is not None and value.known for value in node.inputs]
     wide = ",".join(term if k else free + term for term, k in zip(terms, known, strict=True))
     return lambda *tensors: torch.einsum(f"{wide}->{free}{right}", *tensors)
+
+
+def _spelled_out(text: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Write an equation with letters in place of dots, and with its result."""
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    hidden = [
+        max(rank - len(term.replace("...", "")), 0) if "..." in term else 0
+        for term, rank in zip(terms, ranks, strict=False)
+    ]
+    letters = [c for c in ascii_letters if c not in text][: max(hidden, default=0)]
+    if not arrow:
+        once = [c for c in sorted(set(left) - set(",.")) if left.count(c) == 1]
+        right = ("..." if "..." in left else "") + "".join(once)
+    # the last axes of the dots meet
+    spelled = [
+        term.replace("...", "".join(letters[len(letters) - count :]))
+        for term, count in zip(terms, hidden, strict=False)
+    ]
+    return spelled, right.replace("...", "".join(letters))
 
 
 # fmt: off
