@@ -162,6 +162,7 @@ def samples(operator: Any, count: int) -> Iterator[Sample | str]:
             for s in islice(operator.sample_inputs("cpu", torch.float64), 40)
             if isinstance(s.input, Tensor)
             and s.input.is_floating_point()
+            and s.input.layout == torch.strided
             and bool(torch.isfinite(s.input).all())
             and 0 < s.input.numel() <= MOST_ENTRIES
         ]
