@@ -168,6 +168,6 @@ def fitting(node: Node) -> Iterator[None]:
         raise
     except wrong as error:
         raise CaptureError(
-            f"Expected inputs that fit ONNX {node.type} '{node.place}', got: "
-            f"{first_line(error)}. {AGAIN}"
+            f"Expected inputs that fit ONNX {node.type} '{node.place}', got others ("
+            f"{first_line(error)}). {AGAIN}"
         ) from error
