@@ -8,6 +8,8 @@ map of every cell equals torch's value and Jacobian at the cell's centroid), *re
 
 from __future__ import annotations
 
+import re
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -219,8 +221,10 @@ def network_units(partition: cpwl.Partition) -> int:
 
 
 def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # of a trace that failed, what torch says, without our advice
+    text = re.split(" Avoid Python| Give the shape", text.split("got from Sample: ")[-1])[0]
+    return textwrap.shorten(text, 140, placeholder=" ...")
 
 
 def verdicts(names: Iterable[str], count: int) -> Iterator[tuple[str, list[Verdict]]]:
@@ -262,5 +266,5 @@ def write_table(path: Path, rows: Sequence[tuple[str, Verdict]]) -> None:
     for name, verdict in rows:
         if verdict.outcome != "skipped":
             reason = "" if verdict.outcome == "taken" else verdict.reason.replace("|", "\\|")
-            lines.append(f"| {name} | {verdict.outcome} | {reason} |")
+            lines.append(f"| `{name}` | {verdict.outcome} | {reason} |")
     path.write_text("\n".join(lines) + "\n")
