@@ -200,7 +200,7 @@ def check(
     >>> report.ok, report.faces, report.euler
     (True, (9, 12, 4), 1)
     """
-    require_at_least(0, samples, "samples", "Leave it out for 2048.", whole=True)
+    require_at_least(0, samples, "samples", "Leave it out for 512.", whole=True)
     for name, value in tolerances._asdict().items():
         require_at_least(0, value, f"the tolerance of {name}", "Leave it out.")
     for name, value in limits._asdict().items():

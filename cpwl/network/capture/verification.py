@@ -14,7 +14,7 @@ from cpwl.errors import CaptureError
 from cpwl.network.capture.lowering import Listing
 from cpwl.network.capture.preparation import call_fixed
 from cpwl.network.capture.tracing import random_points
-from cpwl.network.program import Program, Step, Triangle, error_analysis, fill, passes
+from cpwl.network.program import Program, Step, Triangle, call, error_analysis, passes
 
 POINTS = 3
 RELATIVE_TOLERANCE = 1e-10
@@ -169,14 +169,14 @@ def _check_affine(program: Program) -> None:
             {i: random_points(1, program.steps[i].single, seed)[0] for i in step.data}
             for seed in (2 * index, 2 * index + 1)
         ]
-        x, y = (_value(step, {**sizes, **draw}) for draw in draws)
+        x, y = (call(step, {**sizes, **draw}) for draw in draws)
         both = {i: draws[0][i] + draws[1][i] for i in step.data}
         zero = {i: torch.zeros_like(value) for i, value in both.items()}
-        left = _value(step, {**sizes, **both}) + _value(step, {**sizes, **zero})
+        left = call(step, {**sizes, **both}) + call(step, {**sizes, **zero})
         what = f"an affine map at '{step.name}' ({step.target})"
         scale = max(x.abs().max().item(), y.abs().max().item()) if x.numel() else 0.0
         _compare(what, left, x + y, 0.0, AFFINE_TOLERANCE * max(scale, 1e-30))
-        _check_transpose(step, sizes, draws[0], x, _value(step, {**sizes, **zero}))
+        _check_transpose(step, sizes, draws[0], x, call(step, {**sizes, **zero}))
 
 
 def _check_transpose(
@@ -188,7 +188,7 @@ def _check_transpose(
         leaves = {i: value.clone().requires_grad_() for i, value in draw.items()}
         w = random_points(1, tuple(mapped.shape), seed=1)[0]
         try:
-            out = _value(step, {**sizes, **leaves})
+            out = call(step, {**sizes, **leaves})
             pulled = torch.autograd.grad(out, list(leaves.values()), w, allow_unused=True)
         except (RuntimeError, NotImplementedError):
             return  # torch has no derivative: the step has no matrix either
@@ -203,9 +203,3 @@ def _check_transpose(
         "Where two numbers are written to one place, torch's derivative counts both: make the "
         "places distinct.",
     )  # fmt: skip
-
-
-def _value(step: Step, values: dict[int, Any]) -> Tensor:
-    lookup = error_analysis.Lookup(values)
-    args = [fill(arg, lookup) for arg in step.args]
-    return step.function(*args, **{key: fill(arg, lookup) for key, arg in step.kwargs.items()})

@@ -166,9 +166,9 @@ class Analysis:
         """Apply |L| of an affine step to non-negative values, and add |b| times a factor."""
         rounding = step.rounding
         assert rounding is not None
-        lookup = Lookup({**self.single, **values})
-        args = [fill(arg, lookup) for arg in step.args]
-        kwargs = {key: fill(arg, lookup) for key, arg in step.kwargs.items()}
+        env = {**self.single, **values}
+        args = [fill(arg, env) for arg in step.args]
+        kwargs = {key: fill(arg, env) for key, arg in step.kwargs.items()}
         linear = step.function if rounding.linear is None else rounding.linear
         bound = linear(*args, **kwargs)
         if constant and rounding.constant is not None:
@@ -184,21 +184,16 @@ class Analysis:
         return self.magnitudes[index]
 
 
-class Lookup(dict[int, Any]):
-    """Values by step number, where `fill` expects a sequence."""
-
-
 def single_values(program: Program) -> dict[int, Any]:
     """Integers and tensors that follow from the batch size alone, for a batch of one."""
-    values = Lookup()
+    values: dict[int, Any] = {}
     zero = torch.zeros((), dtype=torch.float64)
     for index, step in enumerate(program.steps):
         if step.kind not in ("size", "fixed"):
             continue
         # A size may be read off any tensor; only its shape matters.
         values.update({i: zero.expand(program.steps[i].single) for i in step.data})
-        args = [fill(arg, values) for arg in step.args]
-        values[index] = step.function(*args, **{k: fill(v, values) for k, v in step.kwargs.items()})
+        values[index] = call(step, values)
         for i in step.data:
             del values[i]
     return values

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cpwl.arrays import Floats
 from cpwl.network.program.error_analysis import single_values
-from cpwl.network.program.program import Program, Step, fill
+from cpwl.network.program.program import Program, Step, call
 
 # A step with more places in its dense matrix, or a network with more units, is not read: reading
 # takes seconds, and max-pooling over zeros asks for exact values at every vertex, which are then as
@@ -104,9 +104,7 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
     batched = batched and all(i in step.data for i in step.inputs)
 
     def function(*values: Tensor) -> Tensor:
-        env = {**constants, **dict(zip(step.data, values, strict=True))}
-        args = [fill(arg, env) for arg in step.args]
-        return step.function(*args, **{key: fill(v, env) for key, v in step.kwargs.items()})
+        return call(step, {**constants, **dict(zip(step.data, values, strict=True))})
 
     def zeros(n: int) -> tuple[Tensor, ...]:
         return tuple(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpwl.network.program.error_analysis import Lookup, single_values
+from cpwl.network.program.error_analysis import single_values
 from cpwl.network.program.passes import held_pieces
 from cpwl.network.program.program import Program, Ref, Step, call, fill, run
 
@@ -34,7 +34,7 @@ def linear_parts(program: Program) -> dict[int, LinearPart]:
             zeros = {
                 i: torch.zeros(program.steps[i].single, dtype=torch.float64) for i in step.data
             }
-            offset = call(step, Lookup({**constants, **zeros}))  # type: ignore[arg-type]
+            offset = call(step, {**constants, **zeros})
             if offset.any():
                 found[index] = _linear_part(step)
     return found
@@ -81,7 +81,7 @@ def _derivative(step: Step, env: list[Any]) -> Tensor:
     """Differentiate a step at zero, in the directions of its operands."""
 
     def function(*values: Tensor) -> Tensor:
-        return call(step, Lookup({**fixed, **dict(zip(step.data, values, strict=True))}))  # type: ignore[arg-type]
+        return call(step, {**fixed, **dict(zip(step.data, values, strict=True))})
 
     fixed = {i: env[i] for i in step.inputs if i not in step.data}
     directions = tuple(env[i] for i in step.data)
