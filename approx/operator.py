@@ -242,6 +242,35 @@ class JacobianOperator:
             return self.matmat(torch.eye(self.columns, dtype=self.dtype, device=self.device))
         return self.rmatmat(torch.eye(self.rows, dtype=self.dtype, device=self.device)).mT
 
+    def refined(self, latents: Tensor) -> JacobianOperator:
+        """Return the operator of some of the latents in float64, on a copy of the decoder.
+
+        Parameters
+        ----------
+        latents : Tensor
+            (n,) int64, their numbers in this batch.
+
+        Returns
+        -------
+        JacobianOperator
+            To be closed by the caller. Its decoder has the weights as they are stored.
+
+        Raises
+        ------
+        DecoderError
+            The decoder cannot be copied, or its device has no float64.
+        """
+        if self.device.type == "mps":
+            raise DecoderError("Expected a device with float64, got mps: use the CPU.")
+        z = self._latents[latents.to(self.device)].double()
+        return JacobianOperator(
+            self._prepared.call,
+            z,
+            output=self._prepared.output,
+            chunk=self._chunk,
+            dtype=torch.float64,
+        )
+
     def close(self) -> None:
         """Free the graph with its activations; `output` stays."""
         self._graph = self._transpose = None

@@ -4,7 +4,7 @@ An operator goes in; a `Spectrum` comes out, with errors and the definition of w
 Imports `approx.sketches`.
 """
 
-from approx.spectra.estimators import DenseOperator
+from approx.spectra.asked import DenseOperator
 from approx.spectra.methods import METHODS, check_method, spectrum
 from approx.spectra.result import Spectrum, draw_seed
 

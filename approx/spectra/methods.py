@@ -10,8 +10,11 @@ from typing import Literal
 import torch
 
 from approx.sketches import Operator, check_count
-from approx.spectra import estimators
-from approx.spectra.estimators import Asked, DenseOperator
+from approx.spectra.asked import Asked, DenseOperator
+from approx.spectra.dense import exact
+from approx.spectra.drawn import paper
+from approx.spectra.largest import topk
+from approx.spectra.predicted import predict
 from approx.spectra.result import Spectrum, draw_seed
 
 DEFAULT_K = 120
@@ -26,6 +29,9 @@ class Method:
     ----------
     definition : str
         What psi and nu are of, with {k} for the number of singular values.
+    subscript : {"W", "k"}
+        Of psi and nu: "W" for a random projection, "k" for the k largest singular values, which is
+        left out where these are all.
     estimate : callable
         From an operator and an `Asked` to a `Spectrum`.
     held : callable
@@ -40,6 +46,7 @@ class Method:
     """
 
     definition: str
+    subscript: Literal["W", "k"]
     estimate: Callable[[DenseOperator, Asked], Spectrum]
     held: Callable[[Operator, int], float]
     claim: Literal["interval", "bound", "exact"]
@@ -54,28 +61,31 @@ def _rows(op: Operator, products: int) -> float:
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "predict": Method(
-            definition="singular values of W J, W ({k}, D) Haar: psi and nu of a draw of W, "
-            "predicted",
-            estimate=estimators.predict,
+            definition="singular values of W J, W ({k}, D) Haar, predicted for a draw of W",
+            subscript="W",
+            estimate=predict,
             held=_rows,
             claim="interval",
         ),
         "paper": Method(
             definition="singular values of W J, W ({k}, D) Haar, unscaled",
-            estimate=estimators.paper,
+            subscript="W",
+            estimate=paper,
             held=_rows,
             claim="interval",
         ),
         "topk": Method(
-            definition="the {k} largest singular values of J, by block Krylov",
-            estimate=estimators.topk,
+            definition="singular values of J, the {k} largest, by block Krylov",
+            subscript="k",
+            estimate=topk,
             # half of the products are on each side
             held=lambda op, products: 3 * op.dtype.itemsize * products * (op.rows + op.columns) / 2,
             claim="bound",
         ),
         "exact": Method(
-            definition="the {k} largest singular values of J, dense float64",
-            estimate=estimators.exact,
+            definition="singular values of J, the {k} largest, dense",
+            subscript="k",
+            estimate=exact,
             held=lambda op, products: 3 * _WIDE * op.rows * op.columns,
             claim="exact",
             dense=True,
@@ -90,6 +100,15 @@ def check_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"Expected method in {', '.join(METHODS)}, got {name!r}.")
     return METHODS[name]
+
+
+def defined(method: Method, k: int, subscript: str) -> str:
+    """Return what psi and nu are of, beginning with their names."""
+    end = f"_{subscript}" if subscript else ""
+    text = method.definition.format(k=k)
+    if not subscript:
+        text = text.replace(f"the {k} largest", f"all {k}")
+    return f"psi{end}, nu{end}: {text}"
 
 
 def spectrum(
@@ -176,9 +195,11 @@ def spectrum(
     check_count(k, smaller, "min(outputs, latent size)")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise ValueError(f"Expected a relative tolerance in [0, 1), got {tolerance}.")
+    subscript = "" if chosen.subscript == "k" and k == smaller else chosen.subscript
     asked = Asked(
         method=method,
-        definition=chosen.definition.format(k=k),
+        definition=defined(chosen, k, subscript),
+        subscript=subscript,
         k=k,
         seed=None if chosen.dense else draw_seed(generator),
         tolerance=tolerance,

@@ -44,7 +44,14 @@ class Spectrum:
     seed : int or None
         Gives the same result again as `generator=seed`; None where nothing is random.
     definition : str
-        What psi and nu are of.
+        What psi and nu are of, beginning with their names.
+    subscript : {"", "k", "W"}
+        Of psi and nu: none for the whole Jacobian, "k" for its k largest singular values, "W" for
+        those of W J.
+    doubtful : (B,) int64 tensor
+        How many of the singular values the precision of the products leaves in doubt.
+    note : str
+        Why psi is NaN, where it is; empty otherwise.
     tolerance : float
         Singular values at most this times the latent's largest count as zero.
     singular_values : (B, k) tensor or None
@@ -59,7 +66,7 @@ class Spectrum:
     >>> found.psi.shape, found.psi_interval.shape, found.products
     (torch.Size([2]), torch.Size([2, 2]), 2)
     >>> found.definition
-    'singular values of W J, W (2, D) Haar, unscaled'
+    'psi_W, nu_W: singular values of W J, W (2, D) Haar, unscaled'
     """
 
     psi: Tensor
@@ -77,6 +84,9 @@ class Spectrum:
     k: int
     seed: int | None
     definition: str
+    subscript: str
+    doubtful: Tensor
+    note: str
     tolerance: float
     singular_values: Tensor | None
 

@@ -1,0 +1,51 @@
+"""One call of `spectrum`: what every method is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from approx.sketches import Operator
+
+
+class DenseOperator(Operator, Protocol):
+    """An operator that can also be written out as a matrix."""
+
+    def dense(self, max_bytes: float = ...) -> Tensor:
+        """Matrices (B, D, d)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call of `spectrum`, its arguments checked.
+
+    `definition` says what psi and nu are of; `seed` is None for a method without probes.
+    """
+
+    method: str
+    definition: str
+    subscript: str
+    k: int
+    seed: int | None
+    tolerance: float | None
+    products: int
+    block: int
+    depth: int
+    max_bytes: float
+
+
+def probes(asked: Asked) -> torch.Generator:
+    """Return a generator of the call's probes."""
+    assert asked.seed is not None
+    return torch.Generator().manual_seed(asked.seed)
+
+
+def zero_below(asked: Asked, size: int, dtype: torch.dtype) -> float:
+    """Return the relative tolerance for matrices whose longer side is `size`."""
+    if asked.tolerance is not None:
+        return asked.tolerance
+    return size * torch.finfo(dtype if dtype.itemsize >= 4 else torch.float32).eps
