@@ -6,12 +6,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from support import decoders
 from support.tables import Calls, assert_same, quiet, wide
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import approx
@@ -90,6 +92,62 @@ def test_every_batch_size_and_every_stream_gives_the_same(method: Any) -> None:
     for latents, batch in ((z, "auto"), (z, 1), (z, 3), (list(z), 4), (uneven(), 2), (iter(z), 5)):
         other = quiet(module, latents, method=method, k=18, batch=batch, neighbourhood=(4, 0.2))
         assert_same(whole, other)
+
+
+def test_arrays_and_what_a_data_loader_gives_are_latents() -> None:
+    module, shape = decoders.relu_mlp()
+    z = decoders.latents(shape, 5)
+    whole = quiet(module, z, neighbourhood=(4, 0.1))
+    labels = torch.arange(5)
+    data = torch.utils.data.TensorDataset(z, labels)
+    wide = z.double().numpy()
+    wide.flags.writeable = False
+    for latents in (
+        z.numpy(),
+        wide,
+        list(z.numpy()),
+        wide.tolist(),
+        torch.utils.data.DataLoader(data, batch_size=2),
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(z), batch_size=3),
+        data,
+    ):
+        assert_same(whole, quiet(module, latents, neighbourhood=(4, 0.1)))
+    assert quiet(module, z, generator=None, seed=5).seed == whole.seed
+
+
+def test_latents_of_one_two_and_three_coordinates_by_default() -> None:
+    for size in (1, 2, 3):
+        module = nn.Sequential(nn.Linear(size, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+        table = describe(module, torch.ones(2, size), progress=False)
+        assert (table.directions, table.k) == (size, size)
+        assert np.isfinite(table.psi).all()
+
+
+def test_tables_figures_and_files_say_which_psi_they_hold(tmp_path: Any) -> None:
+    from approx import plot
+
+    module, shape = wide()
+    z = decoders.latents(shape, 8)
+    names = {"predict": "psi_W", "paper": "psi_W", "topk": "psi_k", "exact": "psi"}
+    for method, name in names.items():
+        table = quiet(module, z, method=method, k=None if method == "exact" else 20)
+        assert table.definition.startswith(f"{name}, nu{name[3:]}: ")
+        assert f"{name} and nu{name[3:]}" in repr(table)
+        frame, data = table.to_pandas(), table.to_xarray()
+        assert frame.attrs["definition"] == data.psi.definition == table.definition
+        assert "definition" not in data.delta.attrs
+        for source in (table, frame):
+            axes = plot.distribution(source, np.zeros(8), ["psi", "nu"]).axes
+            assert [ax.get_ylabel() for ax in axes] == [
+                rf"local scaling $\psi{name[3:]}$", rf"local rank $\nu{name[3:]}$",
+            ]  # fmt: skip
+        frame.to_parquet(tmp_path / "table.parquet")
+        assert pd.read_parquet(tmp_path / "table.parquet").attrs["subscript"] == name[4:]
+    # frames of two definitions have lost them, and a figure says so
+    mixed = pd.concat([quiet(module, z, method=m, k=20).to_pandas() for m in ("paper", "topk")])
+    axes = plot.distribution(mixed, np.zeros(16), "psi").axes
+    assert axes[0].get_ylabel() == r"local scaling $\psi$ (definition unknown)"
+    plt.close("all")
 
 
 def test_a_stream_of_images_without_batch_axis() -> None:
@@ -253,7 +311,8 @@ def test_a_table_says_in_a_line_what_it_is() -> None:
     module, shape = decoders.DECODERS["relu_mlp"]()
     table = quiet(module, decoders.latents(shape, 2), k=4, neighbourhood=(3, 0.05))
     assert repr(table) == (
-        "Descriptors(2 latents, predict, k=4, P=3, r=0.05, float32, seed=5, complete)"
+        "Descriptors(2 latents, psi_W and nu_W (paper), k=4, P=3, r=0.05, float32, seed=5, "
+        "complete)"
     )
 
 
