@@ -221,8 +221,9 @@ def test_batches_by_free_memory() -> None:
     calls = Calls(module).eval()
     z = decoders.latents(shape, 40)
     options = Options(
-        k=5, neighbourhood=None, method="paper", batch="auto", progress=False, generator=5,
+        k=5, neighbourhood=None, method="paper", batch="auto", progress=False, seed=5,
         output=None, dtype=None, products=16, knots_method="jvp", knots_dtype=None, max_bytes=1e9,
+        straight_through=False, on_error="raise",
     )  # fmt: skip
     sizes = {}
     for free in (3 * 10**5, 6 * 10**5, 10**9):
