@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -306,6 +307,20 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4/4" in capsys.readouterr().err
     describe(module, iter(z), generator=0, total=4)
     assert "4/4" in capsys.readouterr().err
+
+
+def test_a_table_says_where_predict_fell_back() -> None:
+    module, shape = wide()
+    table = quiet(module, decoders.latents(shape, 4), method="predict", k=20, neighbourhood=None)
+    assert table.attributes()["used"] == "predict"
+    some = replace(table, fell_back=np.array([True, False, False, False]))
+    assert some.attributes()["used"] == "predict, paper for 1 of 4 latents"
+    assert "(predict, paper for 1 of 4 latents)" in repr(some)
+    both = approx.concatenate([table, some])
+    assert both.to_pandas().attrs["used"] == "predict, paper for 1 of 8 latents"
+    small, shape = decoders.relu_mlp()
+    table = quiet(small, decoders.latents(shape, 2), method="predict")
+    assert (table.attributes()["method"], table.attributes()["used"]) == ("predict", "paper")
 
 
 def test_a_table_says_in_a_line_what_it_is() -> None:
