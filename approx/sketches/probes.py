@@ -102,9 +102,16 @@ def haar(
 
 def singular_values(Y: Tensor) -> Tensor:
     """Return the singular values (B, min) of a batch of matrices, in float64, descending."""
-    tall = widened(Y if Y.shape[-2] >= Y.shape[-1] else Y.mT)
-    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared
-    return torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R)
+    tall = Y if Y.shape[-2] >= Y.shape[-1] else Y.mT
+    columns = tall.shape[-1]
+    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared;
+    # of so many rows at a time that a large batch is not held in float64 as a whole
+    rows = max(8 * columns, _WIDENED // (tall.shape[:-2].numel() * columns))
+    first, *others = tall.split(rows, dim=-2)
+    r = torch.linalg.qr(widened(first), mode="r").R
+    for part in others:
+        r = torch.linalg.qr(torch.cat([r, widened(part)], dim=-2), mode="r").R
+    return torch.linalg.svdvals(r)
 
 
 def triangle(G: Tensor) -> Tensor:
@@ -172,4 +179,5 @@ def _signs(r: Tensor) -> Tensor:
     return torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)
 
 
+_WIDENED = 1 << 23  # entries of matrices that are widened to float64 at a time
 _GRAM_ROWS = 1 << 16  # rows of a probe block that are widened to float64 at a time
