@@ -96,8 +96,13 @@ def haar(
     """
     check_count(k, rows, "rows")
     g = gaussian(rows, k, generator=generator, dtype=torch.float64)
-    q, r = torch.linalg.qr(g)
-    return (q * _signs(r)).to(device=device, dtype=dtype)
+    return orthogonal(g).to(device=device, dtype=dtype)
+
+
+def orthogonal(G: Tensor) -> Tensor:
+    """Return Q (n, k) of G = Q R, R with a positive diagonal, in float64 on the CPU."""
+    q, r = torch.linalg.qr(G.to("cpu", torch.float64))
+    return q * _signs(r)
 
 
 def singular_values(Y: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ def triangle(G: Tensor) -> Tensor:
     the small decoders that it would serve.
     """
     rows, k = G.shape
-    if rows < 8 * k:
+    if rows < TALL * k:
         r = torch.linalg.qr(G.to("cpu", torch.float64), mode="r").R
         return r * _signs(r)[:, None]
     total = torch.zeros(k, k, dtype=torch.float64)
@@ -179,5 +184,6 @@ def _signs(r: Tensor) -> Tensor:
     return torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)
 
 
+TALL = 8  # rows of a column from which Gaussian columns are nearly orthogonal
 _WIDENED = 1 << 23  # entries of matrices that are widened to float64 at a time
 _GRAM_ROWS = 1 << 16  # rows of a probe block that are widened to float64 at a time

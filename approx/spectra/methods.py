@@ -188,13 +188,13 @@ def spectrum(
     Notes
     -----
     Rounding: products leave an error e of about 32 eps sigma_1 at the most, and log sigma_i one of
-    e / sigma_i; together that is part of the stated errors. Singular values below 10 e, 4e-5
+    e / sigma_i; together that is part of the stated errors. Singular values up to 10 e, 4e-5
     sigma_1 in float32, are in doubt: latents that have any are done again in float64, on a copy of
     the decoder with the weights as stored (`JacobianOperator.refined`), at about twice the cost of
-    products in float32. Where there is none, psi is NaN and `note` says why; nu hardly depends on
-    such values. So it is in float64 below 7e-14 sigma_1 for what is not zero. Half precision was
-    asked for and is kept, but for the whole Jacobian: the error of its products is measured against
-    two products in float32, and psi is NaN where a singular value is smaller.
+    products in float32. In float64, or where there is no copy, psi is NaN if a value that may not
+    be zero is at most 2 e, and `note` says why; nu hardly depends on such values. Half precision
+    was asked for and is kept, but for the whole Jacobian: the error of its products is measured
+    against two products in float32, and psi is NaN where a singular value is smaller.
 
     Cost: products as said, about one forward pass each; the rest is O(D k^2) once per call and
     O(d k^2) per latent. The error of a prediction falls as 1 / sqrt(products): at 16 it is about

@@ -15,7 +15,8 @@ from approx.sketches import Operator, widened
 from approx.spectra.asked import ROUNDINGS, Asked, DenseOperator, tolerance_of
 from approx.spectra.result import Spectrum
 
-_CLEAR = 10  # a singular value of fewer errors is in doubt
+# A singular value of at most so many errors is in doubt, and one of so many is not known
+_DOUBT, _LOST = 10, 2
 _PROBES = 2  # of the error of half precision
 
 
@@ -52,16 +53,16 @@ def weighed(values: Tensor, op: Operator, asked: Asked, *, sketched: bool = Fals
     Returns
     -------
     Weighed
-        psi and its error are NaN where a value is in doubt. nu hardly depends on small values and
+        psi and its error are NaN where a value is not known. nu hardly depends on small values and
         is kept.
 
     Notes
     -----
     Values of at most `tolerance` sigma_1 are zero where products are in float64, or where the
     caller chose the tolerance; by default that is the error of float64, ROUNDINGS eps. In lower
-    precision nothing but a zero Jacobian has zeros: a small value that may be one is in doubt. So
-    is any that is not 10 times the error e of the matrix. Else, by perturbation to first order
-    and with the bias of psi of second order,
+    precision nothing but a zero Jacobian has zeros. Values of at most 10 e, e the error of the
+    matrix, are in doubt, and of at most 2 e not known. In half precision both is below e, which is
+    then measured. By perturbation to first order, and with the bias of psi of second order,
 
         psi_error = (sum (e / sigma_i)^2)^(1/2) + sum (e / sigma_i)^2 / 2,
         nu_error = nu e / S (sum (log alpha_i + log nu)^2)^(1/2), S = sum sigma.
@@ -74,8 +75,9 @@ def weighed(values: Tensor, op: Operator, asked: Asked, *, sketched: bool = Fals
     tolerance = tolerance_of(asked)
     final = asked.tolerance is not None or precision(op) == torch.float64
     zero = values <= (tolerance * top if final else 0)
-    doubt = ~zero & (values <= (1 if precision(op) in HALF else _CLEAR) * e)
-    kept = ~zero & ~doubt
+    doubt, lost = (1, 1) if precision(op) in HALF else (_DOUBT, _LOST)
+    kept = ~zero & (values > lost * e)
+    unknown = torch.where((zero | kept).all(dim=1), 0.0, math.nan)
     psi = torch.where(kept, values, 1).log().sum(dim=1)
     relative = torch.where(kept, e / torch.where(kept, values, 1), 0).square().sum(dim=1)
     total = values.sum(dim=1, keepdim=True)
@@ -85,15 +87,13 @@ def weighed(values: Tensor, op: Operator, asked: Asked, *, sketched: bool = Fals
     entropy = -(alpha * alpha.log()).sum(dim=1, keepdim=True)
     nu = torch.where(some, entropy[:, 0].exp(), 0)
     slope = torch.where(zero, 0, alpha.log() + entropy).square().sum(dim=1).sqrt()
-    doubtful = doubt.sum(dim=1)
-    unknown = torch.where(doubtful > 0, math.nan, 0.0)
     return Weighed(
         psi=psi + unknown,
         nu=nu,
         psi_error=relative.sqrt() + relative / 2 + unknown,
         nu_error=nu * slope * (e / total)[:, 0],
         rank=kept.sum(dim=1),
-        doubtful=doubtful,
+        doubtful=(~zero & (values <= doubt * e)).sum(dim=1),
         tolerance=tolerance,
     )
 
@@ -128,7 +128,7 @@ def settled(
     """Estimate, and again in float64 the latents that have singular values in doubt.
 
     Half precision was the caller's choice, and only a dense Jacobian is refined in spite of it.
-    What cannot be refined keeps its NaN, and `note` says why.
+    Where psi is then not known, `note` says why.
     """
     found = estimate(op, asked)
     products = found.products
@@ -149,7 +149,7 @@ def settled(
             found = replace(found, used=used)
         except DecoderError as error:
             reason = f" ({error})"
-    left = int((found.doubtful > 0).sum())
+    left = int(found.psi.isnan().sum())
     if not left:
         return found
     if reason or within != torch.float64:
