@@ -68,8 +68,8 @@ def save(figure, name):
 # - **ψ_W**: that of W J for k random output directions W, the published projection. It is what
 #   `describe` predicts for larger decoders, where the whole is out of reach.
 #
-# The MNIST VAE's decoder (20 latent coordinates, 784 pixels, before the sigmoid) on the plane through
-# the codes of three digits:
+# The MNIST VAE's decoder (20 latent coordinates, 784 pixels, before the sigmoid) on the plane
+# through the codes of three digits:
 
 # %%
 vae = pretrained.mnist_vae_decoder()[:-1]  # without the sigmoid
@@ -118,7 +118,7 @@ for name, values in shown.items():
 
 # %%
 inside = (projected.psi_low <= whole.psi) & (whole.psi <= projected.psi_high)
-assert abs(float(exact[0]) - float(whole.psi.values.ravel()[0])) < 1e-3, "psi is the whole Jacobian's"
+assert abs(exact[0] - whole.psi.values.ravel()[0]) < 1e-3, "psi is the whole Jacobian's"
 assert not inside.any(), "the interval of psi_W is one for psi_W"
 medians = sorted(np.median(values) for values in shown.values())
 assert min(np.diff(medians)) > 5, "the three should be far apart"

@@ -23,7 +23,7 @@ def describe(
     *,
     k: int | None = None,
     neighbourhood: Neighbourhood | None = (4, 1e-5),
-    method: str = "predict",
+    method: str = "auto",
     batch: int | Literal["auto"] = "auto",
     progress: bool = True,
     generator: torch.Generator | int | None = None,
@@ -76,8 +76,8 @@ def describe(
     output : callable, optional
         Picks the tensor from what the decoder returns; by default itself or its `.sample`.
     dtype : torch.dtype, optional
-        By default float32, or float64 for float64 latents. torch.float64 runs a copy of the
-        decoder; torch.bfloat16 and torch.float16 run it under autocast. See Notes.
+        By default float32, or float64 for float64 latents and for "exact". torch.float64 runs a
+        copy of the decoder; torch.bfloat16 and torch.float16 run it under autocast. See Notes.
     products : int
         Jacobian products of "predict".
     knots_method : {"jvp", "hull"}
@@ -140,8 +140,10 @@ def describe(
     >>> from approx import describe
     >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
     >>> table = describe(decoder, torch.rand(5, 2), neighbourhood=(2, 0.1), progress=False)
-    >>> table.psi.shape, table.delta.dtype, table.k
-    ((5,), dtype('int64'), 2)
+    >>> table.psi.shape, table.delta.shape, table.k
+    ((5,), (5,), 2)
+    >>> table.definition
+    'psi, nu: singular values of J, all 2, dense'
     """
     options = Options(
         k=k,

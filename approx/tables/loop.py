@@ -165,7 +165,7 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
             max_bytes=options.max_bytes,
         )
         done = Done(found, counted, op.products, op.latent_shape, op.output_shape)
-        return done, _Cost(_bytes_each(op, found, plan), _most(op, plan))
+        return done, _Cost(_bytes_each(op, found, plan), _most(op, found, plan))
 
 
 def _bytes_each(op: JacobianOperator, found: Spectrum, plan: Plan) -> float:
@@ -177,9 +177,9 @@ def _bytes_each(op: JacobianOperator, found: Spectrum, plan: Plan) -> float:
     return _OVERHEAD * max(graph + held, tangents)
 
 
-def _most(op: JacobianOperator, plan: Plan) -> int:
+def _most(op: JacobianOperator, found: Spectrum, plan: Plan) -> int:
     """Return how many latents an option allows at a time."""
-    if not METHODS[plan.options.method].dense:
+    if not found.used.startswith("exact"):
         return _MOST_LATENTS
     return min(_MOST_LATENTS, max(1, int(plan.options.max_bytes / (8 * op.rows * op.columns))))
 

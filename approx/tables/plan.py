@@ -105,12 +105,7 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
 def _working_dtype(options: Options, first: Tensor) -> torch.dtype | None:
     """Return the dtype to ask for: half precision is run in float32 unless asked otherwise."""
     dtype = options.dtype
-    if check_method(options.method).dense:
-        if dtype not in (None, torch.float64):
-            raise ValueError(
-                f"Expected dtype=torch.float64 for method='{options.method}', got {dtype}: leave "
-                "it out."
-            )
+    if dtype is None and check_method(options.method).dense and first.device.type != "mps":
         return torch.float64
     if dtype is None and first.dtype in HALF:
         return torch.float32
