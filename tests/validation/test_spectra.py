@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from functools import cache
@@ -22,6 +23,7 @@ from approx import JacobianOperator, Spectrum
 from bridges.validation import spectra
 from bridges.validation.findings import Row
 from bridges.validation.spectra.haar import law, psi_nu, truth
+from bridges.validation.spectra.rows import rows_of
 from bridges.validation.subject import Subject
 
 SQUARE = cpwl.box([-2.0, -2.0], [2.0, 2.0])
@@ -285,6 +287,21 @@ def test_one_perturbed_weight_is_seen_by_the_exact_method():
     failed = disagreeing(result)
     assert ("psi", "exact, k = 2", "worst error over condition") in failed
     assert ("nu", "exact, k = 2", "worst relative error") in failed
+
+
+def test_an_error_that_float32_does_not_keep_is_noticed():
+    """psi of a float32 decoder, off by ten of its stated errors."""
+    subject = replace(small(), decoder=copy.deepcopy(small().decoder).float())
+    result = spectra.measure(subject, latents=6, seeds=2)
+    assert only(result, case="all of J, in float32").agrees
+    single = result.single
+    assert single is not None
+    off = single._replace(psi=single.exact + 10 * single.error)
+    row = only(
+        replace(result, rows=rows_of(replace(result, single=off))), case="all of J, in float32"
+    )
+    assert row.value == pytest.approx(10)
+    assert not row.agrees
 
 
 def test_an_operator_unlike_its_matrix_is_noticed():

@@ -24,6 +24,7 @@ from bridges.validation.spectra.runs import (
     run,
     topk,
 )
+from bridges.validation.spectra.single import in_single
 from bridges.validation.subject import Subject, uniform
 from cpwl.arrays import Ints
 
@@ -83,6 +84,8 @@ def measure(
 
     - exact: psi moves by at most the relative error of J, 1e-9 as in the section on Jacobians,
       times the sum of |J|_F / sigma_i; nu by 1e-9 of itself.
+    - exact in float32, which is what `describe` does by default: psi is within 4 stated errors
+      where float32 is on the same cell.
     - topk: the interval from the value to the value with its residual bound always holds it.
     - paper, predict: a bias over seeds and latents of at most 4 standard errors. Probes are common
       to latents, so these are over seeds alone. The root mean square of the stated standard error
@@ -139,6 +142,7 @@ def measure(
         laws=MappingProxyType(laws),
         convergence=MappingProxyType(curves),
         gaps=MappingProxyType(gaps),
+        single=in_single(subject, at),
     )
     return replace(result, rows=rows_of(result))
 

@@ -121,6 +121,28 @@ class Curve(NamedTuple):
         return float(np.polyfit(np.log(self.products[some]), np.log(error[some]), 1)[0])
 
 
+class Single(NamedTuple):
+    """psi of the whole Jacobian from a decoder in float32.
+
+    Attributes
+    ----------
+    psi, error : (n,) float64 ndarray
+        With the error that is stated.
+    exact : (n,) float64 ndarray
+        psi of the float64 Jacobian at the same rounded latents.
+    same : (n,) bool ndarray
+        Where float32 is on the same cell.
+    doubtful : (n,) int64 ndarray
+        Singular values left in doubt.
+    """
+
+    psi: Floats
+    error: Floats
+    exact: Floats
+    same: NDArray[np.bool_]
+    doubtful: NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False)
 class Spectra:
     """Estimates of psi and nu, and what they should be.
@@ -141,6 +163,8 @@ class Spectra:
         Errors against products by the method's name.
     gaps : mapping of str to float
         By how much psi moves if the first seed runs on the operator instead of its matrices.
+    single : Single or None
+        From the decoder in float32; None if its weights are not.
     rows : tuple of Row
         What `rows_of` makes of the rest.
     """
@@ -152,6 +176,7 @@ class Spectra:
     laws: Mapping[int, Law]
     convergence: Mapping[str, Curve]
     gaps: Mapping[str, float]
+    single: Single | None = None
     rows: tuple[Row, ...] = ()
 
     @property

@@ -11,7 +11,7 @@ from scipy.stats import chi2, rankdata
 from approx.spectra import METHODS
 from bridges.validation.findings import Row
 from bridges.validation.spectra.haar import largest
-from bridges.validation.spectra.result import Law, Runs, Spectra, Truth
+from bridges.validation.spectra.result import Law, Runs, Single, Spectra, Truth
 from cpwl.arrays import Floats
 
 LIMIT = 1e-9
@@ -41,6 +41,8 @@ def rows_of(result: Spectra) -> tuple[Row, ...]:
             rows += _random(name, one, result.laws[one.k], found)
         else:
             assert_never(claim)
+    if result.single is not None:
+        rows.append(_in_single(result.single))
     worst = max(gaps, key=lambda name: gaps[name])
     rows.append(
         _row(
@@ -82,6 +84,21 @@ def _exact(name: str, one: Runs, found: Truth) -> list[Row]:
             note=note[2:],
         ),
     ]  # fmt: skip
+
+
+def _in_single(single: Single) -> Row:
+    """Claim that psi from products in float32 keeps its stated error, or is NaN."""
+    known = np.isfinite(single.psi) & single.same
+    ratio = np.abs(single.psi - single.exact)[known] / single.error[known]
+    note = f"at {int(known.sum())} of {len(known)} latents"
+    if (~single.same).any():
+        note += f"; {int((~single.same).sum())} on another cell in float32"
+    if np.isnan(single.psi).any():
+        note += f"; NaN at {int(np.isnan(single.psi).sum())}"
+    return _row(
+        "psi", "all of J, in float32", "worst error over stated error", _max(ratio),
+        high=_BIAS if known.any() else math.nan, note=note,
+    )  # fmt: skip
 
 
 def _bounded(name: str, one: Runs, found: Truth) -> list[Row]:
