@@ -70,7 +70,7 @@ def test_exact_agrees_with_the_dense_jacobian(name: str) -> None:
         assert table.psi[b] == pytest.approx(np.log(kept).sum(), abs=1e-10)
         alpha = alpha[alpha > 0]
         assert table.nu[b] == pytest.approx(np.exp(-(alpha * np.log(alpha)).sum()), abs=1e-10)
-    assert (table.psi_error == 0).all()
+    assert (table.psi_error < 1e-11).all()  # rounding
     assert table.delta is None
     assert "delta" not in table.columns()
 

@@ -171,7 +171,7 @@ def test_latents_of_two_shapes() -> None:
         ({"neighbourhood": (4, math.nan)}, "Expected a positive radius, got nan"),
         ({"batch": 0}, "Expected batch as a positive integer or 'auto', got 0"),
         ({"batch": "all"}, "Expected batch as a positive integer or 'auto', got 'all'"),
-        ({"method": "slq"}, "Expected method in predict, paper, topk, exact, got 'slq'"),
+        ({"method": "slq"}, "Expected method in auto, predict, paper, topk, exact, got 'slq'"),
         ({"method": "exact", "dtype": torch.float32}, "Expected dtype=torch.float64 for method"),
         ({"dtype": torch.int8}, "Expected dtype as float32, float64, bfloat16 or float16"),
     ],
