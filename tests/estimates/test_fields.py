@@ -39,7 +39,7 @@ def test_every_pixel_is_the_row_of_its_latent(name: str) -> None:
         if name_ != "products":
             found = dataset[name_].values.ravel()
             np.testing.assert_allclose(found, column, rtol=1e-4, atol=2e-4, err_msg=name_)
-    assert dataset.attrs["method"] == "predict"
+    assert (dataset.attrs["method"], dataset.attrs["used"]) == ("auto", "exact")
     assert dataset.attrs["complete"] == 1
 
 
