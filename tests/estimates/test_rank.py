@@ -198,6 +198,18 @@ def test_only_the_latents_in_doubt_are_done_again():
     assert spectrum(Stored(well[None])).used == "exact"
 
 
+def test_a_prediction_that_fell_back_is_done_again():
+    flat = with_values(torch.linspace(2, 1, 130), 150, 130)
+    ill = torch.cat([torch.ones(18), torch.logspace(-6, -9, 112)]).double()
+    op = Stored(torch.stack([flat, with_values(ill, 150, 130)]))
+    found = spectrum(op, k=20, generator=3)
+    assert found.fell_back.tolist() == [False, True]
+    assert found.used == "predict, paper for 1 of 2 latents, in float64 for 1 of 2 latents"
+    paper = spectrum(Matrices(op.stored[1:]), method="paper", k=20, generator=3)
+    torch.testing.assert_close(found.psi[1:], paper.psi, rtol=0, atol=1e-6)
+    assert spectrum(Stored(flat[None]), k=20, generator=3).psi == found.psi[0]
+
+
 @pytest.mark.parametrize("method", ["auto", "exact", "paper"])
 def test_zeros_of_a_decoder_are_zeros_in_either_precision(method: str):
     with torch.random.fork_rng(devices=[]):
