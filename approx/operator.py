@@ -84,7 +84,7 @@ class JacobianOperator:
     dtype : torch.dtype
         Of the output, of blocks and of products: float32, or float64 if the decoder runs in it.
     precision : torch.dtype
-        In which the decoder computes: `dtype`, or half precision.
+        The narrowest in which the decoder computes: `dtype`, or what its layers convert to.
     products : int
         Columns multiplied so far, by J or by J^T, for each latent.
     graph_bytes : int
@@ -159,7 +159,7 @@ class JacobianOperator:
         self.rows = math.prod(self.output_shape)
         self.device = z.device
         self.dtype = self._prepared.dtype
-        self.precision = self._prepared.autocast or self._prepared.inner
+        self.precision = narrowest(y, self._prepared.inner)
         self.products = 0
         parameters = [p for m in self._prepared.modules for p in (*m.parameters(), *m.buffers())]
         self._held = held_bytes(y, parameters)
@@ -263,18 +263,23 @@ class JacobianOperator:
         Raises
         ------
         DecoderError
-            The decoder cannot be copied, or its device has no float64.
+            The decoder cannot be copied or run in it, or its device has no float64.
         """
         if self.device.type == "mps" and dtype == torch.float64:
             raise DecoderError("Expected a device with float64, got mps: use the CPU.")
         z = self._latents[latents.to(self.device)].to(dtype)
-        return JacobianOperator(
-            self._prepared.call,
-            z,
-            output=self._prepared.output,
-            chunk=self._chunk,
-            dtype=dtype,
-        )
+        prepared = self._prepared
+        try:
+            return JacobianOperator(
+                prepared.call, z, output=prepared.output, chunk=self._chunk, dtype=dtype
+            )
+        except (RuntimeError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            raise DecoderError(
+                f"Expected a decoder of which a copy runs in {dtype}, got {error}: give a module "
+                "whose weights and constants are parameters and buffers."
+            ) from error
 
     def close(self) -> None:
         """Free the graph with its activations; `output` stays."""
@@ -442,6 +447,18 @@ class JacobianOperator:
             self._transpose = (g, u)
         g, u = self._transpose
         return torch.autograd.grad(g, u, x, retain_graph=True, is_grads_batched=batched)[0]
+
+
+def narrowest(y: Tensor, given: torch.dtype) -> torch.dtype:
+    """Return the floating-point dtype of the largest eps on the graph behind y, and of z."""
+    found, seen, stack = {given}, set(), [y.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+            found |= {of.dtype for of in node._input_metadata}  # pyright: ignore
+    return max((d for d in found if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
 
 
 def fitting(latents: int) -> str:

@@ -38,7 +38,8 @@ class Spectrum:
     fell_back : (B,) bool tensor
         Whether "predict" made all k products: the latent's numbers are then those of "paper".
     products : int
-        Jacobian products per latent, J x and J^T y together; the batch's most.
+        Jacobian products per latent, J x and J^T y together; the batch's most. Those in float64
+        count, and the two that measure the error of half precision do not.
     method, used : str
         The method asked for, and the one that ran: they differ for "auto", where "predict" fell
         back, and where latents were done again in float64.

@@ -143,6 +143,8 @@ def settled(
             for part in where.split((op.batch + 1) // 2):
                 with refined(part) as fine:
                     better = estimate(fine, asked)
+                    if precision(fine) != torch.float64:
+                        reason = f" (its copy in float64 converts to {precision(fine)} inside)"
                 found = merged(found, part, better)
                 found = replace(found, products=products + better.products)
             used = f"{found.used}, in float64 for {len(where)} of {op.batch} latents"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
 import torch
 from support.decoders import double
-from support.matrices import jacobians, with_values
+from support.matrices import Matrices, jacobians, with_values
 from torch import Tensor, nn
 
 from approx import JacobianOperator, Spectrum, spectrum
+from approx.sketches import probes, projected
 from approx.sketches.probes import haar
 
 SIZES = (40, 20), (20, 40), (150, 100), (100, 150), (200, 130), (130, 200)
@@ -166,3 +168,157 @@ def test_small_values_of_networks_are_kept_to_the_stated_error(activation, norme
         wide = single._replace(module=double(single.module), z=single.z.double())
         compare(wide, tally, (7, 30))
     check(tally)
+
+
+class Stored(Matrices):
+    """Matrices in float64, with products in float32 and a way to those in float64."""
+
+    def __init__(self, J: Tensor) -> None:
+        super().__init__(J.float())
+        self.stored = J
+
+    @contextmanager
+    def refined(self, latents: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[Matrices]:
+        yield Matrices(self.stored[latents].to(dtype))
+
+
+def test_only_the_latents_in_doubt_are_done_again():
+    well = with_values(torch.linspace(2, 1, 30), 50, 30)
+    ill = with_values(torch.logspace(0, -9, 30, dtype=torch.float64), 50, 30)
+    op = Stored(torch.stack([well, ill, well]))
+    for method in "exact", "paper":
+        found = spectrum(op, method=method, generator=3)
+        assert found.used == f"{method}, in float64 for 1 of 3 latents"
+        assert found.products == 60
+        assert found.doubtful.tolist() == [0, 0, 0]
+        assert found.note == ""
+        wide = spectrum(Matrices(ill[None]), method=method, generator=3)
+        assert found.psi[1] == wide.psi[0]
+        assert found.psi[0] == spectrum(Stored(well[None]), method=method, generator=3).psi[0]
+    assert spectrum(Stored(well[None])).used == "exact"
+
+
+def test_a_prediction_that_fell_back_is_done_again():
+    flat = with_values(torch.linspace(2, 1, 130), 150, 130)
+    ill = torch.cat([torch.ones(18), torch.logspace(-6, -9, 112)]).double()
+    op = Stored(torch.stack([flat, with_values(ill, 150, 130)]))
+    found = spectrum(op, k=20, generator=3)
+    assert found.fell_back.tolist() == [False, True]
+    assert found.used == "predict, paper for 1 of 2 latents, in float64 for 1 of 2 latents"
+    paper = spectrum(Matrices(op.stored[1:]), method="paper", k=20, generator=3)
+    torch.testing.assert_close(found.psi[1:], paper.psi, rtol=0, atol=1e-6)
+    assert spectrum(Stored(flat[None]), k=20, generator=3).psi == found.psi[0]
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "paper"])
+def test_zeros_of_a_decoder_are_zeros_in_either_precision(method: str):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 50))  # a bottleneck
+        z = torch.randn(4, 20)
+    with JacobianOperator(module, z) as op:
+        single = spectrum(op, method=method, generator=0)
+    with JacobianOperator(double(module), z.double()) as op:
+        wide = spectrum(op, method=method, generator=0)
+    ranks = torch.linalg.matrix_rank(jacobians(double(module), z))
+    assert ranks.max() < 8  # some units are dead
+    assert single.rank.tolist() == wide.rank.tolist() == ranks.tolist()
+    torch.testing.assert_close(single.psi, wide.psi, rtol=0, atol=1e-10)
+
+
+class Single(nn.Module):
+    """Computes in float32 whatever it is given, as some normalisation layers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.float() * 1.1).to(x.dtype)
+
+
+def test_what_cannot_be_refined_is_not_a_number():
+    weight = with_values(torch.logspace(0, -6, 30, dtype=torch.float64), 50, 30).float()
+    with JacobianOperator(lambda z: z @ weight.T, torch.randn(2, 30)) as op:
+        found = spectrum(op)
+        loose = spectrum(op, tolerance=1e-3)
+    assert found.psi.isnan().all()
+    assert found.psi_stderr.isnan().all()
+    assert found.psi_interval.isnan().all()
+    assert found.note.startswith(
+        "2 of 2 latents have singular values that float32 does not tell from rounding; use float64 "
+        "(Expected a decoder of which a copy runs in float64, got "
+    )
+    layer = nn.Linear(30, 50, bias=False)
+    layer.weight.data = weight
+    with JacobianOperator(lambda z: layer(z), torch.randn(2, 30)) as op:
+        assert spectrum(op).note.endswith(
+            "use float64 (Expected a module, or a module's method, to run a copy of it in float64, "
+            "got function: pass the module with output= to pick the tensor, or convert the module "
+            "that the function calls.)"
+        )
+    # a copy in float64 that is none
+    with JacobianOperator(nn.Sequential(Single(), layer), torch.randn(2, 30)) as op:
+        found = spectrum(op)
+        assert found.psi.isnan().all()
+        assert found.note.endswith("(its copy in float64 converts to float32 inside)")
+    nu = spectrum(Matrices(weight[None].double())).nu
+    torch.testing.assert_close(found.nu, nu.expand(2), rtol=1e-5, atol=0)
+    # the caller's own tolerance leaves none in doubt
+    assert (loose.rank.tolist(), loose.note) == ([15, 15], "")
+    bare = spectrum(Matrices(weight[None]))
+    assert bare.note.endswith("use float64 (Matrices has no `refined`)")
+    assert bare.psi.isnan().all()
+
+
+def test_what_float64_does_not_tell_from_zero_is_not_a_number():
+    values = torch.tensor([1, 0.5, 1e-14], dtype=torch.float64)
+    J = torch.zeros(1, 5, 3, dtype=torch.float64)
+    J[0, :3] = values.diag()
+    found = spectrum(Matrices(J))
+    assert found.note == (
+        "1 of 1 latents have singular values that float64 does not tell from zero; say with "
+        "tolerance= what is zero"
+    )
+    assert found.psi.isnan().all()
+    assert (found.rank.tolist(), found.doubtful.tolist()) == ([2], [1])
+    dropped = spectrum(Matrices(J), tolerance=1e-13)
+    assert (dropped.psi.exp().item(), dropped.rank.tolist()) == (pytest.approx(0.5), [2])
+    J[0, 2, 2] = 1e-12  # more than rounding, though less than matrix_rank's for a long side
+    long = torch.cat([J, J.new_zeros(1, 9000, 3)], dim=1)
+    torch.testing.assert_close(spectrum(Matrices(long)).psi.exp().item(), 5e-13, rtol=1e-6, atol=0)
+
+
+def test_half_precision_is_measured_and_not_refined():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(300, 400), nn.ReLU(), nn.Linear(400, 600))
+        z = torch.randn(2, 300)
+    with JacobianOperator(module, z) as op:
+        assert op.precision == torch.float32
+        single = spectrum(op, method="paper", k=20, generator=1)
+    with JacobianOperator(module, z, dtype=torch.bfloat16) as op:
+        assert (op.precision, op.dtype) == (torch.bfloat16, torch.float32)
+        half = spectrum(op, method="paper", k=20, generator=1)
+        narrow = spectrum(op, method="paper", k=300, generator=1)
+    assert half.used == "paper"
+    assert (half.psi_stderr > single.psi_stderr).all()
+    rounding = (half.psi_stderr.square() - single.psi_stderr.square()).sqrt()
+    assert ((half.psi - single.psi).abs() < rounding).all()
+    assert (rounding < 0.2).all()
+    assert narrow.psi.isnan().all()
+    assert narrow.note == (
+        "2 of 2 latents have singular values that bfloat16 does not tell from rounding; use float64"
+    )
+
+
+def test_products_with_nearly_square_probes_are_as_exact_as_others():
+    J = with_values(torch.linspace(2, 1, 100), 100, 130)
+    W = haar(100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, _ = projected(Matrices(J[None].float()), 100, torch.Generator().manual_seed(0))
+    error = torch.linalg.matrix_norm(y[0] - J.mT @ W, 2)
+    assert error < 32 * torch.finfo(torch.float32).eps * 2
+
+
+def test_singular_values_of_pieces(monkeypatch):
+    Y = torch.randn(3, 500, 7, generator=torch.Generator().manual_seed(0))
+    whole = torch.linalg.svdvals(Y.double())
+    monkeypatch.setattr(probes, "_WIDENED", 100)
+    torch.testing.assert_close(probes.singular_values(Y), whole, rtol=1e-13, atol=0)
+    torch.testing.assert_close(probes.singular_values(Y.mT), whole, rtol=1e-13, atol=0)

@@ -15,6 +15,8 @@ from torch import Tensor
 from approx import JacobianOperator, Spectrum, draw_seed, spectrum
 from approx.sketches.probes import haar
 
+TALL_WIDE_LARGE = (400, 120), (100, 150), (130, 121)
+
 
 def by_definition(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return psi and nu of positive singular values (B, k)."""
@@ -262,6 +264,23 @@ def test_effective_rank_is_unbiased_enough_by_every_method():
             [spectrum(op, method=method, k=40, generator=s).effective_rank for s in range(runs)]  # type: ignore[arg-type]
         )
         assert abs(found.mean() / true - 1) < within
+
+
+def test_auto_takes_the_whole_jacobian_where_it_is_small():
+    tall, wide_, large = (Matrices(torch.eye(r, c)[None] * 2) for r, c in TALL_WIDE_LARGE)
+    for op, n in (tall, 120), (wide_, 100):
+        found = spectrum(op, max_bytes=1)
+        assert (found.method, found.used, found.k, found.seed) == ("auto", "exact", n, None)
+        assert (found.subscript, found.rank.tolist()) == ("", [n])
+        assert found.definition == f"psi, nu: singular values of J, all {n}, dense"
+        torch.testing.assert_close(found.psi.item(), n * math.log(2), rtol=0, atol=1e-9)
+    found = spectrum(tall, k=7)
+    assert (found.subscript, found.k) == ("k", 7)
+    assert found.definition == "psi_k, nu_k: singular values of J, the 7 largest, dense"
+    torch.testing.assert_close(found.psi.item(), 7 * math.log(2), rtol=0, atol=1e-9)
+    found = spectrum(large, k=20, generator=4)
+    assert (found.method, found.used, found.subscript, found.seed) == ("auto", "predict", "W", 4)
+    assert torch.equal(found.psi, spectrum(large, method="predict", k=20, generator=4).psi)
 
 
 def test_defaults():
