@@ -89,7 +89,9 @@ def _exact(name: str, one: Runs, found: Truth) -> list[Row]:
 def _in_single(single: Single) -> Row:
     """Claim that psi from products in float32 keeps its stated error, or is NaN."""
     known = np.isfinite(single.psi) & single.same
-    ratio = np.abs(single.psi - single.exact)[known] / single.error[known]
+    apart, error = np.abs(single.psi - single.exact)[known], single.error[known]
+    # a zero Jacobian has neither
+    ratio = np.where(apart > 0, apart / np.where(error > 0, error, math.ulp(0.0)), 0.0)
     note = f"at {int(known.sum())} of {len(known)} latents"
     if (~single.same).any():
         note += f"; {int((~single.same).sum())} on another cell in float32"
