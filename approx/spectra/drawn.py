@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from scipy.stats import norm as normal
-from scipy.stats import t as student
 from torch import Tensor
 
-from approx.sketches import Operator, projected, singular_values
+from approx.sketches import Operator, projected
 from approx.spectra import one_draw
 from approx.spectra.asked import Asked, probes, zero_below
-from approx.spectra.result import Spectrum, around, psi_nu
+from approx.spectra.result import Spectrum, around, psi_nu, student
 
 
 def paper(op: Operator, asked: Asked) -> Spectrum:
@@ -27,31 +23,31 @@ def draw(
     begun: tuple[Tensor, Tensor] | None = None,
 ) -> Spectrum:
     """Draw W, going on from the probes and products of a prediction where it has begun."""
-    k = asked.k
-    y, _ = projected(op, k, rng, begun)
-    values = singular_values(y).cpu()
-    tolerance = zero_below(asked, max(k, op.columns), op.dtype)
+    k, columns = asked.k, op.columns
+    rows = one_draw.rows_for(k, op.rows)
+    y, _ = projected(op, rows, rng, begun)
+    factor = torch.linalg.qr(y, mode="r").R.cpu()
+    values = torch.linalg.svdvals(factor[:, :k, :k])
+    tolerance = zero_below(asked, max(k, columns), op.dtype)
     psi, nu, rank = psi_nu(values, tolerance)
-    gram = (y.mT @ y).cpu()
+    gram = factor.mT @ factor
+    *_, seen = psi_nu(torch.linalg.svdvals(factor), tolerance)
+    # fewer than the rows: these are all
+    most = torch.where(seen < rows, seen, min(op.rows, columns))
+    of_psi, of_nu = one_draw.spreads(factor, k, op.rows, most, tolerance)
     # this draw and another differ by the spread of both
-    spread = one_draw.spread_of_scaling(values, rank, op.rows)
-    factor = float(student.ppf(0.975, max(k - 1, 1)))
-    # W sees all directions of J: its law is known, not estimated
-    known = (rank < k) | (k == op.columns)
-    spread = torch.where(known, one_draw.spread_where_all_is_seen(rank, k, op.rows), spread)
-    psi_factor = torch.where(known, float(normal.ppf(0.975)), factor)
-    psi_stderr, nu_stderr = math.sqrt(2) * spread, math.sqrt(2) * one_draw.spread_of_rank(gram, nu)
+    psi_stderr, nu_stderr = (2 * of_psi.variance).sqrt(), (2 * of_nu.variance).sqrt()
     return Spectrum(
         psi=psi,
         nu=nu,
         psi_stderr=psi_stderr,
         nu_stderr=nu_stderr,
-        psi_interval=around(psi, psi_factor * psi_stderr),
-        nu_interval=around(nu, factor * nu_stderr),
+        psi_interval=around(psi, student(of_psi.freedom) * psi_stderr),
+        nu_interval=around(nu, student(of_nu.freedom) * nu_stderr).clamp(min(k, 1), k),
         effective_rank=one_draw.effective_rank(gram, op.rows),
         rank=rank,
         fell_back=torch.zeros_like(rank).bool(),
-        products=k,
+        products=rows,
         method=asked.method,
         used="paper",
         k=k,

@@ -1,15 +1,35 @@
-"""Effective rank of J and spread of psi_W and nu_W over W, from one draw of W J."""
+"""Effective rank of J, and spread of psi_W and nu_W over W, from the rows of one draw of W.
+
+Rows beyond the k of psi_W and nu_W say what the k alone cannot: whether J has more directions than
+these, and how psi_W and nu_W change where W turns to others.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from approx.spectra.prediction import ratio
+from approx.spectra.result import psi_nu
 
-_GROUPS = 8  # groups of rows that the jackknife leaves out in turn: as many spectra to take
+_FEW = 8  # up to so many rows, psi_W and nu_W are compared between blocks of other rows
+_BESIDE = 4  # rows beyond k
+_STRIDES = 1, 3, 5, 7  # of the rows of a block: odd, so that each visits all 16 rows
+
+
+class Spread(NamedTuple):
+    """Variance over W of a descriptor, and the degrees of freedom of its estimate, each (B,)."""
+
+    variance: Tensor
+    freedom: Tensor
+
+
+def rows_for(k: int, outputs: int) -> int:
+    """Return how many rows of W are taken for k singular values and their spread."""
+    return min(max(k + _BESIDE, 2 * _FEW), outputs)
 
 
 def effective_rank(gram: Tensor, n: int) -> Tensor:
@@ -28,58 +48,130 @@ def effective_rank(gram: Tensor, n: int) -> Tensor:
     return ratio(trace.square(), trace.square() / n + centred)
 
 
-def spread_of_scaling(values: Tensor, rank: Tensor, rows: int) -> Tensor:
-    """Return the standard deviation of psi_W over W from the singular values of one draw.
+def spreads(
+    factor: Tensor, k: int, outputs: int, most: Tensor, tolerance: float
+) -> tuple[Spread, Spread]:
+    """Return the spreads of psi_W and nu_W over W (k, outputs).
 
-    As in `prediction.scaling` it is the root of (log(1 - k / D) - log(1 - v)) / 2. The equation of
-    the free compression at s = 0 and its derivative there give, for A = W M W^T,
-    k tr A^-2 / (tr A^-1)^2 = 1 / (1 - v) - k / (D - k).
+    factor : (B, n, m), R of J^T W^T = Q R for the m rows at hand; most : (B,), the largest number
+    of singular values that J may have after these.
     """
-    kept = torch.arange(values.shape[1]) < rank[:, None]
-    inverse = torch.where(kept, values.clamp_min(1e-300).pow(-2), 0)
-    # relative to the largest: a Jacobian's scale must not overflow its square
-    inverse = inverse / inverse.amax(dim=1, keepdim=True).clamp_min(1e-300)
-    sharp = ratio(
-        rank.double() * inverse.square().sum(dim=1), inverse.sum(dim=1).square()
-    ).clamp_min(1)
-    share = rank.double() / rows
-    return ((sharp * (1 - share) + share).log() / 2).clamp_min(0).sqrt()
+    if 2 * k <= min(2 * _FEW, factor.shape[2]):
+        psi, nu = _between_blocks(factor, k, tolerance)
+    else:
+        u, s, _ = torch.linalg.svd(factor[:, :k, :k])
+        psi, nu = _of_inverse(s, k, outputs, most, tolerance), _of_rotation(factor, u, s, outputs)
+    # no J spreads psi_W less than one whose singular values are equal: that holds for few rows too
+    least = _flat(most.double(), k, outputs)
+    known = most <= k
+    variance = torch.where(known, least, torch.maximum(psi.variance, least))
+    return Spread(variance, torch.where(known, math.inf, psi.freedom)), nu
 
 
-def spread_where_all_is_seen(rank: Tensor, k: int, rows: int) -> Tensor:
-    """Return the standard deviation of psi_W over W where W J has the rank of J, (B,).
+def _between_blocks(factor: Tensor, k: int, tolerance: float) -> tuple[Spread, Spread]:
+    """Compare blocks of k rows that have no row in common: W and another W, as they are."""
+    m = 2 * _FEW
+    start, step = torch.arange(m), torch.arange(k)
+    windows = torch.cat([(start[:, None] + s * step) % m for s in _STRIDES])  # (4 m, k)
+    blocks = factor[:, :, windows].permute(0, 2, 1, 3)  # (B, 4 m, n, k)
+    values = torch.linalg.svdvals(blocks.flatten(0, 1))
+    psi, nu, _ = psi_nu(values, tolerance)
+    found = []
+    for descriptor in psi, nu:
+        x = descriptor.view(len(factor), len(_STRIDES), m)
+        apart = [(x - x.roll(j, dims=2)).square().mean(dim=(1, 2)) for j in range(k, m - k + 1)]
+        variance = torch.stack(apart).mean(dim=0) / 2
+        found.append(Spread(variance, torch.full_like(variance, m - 1)))
+    return found[0], found[1]
 
-    psi_W is then psi of J and half the log determinant of Q^T W^T W Q, Q (rows, rank) a frame of
-    J's range: whatever J's singular values, a product of independent Beta((k - i) / 2,
-    (rows - k) / 2), i < rank (Muirhead 1982, theorem 3.3.2).
+
+def _of_inverse(s: Tensor, k: int, outputs: int, most: Tensor, tolerance: float) -> Spread:
+    """Spread of psi_W from the singular values of one draw.
+
+    As in `prediction.scaling`, it is a function of v = sum_j (lambda_j q / (1 + lambda_j q))^2 / k,
+    k / d for d equal singular values, whose law is known. The equation of the free compression at
+    s = 0 and its derivative there give, for A = W M W^T, k tr A^-2 / (tr A^-1)^2 = 1 / (1 - v) - k
+    / (D - k).
+    """
+    # relative to the smallest: a Jacobian's scale must not overflow its square
+    kept = s > tolerance * s[:, :1]
+    smallest = torch.where(kept, s, math.inf).amin(dim=1, keepdim=True)
+    inverse = torch.where(kept, smallest / torch.where(kept, s, 1), 0).square()
+    sharp = ratio(k * inverse.square().sum(dim=1), inverse.sum(dim=1).square()).clamp_min(1)
+    through = sharp + (k / (outputs - k) if k < outputs else 0)  # 1 / (1 - v)
+    directions = k / (1 - 1 / through)
+    directions = torch.minimum(directions, most.double()).clamp_min(k)
+    variance = _flat(directions, k, outputs)
+    # from the k (k + 1) / 2 entries of A
+    return Spread(variance, torch.full_like(variance, k * (k + 1) / 2))
+
+
+def _flat(directions: Tensor, k: int, outputs: int) -> Tensor:
+    """Variance of psi_W over W where J has so many equal singular values, (B,).
+
+    psi_W is then half the log determinant of a product of independent beta variables (Muirhead
+    1982, theorem 3.3.2). The same holds for unequal ones where there are at most k: psi_W is then
+    psi of J and that determinant.
     """
     i = torch.arange(k, dtype=torch.float64)
-    variances = torch.polygamma(1, (k - i) / 2) - torch.polygamma(1, (rows - i) / 2)
-    upto = torch.cat([torch.zeros(1, dtype=torch.float64), variances.cumsum(0)])
-    return upto[rank].clamp_min(0).sqrt() / 2
+    wide, narrow = directions.clamp_min(k)[:, None], directions.clamp_max(k)[:, None]
+    variances = torch.polygamma(1, (wide - i).clamp_min(0.5) / 2)
+    seen = directions < k
+    # fewer than k directions: the k rows of W take the part of these
+    fewer = torch.polygamma(1, (k - i) / 2).expand_as(variances)
+    variances = torch.where(seen[:, None], fewer, variances) - torch.polygamma(1, (outputs - i) / 2)
+    return torch.where(i < narrow, variances, 0).sum(dim=1).clamp_min(0) / 4
 
 
-def spread_of_rank(gram: Tensor, nu: Tensor) -> Tensor:
-    """Return the standard deviation of nu_W over W from the Gram matrix of one draw.
+def _of_rotation(factor: Tensor, u: Tensor, s: Tensor, outputs: int) -> Spread:
+    """Spread of nu_W from what turning W towards further rows does to nu_W.
 
-    Jackknife over groups of rows of W of log(k / nu), which is proportional to k to leading order.
-    A jackknife counts the part of the variance that is due to pairs of rows twice; that part is
-    (2 log(k / nu) nu / k)^2, from the k (k + 1) / 2 entries of W M W^T.
+    The Laplacian of the Grassmannian has eigenvalues near 2 D n on polynomials of degree n in the
+    projector W^T W, so that with V_n the part of the variance that is due to these, the mean of
+    |grad nu_W|^2 is 2 D sum n V_n, and that of |hess nu_W|^2 is 4 D^2 sum n (2 n - 1) V_n. Further
+    rows sample both; parts beyond the second are taken for the second.
     """
-    k = gram.shape[-1]
-    if k < 2:
-        return torch.zeros_like(nu)
-    groups = min(k, _GROUPS)
-    left_out = []
-    for i in range(groups):
-        kept = torch.arange(k) % groups != i
-        values = torch.linalg.eigvalsh(gram[:, kept][:, :, kept]).clamp_min(0).sqrt()
-        total = values.sum(dim=1, keepdim=True)
-        alpha = values / torch.where(total > 0, total, 1) + 1e-30
-        n = int(kept.sum())
-        left_out.append((math.log(n) + (alpha * alpha.log()).sum(dim=1)) * (k / n))
-    deviations = torch.stack(left_out)
-    variance = (groups - 1) * deviations.var(dim=0, correction=0) * nu.square()
-    pairs = 2 * torch.where(nu > 0, (k / nu.clamp_min(1e-300)).log(), 0) * nu / k
-    # at least the pairs' part: few groups scatter
-    return torch.maximum(variance - pairs.square(), pairs.square()).sqrt()
+    k = s.shape[1]
+    rest = factor[:, :, k:]  # (B, n, q)
+    q = rest.shape[2]
+    if q == 0:
+        return Spread(torch.zeros_like(s[:, 0]), torch.full_like(s[:, 0], math.inf))
+    total = s.sum(dim=1, keepdim=True)
+    kept = s > 1e-14 * s[:, :1]
+    safe = torch.where(kept, s, 1)
+    share = s / torch.where(total > 0, total, 1)
+    logs = torch.where(kept, safe.log(), 0)
+    mean = (share * logs).sum(dim=1, keepdim=True)
+    nu = torch.where(kept, -share * share.clamp_min(1e-300).log(), 0).sum(dim=1, keepdim=True).exp()
+    slope = torch.where(kept, nu / torch.where(total > 0, total, 1) * (mean - logs), 0)  # d nu / ds
+    turned = u.mT @ rest[:, :k]  # (B, k, q)
+    tangent = (outputs - k) / outputs
+    first = tangent * slope.square() * turned.square().mean(dim=2)  # (B, k)
+    gradient = first.sum(dim=1)
+    second = tangent**2 * _curvature(slope, nu / total, s, safe, kept, turned, rest)
+    higher = ((second - first) / 8).clamp_min(0).minimum(first / 4).sum(dim=1)
+    variance = gradient / 2 - higher
+    freedom = q * ratio(gradient.square(), first.square().sum(dim=1))
+    return Spread(variance, freedom.clamp_min(1))
+
+
+def _curvature(
+    slope: Tensor, scale: Tensor, s: Tensor, safe: Tensor, kept: Tensor, turned: Tensor, rest: Tensor
+) -> Tensor:
+    """Square of the second derivative by turns of two rows, summed over the second of these."""
+    a, phi = safe.square(), slope / (2 * safe)  # d nu / d a
+    change = torch.where(kept, -(scale + slope) / (4 * safe**3), 0)  # its own derivative
+    gap = a[:, :, None] - a[:, None]
+    close = gap.abs() < 1e-6 * torch.maximum(a[:, :, None], a[:, None])
+    divided = (phi[:, :, None] - phi[:, None]) / torch.where(close, 1, gap)
+    divided = torch.where(close, (change[:, :, None] + change[:, None]) / 2, divided)
+    c = s[:, :, None] * turned  # (B, k, q)
+    inner = rest.mT @ rest
+    total = torch.zeros_like(s)
+    pairs = [(i, j) for i in range(c.shape[2]) for j in range(i)][:6]
+    for i, j in pairs:
+        x, y = c[:, :, i], c[:, :, j]
+        hessian = 2 * divided * x[:, None] * y[:, :, None]
+        along = 2 * (divided @ (x * y)[:, :, None])[:, :, 0] + 2 * phi * inner[:, i, j, None]
+        total += (hessian + torch.diag_embed(along)).square().sum(dim=2)
+    return total / max(len(pairs), 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from approx.sketches import Operator
-from approx.spectra import prediction
+from approx.spectra import one_draw, prediction
 from approx.spectra.asked import Asked, probes, zero_below
 from approx.spectra.drawn import draw
 from approx.spectra.result import Spectrum, around
@@ -33,7 +33,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     m, begun = prediction.measure(op, products, rng)
     r_eff = prediction.effective_rank(m)
     fell_back = k > FALL_BACK_ABOVE * r_eff
-    spent = k + products - m.rows
+    spent = one_draw.rows_for(k, op.rows) + products - m.rows
     if fell_back.all():
         drawn = draw(op, asked, rng, begun)
         return replace(drawn, fell_back=fell_back, products=spent)

@@ -20,10 +20,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from approx.sketches import Operator, orthonormal, projected, widened
+from approx.spectra.result import student
 
 _STEP = 0.25  # trapezoidal rule in log u, for analytic integrands that decay both ways: to 1e-13
 _GRID = torch.arange(-70.0, 70.0, _STEP, dtype=torch.float64)
@@ -108,7 +108,7 @@ def factor(m: Measure) -> Tensor:
     2 / degrees of freedom, is that of its estimate (Satterthwaite 1946).
     """
     freedom = (2 / _uncertainty(m).clamp_min(1e-6)).clamp_min(3)
-    return torch.from_numpy(student.ppf(0.975, freedom.numpy()))
+    return student(freedom)
 
 
 def _uncertainty(m: Measure) -> Tensor:

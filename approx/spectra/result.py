@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 
@@ -154,3 +155,8 @@ def pair(low: Tensor, high: Tensor) -> Tensor:
 def around(value: Tensor, half: Tensor) -> Tensor:
     """Return intervals (B, 2) from their centres and half widths."""
     return pair(value - half, value + half)
+
+
+def student(freedom: Tensor) -> Tensor:
+    """Return half the width of a 95 % interval in standard errors with degrees of freedom (B,)."""
+    return torch.from_numpy(stdtrit(freedom.clamp_max(1e9).numpy(), 0.975))
