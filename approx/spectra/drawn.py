@@ -36,14 +36,15 @@ def draw(
     most = torch.where(seen < rows, seen, min(op.rows, columns))
     of_psi, of_nu = one_draw.spreads(factor, k, op.rows, most, tolerance)
     # this draw and another differ by the spread of both
-    psi_stderr, nu_stderr = (2 * of_psi.variance).sqrt(), (2 * of_nu.variance).sqrt()
+    psi_stderr = (2 * of_psi.variance).sqrt()
+    nu_interval, nu_stderr = one_draw.interval_of_rank(nu, of_nu, most.clamp_max(k))
     return Spectrum(
         psi=psi,
         nu=nu,
         psi_stderr=psi_stderr,
         nu_stderr=nu_stderr,
         psi_interval=around(psi, student(of_psi.freedom) * psi_stderr),
-        nu_interval=around(nu, student(of_nu.freedom) * nu_stderr).clamp(min(k, 1), k),
+        nu_interval=nu_interval,
         effective_rank=one_draw.effective_rank(gram, op.rows),
         rank=rank,
         fell_back=torch.zeros_like(rank).bool(),

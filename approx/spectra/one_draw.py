@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from approx.spectra.prediction import ratio
-from approx.spectra.result import psi_nu
+from approx.spectra.result import around, pair, psi_nu, student
 
-_FEW = 8  # up to so many rows, psi_W and nu_W are compared between blocks of other rows
+_ROWS = 16  # at least
+_FEW = 3  # up to so many, psi_W and nu_W are compared between blocks of rows
+_WINDOWS = 8
 _BESIDE = 4  # rows beyond k
+_TRUST = 12  # directions' worth of rows that weigh as much as what the values say of the next row
 _STRIDES = 1, 3, 5, 7  # of the rows of a block: odd, so that each visits all 16 rows
 
 
@@ -29,7 +32,7 @@ class Spread(NamedTuple):
 
 def rows_for(k: int, outputs: int) -> int:
     """Return how many rows of W are taken for k singular values and their spread."""
-    return min(max(k + _BESIDE, 2 * _FEW), outputs)
+    return min(max(k + _BESIDE, _ROWS), outputs)
 
 
 def effective_rank(gram: Tensor, n: int) -> Tensor:
@@ -51,16 +54,24 @@ def effective_rank(gram: Tensor, n: int) -> Tensor:
 def spreads(
     factor: Tensor, k: int, outputs: int, most: Tensor, tolerance: float
 ) -> tuple[Spread, Spread]:
-    """Return the spreads of psi_W and nu_W over W (k, outputs).
+    """Return the spreads over W (k, outputs) of psi_W, and of nu_W on the scale of `_bent`.
 
     factor : (B, n, m), R of J^T W^T = Q R for the m rows at hand; most : (B,), the largest number
     of singular values that J may have after these.
     """
-    if 2 * k <= min(2 * _FEW, factor.shape[2]):
-        psi, nu = _between_blocks(factor, k, tolerance)
+    enough = factor.shape[2] >= _ROWS
+    values = torch.linalg.svdvals(_blocks(factor, k)) if enough and k <= _WINDOWS else None  # (B, s, m, k)
+    blocks = None
+    if values is not None:
+        blocks = _between_blocks(values, most, tolerance)
+    if k <= _FEW and blocks is not None:
+        psi, nu = blocks
     else:
         u, s, _ = torch.linalg.svd(factor[:, :k, :k])
-        psi, nu = _of_inverse(s, k, outputs, most, tolerance), _of_rotation(factor, u, s, outputs)
+        nu = _of_rotation(factor, u, s, outputs, most)
+        psi = _of_inverse(s[:, None] if values is None else values.flatten(1, 2), k, outputs, most, tolerance)
+        if blocks is not None:
+            psi = psi._replace(variance=torch.maximum(psi.variance,blocks[0].variance))
     # no J spreads psi_W less than one whose singular values are equal: that holds for few rows too
     least = _flat(most.double(), k, outputs)
     known = most <= k
@@ -68,25 +79,43 @@ def spreads(
     return Spread(variance, torch.where(known, math.inf, psi.freedom)), nu
 
 
-def _between_blocks(factor: Tensor, k: int, tolerance: float) -> tuple[Spread, Spread]:
-    """Compare blocks of k rows that have no row in common: W and another W, as they are."""
-    m = 2 * _FEW
-    start, step = torch.arange(m), torch.arange(k)
-    windows = torch.cat([(start[:, None] + s * step) % m for s in _STRIDES])  # (4 m, k)
-    blocks = factor[:, :, windows].permute(0, 2, 1, 3)  # (B, 4 m, n, k)
-    values = torch.linalg.svdvals(blocks.flatten(0, 1))
-    psi, nu, _ = psi_nu(values, tolerance)
+def interval_of_rank(nu: Tensor, spread: Spread, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the interval (B, 2) for nu_W of another W, and its standard error, between 1 and top."""
+    half = student(spread.freedom) * (2 * spread.variance).sqrt()
+    x = _bent(nu, top)
+    slope = 2 * ((nu - 1).clamp_min(0) * (top - nu).clamp_min(0)).sqrt()  # d nu / d x
+    ends = 1 + (top - 1)[:, None] * torch.sin(around(x, half).clamp(0, math.pi / 2)).square()
+    ends = pair(torch.minimum(ends[:, 0], nu), torch.maximum(ends[:, 1], nu))
+    return ends, slope * (2 * spread.variance).sqrt()
+
+
+def _bent(nu: Tensor, top: Tensor) -> Tensor:
+    """Return nu_W on a scale that its spread depends on less, near 1 and near the most it can be."""
+    return torch.asin(((nu - 1) / (top - 1).clamp_min(1)).clamp(0, 1).sqrt())
+
+
+def _blocks(factor: Tensor, k: int) -> Tensor:
+    """Return blocks of k of 16 rows, (B, strides, 16, n, k)."""
+    start, step = torch.arange(_ROWS), torch.arange(k)
+    windows = torch.stack([(start[:, None] + s * step) % _ROWS for s in _STRIDES])
+    return factor[:, :, windows].permute(0, 2, 3, 1, 4)
+
+
+def _between_blocks(values: Tensor, most: Tensor, tolerance: float) -> tuple[Spread, Spread]:
+    """Compare blocks of rows that have no row in common: W and another W, as they are."""
+    *shape, k = values.shape
+    psi, nu, _ = (x.view(shape) for x in psi_nu(values.flatten(0, 2), tolerance))
+    nu = _bent(nu, most.clamp_max(k)[:, None, None])
     found = []
-    for descriptor in psi, nu:
-        x = descriptor.view(len(factor), len(_STRIDES), m)
-        apart = [(x - x.roll(j, dims=2)).square().mean(dim=(1, 2)) for j in range(k, m - k + 1)]
+    for x in psi, nu:
+        apart = [(x - x.roll(j, 2)).square().mean(dim=(1, 2)) for j in range(k, _ROWS - k + 1)]
         variance = torch.stack(apart).mean(dim=0) / 2
-        found.append(Spread(variance, torch.full_like(variance, m - 1)))
+        found.append(Spread(variance, torch.full_like(variance, (_ROWS - 1) / math.sqrt(k))))
     return found[0], found[1]
 
 
 def _of_inverse(s: Tensor, k: int, outputs: int, most: Tensor, tolerance: float) -> Spread:
-    """Spread of psi_W from the singular values of one draw.
+    """Spread of psi_W from the singular values (B, draws, k) of a draw, or several.
 
     As in `prediction.scaling`, it is a function of v = sum_j (lambda_j q / (1 + lambda_j q))^2 / k,
     k / d for d equal singular values, whose law is known. The equation of the free compression at
@@ -94,14 +123,15 @@ def _of_inverse(s: Tensor, k: int, outputs: int, most: Tensor, tolerance: float)
     / (D - k).
     """
     # relative to the smallest: a Jacobian's scale must not overflow its square
-    kept = s > tolerance * s[:, :1]
-    smallest = torch.where(kept, s, math.inf).amin(dim=1, keepdim=True)
+    kept = s > tolerance * s[..., :1]
+    smallest = torch.where(kept, s, math.inf).amin(dim=-1, keepdim=True)
     inverse = torch.where(kept, smallest / torch.where(kept, s, 1), 0).square()
-    sharp = ratio(k * inverse.square().sum(dim=1), inverse.sum(dim=1).square()).clamp_min(1)
+    sharp = ratio(k * inverse.square().sum(dim=-1), inverse.sum(dim=-1).square()).clamp_min(1)
+    # of few rows the entries of A spread the values more than they do in the limit
+    sharp = 1 + (sharp - 1) * (k**2 / ((k - 1) * (k + 2)))
     through = sharp + (k / (outputs - k) if k < outputs else 0)  # 1 / (1 - v)
-    directions = k / (1 - 1 / through)
-    directions = torch.minimum(directions, most.double()).clamp_min(k)
-    variance = _flat(directions, k, outputs)
+    directions = torch.minimum(k / (1 - 1 / through), most.double()[:, None]).clamp_min(k)
+    variance = _flat(directions.flatten(), k, outputs).view(directions.shape).mean(dim=1)
     # from the k (k + 1) / 2 entries of A
     return Spread(variance, torch.full_like(variance, k * (k + 1) / 2))
 
@@ -123,7 +153,7 @@ def _flat(directions: Tensor, k: int, outputs: int) -> Tensor:
     return torch.where(i < narrow, variances, 0).sum(dim=1).clamp_min(0) / 4
 
 
-def _of_rotation(factor: Tensor, u: Tensor, s: Tensor, outputs: int) -> Spread:
+def _of_rotation(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) -> Spread:
     """Spread of nu_W from what turning W towards further rows does to nu_W.
 
     The Laplacian of the Grassmannian has eigenvalues near 2 D n on polynomials of degree n in the
@@ -146,13 +176,35 @@ def _of_rotation(factor: Tensor, u: Tensor, s: Tensor, outputs: int) -> Spread:
     slope = torch.where(kept, nu / torch.where(total > 0, total, 1) * (mean - logs), 0)  # d nu / ds
     turned = u.mT @ rest[:, :k]  # (B, k, q)
     tangent = (outputs - k) / outputs
-    first = tangent * slope.square() * turned.square().mean(dim=2)  # (B, k)
-    gradient = first.sum(dim=1)
+    seen = tangent * slope.square() * turned.square().mean(dim=2)  # (B, k)
     second = tangent**2 * _curvature(slope, nu / total, s, safe, kept, turned, rest)
-    higher = ((second - first) / 8).clamp_min(0).minimum(first / 4).sum(dim=1)
-    variance = gradient / 2 - higher
-    freedom = q * ratio(gradient.square(), first.square().sum(dim=1))
-    return Spread(variance, freedom.clamp_min(1))
+    higher = ((second - seen) / 8).clamp_min(0).minimum(seen / 4).sum(dim=1)
+    guessed = tangent * slope.square() * _along(s)
+    seen, guess = seen.sum(dim=1), guessed.sum(dim=1)
+    alike = ratio(guess.square(), guessed.square().sum(dim=1))  # directions that matter
+    # where one direction makes the most of it, few rows see little of that
+    weight = 1 / (1 + (_TRUST / (q * alike).clamp_min(1e-300)).square())
+    gradient = torch.where(seen > 0, seen.clamp_min(1e-300) ** weight * guess ** (1 - weight), 0)
+    share = ratio(higher, seen)
+    freedom = alike / (1 / k + 4 * share)
+    variance = gradient * (1 / 2 - share)
+    top, nu = most.clamp_max(k), nu[:, 0]
+    steep = 4 * (nu - 1) * (top - nu)  # (d nu / d bent)^2
+    return Spread(ratio(variance, steep), freedom.clamp_min(2))
+
+
+def _along(s: Tensor) -> Tensor:
+    """Mean square of a further row along each left singular vector, (B, k), from the values alone.
+
+    Ledoit and Peche 2011; smoothed as in Ledoit and Wolf 2020, with Cauchy's kernel. High where the
+    values crowd, near the truth for values that stand apart.
+    """
+    k = s.shape[1]
+    a = (s / s[:, :1].clamp_min(1e-300)).square()
+    at = torch.complex(a, (k ** (-1 / 3) * a).clamp_min(1e-280))
+    transform = (1 / (a[:, None] - at[:, :, None])).mean(dim=2)
+    scale = s[:, :1].square() / k
+    return torch.where(a > 1e-28, scale / (a * transform.abs().square()), 0)
 
 
 def _curvature(
