@@ -16,10 +16,11 @@ from approx.spectra.prediction import ratio
 from approx.spectra.result import around, pair, psi_nu, student
 
 _ROWS = 16  # at least
-_FEW = 3  # up to so many, psi_W and nu_W are compared between blocks of rows
+_FEW = 4  # up to so many, psi_W and nu_W are compared between blocks of rows
 _WINDOWS = 8
+_MOST = 12
 _BESIDE = 4  # rows beyond k
-_TRUST = 12  # directions' worth of rows that weigh as much as what the values say of the next row
+_TRUST = 8  # directions' worth of rows that weigh as much as what the values say of the next row
 _STRIDES = 1, 3, 5, 7  # of the rows of a block: odd, so that each visits all 16 rows
 
 
@@ -178,19 +179,20 @@ def _of_rotation(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tenso
     tangent = (outputs - k) / outputs
     seen = tangent * slope.square() * turned.square().mean(dim=2)  # (B, k)
     second = tangent**2 * _curvature(slope, nu / total, s, safe, kept, turned, rest)
-    higher = ((second - seen) / 8).clamp_min(0).minimum(seen / 4).sum(dim=1)
     guessed = tangent * slope.square() * _along(s)
+    # directions that hold little of the first derivative may hold any of the second, by chance
+    second = second.minimum(_MOST * guessed).sum(dim=1)
     seen, guess = seen.sum(dim=1), guessed.sum(dim=1)
+    share = ratio((second - seen).clamp_min(0) / 8, seen).clamp_max(1 / 4)
     alike = ratio(guess.square(), guessed.square().sum(dim=1))  # directions that matter
     # where one direction makes the most of it, few rows see little of that
     weight = 1 / (1 + (_TRUST / (q * alike).clamp_min(1e-300)).square())
     gradient = torch.where(seen > 0, seen.clamp_min(1e-300) ** weight * guess ** (1 - weight), 0)
-    share = ratio(higher, seen)
-    freedom = alike / (1 / k + 4 * share)
+    freedom = alike / (1 / k + 2 * share)
     variance = gradient * (1 / 2 - share)
     top, nu = most.clamp_max(k), nu[:, 0]
     steep = 4 * (nu - 1) * (top - nu)  # (d nu / d bent)^2
-    return Spread(ratio(variance, steep), freedom.clamp_min(2))
+    return Spread(ratio(variance, steep), freedom.clamp_min(4))
 
 
 def _along(s: Tensor) -> Tensor:
