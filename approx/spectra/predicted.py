@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -30,7 +31,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     if k <= products or k > FALL_BACK_ABOVE * min(op.rows, op.columns):
         drawn = draw(op, asked, rng)
         return replace(drawn, fell_back=torch.ones_like(drawn.fell_back))
-    m, begun = prediction.measure(op, products, rng)
+    m, other, begun = prediction.measure(op, products, rng)
     r_eff = prediction.effective_rank(m)
     fell_back = k > FALL_BACK_ABOVE * r_eff
     spent = one_draw.rows_for(k, op.rows) + products - m.rows
@@ -38,13 +39,10 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         drawn = draw(op, asked, rng, begun)
         return replace(drawn, fell_back=fell_back, products=spent)
     # latents that fall back get any well-behaved measure here: their results are replaced below
-    safe = m._replace(
-        nodes=torch.where(fell_back[:, None], 1 / op.rows, m.nodes),
-        masses=torch.where(fell_back[:, None], 1 / m.nodes.shape[1], m.masses),
-    )
-    factor = prediction.factor(safe)
-    psi, psi_stderr, psi_interval = _estimate(prediction.scaling(safe, k), factor)
-    nu, nu_stderr, nu_interval = _estimate(prediction.rank(safe, k), factor)
+    m, other = (_replaced(measure, fell_back) for measure in (m, other))
+    factor = prediction.factor(m)
+    psi, psi_stderr, psi_interval = _estimate(prediction.scaling, m, other, k, factor)
+    nu, nu_stderr, nu_interval = _estimate(prediction.rank, m, other, k, factor)
     result = Spectrum(
         psi=psi,
         nu=nu,
@@ -72,9 +70,25 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     return _merged(result, draw(op, asked, rng, begun), spent)
 
 
-def _estimate(p: prediction.Prediction, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _replaced(m: prediction.Measure, where: Tensor) -> prediction.Measure:
+    """Put a flat measure where latents fall back."""
+    return m._replace(
+        nodes=torch.where(where[:, None], 1 / m.outputs, m.nodes),
+        masses=torch.where(where[:, None], 1 / m.nodes.shape[1], m.masses),
+    )
+
+
+def _estimate(
+    of: Callable[[prediction.Measure, int], prediction.Prediction],
+    m: prediction.Measure,
+    other: prediction.Measure,
+    k: int,
+    factor: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return value, standard error and 95 % interval."""
-    stderr = (p.variance + p.spread).sqrt()
+    p, q = of(m, k), of(other, k)
+    variance = torch.maximum(p.variance + p.spread, q.variance + q.spread)
+    stderr = (variance + (p.value - q.value).square()).sqrt()
     return p.value, stderr, around(p.value, factor * stderr)
 
 

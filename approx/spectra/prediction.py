@@ -62,8 +62,10 @@ def split(products: int) -> tuple[int, int]:
 
 def measure(
     op: Operator, products: int, generator: torch.Generator
-) -> tuple[Measure, tuple[Tensor, Tensor]]:
+) -> tuple[Measure, Measure, tuple[Tensor, Tensor]]:
     """Return the spectral measure of each latent from `products` products, and the rows so far.
+
+    Twice: as it is seen, and with what the rows' products with each other say is missing in it.
 
     Two block steps of Lanczos (Golub and Meurant 2010, chapter 4) on J^T J from J^T w for the
     continued rows w: exact for the moments tr M to tr M^4 of these probes.
@@ -87,7 +89,30 @@ def measure(
     # the mass comes from all rows, its distribution from the continued: their own total fluctuates
     # along with their higher moments, and the ratio is steadier
     masses = caught * (trace / torch.where(seen > 0, seen, 1))[:, None]
-    return Measure(nodes, masses, rows, continued, op.rows), begun
+    found = Measure(nodes, masses, rows, continued, op.rows)
+    return found, _unseen(found, (y.mT @ y).cpu()), begun
+
+
+def _unseen(m: Measure, gram: Tensor) -> Measure:
+    """Add one direction that the continued rows have missed.
+
+    tr M^2 is also the mean square of the products of two rows. What that is above the measure's, by
+    more than its standard error, is taken for one more eigenvalue; nothing changes otherwise.
+    """
+    n, D = m.rows, m.outputs
+    second = (m.masses * m.nodes).sum(dim=1)
+    squares = gram.square().sum(dim=(1, 2)) - gram.diagonal(dim1=1, dim2=2).square().sum(dim=1)
+    trace = m.masses.sum(dim=1)
+    # in expectation D^2 E a_ij^2 is tr M^2, but for (tr M)^2 / D of rows that are orthogonal
+    by_rows = squares * (D**2 / (n * (n - 1))) + trace.square() / D
+    fourth = (m.masses * m.nodes.pow(3)).sum(dim=1)
+    stderr = (8 * fourth / n + 4 * second.square() / (n * (n - 1))).sqrt()
+    more = (by_rows - second - stderr).clamp_min(0).sqrt().minimum(trace / 2)
+    rest = m.masses * (1 - ratio(more, trace))[:, None]
+    return m._replace(
+        nodes=torch.cat([m.nodes, more[:, None]], dim=1),
+        masses=torch.cat([rest, more[:, None]], dim=1),
+    )
 
 
 def effective_rank(m: Measure) -> Tensor:
