@@ -19,6 +19,7 @@ _ROWS = 16  # at least
 _FEW = 4  # up to so many, psi_W and nu_W are compared between blocks of rows
 _WINDOWS = 8
 _MOST = 12
+_HIGHER = 0.2
 _BESIDE = 4  # rows beyond k
 _TRUST = 8  # directions' worth of rows that weigh as much as what the values say of the next row
 _STRIDES = 1, 3, 5, 7  # of the rows of a block: odd, so that each visits all 16 rows
@@ -163,27 +164,29 @@ def _of_rotation(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tenso
     rows sample both; parts beyond the second are taken for the second.
     """
     k = s.shape[1]
+    tangent = (outputs - k) / outputs
     rest = factor[:, :, k:]  # (B, n, q)
     q = rest.shape[2]
     if q == 0:
         return Spread(torch.zeros_like(s[:, 0]), torch.full_like(s[:, 0], math.inf))
-    total = s.sum(dim=1, keepdim=True)
-    kept = s > 1e-14 * s[:, :1]
-    safe = torch.where(kept, s, 1)
-    share = s / torch.where(total > 0, total, 1)
-    logs = torch.where(kept, safe.log(), 0)
-    mean = (share * logs).sum(dim=1, keepdim=True)
-    nu = torch.where(kept, -share * share.clamp_min(1e-300).log(), 0).sum(dim=1, keepdim=True).exp()
-    slope = torch.where(kept, nu / torch.where(total > 0, total, 1) * (mean - logs), 0)  # d nu / ds
     turned = u.mT @ rest[:, :k]  # (B, k, q)
-    tangent = (outputs - k) / outputs
-    seen = tangent * slope.square() * turned.square().mean(dim=2)  # (B, k)
-    second = tangent**2 * _curvature(slope, nu / total, s, safe, kept, turned, rest)
-    guessed = tangent * slope.square() * _along(s)
+    further = turned.square().mean(dim=2)
+    # a value below what a turn makes of it is about that: |s| has a corner at 0, nu_W's mean none
+    smooth = (s.square() + further / 4).sqrt().clamp_min(1e-100)
+    total = s.sum(dim=1, keepdim=True)
+    share = ratio(s, total)
+    logs = smooth.log()
+    mean = (share * logs).sum(dim=1, keepdim=True)
+    nu = (-(share * share.clamp_min(1e-300).log()).sum(dim=1, keepdim=True)).exp()
+    scale = ratio(nu, total)
+    slope = scale * (mean - logs)  # d nu / d smooth
+    weight = tangent * (slope * s / smooth).square()
+    seen, guessed = weight * further, weight * _along(s)
+    second = tangent**2 * _curvature(slope, scale, s, smooth, turned, rest)
     # directions that hold little of the first derivative may hold any of the second, by chance
     second = second.minimum(_MOST * guessed).sum(dim=1)
     seen, guess = seen.sum(dim=1), guessed.sum(dim=1)
-    share = ratio((second - seen).clamp_min(0) / 8, seen).clamp_max(1 / 4)
+    share = ratio((second - seen).clamp_min(0) / 8, seen).clamp_max(_HIGHER)
     alike = ratio(guess.square(), guessed.square().sum(dim=1))  # directions that matter
     # where one direction makes the most of it, few rows see little of that
     weight = 1 / (1 + (_TRUST / (q * alike).clamp_min(1e-300)).square())
@@ -210,11 +213,11 @@ def _along(s: Tensor) -> Tensor:
 
 
 def _curvature(
-    slope: Tensor, scale: Tensor, s: Tensor, safe: Tensor, kept: Tensor, turned: Tensor, rest: Tensor
+    slope: Tensor, scale: Tensor, s: Tensor, smooth: Tensor, turned: Tensor, rest: Tensor
 ) -> Tensor:
     """Square of the second derivative by turns of two rows, summed over the second of these."""
-    a, phi = safe.square(), slope / (2 * safe)  # d nu / d a
-    change = torch.where(kept, -(scale + slope) / (4 * safe**3), 0)  # its own derivative
+    a, phi = smooth.square(), slope / (2 * smooth)  # d nu / d a
+    change = -(scale + slope) / (4 * smooth**3)  # its own derivative
     gap = a[:, :, None] - a[:, None]
     close = gap.abs() < 1e-6 * torch.maximum(a[:, :, None], a[:, None])
     divided = (phi[:, :, None] - phi[:, None]) / torch.where(close, 1, gap)
