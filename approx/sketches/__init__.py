@@ -5,7 +5,14 @@ Imports nothing of approx: nothing here knows of decoders.
 """
 
 from approx.sketches.krylov import block_krylov
-from approx.sketches.probes import Operator, check_count, orthonormal, singular_values, widened
+from approx.sketches.probes import (
+    Operator,
+    check_count,
+    orthonormal,
+    singular_values,
+    triangular,
+    widened,
+)
 from approx.sketches.projections import Sketch, projected
 
 __all__ = [
@@ -16,5 +23,6 @@ __all__ = [
     "orthonormal",
     "projected",
     "singular_values",
+    "triangular",
     "widened",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from approx.sketches import Operator, projected
+from approx.sketches import Operator, projected, triangular
 from approx.spectra import one_draw
-from approx.spectra.asked import Asked, probes, zero_below
-from approx.spectra.result import Spectrum, around, psi_nu, student
+from approx.spectra.asked import Asked, probes
+from approx.spectra.result import Spectrum, around, pair, student
+from approx.spectra.rounding import weighed
 
 
 def paper(op: Operator, asked: Asked) -> Spectrum:
@@ -23,31 +24,32 @@ def draw(
     begun: tuple[Tensor, Tensor] | None = None,
 ) -> Spectrum:
     """Draw W, going on from the probes and products of a prediction where it has begun."""
-    k, columns = asked.k, op.columns
+    k = asked.k
     rows = one_draw.rows_for(k, op.rows)
     y, _ = projected(op, rows, rng, begun)
-    factor = torch.linalg.qr(y, mode="r").R.cpu()
+    factor = triangular(y).cpu()
     values = torch.linalg.svdvals(factor[:, :k, :k])
-    tolerance = zero_below(asked, max(k, columns), op.dtype)
-    psi, nu, rank = psi_nu(values, tolerance)
-    gram = factor.mT @ factor
-    *_, seen = psi_nu(torch.linalg.svdvals(factor), tolerance)
-    # fewer than the rows: these are all
-    most = torch.where(seen < rows, seen, min(op.rows, columns))
+    w = weighed(values, op, asked, sketched=True)
+    psi, nu, tolerance = w.psi, w.nu, w.tolerance
+    all_values = torch.linalg.svdvals(factor)
+    seen = (all_values > tolerance * all_values[:, :1]).sum(dim=1)
+    # fewer than the rows: J has no more
+    most = torch.where(seen < rows, seen, min(op.rows, op.columns))
     of_psi, of_nu = one_draw.spreads(factor, k, op.rows, most, tolerance)
     # this draw and another differ by the spread of both
-    psi_stderr = (2 * of_psi.variance).sqrt()
+    psi_stderr = (2 * of_psi.variance).sqrt().hypot(w.psi_error)
     nu_interval, nu_stderr = one_draw.interval_of_rank(nu, of_nu, most.clamp_max(k))
+    rounding = 2 * w.nu_error[:, None]
     return Spectrum(
         psi=psi,
         nu=nu,
         psi_stderr=psi_stderr,
-        nu_stderr=nu_stderr,
+        nu_stderr=nu_stderr.hypot(w.nu_error),
         psi_interval=around(psi, student(of_psi.freedom) * psi_stderr),
-        nu_interval=nu_interval,
-        effective_rank=one_draw.effective_rank(gram, op.rows),
-        rank=rank,
-        fell_back=torch.zeros_like(rank).bool(),
+        nu_interval=nu_interval + pair(-rounding, rounding)[:, :, 0],
+        effective_rank=one_draw.effective_rank(factor.mT @ factor, op.rows),
+        rank=w.rank,
+        fell_back=torch.zeros_like(w.rank).bool(),
         products=rows,
         method=asked.method,
         used="paper",
@@ -55,8 +57,8 @@ def draw(
         seed=asked.seed,
         definition=asked.definition,
         subscript=asked.subscript,
-        doubtful=torch.zeros_like(rank),
+        doubtful=w.doubtful,
         note="",
-        tolerance=tolerance,
+        tolerance=w.tolerance,
         singular_values=values,
     )
