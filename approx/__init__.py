@@ -4,6 +4,8 @@ This package imports neither `cpwl` nor `bridges`: an estimate that agrees with 
 evidence only because the two share no code. `import-linter` enforces it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from approx.complexity import Knots, knots, neighbourhood
 from approx.decoder import DecoderError
 from approx.fields import along, field, latents_at
@@ -11,6 +13,9 @@ from approx.operator import JacobianOperator
 from approx.sketches import Sketch
 from approx.spectra import Spectrum, draw_seed, spectrum
 from approx.tables import DescribeError, Descriptors, concatenate, describe
+
+if TYPE_CHECKING:
+    from approx import plot  # noqa: F401 - for type checkers; `__getattr__` imports it
 
 __all__ = [
     "DecoderError",
@@ -30,3 +35,12 @@ __all__ = [
     "neighbourhood",
     "spectrum",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `approx.plot` when it is asked for: matplotlib takes longer than all the rest."""
+    if name == "plot":
+        import importlib
+
+        return importlib.import_module("approx.plot")
+    raise AttributeError(f"module 'approx' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from approx.decoder import check_latents
-from approx.tables import LONG_NAMES, Descriptors, describe, imported
+from approx.tables import Descriptors, describe, imported
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -93,7 +93,7 @@ def field(
 
     table = describe(decoder, rows(), total=u.size * v.size, **options)
     data: dict[str, Any] = {
-        name: (("v", "u"), column.reshape(v.size, u.size), {"long_name": LONG_NAMES[name]})
+        name: (("v", "u"), column.reshape(v.size, u.size), table.described(name))
         for name, column in _padded(table, u.size * v.size).items()
     }
     data |= {
@@ -169,7 +169,7 @@ def along(
         )
     table = describe(decoder, given, **options)
     data: dict[str, Any] = {
-        name: ("step", column, {"long_name": LONG_NAMES[name]})
+        name: ("step", column, table.described(name))
         for name, column in _padded(table, len(given)).items()
     }
     flat = given.detach().cpu().flatten(1)

@@ -32,6 +32,8 @@ def to_geodataframe(
 ) -> GeoDataFrame:
     """Return the cells as a GeoDataFrame, one row per cell, descriptors as columns.
 
+    Its `attrs`, which files keep, say what each descriptor is.
+
     Parameters
     ----------
     partition : Partition
@@ -69,7 +71,10 @@ def to_geodataframe(
     else:
         ends = partition.points[partition.cell_corners].reshape(-1, 2)
         shapes = shapely.linestrings(np.stack([ends, np.zeros_like(ends)], axis=2))
-    return geopandas.GeoDataFrame(columns, geometry=shapes)
+    frame = geopandas.GeoDataFrame(columns, geometry=shapes)
+    known = (name for name in columns if not isinstance(descriptors, Mapping))
+    frame.attrs = {name: DESCRIPTORS[name].definition for name in known if name in DESCRIPTORS}
+    return frame
 
 
 def write_geoparquet(

@@ -17,6 +17,7 @@
 # from a few Jacobian products. `cpwl` knows all three exactly, on networks that are small enough
 # to enumerate. Here the one is held against the other:
 #
+# 0. which ψ is which: three numbers of that name on one plane;
 # 1. everything that `bridges.validate` compares, on the toy generator and a convolutional decoder;
 # 2. what the published projection on k = 120 random directions measures: a Frobenius norm and an
 #    effective rank, by formula, theory and measurement on spectra of all kinds;
@@ -38,6 +39,7 @@ from scipy.stats import spearmanr
 
 import approx
 import bridges
+import cpwl
 from bridges.networks import pretrained, toys
 
 SMALL = bool(os.environ.get("CPWL_SMALL"))
@@ -53,6 +55,73 @@ def save(figure, name):
     """Write a figure of this notebook."""
     figure.savefig(FIGURES / f"02_{name}.png", dpi=130)
 
+
+# %% [markdown]
+# ## 0. Which ψ?
+#
+# Three numbers are called local scaling, and none can stand for another:
+#
+# - ψ **in a slice**: the volume change of the map restricted to the plane on which it is drawn, two
+#   singular values. Partition plots show it (`wrt="slice"`);
+# - **ψ**: the log-volume change of the whole Jacobian, all min(d, D) singular values. That is what
+#   `approx.describe` gives wherever min(d, D) <= 120, and `cpwl` with `wrt="latent"`;
+# - **ψ_W**: that of W J for k random output directions W, the published projection. It is what
+#   `describe` predicts for larger decoders, where the whole is out of reach.
+#
+# The MNIST VAE's decoder (20 latent coordinates, 784 pixels, before the sigmoid) on the plane through
+# the codes of three digits:
+
+# %%
+vae = pretrained.mnist_vae_decoder()[:-1]  # without the sigmoid
+digits = pretrained.first_of(pretrained.read_images("mnist"), (0, 4, 7))
+anchors = pretrained.codes(digits)
+grid = {"resolution": 16 if SMALL else 96, "neighbourhood": None, "seed": 0, "progress": False}
+whole = approx.field(vae, anchors, **grid)
+projected = approx.field(vae, anchors, method="paper", **grid)
+plane = cpwl.Slice.through(*anchors)
+corners = [[float(axis.min()), float(axis.max())] for axis in (whole.u, whole.v)]
+partition = cpwl.subdivide(
+    cpwl.Network.from_torch(vae, (20,)), plane.box(*np.array(corners).T), progress=False
+)
+pixels = np.stack(np.meshgrid(whole.u, whole.v), axis=-1).reshape(-1, 2)
+cells = cpwl.locate(partition, pixels)
+in_slice = cpwl.local_scaling(cpwl.spectrum(partition, np.unique(cells)))
+in_slice = in_slice[np.unique(cells, return_inverse=True)[1]].reshape(whole.psi.shape)
+exact = cpwl.local_scaling(cpwl.spectrum(partition, cells[:1], wrt="latent"))
+print(whole.psi.definition, projected.psi.definition, sep="\n")
+
+# %%
+shown = {
+    r"$\psi$ in the slice, 2 singular values": in_slice,
+    r"$\psi$, all 20": whole.psi.values,
+    r"$\psi_W$, of 20 random output directions": projected.psi.values,
+}
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+extent = [float(x) for axis in (whole.u, whole.v) for x in (axis.min(), axis.max())]
+for ax, letter, (name, values) in zip(axes, "abc", shown.items(), strict=True):
+    image = ax.imshow(values, origin="lower", extent=extent)
+    figure.colorbar(image, ax=ax, shrink=0.85)
+    ax.set_title(f"{letter}  {name}", loc="left", fontsize=9)
+    ax.set(xlabel="$u$", ylabel="$v$")
+    ax.plot(whole.anchor_u, whole.anchor_v, "o", color="white", mec="black", ms=5)
+    for u, v, digit in zip(whole.anchor_u, whole.anchor_v, "047", strict=True):
+        ax.annotate(digit, (u, v), xytext=(5, 4), textcoords="offset points", color="white")
+save(figure, "which_psi")
+plt.show()
+for name, values in shown.items():
+    print(f"{name:45} {np.median(values):8.2f}  ({values.min():.2f} to {values.max():.2f})")
+
+# %% [markdown]
+# The levels are tens of nats apart, and so are the maps: the projection W mixes each singular value
+# with all others, so that its levels are others and it varies elsewhere. Columns, axis labels and
+# files say which one they hold (`definition`), and tables of two definitions are not joined.
+
+# %%
+inside = (projected.psi_low <= whole.psi) & (whole.psi <= projected.psi_high)
+assert abs(float(exact[0]) - float(whole.psi.values.ravel()[0])) < 1e-3, "psi is the whole Jacobian's"
+assert not inside.any(), "the interval of psi_W is one for psi_W"
+medians = sorted(np.median(values) for values in shown.values())
+assert min(np.diff(medians)) > 5, "the three should be far apart"
 
 # %% [markdown]
 # ## 1. The report
@@ -348,12 +417,13 @@ assert knots["coordinates that move"].iloc[0] < 0.8, "z + r b is z, in many coor
 # ## 4. What to use when
 #
 # - **A network that can be enumerated on a slice**, some 10⁵ units: `cpwl`. Everything is exact.
+# - **The log-volume change**: the default, the whole Jacobian wherever min(d, D) <= 120, and
+#   `method="exact"` up to some thousand.
 # - **ψ and ν as they are published**: `method="predict"`, the same quantity from 16 products, with
 #   an interval; where k is too large for that it makes all k products by itself. They say how much
 #   the decoder stretches in all, and how many directions share it (sections 1 and 2).
 # - **The volume change along the k strongest directions**: `method="topk"`. ψ_W is off that by tens
 #   to hundreds of nats (section 2).
-# - **Latents of up to some thousand coordinates**: `method="exact"`, nothing is left to estimate.
 # - **Knots within a small r**: `dtype=torch.float64`; float32 decides only above its noise (section
 #   3). To compare latents, `Knots.density`, knots per unit of r, which float32 has.
 # - **Cells, not knots**: `cpwl.local_complexity`. Zaslavsky's bound on them holds as long as no

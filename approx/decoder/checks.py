@@ -38,8 +38,11 @@ class DecoderError(ValueError):
     """
 
 
-def check_latents(z: Any) -> None:
-    """Refuse anything but a finite floating-point batch (B, *latent_shape) with B >= 1."""
+def check_latents(z: Any, *, finite: bool = True) -> None:
+    """Refuse anything but a finite floating-point batch (B, *latent_shape) with B >= 1.
+
+    Without `finite`, values are not looked at.
+    """
     if not isinstance(z, Tensor):
         raise ValueError(
             f"Expected latents as a torch tensor, got {type(z).__name__}: "
@@ -54,7 +57,7 @@ def check_latents(z: Any) -> None:
             f"Expected latents of shape (B, *latent_shape) with at least one latent, got shape "
             f"{tuple(z.shape)}: add the batch axis with latents[None] if this is one latent."
         )
-    bad = not_finite(z)
+    bad = not_finite(z) if finite else []
     if bad:
         raise ValueError(
             f"Expected finite latents, got NaN or infinite coordinates in {listed(bad)} of "

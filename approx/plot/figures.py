@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from approx.plot.maps import HALO, draw_map, height, label, mark_anchors, short, symbol
+from approx.plot.maps import HALO, draw_map, height, mark_anchors, short, subscript, symbol
 from approx.plot.pictures import extremes, pictures
-from approx.tables import Descriptors
+from approx.tables import Descriptors, label
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -146,7 +146,7 @@ def path(
             ax.fill_between(x, low, high, color=_BLUE, alpha=0.2, lw=0, label="95 % interval")
         dots = "o" if len(x) <= 60 else ""
         ax.plot(x, dataset[name].values, color=_BLUE, lw=1.3, marker=dots, ms=2.5)
-        ax.set_ylabel(label(name))
+        ax.set_ylabel(label(name, subscript(dataset)))
         ax.margins(x=0.01)
         ax.spines[["top", "right"]].set_visible(False)
         if name == "delta":
@@ -252,7 +252,7 @@ def gallery(
     axes = right.subplots(2, k, squeeze=False)
     rows = (("highest", high, _ORANGE), ("lowest", low, _BLUE))
     for row, (title, chosen, colour) in enumerate(rows):
-        axes[row, 0].set_ylabel(f"{title} {symbol(by)}", color=colour)
+        axes[row, 0].set_ylabel(f"{title} {symbol(by, subscript(source))}", color=colour)
         for column, index in enumerate(chosen.tolist()):
             ax = axes[row, column]
             ax.imshow(shown[row * k + column], cmap="gray", vmin=0, vmax=1)
@@ -330,7 +330,7 @@ def distribution(
         _violins(ax, [columns[name][member == i] for i in range(len(classes))])
         titles = [str((names or {}).get(c, c)) for c in classes.tolist()]
         ax.set_xticks(range(len(classes)), titles)
-        ax.set(xlabel=xlabel, ylabel=label(name))
+        ax.set(xlabel=xlabel, ylabel=label(name, subscript(table)))
         ax.spines[["top", "right"]].set_visible(False)
         if columns[name].size and (columns[name] == columns[name].round()).all():
             ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import patheffects
@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from approx.tables import LABELS
+from approx.tables import label
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +36,7 @@ def draw_map(ax: Axes, dataset: xr.Dataset, name: str, cmap: str) -> None:
     )  # fmt: skip
     # as high as the map, which is lower than its axes where these are not of its shape
     bar = ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend=extend)
-    text = label(name)
+    text = label(name, subscript(dataset))
     error = dataset[_ERRORS[name]].values if _ERRORS.get(name) in dataset else np.array([np.nan])
     if np.isfinite(error).any() and np.nanmedian(error) > 0:
         text += rf"  ($\pm$ {short(float(np.nanmedian(error)), 2)})"
@@ -76,14 +76,23 @@ def height(dataset: xr.Dataset) -> float:
     return min(max(ratio, 0.4), 2.5)
 
 
-def label(name: str) -> str:
-    """Return a column's name in a figure."""
-    return LABELS.get(name, name.replace("_", " "))
-
-
-def symbol(name: str) -> str:
+def symbol(name: str, subscript: str | None = "") -> str:
     """Return a descriptor's letter."""
-    return {"psi": r"$\psi$", "nu": r"$\nu$", "delta": r"$\delta$"}.get(name, label(name))
+    end = f"_{subscript}" if subscript else ""
+    known = {"psi": rf"$\psi{end}$", "nu": rf"$\nu{end}$", "delta": r"$\delta$"}
+    return known.get(name, label(name))
+
+
+def subscript(source: Any) -> str | None:
+    """Return which psi and nu a table, a dataset or a frame holds; "" for plain columns.
+
+    None for a frame or dataset that has lost its attributes, as those of different definitions do
+    when they are concatenated.
+    """
+    if hasattr(source, "subscript"):
+        return source.subscript
+    attributes = getattr(source, "attrs", None)
+    return "" if attributes is None else attributes.get("subscript")
 
 
 def short(value: float, digits: int = 3) -> str:

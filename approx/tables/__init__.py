@@ -4,15 +4,16 @@ A decoder and a stream of latents go in; a table of `Descriptors` comes out, one
 Imports the spectra, the complexity and the operator.
 """
 
-from approx.tables.description import DescribeError, describe
-from approx.tables.table import LABELS, LONG_NAMES, Descriptors, concatenate, imported
+from approx.tables.description import describe
+from approx.tables.loop import DescribeError
+from approx.tables.table import LONG_NAMES, Descriptors, concatenate, imported, label
 
 __all__ = [
-    "LABELS",
     "LONG_NAMES",
     "DescribeError",
     "Descriptors",
     "concatenate",
     "describe",
     "imported",
+    "label",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from approx.decoder import HALF, Output, check_latents, prepare, session
+from approx.decoder import HALF, Output, check_latents, modules_of, prepare, session
 
 
 class Batches:
@@ -50,7 +51,59 @@ class Batches:
         self._count += len(z)
 
 
-def stacked(items: Iterable[Any], runs: Callable[[Tensor], bool]) -> Iterator[Tensor]:
+def stream(
+    decoder: Callable[[Tensor], Any],
+    latents: Any,
+    *,
+    output: Output | None,
+    dtype: torch.dtype | None,
+    finite: bool,
+) -> tuple[Batches, int | None]:
+    """Return latents of any kind in batches, and how many there are if that is known.
+
+    With `finite`, NaN and infinity are refused here, and otherwise left to the batch.
+    """
+    if isinstance(latents, np.ndarray):
+        latents = _tensor(latents, decoder)
+    if isinstance(latents, Tensor):
+        check_latents(latents, finite=finite)
+        return Batches([latents.detach()]), len(latents)
+    # a map-style dataset has items, and no __iter__
+    listed = hasattr(latents, "__iter__") or hasattr(latents, "__getitem__")
+    if not listed or isinstance(latents, str | bytes | Mapping | nn.Module):
+        raise ValueError(
+            f"Expected latents as a tensor, an array or an iterable of these, got "
+            f"{type(latents).__name__}: give (N, *latent_shape)."
+        )
+    runs = batch_test(decoder, output, dtype)
+    return Batches(stacked((_tensor(x, decoder) for x in latents), runs, finite=finite)), None
+
+
+def _tensor(item: Any, decoder: Callable[[Tensor], Any]) -> Any:
+    """Return an item as a tensor: the first entry of a tuple, an array in the decoder's dtype."""
+    if isinstance(item, tuple | list) and len(item):
+        if isinstance(item[0], Tensor | np.ndarray):  # (latents, labels) of a DataLoader
+            item = item[0]
+        elif isinstance(item[0], int | float):
+            item = np.asarray(item, dtype=np.float64)
+    if not isinstance(item, np.ndarray):
+        return item
+    if item.dtype.kind not in "fiub":
+        raise ValueError(
+            f"Expected latents as numbers, got an array of {item.dtype}: convert it to float32."
+        )
+    # a copy: an array that cannot be written to makes torch warn
+    tensor = torch.as_tensor(np.array(item))
+    if not tensor.is_floating_point():
+        return tensor
+    held = (p for module in modules_of(decoder) for p in module.parameters())
+    like = next((p for p in held if p.is_floating_point()), tensor)
+    return tensor.to(like.device, like.dtype)
+
+
+def stacked(
+    items: Iterable[Any], runs: Callable[[Tensor], bool], *, finite: bool = True
+) -> Iterator[Tensor]:
     """Give each item of an iterable a batch axis where it has none.
 
     An item with one axis is a latent. Of others the first decides for all: it is a batch if the
@@ -60,13 +113,13 @@ def stacked(items: Iterable[Any], runs: Callable[[Tensor], bool]) -> Iterator[Te
     for number, item in enumerate(items):
         if not isinstance(item, Tensor):
             raise ValueError(
-                f"Expected an iterable of tensors, got {type(item).__name__} as item {number}: "
-                "for example (z for z, label in loader)."
+                f"Expected an iterable of tensors or arrays, got {type(item).__name__} as item "
+                f"{number}: give latents (*latent_shape) or batches of them."
             )
         if single is None:
             single = item.ndim < 2 or not runs(item[:1])
         z = item[None] if single else item
-        check_latents(z)
+        check_latents(z, finite=finite)
         if shape is not None and z.shape[1:] != shape:
             raise ValueError(
                 f"Expected latents of one shape {tuple(shape)}, got {tuple(z.shape[1:])} in item "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from approx.complexity import neighbourhood
 from approx.decoder import HALF, Output, prepare
-from approx.spectra import check_method, draw_seed
+from approx.spectra import check_method
 from approx.tables.batches import Batches
 
 Neighbourhood = tuple[int | Tensor, float]
@@ -27,13 +27,15 @@ class Options:
     method: str
     batch: int | Literal["auto"]
     progress: bool
-    generator: torch.Generator | int | None
+    seed: int
     output: Output | None
     dtype: torch.dtype | None
     products: int
     knots_method: Literal["jvp", "hull"]
     knots_dtype: torch.dtype | None
     max_bytes: float
+    straight_through: bool
+    on_error: Literal["raise", "nan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +46,32 @@ class Plan:
     decoder: Callable[[Tensor], Any]
     # in a dtype of their own, at least float32
     knots_decoder: Callable[[Tensor], Any]
-    seed: int
     basis: Tensor | None
     radius: float
     ran_in: torch.dtype
+
+
+def check_options(options: Options) -> None:
+    """Refuse what can be refused before a latent is looked at."""
+    check_method(options.method)
+    batch, around = options.batch, options.neighbourhood
+    if batch != "auto" and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise ValueError(
+            f"Expected batch as a positive integer or 'auto', got {batch!r}: give 1 or more."
+        )
+    if around is not None and not (isinstance(around, tuple | list) and len(around) == 2):
+        raise ValueError(
+            f"Expected neighbourhood as (P, r), directions and radius, got {around!r}: for example "
+            "neighbourhood=(4, 1e-3), or None to leave delta out."
+        )
+    if options.on_error not in ("raise", "nan"):
+        raise ValueError(
+            f"Expected on_error as 'raise' or 'nan', got {options.on_error!r}: give one of them."
+        )
+    if not 0 < options.max_bytes < math.inf:
+        raise ValueError(
+            f"Expected max_bytes as a positive number, got {options.max_bytes}: 1e9 is the default."
+        )
 
 
 def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) -> Plan:
@@ -56,6 +80,8 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
     if first is None:
         raise ValueError("Expected at least one latent, got an empty iterable: give some.")
     source.put_back(first)
+    if options.on_error == "nan":
+        first = torch.where(first.isfinite(), first, 0)
     dtype = _working_dtype(options, first)
     knots_dtype = options.knots_dtype
     if knots_dtype is None:
@@ -65,13 +91,11 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
     watched = prepared
     if options.neighbourhood is not None and knots_dtype != dtype:
         watched = prepare(decoder, first, output=options.output, dtype=knots_dtype)
-    seed = draw_seed(options.generator)
-    basis, radius = _directions(options.neighbourhood, first, seed)
+    basis, radius = _directions(options.neighbourhood, first, options.seed)
     return Plan(
         options=replace(options, dtype=dtype, knots_dtype=knots_dtype),
         decoder=prepared.call,
         knots_decoder=watched.call,
-        seed=seed,
         basis=basis,
         radius=radius,
         ran_in=prepared.autocast or prepared.inner,
@@ -104,5 +128,8 @@ def _directions(
         raise ValueError(f"Expected a positive radius, got {radius}: give a length.")
     if not isinstance(directions, Tensor):
         generator = torch.Generator().manual_seed(seed)
+        most = math.prod(first.shape[1:])
+        if directions > most >= 1:  # clipped, as k is
+            directions = most
         directions = neighbourhood(tuple(first.shape[1:]), directions, generator)
     return directions, float(radius)

@@ -25,6 +25,9 @@ LABELS = {
     "soft": r"soft complexity $\delta_{\mathrm{soft}}$",
 }
 
+# psi of which singular values: the columns keep their names, and the definition tells
+SUBSCRIPTED = ("psi", "nu")
+
 LONG_NAMES = {
     "psi": "local scaling, sum of log singular values",
     "psi_error": "standard error of psi",
@@ -36,6 +39,7 @@ LONG_NAMES = {
     "nu_high": "upper end of nu's 95 % interval",
     "effective_rank": "(sum sigma^2)^2 / sum sigma^4 of the Jacobian",
     "rank": "singular values that are not zero, of the k",
+    "doubtful": "singular values that the precision leaves in doubt",
     "fell_back": "whether all k products were made instead of a prediction",
     "products": "Jacobian products made for this latent",
     "delta": "local complexity, knots that meet the neighbourhood",
@@ -44,6 +48,10 @@ LONG_NAMES = {
     "soft": "delta_soft, units of smooth activations weighted by their curvature",
     "zaslavsky": "upper bound on the cells that meet the neighbourhood",
 }
+
+# what belongs to the rows of one table, and may differ between tables that are joined
+_OF_ROWS = ("complete", "note", "failures", "suggested_radius")
+_LISTED = 20  # failures in the attributes of a file
 
 # None where no neighbourhood was given
 KNOTS = ("delta", "delta_error", "density", "soft", "zaslavsky")
@@ -60,24 +68,34 @@ class Descriptors:
     psi, nu : (N,) float64
         Local scaling and local rank of what `definition` says.
     psi_error, nu_error : (N,) float64
-        Standard errors of psi and nu, with the spread over W for "predict" and "paper"; NaN for
-        "topk", whose error is a bound, 0 for "exact".
+        Standard errors of psi and nu: of rounding for "exact", with the spread over W for
+        "predict" and "paper"; NaN for "topk", whose error is a bound.
     psi_low, psi_high, nu_low, nu_high : (N,) float64
         Ends of the 95 % intervals ("topk": of the bound).
     effective_rank : (N,) float64
         (sum sigma^2)^2 / sum sigma^4 over all of the Jacobian.
-    rank : (N,) int64
+    rank : (N,) float64
         How many of the k singular values are not zero.
+    doubtful : (N,) float64
+        How many of them the precision of the products leaves in doubt. psi is NaN where these
+        would decide about it; `note` says why.
     fell_back : (N,) bool
-        Where "predict" made all k products.
+        Where "predict" made all k products: psi and nu are then those of "paper".
     products : (N,) int64
         Jacobian products made for the latent, the same for all of its batch.
-    delta, delta_error : (N,) int64, or None without a neighbourhood
-        Knots that meet it, and how many of the units are undecided within rounding.
+    delta, delta_error : (N,) float64, or None without a neighbourhood
+        Knots that meet it, and how many of the units are undecided within rounding. NaN where the
+        decoder has no units that could have knots and `passed_over` is not empty.
     density, soft, zaslavsky : (N,) float64, or None without a neighbourhood
         Knots per unit radius; delta_soft; Zaslavsky's bound. See `knots`.
-    method, definition : str
-        How psi and nu were estimated, and what they are of.
+    method, used : str
+        How psi and nu were to be estimated, and how they were: "auto" takes "exact" or "predict".
+        "predict" takes "paper" for the latents that fell back.
+    definition : str
+        What psi and nu are of. It begins with their names: psi of the whole Jacobian, psi_k of its
+        k largest singular values, psi_W of those of W J.
+    subscript : {"", "k", "W"}
+        Of these names.
     k : int
         Number of singular values behind psi and nu.
     seed : int
@@ -94,6 +112,9 @@ class Descriptors:
         Cost of delta per latent, in forward passes.
     units : int
         Number of units that could have knots.
+    suggested_radius : float
+        Where delta is 0 at every latent: the radius at which about ten knots would be met. Else
+        NaN.
     passed_over : tuple of str
         Bends and jumps that ran and are no units (softmax, tanh, ...).
     dtype : str
@@ -101,6 +122,10 @@ class Descriptors:
         to it, ...
     latent_shape, output_shape : tuple of int
         Of one latent and one output, without the batch axis.
+    note : str
+        Why numbers are NaN, where some are; empty otherwise.
+    failures : tuple of (int, str)
+        With ``on_error="nan"``: number and reason of each latent that could not be described.
     complete : bool
         False if it was interrupted: the rows are then those of the first latents.
 
@@ -110,7 +135,7 @@ class Descriptors:
     >>> from approx import describe
     >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
     >>> describe(decoder, torch.ones(3, 2), neighbourhood=(2, 0.1), generator=0, progress=False)
-    Descriptors(3 latents, predict, k=2, P=2, r=0.1, float32, seed=0, complete)
+    Descriptors(3 latents, psi_W and nu_W (paper), k=2, P=2, r=0.1, float32, seed=0, complete)
     """
 
     psi: Floats
@@ -122,16 +147,19 @@ class Descriptors:
     nu_low: Floats
     nu_high: Floats
     effective_rank: Floats
-    rank: Integers
+    rank: Floats
+    doubtful: Floats
     fell_back: NDArray[np.bool_]
     products: Integers
-    delta: Integers | None
-    delta_error: Integers | None
+    delta: Floats | None
+    delta_error: Floats | None
     density: Floats | None
     soft: Floats | None
     zaslavsky: Floats | None
     method: str
+    used: str
     definition: str
+    subscript: str
     k: int
     seed: int
     directions: int
@@ -140,10 +168,13 @@ class Descriptors:
     knots_dtype: str
     passes: int
     units: int
+    suggested_radius: float
     passed_over: tuple[str, ...]
     dtype: str
     latent_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    note: str
+    failures: tuple[tuple[int, str], ...]
     complete: bool
 
     def __post_init__(self) -> None:
@@ -157,10 +188,36 @@ class Descriptors:
     def __repr__(self) -> str:
         delta = f", P={self.directions}, r={self.radius:g}" if self.directions else ""
         state = "complete" if self.complete else "interrupted"
+        end = f"_{self.subscript}" if self.subscript else ""
+        doubts = "".join(f", {words}" for words in self.doubts())
         return (
-            f"Descriptors({len(self):,} latents, {self.method}, k={self.k}{delta}, "
-            f"{self.dtype}, seed={self.seed}, {state})"
+            f"Descriptors({len(self):,} latents, psi{end} and nu{end} ({self.ran()}), k={self.k}"
+            f"{delta}, {self.dtype}, seed={self.seed}{doubts}, {state})"
         )
+
+    def ran(self) -> str:
+        """Return which methods ran, in words."""
+        back, n = int(self.fell_back.sum()), len(self)
+        if not back:
+            return self.used
+        return "paper" if back == n else f"predict, paper for {back:,} of {n:,} latents"
+
+    def doubts(self) -> list[str]:
+        """Return what is not known and why, a sentence each, without numbers that are all there."""
+        found = []
+        doubtful = int((self.doubtful > 0).sum())
+        if doubtful:
+            found.append(f"singular values in doubt at {doubtful:,} latents")
+        unknown = int(np.isnan(self.psi).sum()) - len(self.failures)
+        if unknown:
+            found.append(f"psi NaN at {unknown:,}")
+        if self.failures:
+            found.append(f"{len(self.failures):,} failed")
+        if self.delta is not None and len(self) and np.isnan(self.delta).all():
+            found.append(f"delta unknown ({', '.join(self.passed_over)})")
+        elif np.isfinite(self.suggested_radius):
+            found.append(f"delta 0 everywhere (about 10 knots at r={self.suggested_radius:.1g})")
+        return found
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns (N,) by name: those of delta only where it was asked for."""
@@ -176,16 +233,25 @@ class Descriptors:
                 continue
             if f.name == "passed_over":
                 value = ", ".join(value)
+            elif f.name == "failures":
+                value = _listed(value)
+            elif f.name == "used":
+                value = self.ran()
             elif f.name == "seed":  # a netCDF attribute has 32 bits, or is text
                 value = str(value)
             elif isinstance(value, bool):
                 value = int(value)
             elif isinstance(value, tuple):
                 value = list(value)
-            if f.name == "radius" and not self.directions:
+            if isinstance(value, float) and not np.isfinite(value):
                 continue
             result[f.name] = value
         return result
+
+    def described(self, name: str) -> dict[str, str]:
+        """Return the attributes of a column: its long name, and for psi and nu what they are of."""
+        long = {"long_name": LONG_NAMES[name]}
+        return long | {"definition": self.definition} if name in SUBSCRIPTED else long
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a DataFrame, one row a latent, with `attributes()` in its `attrs`.
@@ -210,7 +276,7 @@ class Descriptors:
         """
         xr = imported("xarray")
         data = {
-            name: ("latent", column, {"long_name": LONG_NAMES[name]})
+            name: ("latent", column, self.described(name))
             for name, column in self.columns().items()
         }
         coords = {"latent": np.arange(len(self))}
@@ -249,7 +315,7 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
         raise ValueError("Expected at least one table, got none: describe some latents first.")
     first = tables[0]
     for f in fields(first):
-        if f.name in LONG_NAMES or f.name == "complete":
+        if f.name in LONG_NAMES or f.name in _OF_ROWS:
             continue
         found = {str(getattr(table, f.name)) for table in tables}
         if len(found) > 1:
@@ -261,7 +327,39 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
         name: np.concatenate([table.columns()[name] for table in tables])
         for name in first.columns()
     }
-    return replace(first, **columns, complete=tables[-1].complete)
+    starts = np.cumsum([0, *map(len, tables)]).tolist()
+    return replace(
+        first,
+        **columns,
+        complete=tables[-1].complete,
+        note=" ".join(dict.fromkeys(table.note for table in tables if table.note)),
+        failures=tuple(
+            (start + number, reason)
+            for start, table in zip(starts, tables, strict=False)
+            for number, reason in table.failures
+        ),
+        # of all rows only where none of them has a knot
+        suggested_radius=float(np.median([table.suggested_radius for table in tables])),
+    )
+
+
+def label(name: str, subscript: str | None = "") -> str:
+    """Return a column's name in a figure; psi and nu say of which singular values they are.
+
+    `subscript` is None where nobody says.
+    """
+    text = LABELS.get(name, name.replace("_", " "))
+    if name not in SUBSCRIPTED or subscript == "":
+        return text
+    if subscript is None:
+        return f"{text} (definition unknown)"
+    return text[:-1] + f"_{subscript}$"
+
+
+def _listed(failures: Sequence[tuple[int, str]]) -> str:
+    """Return the first failures as text."""
+    text = "; ".join(f"latent {number}: {reason}" for number, reason in failures[:_LISTED])
+    return text if len(failures) <= _LISTED else f"{text}; ... ({len(failures):,} in all)"
 
 
 def imported(name: str) -> Any:

@@ -54,17 +54,18 @@ _TABLE = (
     Descriptor(
         name="psi",
         function=lambda partition, source: local_scaling(source or partition),
-        label=r"local scaling $\psi$",
+        label=r"local scaling $\psi$ in the slice",
         unit="nats",
-        definition="Sum of the logarithms of the non-zero singular values of the cell's map.",
+        definition="Sum of the logarithms of the non-zero singular values of the cell's map from "
+        "slice coordinates.",
         needs="maps",
     ),
     Descriptor(
         name="nu",
         function=lambda partition, source: local_rank(source or partition),
-        label=r"local rank $\nu$",
+        label=r"local rank $\nu$ in the slice",
         unit="",
-        definition="Exponential of the entropy of the singular values, divided by their sum.",
+        definition="Exponential of the entropy of these singular values, divided by their sum.",
         needs="maps",
     ),
     Descriptor(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from support import decoders
 from support.tables import Calls, assert_same, quiet, wide
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import approx
@@ -92,6 +95,62 @@ def test_every_batch_size_and_every_stream_gives_the_same(method: Any) -> None:
         assert_same(whole, other)
 
 
+def test_arrays_and_what_a_data_loader_gives_are_latents() -> None:
+    module, shape = decoders.relu_mlp()
+    z = decoders.latents(shape, 5)
+    whole = quiet(module, z, neighbourhood=(4, 0.1))
+    labels = torch.arange(5)
+    data = torch.utils.data.TensorDataset(z, labels)
+    wide = z.double().numpy()
+    wide.flags.writeable = False
+    for latents in (
+        z.numpy(),
+        wide,
+        list(z.numpy()),
+        wide.tolist(),
+        torch.utils.data.DataLoader(data, batch_size=2),
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(z), batch_size=3),
+        data,
+    ):
+        assert_same(whole, quiet(module, latents, neighbourhood=(4, 0.1)))
+    assert quiet(module, z, generator=None, seed=5).seed == whole.seed
+
+
+def test_latents_of_one_two_and_three_coordinates_by_default() -> None:
+    for size in (1, 2, 3):
+        module = nn.Sequential(nn.Linear(size, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+        table = describe(module, torch.ones(2, size), progress=False)
+        assert (table.directions, table.k) == (size, size)
+        assert np.isfinite(table.psi).all()
+
+
+def test_tables_figures_and_files_say_which_psi_they_hold(tmp_path: Any) -> None:
+    from approx import plot
+
+    module, shape = wide()
+    z = decoders.latents(shape, 8)
+    names = {"predict": "psi_W", "paper": "psi_W", "topk": "psi_k", "exact": "psi"}
+    for method, name in names.items():
+        table = quiet(module, z, method=method, k=None if method == "exact" else 20)
+        assert table.definition.startswith(f"{name}, nu{name[3:]}: ")
+        assert f"{name} and nu{name[3:]}" in repr(table)
+        frame, data = table.to_pandas(), table.to_xarray()
+        assert frame.attrs["definition"] == data.psi.definition == table.definition
+        assert "definition" not in data.delta.attrs
+        for source in (table, frame):
+            axes = plot.distribution(source, np.zeros(8), ["psi", "nu"]).axes
+            assert [ax.get_ylabel() for ax in axes] == [
+                rf"local scaling $\psi{name[3:]}$", rf"local rank $\nu{name[3:]}$",
+            ]  # fmt: skip
+        frame.to_parquet(tmp_path / "table.parquet")
+        assert pd.read_parquet(tmp_path / "table.parquet").attrs["subscript"] == name[4:]
+    # frames of two definitions have lost them, and a figure says so
+    mixed = pd.concat([quiet(module, z, method=m, k=20).to_pandas() for m in ("paper", "topk")])
+    axes = plot.distribution(mixed, np.zeros(16), "psi").axes
+    assert axes[0].get_ylabel() == r"local scaling $\psi$ (definition unknown)"
+    plt.close("all")
+
+
 def test_a_stream_of_images_without_batch_axis() -> None:
     module, shape = decoders.relu_conv()
     z = decoders.latents(shape, 3)
@@ -163,8 +222,9 @@ def test_batches_by_free_memory() -> None:
     calls = Calls(module).eval()
     z = decoders.latents(shape, 40)
     options = Options(
-        k=5, neighbourhood=None, method="paper", batch="auto", progress=False, generator=5,
+        k=5, neighbourhood=None, method="paper", batch="auto", progress=False, seed=5,
         output=None, dtype=None, products=16, knots_method="jvp", knots_dtype=None, max_bytes=1e9,
+        straight_through=False, on_error="raise",
     )  # fmt: skip
     sizes = {}
     for free in (3 * 10**5, 6 * 10**5, 10**9):
@@ -249,11 +309,26 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4/4" in capsys.readouterr().err
 
 
+def test_a_table_says_where_predict_fell_back() -> None:
+    module, shape = wide()
+    table = quiet(module, decoders.latents(shape, 4), method="predict", k=20, neighbourhood=None)
+    assert table.attributes()["used"] == "predict"
+    some = replace(table, fell_back=np.array([True, False, False, False]))
+    assert some.attributes()["used"] == "predict, paper for 1 of 4 latents"
+    assert "(predict, paper for 1 of 4 latents)" in repr(some)
+    both = approx.concatenate([table, some])
+    assert both.to_pandas().attrs["used"] == "predict, paper for 1 of 8 latents"
+    small, shape = decoders.relu_mlp()
+    table = quiet(small, decoders.latents(shape, 2), method="predict")
+    assert (table.attributes()["method"], table.attributes()["used"]) == ("predict", "paper")
+
+
 def test_a_table_says_in_a_line_what_it_is() -> None:
     module, shape = decoders.DECODERS["relu_mlp"]()
     table = quiet(module, decoders.latents(shape, 2), k=4, neighbourhood=(3, 0.05))
     assert repr(table) == (
-        "Descriptors(2 latents, predict, k=4, P=3, r=0.05, float32, seed=5, complete)"
+        "Descriptors(2 latents, psi_W and nu_W (paper), k=4, P=3, r=0.05, float32, seed=5, "
+        "complete)"
     )
 
 

@@ -135,6 +135,41 @@ def test_a_source_or_a_decoder_that_fails_keeps_the_rows_before() -> None:
     assert len(raised.value.partial) == 2
 
 
+def test_one_bad_latent_of_many_gets_a_row_of_nan() -> None:
+    module, shape = decoders.relu_mlp()
+
+    class Pole(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return module(z) / (z[:, :1] - 7)
+
+    z = decoders.latents(shape, 41)
+    good = quiet(Pole(), z, batch=16)
+    bad = z.clone()
+    bad[[0, 20, 40], 0] = 7
+    bad[21, 3] = math.nan
+    table = quiet(Pole(), bad, batch=16, on_error="nan")
+    assert [number for number, _ in table.failures] == [0, 20, 21, 40]
+    assert [reason.split(",")[0] for _, reason in table.failures] == [
+        *["Expected finite outputs"] * 2, "Expected finite latents", "Expected finite outputs",
+    ]  # fmt: skip
+    lost = np.isin(np.arange(41), [0, 20, 21, 40])
+    for name, column in table.columns().items():
+        if name in ("products", "fell_back"):
+            assert not column[lost].any()
+        else:
+            assert np.isnan(column[lost]).all(), name
+            np.testing.assert_allclose(column[~lost], good.columns()[name][~lost], 2e-5, 1e-4)
+    assert "4 failed" in repr(table)
+    assert "latent 20: Expected finite outputs" in str(table.attributes()["failures"])
+    parts = [quiet(Pole(), part, on_error="nan") for part in (bad[:15], bad[15:])]
+    assert [number for number, _ in approx.concatenate(parts).failures] == [0, 20, 21, 40]
+
+
+def test_a_job_in_which_every_latent_fails_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one latent that can be described, got 3"):
+        quiet(lambda z: torch.relu(z) / 0.0, torch.ones(3, 4), on_error="nan")
+
+
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
@@ -143,8 +178,9 @@ def test_a_source_or_a_decoder_that_fails_keeps_the_rows_before() -> None:
         (torch.full((3, 12), math.nan), "Expected finite latents, got NaN"),
         (torch.zeros(12), r"Expected latents of shape \(B, \*latent_shape\)"),
         ([], "Expected at least one latent, got an empty iterable"),
-        ([np.zeros(12)], "Expected an iterable of tensors, got ndarray as item 0"),
-        ([(torch.zeros(12), 3)], r"got tuple as item 0: for example \(z for z, label in loader\)"),
+        (["abc"], "Expected an iterable of tensors or arrays, got str as item 0: give latents"),
+        (7, "Expected latents as a tensor, an array or an iterable of these, got int: give"),
+        (np.array([["a"]]), "Expected latents as numbers, got an array of <U1: convert it"),
     ],
 )  # fmt: skip
 def test_bad_latents(latents: Any, message: str) -> None:
@@ -165,7 +201,11 @@ def test_latents_of_two_shapes() -> None:
     [
         ({"k": 13}, "Expected k between 1 and .* = 12, got 13"),
         ({"k": 0}, "Expected k between 1"),
-        ({"neighbourhood": (13, 1e-5)}, "Expected between 1 and 12 directions .* got 13"),
+        ({"neighbourhood": (0, 1e-5)}, "Expected between 1 and 12 directions .* got 0"),
+        ({"neighbourhood": 3}, r"Expected neighbourhood as \(P, r\), directions and radius, got 3"),
+        ({"on_error": "skip"}, "Expected on_error as 'raise' or 'nan', got 'skip'"),
+        ({"seed": 1}, "Expected seed= or generator=, got seed=1 and generator=5: leave one"),
+        ({"max_bytes": -1.0}, "Expected max_bytes as a positive number, got -1.0"),
         ({"neighbourhood": (4, 0.0)}, "Expected a positive radius, got 0.0"),
         ({"neighbourhood": (4, -1.0)}, "Expected a positive radius, got -1.0"),
         ({"neighbourhood": (4, math.nan)}, "Expected a positive radius, got nan"),
@@ -196,6 +236,8 @@ def test_tables_of_different_settings_are_not_joined() -> None:
     module, shape = decoders.relu_mlp()
     z = decoders.latents(shape, 2)
     table = quiet(module, z)
+    with pytest.raises(ValueError, match="made with the same method, got paper and topk"):
+        approx.concatenate([quiet(module, z, method=name) for name in ("paper", "topk")])
     other = quiet(module, z, generator=6)
     with pytest.raises(ValueError, match=r"made with the same seed, got 5 and 6: describe them"):
         approx.concatenate([table, other])

@@ -90,6 +90,9 @@ def test_geodataframe_survives_the_way_through_parquet(tmp_path):
     back = geopandas.read_parquet(path)
     assert list(back.columns) == ["cell", *DESCRIPTORS, "geometry"]
     assert back.crs is None
+    assert back.attrs["psi"].endswith(
+        "non-zero singular values of the cell's map from slice coordinates."
+    )
     np.testing.assert_array_equal(back["psi"], cpwl.local_scaling(partition))
     np.testing.assert_allclose(back.area, back["volume"], rtol=1e-9)
     plain = pd.read_parquet(path)  # without geopandas: the geometry is WKB
