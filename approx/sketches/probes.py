@@ -107,8 +107,12 @@ def orthogonal(G: Tensor) -> Tensor:
 
 def singular_values(Y: Tensor) -> Tensor:
     """Return the singular values (B, min) of a batch of matrices, in float64, descending."""
-    tall = Y if Y.shape[-2] >= Y.shape[-1] else Y.mT
-    columns = tall.shape[-1]
+    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared
+    return torch.linalg.svdvals(triangular(Y if Y.shape[-2] >= Y.shape[-1] else Y.mT))
+
+
+def triangular(Y: Tensor) -> Tensor:
+    """Return R (B, min, k) of Y = Q R for matrices Y (B, n, k), in float64."""
     # so many rows at a time that a large batch is not held in float64 as a whole
     columns = Y.shape[-1]
     rows = max(8 * columns, _WIDENED // (Y.shape[:-2].numel() * columns))

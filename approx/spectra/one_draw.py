@@ -172,7 +172,7 @@ def _of_rotation(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tenso
     turned = u.mT @ rest[:, :k]  # (B, k, q)
     further = turned.square().mean(dim=2)
     # a value below what a turn makes of it is about that: |s| has a corner at 0, nu_W's mean none
-    smooth = (s.square() + further / 4).sqrt().clamp_min(1e-100)
+    smooth = (s.square() + further / 8).sqrt().clamp_min(1e-100)
     total = s.sum(dim=1, keepdim=True)
     share = ratio(s, total)
     logs = smooth.log()
