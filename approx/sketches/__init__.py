@@ -7,6 +7,7 @@ Imports nothing of approx: nothing here knows of decoders.
 from approx.sketches.krylov import block_krylov
 from approx.sketches.probes import (
     Operator,
+    Probes,
     check_count,
     orthonormal,
     singular_values,
@@ -17,6 +18,7 @@ from approx.sketches.projections import Sketch, projected
 
 __all__ = [
     "Operator",
+    "Probes",
     "Sketch",
     "block_krylov",
     "check_count",

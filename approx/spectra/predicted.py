@@ -11,7 +11,7 @@ from torch import Tensor
 
 from approx.sketches import Operator
 from approx.spectra import one_draw, prediction
-from approx.spectra.asked import Asked, probes, tolerance_of
+from approx.spectra.asked import Asked, kept_probes, tolerance_of
 from approx.spectra.drawn import draw
 from approx.spectra.result import Spectrum, around
 
@@ -21,7 +21,7 @@ FALL_BACK_ABOVE = 0.5
 
 def predict(op: Operator, asked: Asked) -> Spectrum:
     """Predict psi_W and nu_W of a draw of W, or make the draw where that is not safe."""
-    k, products, rng = asked.k, asked.products, probes(asked)
+    k, products = asked.k, asked.products
     if products < 8:
         raise ValueError(
             f"Expected products >= 8 for method='predict', got {products}: a trace and a spectral "
@@ -29,14 +29,14 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         )
     # the quantity itself costs no more, or r_eff <= min(D, d) says beforehand that it is needed
     if k <= products or k > FALL_BACK_ABOVE * min(op.rows, op.columns):
-        drawn = draw(op, asked, rng)
+        drawn = draw(op, asked)
         return replace(drawn, fell_back=torch.ones_like(drawn.fell_back))
-    m, other, begun = prediction.measure(op, products, rng)
+    m, other, begun = prediction.measure(op, products, kept_probes(asked))
     r_eff = prediction.effective_rank(m)
     fell_back = k > FALL_BACK_ABOVE * r_eff
     spent = one_draw.rows_for(k, op.rows) + products - m.rows
     if fell_back.all():
-        drawn = draw(op, asked, rng, begun)
+        drawn = draw(op, asked, begun)
         return replace(drawn, fell_back=fell_back, products=spent)
     # latents that fall back get any well-behaved measure here: their results are replaced below
     m, other = (_replaced(measure, fell_back) for measure in (m, other))
@@ -67,7 +67,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     )
     if not fell_back.any():
         return result
-    return _merged(result, draw(op, asked, rng, begun), spent)
+    return _merged(result, draw(op, asked, begun), spent)
 
 
 def _replaced(m: prediction.Measure, where: Tensor) -> prediction.Measure:

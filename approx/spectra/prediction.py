@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from approx.sketches import Operator, orthonormal, projected, widened
+from approx.sketches import Operator, Probes, orthonormal, projected, widened
 from approx.spectra.result import student
 
 _STEP = 0.25  # trapezoidal rule in log u, for analytic integrands that decay both ways: to 1e-13
@@ -60,10 +60,8 @@ def split(products: int) -> tuple[int, int]:
     return products - 3 * continued, continued
 
 
-def measure(
-    op: Operator, products: int, generator: torch.Generator
-) -> tuple[Measure, Measure, tuple[Tensor, Tensor]]:
-    """Return the spectral measure of each latent from `products` products, and the rows so far.
+def measure(op: Operator, products: int, probes: Probes) -> tuple[Measure, Measure, Tensor]:
+    """Return the spectral measure of each latent from `products` products, and the products so far.
 
     Twice: as it is seen, and with what the rows' products with each other say is missing in it.
 
@@ -71,7 +69,7 @@ def measure(
     continued rows w: exact for the moments tr M to tr M^4 of these probes.
     """
     rows, continued = split(products)
-    y, begun = projected(op, rows, generator)  # (B, d, rows), J^T w with |w| = 1
+    y, begun = projected(op, rows, probes)  # (B, d, rows), J^T w with |w| = 1
     dtype = torch.float64 if op.dtype == torch.float64 else torch.float32
     first = y[:, :, :continued]
     q1 = orthonormal(first.to(device=op.device, dtype=dtype))
