@@ -118,7 +118,9 @@ for name, values in shown.items():
 
 # %%
 inside = (projected.psi_low <= whole.psi) & (whole.psi <= projected.psi_high)
-assert abs(float(exact[0]) - float(whole.psi.values.ravel()[0])) < 1e-3, "psi is the whole Jacobian's"
+assert abs(float(exact[0]) - float(whole.psi.values.ravel()[0])) < 1e-3, (
+    "psi is the whole Jacobian's"
+)
 assert not inside.any(), "the interval of psi_W is one for psi_W"
 medians = sorted(np.median(values) for values in shown.values())
 assert min(np.diff(medians)) > 5, "the three should be far apart"

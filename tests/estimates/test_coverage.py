@@ -107,7 +107,7 @@ def upper(coverage: float, n: int, z: float = 2.576) -> float:
         (("flat", "j^-1", "spike 100", "rank 3", "half zero"), (120, 60), 1, "paper"),
         (("spike 5", "spike 100", "rank 3"), (120, 60), 3, "predict"),
         (("rank 10", "spike 5", "j^-0.5"), (120, 60), 10, "paper"),
-        (("flat", "condition 1e8"), (60, 30), 29, "paper"),
+        (("flat", "j^-2"), (60, 30), 29, "paper"),
         (("rank 10", "j^-0.5"), (60, 30), 30, "paper"),
         (("spike 5",), (600, 300), 17, "predict"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -26,3 +28,10 @@ def test_a_public_name_has_an_example(package, name):
 def test_no_module_bears_the_name_of_what_its_face_exports(face):
     modules = {module.name for module in pkgutil.iter_modules(getattr(face, "__path__", []))}
     assert not modules & set(getattr(face, "__all__", []))
+
+
+def test_importing_approx_imports_no_statistics():
+    """Which take a second: two quantiles are functions of their own."""
+    seen = "import sys, approx; print('scipy.special' in sys.modules, 'scipy.stats' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

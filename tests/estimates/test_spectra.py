@@ -13,7 +13,7 @@ from support.matrices import WIDE, Matrices, jacobians, wide, with_values
 from torch import Tensor
 
 from approx import JacobianOperator, Spectrum, draw_seed, spectrum
-from approx.sketches.probes import haar
+from approx.sketches.probes import Probes, haar
 
 
 def by_definition(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,3 +317,15 @@ def test_tolerance_decides_what_is_zero():
     assert found.rank == 2
     assert found.tolerance == 1e-4
     torch.testing.assert_close(found.psi[0].item(), -10 * math.log(2), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["predict", "paper", "topk"])
+def test_probes_kept_for_several_calls_give_the_same(method):
+    op = Matrices(with_values(torch.arange(1, 301.0) ** -0.3, 400, 300)[None])
+    kept = Probes(3)
+    for k in 60, 40, 60:
+        found = spectrum(op, method=method, k=k, generator=kept)
+        alone = spectrum(op, method=method, k=k, generator=3)
+        assert found.seed == 3
+        assert torch.equal(found.psi, alone.psi)
+        assert torch.equal(found.psi_interval, alone.psi_interval)
