@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 
@@ -162,5 +161,22 @@ def around(value: Tensor, half: Tensor) -> Tensor:
 
 
 def student(freedom: Tensor) -> Tensor:
-    """Return half the width of a 95 % interval in standard errors with degrees of freedom (B,)."""
-    return torch.from_numpy(stdtrit(freedom.clamp_max(1e9).numpy(), 0.975))
+    """Return half the width of a 95 % interval in standard errors, Student's t, (B,).
+
+    To 0.2 % from three degrees of freedom on, which is what fewer are taken for (Abramowitz and
+    Stegun 1964, 26.7.5): scipy has it exactly, and takes a second to import.
+    """
+    n = freedom.clamp_min(3)
+    t = torch.full_like(n, _NORMAL)
+    for power, term in enumerate(_STUDENT, start=1):
+        t = t + term / n**power
+    return t
+
+
+_NORMAL = z = 1.959963984540054
+_STUDENT = (
+    (z**3 + z) / 4,
+    (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+    (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+)

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from scipy.special import stdtrit
 from support.matrices import Diagonal
 from torch import Tensor
 
 from approx import spectrum
+from approx.spectra.result import student
 
 
 class Cell(NamedTuple):
@@ -135,6 +137,12 @@ def test_a_law_that_is_one_point_has_an_interval_of_rounding():
     one = spectrum(Diagonal(values, 20), method="paper", k=1, generator=0)
     assert one.nu_interval.tolist() == [[1, 1]]
     assert one.products == 16
+
+
+def test_quantiles_are_those_of_student():
+    freedom = torch.tensor([3, 4, 7.5, 15, 55, 1e6, math.inf], dtype=torch.float64)
+    expected = torch.from_numpy(stdtrit(freedom.clamp_max(1e12).numpy(), 0.975))
+    torch.testing.assert_close(student(freedom), expected, rtol=2e-3, atol=0)
 
 
 @pytest.mark.nightly
