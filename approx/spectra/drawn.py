@@ -13,7 +13,7 @@ from approx.spectra.rounding import weighed
 
 
 def paper(op: Operator, asked: Asked) -> Spectrum:
-    """Take the k singular values of W J for one draw of W."""
+    """Take the k singular values of W J for one draw of W, and their spread from further rows."""
     return draw(op, asked)
 
 

@@ -95,7 +95,7 @@ def _unseen(m: Measure, gram: Tensor) -> Measure:
     """Add one direction that the continued rows have missed.
 
     tr M^2 is also the mean square of the products of two rows. What that is above the measure's, by
-    more than its standard error, is taken for one more eigenvalue; nothing changes otherwise.
+    more than half its standard error, is taken for one more eigenvalue; nothing changes otherwise.
     """
     n, D = m.rows, m.outputs
     second = (m.masses * m.nodes).sum(dim=1)
@@ -105,7 +105,7 @@ def _unseen(m: Measure, gram: Tensor) -> Measure:
     by_rows = squares * (D**2 / (n * (n - 1))) + trace.square() / D
     fourth = (m.masses * m.nodes.pow(3)).sum(dim=1)
     stderr = (8 * fourth / n + 4 * second.square() / (n * (n - 1))).sqrt()
-    more = (by_rows - second - stderr).clamp_min(0).sqrt().minimum(trace / 2)
+    more = (by_rows - second - stderr / 2).clamp_min(0).sqrt().minimum(trace / 2)
     rest = m.masses * (1 - ratio(more, trace))[:, None]
     return m._replace(
         nodes=torch.cat([m.nodes, more[:, None]], dim=1),
