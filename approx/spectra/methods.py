@@ -151,10 +151,10 @@ def spectrum(
         "auto": the whole Jacobian, as "exact", where min(D, d) <= 120, and "predict" elsewhere;
         `used` says which. "paper": the k singular values of W J for a Haar W (k, D), from
         products J^T y, k and for the interval four more, at least 16 in all. "predict": the same
-        quantity from fewer products, with an interval. It makes all k products for latents with k / r_eff > 0.5, where the expectation is no longer
-        safe to compute, and for all latents where k <= products or k > min(D, d) / 2. "topk": the k
-        largest singular values of J by block Krylov, from 440 products. "exact": the k largest of
-        the dense Jacobian.
+        quantity from fewer products, with an interval. It makes all of these for latents with
+        k / r_eff > 0.5, where the expectation is no longer safe to compute, and for all latents
+        where k <= products or k > min(D, d) / 2. "topk": the k largest singular values of J by
+        block Krylov, from 440 products. "exact": the k largest of the dense Jacobian.
     k : int, optional
         Number of singular values, at most min(D, d). By default 120, or min(D, d) where that is
         less; for the whole Jacobian all min(D, d).

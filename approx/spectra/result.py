@@ -68,7 +68,7 @@ class Spectrum:
     >>> with JacobianOperator(torch.nn.Linear(3, 5), torch.zeros(2, 3)) as J:
     ...     found = spectrum(J, method="paper", k=2, generator=0)
     >>> found.psi.shape, found.psi_interval.shape, found.products
-    (torch.Size([2]), torch.Size([2, 2]), 2)
+    (torch.Size([2]), torch.Size([2, 2]), 5)
     >>> found.definition
     'psi_W, nu_W: singular values of W J, W (2, D) Haar, unscaled'
     """
