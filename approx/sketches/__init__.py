@@ -5,16 +5,26 @@ Imports nothing of approx: nothing here knows of decoders.
 """
 
 from approx.sketches.krylov import block_krylov
-from approx.sketches.probes import Operator, check_count, orthonormal, singular_values, widened
+from approx.sketches.probes import (
+    Operator,
+    Probes,
+    check_count,
+    orthonormal,
+    singular_values,
+    triangular,
+    widened,
+)
 from approx.sketches.projections import Sketch, projected
 
 __all__ = [
     "Operator",
+    "Probes",
     "Sketch",
     "block_krylov",
     "check_count",
     "orthonormal",
     "projected",
     "singular_values",
+    "triangular",
     "widened",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -59,9 +59,59 @@ def gaussian(
     Drawn column after column in float32 on the CPU, whatever the dtype and the device: the first m
     of k columns are those that a call for m columns gives, and a seed means the same everywhere.
     """
-    columns = [torch.randn(rows, generator=generator) for _ in range(k)]
-    drawn = torch.stack(columns) if columns else torch.empty(0, rows)
+    drawn = torch.empty(k, rows, dtype=torch.float32, device="cpu")
+    for column in drawn:
+        torch.randn(rows, generator=generator, out=column)
     return drawn.div_(math.sqrt(rows)).to(device=device, dtype=dtype).T
+
+
+class Probes:
+    """Gaussian columns of one seed, drawn and factored when they are first asked for, and kept.
+
+    One for a job: its batches then share them. They take rows * k entries of the working dtype.
+
+    Attributes
+    ----------
+    seed : int
+        Of a generator on the CPU.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        # by the operators' kind: blocks by where they begin and end
+        self._made: dict[_Kind, dict[tuple[int, int], _Block]] = {}
+
+    def block(self, op: Operator, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return columns start to stop (D, stop - start), and the factor R of all up to stop.
+
+        A block that does not start at 0 goes on from one asked for before, which ends there.
+        """
+        made = self._made.setdefault((op.rows, op.dtype, op.device), {})
+        if (start, stop) not in made:
+            generator = torch.Generator().manual_seed(self.seed)
+            before = []
+            if start:
+                before = [made[0, start].columns]
+                generator.set_state(made[0, start].state)
+            g = gaussian(
+                op.rows, stop - start, generator=generator, dtype=op.dtype, device=op.device
+            )
+            if op.rows < TALL * stop:
+                # the factor of nearly square probes is ill-conditioned, and would amplify what
+                # products in float32 round
+                q = orthogonal(torch.cat([*before, g], dim=1))
+                g = q[:, start:].to(device=op.device, dtype=op.dtype)
+            made[start, stop] = _Block(g, triangle(*before, g), generator.get_state())
+        return made[start, stop][:2]
+
+
+class _Block(NamedTuple):
+    columns: Tensor
+    factor: Tensor
+    state: Tensor  # of the generator after them
+
+
+_Kind = tuple[int, torch.dtype, torch.device]
 
 
 def haar(
@@ -107,31 +157,38 @@ def orthogonal(G: Tensor) -> Tensor:
 
 def singular_values(Y: Tensor) -> Tensor:
     """Return the singular values (B, min) of a batch of matrices, in float64, descending."""
-    tall = Y if Y.shape[-2] >= Y.shape[-1] else Y.mT
-    columns = tall.shape[-1]
-    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared;
-    # of so many rows at a time that a large batch is not held in float64 as a whole
-    rows = max(8 * columns, _WIDENED // (tall.shape[:-2].numel() * columns))
-    first, *others = tall.split(rows, dim=-2)
+    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared
+    return torch.linalg.svdvals(triangular(Y if Y.shape[-2] >= Y.shape[-1] else Y.mT))
+
+
+def triangular(Y: Tensor) -> Tensor:
+    """Return R (B, min, k) of Y = Q R for matrices Y (B, n, k), in float64."""
+    # so many rows at a time that a large batch is not held in float64 as a whole
+    columns = Y.shape[-1]
+    rows = max(8 * columns, _WIDENED // (Y.shape[:-2].numel() * columns))
+    first, *others = Y.split(rows, dim=-2)
     r = torch.linalg.qr(widened(first), mode="r").R
     for part in others:
         r = torch.linalg.qr(torch.cat([r, widened(part)], dim=-2), mode="r").R
-    return torch.linalg.svdvals(r)
+    return r
 
 
-def triangle(G: Tensor) -> Tensor:
+def triangle(*blocks: Tensor) -> Tensor:
     """Return the factor R (k, k) of G = Q R, positive diagonal, in float64 on the CPU.
+
+    `blocks` have the columns of G between them.
 
     From the Gram matrix where G is tall: its columns are then nearly orthogonal (condition number
     about 1 + 2 sqrt(k / rows)) and nothing is lost; a Householder QR of (rows, k) costs more than
     the small decoders that it would serve.
     """
-    rows, k = G.shape
+    rows, k = len(blocks[0]), sum(block.shape[1] for block in blocks)
     if rows < TALL * k:
-        r = torch.linalg.qr(G.to("cpu", torch.float64), mode="r").R
+        r = torch.linalg.qr(torch.cat(blocks, dim=1).to("cpu", torch.float64), mode="r").R
         return r * _signs(r)[:, None]
     total = torch.zeros(k, k, dtype=torch.float64)
-    for part in G.split(_GRAM_ROWS):
+    for parts in zip(*(block.split(_GRAM_ROWS) for block in blocks), strict=True):
+        part = torch.cat(parts, dim=1)
         wide = part if part.device.type == "mps" else part.double()
         total += (wide.T @ wide).to("cpu", torch.float64)
     return torch.linalg.cholesky(total, upper=True)

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from approx.sketches.probes import (
-    TALL,
     Operator,
+    Probes,
     _probe_dtype,
     check_count,
     corrected,
     gaussian,
     haar,
-    orthogonal,
     orthonormal,
     singular_values,
     triangle,
@@ -87,7 +86,8 @@ def output_sketch(op: Operator, k: int, generator: torch.Generator) -> Tensor:
     products J^T y.
     """
     check_count(k, min(op.rows, op.columns), "min(outputs, latent size)")
-    return singular_values(projected(op, k, generator)[0])
+    g = gaussian(op.rows, k, generator=generator, dtype=op.dtype, device=op.device)
+    return singular_values(corrected(op.rmatmat(g), triangle(g)))
 
 
 def input_sketch(op: Operator, k: int, generator: torch.Generator) -> Tensor:
@@ -108,23 +108,14 @@ def input_sketch(op: Operator, k: int, generator: torch.Generator) -> Tensor:
 
 
 def projected(
-    op: Operator,
-    k: int,
-    generator: torch.Generator,
-    begun: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return J^T W^T (B, d, k) in float64, and (probes, products) from which to go on to more."""
-    done = 0 if begun is None else begun[0].shape[1]
-    g = gaussian(op.rows, k - done, generator=generator, dtype=op.dtype, device=op.device)
-    if op.rows < TALL * k:
-        # the factor of nearly square probes is ill-conditioned, and would amplify what products
-        # in float32 round
-        before = g if begun is None else torch.cat([begun[0], g], dim=1)
-        g = orthogonal(before)[:, done:].to(device=op.device, dtype=op.dtype)
+    op: Operator, k: int, probes: Probes, begun: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return J^T W^T (B, d, k) in float64, and the products from which to go on to more."""
+    g, factor = probes.block(op, 0 if begun is None else begun.shape[2], k)
     y = op.rmatmat(g)
     if begun is not None:
-        g, y = torch.cat([begun[0], g], dim=1), torch.cat([begun[1], y], dim=2)
-    return corrected(y, triangle(g)), (g, y)
+        y = torch.cat([begun, y], dim=2)
+    return corrected(y, factor), y
 
 
 def range_finder(

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from approx.sketches import Operator
+from approx.sketches import Operator, Probes
 
 ROUNDINGS = 32
 """Bound on ||E||_2 / (eps sigma_1) of a Jacobian J + E from products in a precision eps.
@@ -30,25 +30,35 @@ class DenseOperator(Operator, Protocol):
 class Asked:
     """One call of `spectrum`, its arguments checked.
 
-    `definition` says what psi and nu are of; `seed` is None for a method without probes.
+    `definition` says what psi and nu are of; `probes` is None for a method without any.
     """
 
     method: str
     definition: str
     subscript: str
     k: int
-    seed: int | None
+    probes: Probes | None
     tolerance: float | None
     products: int
     block: int
     depth: int
     max_bytes: float
 
+    @property
+    def seed(self) -> int | None:
+        """Of the probes."""
+        return None if self.probes is None else self.probes.seed
+
 
 def probes(asked: Asked) -> torch.Generator:
     """Return a generator of the call's probes."""
-    assert asked.seed is not None
-    return torch.Generator().manual_seed(asked.seed)
+    return torch.Generator().manual_seed(kept_probes(asked).seed)
+
+
+def kept_probes(asked: Asked) -> Probes:
+    """Return the call's probes, of a method that has some."""
+    assert asked.probes is not None
+    return asked.probes
 
 
 def tolerance_of(asked: Asked) -> float:

@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from scipy.stats import norm as normal
-from scipy.stats import t as student
 from torch import Tensor
 
-from approx.sketches import Operator, projected, singular_values
+from approx.sketches import Operator, projected, triangular
 from approx.spectra import one_draw
-from approx.spectra.asked import Asked, probes
-from approx.spectra.result import Spectrum, around
+from approx.spectra.asked import Asked, kept_probes
+from approx.spectra.result import Spectrum, around, pair, student
 from approx.spectra.rounding import weighed
 
 
 def paper(op: Operator, asked: Asked) -> Spectrum:
-    """Take the k singular values of W J for one draw of W."""
-    return draw(op, asked, probes(asked))
+    """Take the k singular values of W J for one draw of W, and their spread from further rows."""
+    return draw(op, asked)
 
 
-def draw(
-    op: Operator,
-    asked: Asked,
-    rng: torch.Generator,
-    begun: tuple[Tensor, Tensor] | None = None,
-) -> Spectrum:
-    """Draw W, going on from the probes and products of a prediction where it has begun."""
+def draw(op: Operator, asked: Asked, begun: Tensor | None = None) -> Spectrum:
+    """Draw W, going on from the products of a prediction where it has begun."""
     k = asked.k
-    y, _ = projected(op, k, rng, begun)
-    values = singular_values(y).cpu()
+    rows = one_draw.rows_for(k, op.rows)
+    y, _ = projected(op, rows, kept_probes(asked), begun)
+    factor = triangular(y).cpu()
+    u, values, _ = torch.linalg.svd(factor[:, :k, :k])
     w = weighed(values, op, asked, sketched=True)
-    psi, nu, rank = w.psi, w.nu, w.rank
-    gram = (y.mT @ y).cpu()
+    psi, nu, tolerance = w.psi, w.nu, w.tolerance
+    # what further rows add to the span of the k; where that is less than they are, J has no more
+    added = torch.linalg.svdvals(factor[:, k:, k:])
+    seen = torch.cat([values, added], dim=1) > tolerance * values[:, :1]
+    seen = seen.sum(dim=1)
+    most = torch.where(seen < rows, seen, min(op.rows, op.columns))
+    of_psi, of_nu = one_draw.spreads(factor, u, values, op.rows, most, tolerance)
     # this draw and another differ by the spread of both
-    spread = one_draw.spread_of_scaling(values, rank, op.rows)
-    factor = float(student.ppf(0.975, max(k - 1, 1)))
-    # W sees all directions of J: its law is known, not estimated
-    known = (rank < k) | (k == op.columns)
-    spread = torch.where(known, one_draw.spread_where_all_is_seen(rank, k, op.rows), spread)
-    psi_factor = torch.where(known, float(normal.ppf(0.975)), factor)
-    psi_stderr = (math.sqrt(2) * spread).hypot(w.psi_error)
-    nu_stderr = (math.sqrt(2) * one_draw.spread_of_rank(gram, nu)).hypot(w.nu_error)
+    psi_stderr = (2 * of_psi.variance).sqrt().hypot(w.psi_error)
+    nu_interval, nu_stderr = one_draw.interval_of_rank(nu, of_nu, most.clamp_max(k))
+    rounding = 2 * w.nu_error[:, None]
     return Spectrum(
         psi=psi,
         nu=nu,
         psi_stderr=psi_stderr,
-        nu_stderr=nu_stderr,
-        psi_interval=around(psi, psi_factor * psi_stderr),
-        nu_interval=around(nu, factor * nu_stderr),
-        effective_rank=one_draw.effective_rank(gram, op.rows),
-        rank=rank,
-        fell_back=torch.zeros_like(rank).bool(),
-        products=k,
+        nu_stderr=nu_stderr.hypot(w.nu_error),
+        psi_interval=around(psi, student(of_psi.freedom) * psi_stderr),
+        nu_interval=nu_interval + pair(-rounding, rounding)[:, :, 0],
+        effective_rank=one_draw.effective_rank(factor.mT @ factor, op.rows),
+        rank=w.rank,
+        fell_back=torch.zeros_like(w.rank).bool(),
+        products=rows,
         method=asked.method,
         used="paper",
         k=k,

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from approx.sketches import Operator, check_count
+from approx.sketches import Operator, Probes, check_count
 from approx.spectra.asked import Asked, DenseOperator
 from approx.spectra.dense import exact
 from approx.spectra.drawn import paper
@@ -134,7 +134,7 @@ def spectrum(
     *,
     method: str = "auto",
     k: int | None = None,
-    generator: torch.Generator | int | None = None,
+    generator: torch.Generator | Probes | int | None = None,
     products: int = 16,
     block: int = 16,
     depth: int = 14,
@@ -149,20 +149,21 @@ def spectrum(
         Or anything with its products.
     method : {"auto", "predict", "paper", "topk", "exact"}
         "auto": the whole Jacobian, as "exact", where min(D, d) <= 120, and "predict" elsewhere;
-        `used` says which. "paper": the k singular values of W J for a Haar W (k, D), from k
-        products J^T y. "predict": the same quantity from fewer products, with an interval.
-        It makes all k products for latents with k / r_eff > 0.5, where the expectation is no longer
-        safe to compute, and for all latents where k <= products or k > min(D, d) / 2. "topk": the k
-        largest singular values of J by block Krylov, from 440 products. "exact": the k largest of
-        the dense Jacobian.
+        `used` says which. "paper": the k singular values of W J for a Haar W (k, D), from
+        products J^T y, k and for the interval four more, at least 16 in all. "predict": the same
+        quantity from fewer products, with an interval. It makes all of these for latents with
+        k / r_eff > 0.5, where the expectation is no longer safe to compute, and for all latents
+        where k <= products or k > min(D, d) / 2. "topk": the k largest singular values of J by
+        block Krylov, from 440 products. "exact": the k largest of the dense Jacobian.
     k : int, optional
         Number of singular values, at most min(D, d). By default 120, or min(D, d) where that is
         less; for the whole Jacobian all min(D, d).
-    generator : torch.Generator or int, optional
+    generator : torch.Generator, Probes or int, optional
         A seed, or a CPU generator from which one is drawn (`draw_seed`: calls with the same
         generator one after the other are independent). By default one from the operating system.
         Probes depend on the seed, D and k alone and are common to the latents of the call: values
-        do not depend on batches, and errors of different latents are correlated.
+        do not depend on batches, and errors of different latents are correlated. `Probes(seed)`,
+        given to several calls, draws and factors them once.
     products : int
         For "predict": Jacobian products per latent, at least 8.
     block, depth : int
@@ -230,7 +231,7 @@ def spectrum(
         definition=defined(chosen, k, subscript),
         subscript=subscript,
         k=k,
-        seed=None if chosen.dense else draw_seed(generator),
+        probes=None if chosen.dense else _probes(generator),
         tolerance=tolerance,
         products=products,
         block=block,
@@ -238,3 +239,7 @@ def spectrum(
         max_bytes=math.inf if method == "auto" else max_bytes,
     )
     return settled(op, asked, chosen.estimate)
+
+
+def _probes(generator: torch.Generator | Probes | int | None) -> Probes:
+    return generator if isinstance(generator, Probes) else Probes(draw_seed(generator))

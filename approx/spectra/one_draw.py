@@ -1,15 +1,41 @@
-"""Effective rank of J and spread of psi_W and nu_W over W, from one draw of W J."""
+"""Effective rank of J, and spread of psi_W and nu_W over W, from the rows of one draw of W.
+
+Rows beyond the k of psi_W and nu_W say what the k alone cannot: whether J has more directions than
+these, and how nu_W changes where W turns to others.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from approx.spectra.prediction import ratio
+from approx.spectra.result import around, pair, psi_nu, student
 
-_GROUPS = 8  # groups of rows that the jackknife leaves out in turn: as many spectra to take
+_LEAST = 16  # rows in all
+_BEYOND = 4  # rows after the k
+# psi_W and nu_W of few rows are compared between blocks of rows, and psi_W of some more as well
+_FEW, _SOME = 4, 8
+_STRIDES = 1, 3, 5, 7  # between the rows of a block: odd, so that each visits all 16
+_PAIRS = 6  # of further rows, for a second derivative
+_CLEAR = 8  # directions and rows from which on what the rows saw outweighs what values suggest
+_SECOND = 12  # a direction's second derivative is at most so many times its first: chance beyond
+_HIGHER = 0.2  # of the first derivative's square, at most this is of degree two: 1/4 but for chance
+
+
+class Spread(NamedTuple):
+    """Variance over W of a descriptor, and the degrees of freedom of its estimate, each (B,)."""
+
+    variance: Tensor
+    freedom: Tensor
+
+
+def rows_for(k: int, outputs: int) -> int:
+    """Return how many rows of W are taken for k singular values and their spread."""
+    return min(max(k + _BEYOND, _LEAST), outputs)
 
 
 def effective_rank(gram: Tensor, n: int) -> Tensor:
@@ -28,58 +54,197 @@ def effective_rank(gram: Tensor, n: int) -> Tensor:
     return ratio(trace.square(), trace.square() / n + centred)
 
 
-def spread_of_scaling(values: Tensor, rank: Tensor, rows: int) -> Tensor:
-    """Return the standard deviation of psi_W over W from the singular values of one draw.
+def spreads(
+    factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor, tolerance: float
+) -> tuple[Spread, Spread]:
+    """Return the spreads over W (k, outputs) of psi_W, and of nu_W on the scale of `_bent`.
 
-    As in `prediction.scaling` it is the root of (log(1 - k / D) - log(1 - v)) / 2. The equation of
-    the free compression at s = 0 and its derivative there give, for A = W M W^T,
+    Parameters
+    ----------
+    factor : Tensor
+        (B, n, m) float64, R of J^T W^T = Q R for the m >= k rows of W at hand.
+    u, s : Tensor
+        Left singular vectors (B, k, k) and singular values (B, k) of its first k rows and columns.
+    outputs : int
+        D.
+    most : Tensor
+        (B,), how many singular values J has at the most.
+    tolerance : float
+        Singular values at most this times the largest are zero.
+    """
+    k = s.shape[1]
+    blocks = draws = None
+    if k <= _SOME and factor.shape[2] >= _LEAST:
+        values = _of_blocks(factor, k)
+        blocks, draws = _between_blocks(values, most, tolerance), values.flatten(1, 2)
+    if blocks is not None and k <= _FEW:
+        psi, nu = blocks
+    else:
+        psi = _of_inverse(s[:, None] if draws is None else draws, outputs, most, tolerance)
+        nu = _of_turns(factor, u, s, outputs, most)
+        if blocks is not None:
+            # the inverse does not tell few directions from many small ones, blocks are few
+            psi = psi._replace(variance=torch.maximum(psi.variance, blocks[0].variance))
+    # no J spreads psi_W less than one whose singular values are equal
+    least = _of_equal_values(most.double(), k, outputs)
+    known = most <= k
+    variance = torch.where(known, least, torch.maximum(psi.variance, least))
+    return Spread(variance, torch.where(known, math.inf, psi.freedom)), nu
+
+
+def interval_of_rank(nu: Tensor, spread: Spread, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an interval (B, 2) for nu_W of another W, at most `top`, and its standard error."""
+    stderr = (2 * spread.variance).sqrt()
+    ends = around(_bent(nu, top), student(spread.freedom) * stderr).clamp(0, math.pi / 2)
+    low, high = (1 + (top - 1)[:, None] * ends.sin().square()).unbind(dim=1)
+    slope = 2 * ((nu - 1) * (top - nu)).clamp_min(0).sqrt()  # d nu / d bent
+    return pair(torch.minimum(low, nu), torch.maximum(high, nu)), slope * stderr
+
+
+def _bent(nu: Tensor, top: Tensor) -> Tensor:
+    """Return nu_W between 1 and `top` on a scale on which its spread depends less on it.
+
+    Near either end nu_W is one minus or plus squares of nearly normal variables.
+    """
+    return ((nu - 1) / (top - 1).clamp_min(1)).clamp(0, 1).sqrt().asin()
+
+
+def _of_blocks(factor: Tensor, k: int) -> Tensor:
+    """Return singular values (B, strides, 16, k) of blocks of k of the first 16 rows."""
+    start, step = torch.arange(_LEAST), torch.arange(k)
+    rows = torch.stack([(start[:, None] + stride * step) % _LEAST for stride in _STRIDES])
+    return torch.linalg.svdvals(factor[:, :, rows].permute(0, 2, 3, 1, 4))
+
+
+def _between_blocks(values: Tensor, most: Tensor, tolerance: float) -> tuple[Spread, Spread]:
+    """Compare blocks that have no row in common: a draw of W and another, as they are."""
+    *shape, k = values.shape
+    psi, nu, _ = (x.view(shape) for x in psi_nu(values.flatten(0, 2), tolerance))
+    found = []
+    for x in psi, _bent(nu, most.clamp_max(k)[:, None, None]):
+        apart = [(x - x.roll(j, 2)).square().mean(dim=(1, 2)) for j in range(k, _LEAST - k + 1)]
+        variance = torch.stack(apart).mean(dim=0) / 2
+        # that of 16 rows for k = 1; 16 rows hold the fewer blocks the larger these are
+        found.append(Spread(variance, torch.full_like(variance, (_LEAST - 1) / math.sqrt(k))))
+    return found[0], found[1]
+
+
+def _of_inverse(s: Tensor, outputs: int, most: Tensor, tolerance: float) -> Spread:
+    """Spread of psi_W from singular values (B, draws, k): the mean over what each draw says.
+
+    As in `prediction.scaling`, it depends on v = sum_j (lambda_j q / (1 + lambda_j q))^2 / k alone,
+    which is k / n for n equal singular values: psi_W of J is spread as if it had k / v of them. The
+    equation of the free compression at s = 0 and its derivative there give, for A = W M W^T,
     k tr A^-2 / (tr A^-1)^2 = 1 / (1 - v) - k / (D - k).
     """
-    kept = torch.arange(values.shape[1]) < rank[:, None]
-    inverse = torch.where(kept, values.clamp_min(1e-300).pow(-2), 0)
-    # relative to the largest: a Jacobian's scale must not overflow its square
-    inverse = inverse / inverse.amax(dim=1, keepdim=True).clamp_min(1e-300)
-    sharp = ratio(
-        rank.double() * inverse.square().sum(dim=1), inverse.sum(dim=1).square()
-    ).clamp_min(1)
-    share = rank.double() / rows
-    return ((sharp * (1 - share) + share).log() / 2).clamp_min(0).sqrt()
+    k = s.shape[-1]
+    kept = s > tolerance * s[..., :1]
+    # relative to the smallest: a Jacobian's scale must not overflow its square
+    smallest = torch.where(kept, s, math.inf).amin(dim=-1, keepdim=True)
+    inverse = torch.where(kept, smallest / torch.where(kept, s, 1), 0).square()
+    sharp = ratio(k * inverse.square().sum(dim=-1), inverse.sum(dim=-1).square()).clamp_min(1)
+    # few rows spread the values of A more than many: of the variance of its entries, to first order
+    sharp = 1 + (sharp - 1) * (k**2 / max((k - 1) * (k + 2), 1))
+    through = sharp + (k / (outputs - k) if k < outputs else 0)
+    directions = torch.minimum(k / (1 - 1 / through), most.double()[:, None]).clamp_min(k)
+    variance = _of_equal_values(directions.flatten(), k, outputs).view(directions.shape)
+    # k (k + 1) / 2 entries of A
+    return Spread(variance.mean(dim=1), torch.full_like(variance[:, 0], k * (k + 1) / 2))
 
 
-def spread_where_all_is_seen(rank: Tensor, k: int, rows: int) -> Tensor:
-    """Return the standard deviation of psi_W over W where W J has the rank of J, (B,).
+def _of_equal_values(n: Tensor, k: int, outputs: int) -> Tensor:
+    """Variance over W of psi_W of J with n equal singular values, n (B,), or with any n <= k.
 
-    psi_W is then psi of J and half the log determinant of Q^T W^T W Q, Q (rows, rank) a frame of
-    J's range: whatever J's singular values, a product of independent Beta((k - i) / 2,
-    (rows - k) / 2), i < rank (Muirhead 1982, theorem 3.3.2).
+    Half the log determinant of a product of independent beta variables, of (m - i) / 2 and
+    (D - m) / 2 degrees for i < min(n, k), m the larger of n and k (Muirhead 1982, theorem 3.3.2).
+    For n <= k W sees all of J, and psi_W is psi of J and that determinant.
     """
     i = torch.arange(k, dtype=torch.float64)
-    variances = torch.polygamma(1, (k - i) / 2) - torch.polygamma(1, (rows - i) / 2)
-    upto = torch.cat([torch.zeros(1, dtype=torch.float64), variances.cumsum(0)])
-    return upto[rank].clamp_min(0).sqrt() / 2
+    larger, smaller = n.clamp_min(k)[:, None], n.clamp_max(k)[:, None]
+    variances = torch.polygamma(1, (larger - i) / 2) - torch.polygamma(1, (outputs - i) / 2)
+    return torch.where(i < smaller, variances, 0).sum(dim=1).clamp_min(0) / 4
 
 
-def spread_of_rank(gram: Tensor, nu: Tensor) -> Tensor:
-    """Return the standard deviation of nu_W over W from the Gram matrix of one draw.
+def _of_turns(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) -> Spread:
+    """Spread of nu_W, `_bent`, from what turning W towards further rows does to it.
 
-    Jackknife over groups of rows of W of log(k / nu), which is proportional to k to leading order.
-    A jackknife counts the part of the variance that is due to pairs of rows twice; that part is
-    (2 log(k / nu) nu / k)^2, from the k (k + 1) / 2 entries of W M W^T.
+    Polynomials of degree n in the projector W^T W are eigenfunctions of the Laplacian of the
+    Grassmannian, with eigenvalues near 2 D n. So with V_n the variance that is due to these,
+
+        mean |grad nu_W|^2 = 2 D sum_n n V_n, mean |hess nu_W|^2 = 4 D^2 sum_n n (2 n - 1) V_n,
+
+    and both are sampled by rows that W does not have. Degrees above two are taken for two. Where
+    one direction makes the most of the gradient, few rows tell little of it, and the singular
+    values, which then stand apart, tell more (`_along`).
     """
-    k = gram.shape[-1]
-    if k < 2:
-        return torch.zeros_like(nu)
-    groups = min(k, _GROUPS)
-    left_out = []
-    for i in range(groups):
-        kept = torch.arange(k) % groups != i
-        values = torch.linalg.eigvalsh(gram[:, kept][:, :, kept]).clamp_min(0).sqrt()
-        total = values.sum(dim=1, keepdim=True)
-        alpha = values / torch.where(total > 0, total, 1) + 1e-30
-        n = int(kept.sum())
-        left_out.append((math.log(n) + (alpha * alpha.log()).sum(dim=1)) * (k / n))
-    deviations = torch.stack(left_out)
-    variance = (groups - 1) * deviations.var(dim=0, correction=0) * nu.square()
-    pairs = 2 * torch.where(nu > 0, (k / nu.clamp_min(1e-300)).log(), 0) * nu / k
-    # at least the pairs' part: few groups scatter
-    return torch.maximum(variance - pairs.square(), pairs.square()).sqrt()
+    k, tangent = s.shape[1], (outputs - s.shape[1]) / outputs
+    rest = factor[:, :, k:]  # (B, n, q)
+    q = rest.shape[2]
+    if q == 0:
+        return Spread(torch.zeros_like(s[:, 0]), torch.full_like(s[:, 0], math.inf))
+    turned = u.mT @ rest[:, :k]  # (B, k, q)
+    further = turned.square().mean(dim=2)
+    # |s| has a corner at 0, its mean over turns has none
+    smooth = (s.square() + further / 8).sqrt().clamp_min(1e-100)
+    total = s.sum(dim=1, keepdim=True)
+    alpha = ratio(s, total)
+    mean = (alpha * smooth.log()).sum(dim=1, keepdim=True)
+    nu = (-(alpha * alpha.clamp_min(1e-300).log()).sum(dim=1, keepdim=True)).exp()
+    scale = ratio(nu, total)
+    slope = scale * (mean - smooth.log())  # d nu / d s
+    weight = tangent * (slope * s / smooth).square()
+    seen, suggested = weight * further, weight * _along(s)
+    second = tangent**2 * _second_derivative(slope, scale, s, smooth, turned, rest)
+    second = second.minimum(_SECOND * suggested).sum(dim=1)
+    alike = ratio(suggested.sum(dim=1).square(), suggested.square().sum(dim=1))
+    seen, suggested = seen.sum(dim=1), suggested.sum(dim=1)
+    higher = ratio((second - seen).clamp_min(0) / 8, seen).clamp_max(_HIGHER)
+    clear = 1 / (1 + (_CLEAR / (q * alike).clamp_min(1e-100)).square())
+    some = seen > 0
+    gradient = torch.where(some, seen, 1) ** clear * torch.where(some, suggested, 0) ** (1 - clear)
+    variance = gradient * (1 / 2 - higher)
+    # each direction is known from k rows, not quite linearly; of degree two the gradient itself is
+    # random
+    freedom = alike / (1.5 / k + 2 * higher)
+    top, nu = most.clamp_max(k), nu[:, 0]
+    squared_slope = 4 * (nu - 1) * (top - nu)  # of `_bent`
+    return Spread(ratio(variance, squared_slope), freedom.clamp_min(4))
+
+
+def _along(s: Tensor) -> Tensor:
+    """Mean square of a further row along each left singular vector, (B, k), from values s alone.
+
+    Ledoit and Peche 2011; smoothed as in Ledoit and Wolf 2020, with Cauchy's kernel. High where the
+    values crowd, near the truth for values that stand apart.
+    """
+    k = s.shape[1]
+    a = (s / s[:, :1].clamp_min(1e-300)).square()
+    at = torch.complex(a, (k ** (-1 / 3) * a).clamp_min(1e-280))
+    transform = (1 / (a[:, None] - at[:, :, None])).mean(dim=2)
+    return torch.where(a > 1e-28, s[:, :1].square() / k / (a * transform.abs().square()), 0)
+
+
+def _second_derivative(
+    slope: Tensor, scale: Tensor, s: Tensor, smooth: Tensor, turned: Tensor, rest: Tensor
+) -> Tensor:
+    """Mean square of nu_W's second derivative, (B, k): two turns, summed over where the one is.
+
+    Of A = W M W^T with eigenvalues a and eigenvectors u, by Daleckii and Krein: the first divided
+    differences of d nu / d a take the place of its derivative.
+    """
+    a, by_a = smooth.square(), slope / (2 * smooth)
+    own = -(scale + slope) / (4 * smooth.pow(3))  # derivative of by_a by the same a
+    gap = a[:, :, None] - a[:, None]
+    close = gap.abs() < 1e-6 * torch.maximum(a[:, :, None], a[:, None])
+    divided = (by_a[:, :, None] - by_a[:, None]) / torch.where(close, 1, gap)
+    divided = torch.where(close, (own[:, :, None] + own[:, None]) / 2, divided)
+    c = s[:, :, None] * turned  # u^T W M w of further rows w
+    between = rest.mT @ rest
+    q = c.shape[2]
+    pairs = [(i, j) for i in range(q) for j in range(i)][:_PAIRS]
+    total = torch.zeros_like(s)
+    for i, j in pairs:
+        x, y = c[:, :, i], c[:, :, j]
+        same = (divided @ (x * y)[:, :, None])[:, :, 0] + by_a * between[:, i, j, None]
+        total += 4 * (divided * x[:, None] * y[:, :, None] + same.diag_embed()).square().sum(dim=2)
+    return total / max(len(pairs), 1)

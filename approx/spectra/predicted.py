@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from approx.sketches import Operator
-from approx.spectra import prediction
-from approx.spectra.asked import Asked, probes, tolerance_of
+from approx.spectra import one_draw, prediction
+from approx.spectra.asked import Asked, kept_probes, tolerance_of
 from approx.spectra.drawn import draw
 from approx.spectra.result import Spectrum, around
 
@@ -20,7 +21,7 @@ FALL_BACK_ABOVE = 0.5
 
 def predict(op: Operator, asked: Asked) -> Spectrum:
     """Predict psi_W and nu_W of a draw of W, or make the draw where that is not safe."""
-    k, products, rng = asked.k, asked.products, probes(asked)
+    k, products = asked.k, asked.products
     if products < 8:
         raise ValueError(
             f"Expected products >= 8 for method='predict', got {products}: a trace and a spectral "
@@ -28,23 +29,20 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         )
     # the quantity itself costs no more, or r_eff <= min(D, d) says beforehand that it is needed
     if k <= products or k > FALL_BACK_ABOVE * min(op.rows, op.columns):
-        drawn = draw(op, asked, rng)
+        drawn = draw(op, asked)
         return replace(drawn, fell_back=torch.ones_like(drawn.fell_back))
-    m, begun = prediction.measure(op, products, rng)
+    m, other, begun = prediction.measure(op, products, kept_probes(asked))
     r_eff = prediction.effective_rank(m)
     fell_back = k > FALL_BACK_ABOVE * r_eff
-    spent = k + products - m.rows
+    spent = one_draw.rows_for(k, op.rows) + products - m.rows
     if fell_back.all():
-        drawn = draw(op, asked, rng, begun)
+        drawn = draw(op, asked, begun)
         return replace(drawn, fell_back=fell_back, products=spent)
     # latents that fall back get any well-behaved measure here: their results are replaced below
-    safe = m._replace(
-        nodes=torch.where(fell_back[:, None], 1 / op.rows, m.nodes),
-        masses=torch.where(fell_back[:, None], 1 / m.nodes.shape[1], m.masses),
-    )
-    factor = prediction.factor(safe)
-    psi, psi_stderr, psi_interval = _estimate(prediction.scaling(safe, k), factor)
-    nu, nu_stderr, nu_interval = _estimate(prediction.rank(safe, k), factor)
+    m, other = (_replaced(measure, fell_back) for measure in (m, other))
+    factor = prediction.factor(m)
+    psi, psi_stderr, psi_interval = _estimate(prediction.scaling, m, other, k, factor)
+    nu, nu_stderr, nu_interval = _estimate(prediction.rank, m, other, k, factor)
     result = Spectrum(
         psi=psi,
         nu=nu,
@@ -69,12 +67,28 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     )
     if not fell_back.any():
         return result
-    return _merged(result, draw(op, asked, rng, begun), spent)
+    return _merged(result, draw(op, asked, begun), spent)
 
 
-def _estimate(p: prediction.Prediction, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _replaced(m: prediction.Measure, where: Tensor) -> prediction.Measure:
+    """Put a flat measure where latents fall back."""
+    return m._replace(
+        nodes=torch.where(where[:, None], 1 / m.outputs, m.nodes),
+        masses=torch.where(where[:, None], 1 / m.nodes.shape[1], m.masses),
+    )
+
+
+def _estimate(
+    of: Callable[[prediction.Measure, int], prediction.Prediction],
+    m: prediction.Measure,
+    other: prediction.Measure,
+    k: int,
+    factor: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return value, standard error and 95 % interval."""
-    stderr = (p.variance + p.spread).sqrt()
+    p, q = of(m, k), of(other, k)
+    variance = torch.maximum(p.variance + p.spread, q.variance + q.spread)
+    stderr = (variance + (p.value - q.value).square()).sqrt()
     return p.value, stderr, around(p.value, factor * stderr)
 
 

@@ -20,10 +20,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
-from approx.sketches import Operator, orthonormal, projected, widened
+from approx.sketches import Operator, Probes, orthonormal, projected, widened
+from approx.spectra.result import student
 
 _STEP = 0.25  # trapezoidal rule in log u, for analytic integrands that decay both ways: to 1e-13
 _GRID = torch.arange(-70.0, 70.0, _STEP, dtype=torch.float64)
@@ -60,16 +60,16 @@ def split(products: int) -> tuple[int, int]:
     return products - 3 * continued, continued
 
 
-def measure(
-    op: Operator, products: int, generator: torch.Generator
-) -> tuple[Measure, tuple[Tensor, Tensor]]:
-    """Return the spectral measure of each latent from `products` products, and the rows so far.
+def measure(op: Operator, products: int, probes: Probes) -> tuple[Measure, Measure, Tensor]:
+    """Return the spectral measure of each latent from `products` products, and the products so far.
+
+    Twice: as it is seen, and with what the rows' products with each other say is missing in it.
 
     Two block steps of Lanczos (Golub and Meurant 2010, chapter 4) on J^T J from J^T w for the
     continued rows w: exact for the moments tr M to tr M^4 of these probes.
     """
     rows, continued = split(products)
-    y, begun = projected(op, rows, generator)  # (B, d, rows), J^T w with |w| = 1
+    y, begun = projected(op, rows, probes)  # (B, d, rows), J^T w with |w| = 1
     dtype = torch.float64 if op.dtype == torch.float64 else torch.float32
     first = y[:, :, :continued]
     q1 = orthonormal(first.to(device=op.device, dtype=dtype))
@@ -87,7 +87,30 @@ def measure(
     # the mass comes from all rows, its distribution from the continued: their own total fluctuates
     # along with their higher moments, and the ratio is steadier
     masses = caught * (trace / torch.where(seen > 0, seen, 1))[:, None]
-    return Measure(nodes, masses, rows, continued, op.rows), begun
+    found = Measure(nodes, masses, rows, continued, op.rows)
+    return found, _unseen(found, (y.mT @ y).cpu()), begun
+
+
+def _unseen(m: Measure, gram: Tensor) -> Measure:
+    """Add one direction that the continued rows have missed.
+
+    tr M^2 is also the mean square of the products of two rows. What that is above the measure's, by
+    more than half its standard error, is taken for one more eigenvalue; nothing changes otherwise.
+    """
+    n, D = m.rows, m.outputs
+    second = (m.masses * m.nodes).sum(dim=1)
+    squares = gram.square().sum(dim=(1, 2)) - gram.diagonal(dim1=1, dim2=2).square().sum(dim=1)
+    trace = m.masses.sum(dim=1)
+    # in expectation D^2 E a_ij^2 is tr M^2, but for (tr M)^2 / D of rows that are orthogonal
+    by_rows = squares * (D**2 / (n * (n - 1))) + trace.square() / D
+    fourth = (m.masses * m.nodes.pow(3)).sum(dim=1)
+    stderr = (8 * fourth / n + 4 * second.square() / (n * (n - 1))).sqrt()
+    more = (by_rows - second - stderr / 2).clamp_min(0).sqrt().minimum(trace / 2)
+    rest = m.masses * (1 - ratio(more, trace))[:, None]
+    return m._replace(
+        nodes=torch.cat([m.nodes, more[:, None]], dim=1),
+        masses=torch.cat([rest, more[:, None]], dim=1),
+    )
 
 
 def effective_rank(m: Measure) -> Tensor:
@@ -108,7 +131,7 @@ def factor(m: Measure) -> Tensor:
     2 / degrees of freedom, is that of its estimate (Satterthwaite 1946).
     """
     freedom = (2 / _uncertainty(m).clamp_min(1e-6)).clamp_min(3)
-    return torch.from_numpy(student.ppf(0.975, freedom.numpy()))
+    return student(freedom)
 
 
 def _uncertainty(m: Measure) -> Tensor:

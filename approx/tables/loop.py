@@ -160,7 +160,7 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
             op,
             method=options.method,
             k=options.k,
-            generator=options.seed,
+            generator=plan.probes,
             products=options.products,
             max_bytes=options.max_bytes,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from approx.complexity import neighbourhood
 from approx.decoder import HALF, Output, prepare
+from approx.sketches import Probes
 from approx.spectra import check_method
 from approx.tables.batches import Batches
 
@@ -49,6 +50,8 @@ class Plan:
     basis: Tensor | None
     radius: float
     ran_in: torch.dtype
+    # drawn with the first batch, and kept for all
+    probes: Probes
 
 
 def check_options(options: Options) -> None:
@@ -99,6 +102,7 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
         basis=basis,
         radius=radius,
         ran_in=prepared.autocast or prepared.inner,
+        probes=Probes(options.seed),
     )
 
 

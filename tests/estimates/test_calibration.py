@@ -11,6 +11,7 @@ from support.matrices import WIDE, Matrices, jacobians, wide, with_values
 from torch import Tensor
 
 from approx import Spectrum, spectrum
+from approx.sketches import Probes
 from approx.spectra import prediction
 
 DESCRIPTORS = "psi", "nu"
@@ -87,7 +88,7 @@ def test_predictions_on_prescribed_spectra(name: str, share: float):
     drawn = draws(op, k, range(10_000, 10_300), "paper")
     results = []
     for seed in range(600):
-        m, _ = prediction.measure(op, 16, torch.Generator().manual_seed(seed))
+        m, *_ = prediction.measure(op, 16, Probes(seed))
         results.append((prediction.scaling(m, k), prediction.rank(m, k), prediction.factor(m)))
     for i, descriptor in enumerate(DESCRIPTORS):
         value = torch.cat([r[i].value for r in results])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -26,3 +28,10 @@ def test_a_public_name_has_an_example(package, name):
 def test_no_module_bears_the_name_of_what_its_face_exports(face):
     modules = {module.name for module in pkgutil.iter_modules(getattr(face, "__path__", []))}
     assert not modules & set(getattr(face, "__all__", []))
+
+
+def test_importing_approx_imports_no_scipy():
+    """Which takes a second and more: all that is needed of it is one quantile."""
+    seen = "import sys, approx; print(*(name for name in sys.modules if name == 'scipy'))"
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+    assert not done.stdout.split()

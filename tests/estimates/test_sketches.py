@@ -10,8 +10,9 @@ from support.decoders import DECODERS, latents
 from support.matrices import Matrices, jacobians, with_values
 
 from approx import JacobianOperator
+from approx.sketches import probes
 from approx.sketches.krylov import block_krylov
-from approx.sketches.probes import gaussian, haar, orthonormal, triangle
+from approx.sketches.probes import Probes, gaussian, haar, orthonormal, triangle
 from approx.sketches.projections import input_sketch, output_sketch, range_finder
 
 
@@ -193,3 +194,30 @@ def test_block_krylov_refuses_too_few_held_out_probes(tall: Matrices):
 def test_block_krylov_refuses_a_space_too_small(tall: Matrices):
     with pytest.raises(ValueError, match=r"Expected block \* depth >= k = 50, got 10 \* 4"):
         block_krylov(tall, 50, block=10, depth=4, generator=seeded())
+
+
+def test_probes_do_not_depend_on_the_default_dtype():
+    before = gaussian(50, 3, generator=seeded())
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = gaussian(50, 3, generator=seeded())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("rows", [500, 60])
+def test_probes_are_drawn_and_factored_once(rows: int, monkeypatch):
+    """Whether in one block or in two; with the columns that a generator of the seed gives."""
+    op = Matrices(torch.ones(1, rows, 40).double())
+    kept = Probes(5)
+    first, factor = kept.block(op, 0, 12)
+    monkeypatch.setattr(probes, "gaussian", None)
+    assert kept.block(op, 0, 12)[0] is first
+    assert kept.block(op, 0, 12)[1] is factor
+    monkeypatch.undo()
+    more, factor = kept.block(op, 12, 30)
+    expected = haar(rows, 30, generator=seeded(5), dtype=torch.float64)
+    together = torch.cat([first, more], dim=1)
+    q = torch.linalg.solve_triangular(factor, together, upper=True, left=False)
+    torch.testing.assert_close(q, expected, rtol=0, atol=1e-9)

@@ -13,7 +13,7 @@ from support.matrices import WIDE, Matrices, jacobians, wide, with_values
 from torch import Tensor
 
 from approx import JacobianOperator, Spectrum, draw_seed, spectrum
-from approx.sketches.probes import haar
+from approx.sketches.probes import Probes, haar
 
 TALL_WIDE_LARGE = (400, 120), (100, 150), (130, 121)
 
@@ -63,7 +63,7 @@ def test_paper_is_psi_and_nu_of_w_j(name: str):
     k = 5
     with JacobianOperator(module, z, dtype=torch.float64) as op:
         found = spectrum(op, method="paper", k=k, generator=11)
-        assert op.products == found.products == k
+        assert op.products == found.products == min(16, op.rows)
         W = haar(op.rows, k, generator=torch.Generator().manual_seed(11), dtype=torch.float64).T
     psi, nu = by_definition(torch.linalg.svdvals(W @ J))
     torch.testing.assert_close(found.psi, psi, rtol=0, atol=1e-9)
@@ -125,7 +125,7 @@ def test_predict_falls_back_to_the_paper_latent_by_latent():
     found = spectrum(both, method="predict", k=60, generator=7)
     assert found.fell_back.tolist() == [False, True]
     assert found.used == "predict, paper for 1 of 2 latents"
-    assert both.products == found.products == 66
+    assert both.products == found.products == 70  # 64 rows for 60, and 6 of the prediction
     paper = spectrum(Matrices(steep[None]), method="paper", k=60, generator=7)
     assert found.singular_values is not None
     for name in ("psi", "nu", "psi_stderr", "psi_interval", "singular_values"):
@@ -141,7 +141,7 @@ def test_predict_falls_back_to_the_paper_latent_by_latent():
 def test_predict_is_the_paper_where_that_is_known_beforehand(k: int):
     op = Matrices(with_values(torch.ones(100), 120, 100)[None])
     found = spectrum(op, method="predict", k=k, generator=7)
-    assert op.products == k
+    assert op.products == max(16, k + 4)
     assert found.used == "paper"
     assert found.fell_back.all()
     assert torch.equal(found.psi, spectrum(op, method="paper", k=k, generator=7).psi)
@@ -336,3 +336,15 @@ def test_tolerance_decides_what_is_zero():
     assert found.rank == 2
     assert found.tolerance == 1e-4
     torch.testing.assert_close(found.psi[0].item(), -10 * math.log(2), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["predict", "paper", "topk"])
+def test_probes_kept_for_several_calls_give_the_same(method):
+    op = Matrices(with_values(torch.arange(1, 301.0) ** -0.3, 400, 300)[None])
+    kept = Probes(3)
+    for k in 60, 40, 60:
+        found = spectrum(op, method=method, k=k, generator=kept)
+        alone = spectrum(op, method=method, k=k, generator=3)
+        assert found.seed == 3
+        assert torch.equal(found.psi, alone.psi)
+        assert torch.equal(found.psi_interval, alone.psi_interval)

@@ -35,6 +35,29 @@ class Matrices:
         return self.J
 
 
+class Diagonal:
+    """Matrices (B, D, d) with singular values (B, d), on the diagonal: cheap products.
+
+    A Haar W does not tell them from others with the same values.
+    """
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, values: Tensor, rows: int) -> None:
+        self.values = values
+        self.batch, self.columns = values.shape
+        self.rows = rows
+
+    def matmat(self, X: Tensor) -> Tensor:
+        return nn.functional.pad(self.values[:, :, None] * X, (0, 0, 0, self.rows - self.columns))
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        return self.values[:, :, None] * Y[..., : self.columns, :]
+
+    def dense(self, max_bytes: float = 1e9) -> Tensor:
+        raise NotImplementedError
+
+
 def with_values(values: Tensor, rows: int, columns: int, seed: int = 31415926) -> Tensor:
     """Return a (rows, columns) float64 matrix with these singular values, random directions."""
     generator = torch.Generator().manual_seed(seed)

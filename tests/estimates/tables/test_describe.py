@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import approx
 from approx import describe
+from approx.sketches import probes
+from approx.sketches.probes import gaussian
 from approx.tables.batches import Batches
 from approx.tables.description import run
 from approx.tables.plan import Options, settle
@@ -353,3 +355,17 @@ def test_tables(tmp_path: Any) -> None:
         assert read.attrs["definition"] == table.definition
         assert read.attrs["complete"] == 1
         assert read.psi.attrs["long_name"].startswith("local scaling")
+
+
+@pytest.mark.parametrize("method", ["predict", "paper"])
+def test_probes_are_drawn_once_for_all_batches(method: Any, monkeypatch: Any) -> None:
+    drawn = []
+
+    def counted(rows: int, k: int, **options: Any) -> Tensor:
+        drawn.append(k)
+        return gaussian(rows, k, **options)
+
+    monkeypatch.setattr(probes, "gaussian", counted)
+    decoder = nn.Sequential(nn.Linear(130, 150), nn.Tanh())
+    quiet(decoder, torch.randn(6, 130), method=method, k=20, batch=2, neighbourhood=None)
+    assert sum(drawn) <= 24
