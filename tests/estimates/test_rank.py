@@ -189,7 +189,8 @@ def test_only_the_latents_in_doubt_are_done_again():
     for method in "exact", "paper":
         found = spectrum(op, method=method, generator=3)
         assert found.used == f"{method}, in float64 for 1 of 3 latents"
-        assert found.products == 60
+        # paper takes four rows more than k
+        assert found.products == 2 * (30 if method == "exact" else 34)
         assert found.doubtful.tolist() == [0, 0, 0]
         assert found.note == ""
         wide = spectrum(Matrices(ill[None]), method=method, generator=3)
