@@ -120,7 +120,7 @@ class JacobianOperator:
     `matmat` 1 + 1/chunk to 2 forward passes. Memory: the activations (those that layers of
     parameters alone would need are not kept), and a few of the largest layer a column.
 
-    The check takes 10 forward passes of one latent, on a copy of the decoder in float64 where one
+    The check takes 12 forward passes of one latent, on a copy of the decoder in float64 where one
     can be made and fits.
 
     Examples

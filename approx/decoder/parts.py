@@ -163,7 +163,8 @@ class _Rebuilding:
         )
         scope = value.__globals__ | globals_
         made = types.FunctionType(value.__code__, scope, value.__name__, defaults, closure)
-        made.__kwdefaults__ = keywords
+        made.__kwdefaults__, made.__qualname__ = keywords, value.__qualname__
+        made.__module__ = value.__module__  # of a decorator's wrapper: that of what it wraps
         made.__dict__.update(value.__dict__)
         return made
 
