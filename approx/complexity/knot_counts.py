@@ -274,8 +274,9 @@ def _in_batches(
     while start < len(z):
         chunk = z[start : start + step]
         try:
-            with session(prepared), torch.no_grad():
-                parts.append(count(prepared, chunk, basis, sizes))
+            some = prepared.at(slice(start, start + len(chunk)))
+            with session(some), torch.no_grad():
+                parts.append(count(some, chunk, basis, sizes))
         except NotBatchFirst as layout:
             step, batch = layout.fewer, layout.fewer
             continue

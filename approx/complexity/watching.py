@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -198,16 +197,6 @@ class _Names:
         return label
 
 
-def _eager() -> AbstractContextManager[object]:
-    """Return a region without compiled code, which does not call torch function by function."""
-    # dynamo is asked only where it is loaded already: loading it is slow
-    return (
-        torch.compiler.set_stance("force_eager")
-        if "torch._dynamo" in sys.modules
-        else nullcontext()
-    )
-
-
 @contextmanager
 def watched(roots: Sequence[nn.Module], sink: Sink, *, derivatives: bool) -> Iterator[Watch]:
     """Watch what is executed inside the block; hooks that name modules are gone afterwards."""
@@ -218,7 +207,7 @@ def watched(roots: Sequence[nn.Module], sink: Sink, *, derivatives: bool) -> Ite
         for module in modules.values():
             hooks.append(module.register_forward_pre_hook(names.enter))
             hooks.append(module.register_forward_hook(names.leave, always_call=True))
-        with _eager(), Watch(sink, names, derivatives=derivatives) as watch:
+        with Watch(sink, names, derivatives=derivatives) as watch:
             yield watch
     finally:
         for hook in hooks:

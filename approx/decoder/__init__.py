@@ -4,7 +4,9 @@ A module or function goes in; outputs, its parts and what fits into memory come 
 module, its device, its training flag and all generators are as before. Imports nothing of approx.
 """
 
+from approx.decoder.binding import Bound, bind
 from approx.decoder.checks import HALF, DecoderError, Output, check_latents, check_output, pick
+from approx.decoder.failures import in_words, no_graph
 from approx.decoder.forward_rules import ForwardRules, by_rule
 from approx.decoder.loading import load_diffusers
 from approx.decoder.memory import (
@@ -18,26 +20,31 @@ from approx.decoder.memory import (
     product_bytes,
     sized,
 )
+from approx.decoder.parts import as_latents, modules_of
 from approx.decoder.running import (
     Prepared,
     deterministic,
     forward,
     held_by_one,
-    modules_of,
     precision,
     prepare,
     session,
 )
+from approx.decoder.soundness import check_decoder
 
 __all__ = [
     "HALF",
     "LIVE",
     "SHARE",
+    "Bound",
     "DecoderError",
     "ForwardRules",
     "Output",
     "Prepared",
+    "as_latents",
+    "bind",
     "by_rule",
+    "check_decoder",
     "check_latents",
     "check_output",
     "chunked",
@@ -47,8 +54,10 @@ __all__ = [
     "free_bytes",
     "held_by_one",
     "held_bytes",
+    "in_words",
     "load_diffusers",
     "modules_of",
+    "no_graph",
     "out_of_memory",
     "pick",
     "precision",

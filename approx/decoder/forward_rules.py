@@ -70,3 +70,28 @@ def _convolve(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None
     rest = {key: value for key, value in kwargs.items() if key != "bias"}
     along = func(tangent, *without, **rest)
     return forward_ad.make_dual(func(primal, *args[1:], **kwargs), along)
+
+
+class Widened(TorchFunctionMode):
+    """Region in which float64 stays float64 where a decoder casts to less, as for a norm."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run a function that Python calls, without its cast."""
+        kwargs = kwargs or {}
+        x = args[0] if args else None
+        if not (isinstance(x, Tensor) and x.dtype == torch.float64):
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _CASTS:
+            made = func(*args, **kwargs)
+            narrow = isinstance(made, Tensor) and made.dtype in _NARROWER
+            return x.to(made.device) if narrow else made
+        if kwargs.get("dtype") in _NARROWER:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+_CASTS = frozenset(["to", "type", "type_as", "float", "half", "bfloat16"])
+_NARROWER = (torch.float32, *HALF)

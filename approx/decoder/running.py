@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
-import types
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from approx.decoder.attention import plain_attention
+from approx.decoder.binding import Bound
 from approx.decoder.checks import (
     HALF,
-    DecoderError,
     Output,
     check_deterministic,
     check_latents,
@@ -24,7 +22,9 @@ from approx.decoder.checks import (
     pick,
     random_numbers,
 )
+from approx.decoder.failures import inference_tensors, on_meta
 from approx.decoder.memory import Held, held_bytes
+from approx.decoder.parts import converted, dtypes_of, modules_of
 
 
 class Prepared(NamedTuple):
@@ -61,6 +61,25 @@ class Prepared(NamedTuple):
         with precision(self.device, self.autocast):
             returned = self.call(z.to(self.inner))
         return pick(returned, self.output).to(self.dtype)
+
+    @property
+    def rows(self) -> int | None:
+        """The number of latents for which `bind` was given rows; None where any number runs."""
+        return self.call.rows if isinstance(self.call, Bound) else None
+
+    def at(self, rows: slice | Tensor) -> Prepared:
+        """Return the decoder of some of the latents of its job: a slice, or numbers (n,) int64."""
+        call = self.call.at(rows) if isinstance(self.call, Bound) else self.call
+        return self._replace(call=call)
+
+    def in_dtype(self, dtype: torch.dtype) -> Prepared:
+        """Return a copy of the decoder that runs in float32 or float64 throughout."""
+        call = self.call
+        if dtypes_of(call) - {dtype}:
+            call = converted(call, dtype)
+        return self._replace(
+            call=call, modules=modules_of(call), dtype=dtype, inner=dtype, autocast=None
+        )
 
 
 def precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -101,8 +120,11 @@ def prepare(
         )
     modules = modules_of(decoder)
     check_deterministic(modules)
+    inference_tensors(modules)
     held = {p.dtype for m in modules for p in m.parameters() if p.is_floating_point()}
     places = {p.device for m in modules for p in m.parameters()}
+    if {place.type for place in places} == {"meta"} != {z.device.type}:
+        raise on_meta()
     if places and z.device not in places:
         raise ValueError(
             f"Expected latents on the decoder's device {listing(places)}, got {z.device}: move "
@@ -113,8 +135,8 @@ def prepare(
         autocast, inner = dtype, torch.float32 if z.dtype in HALF else z.dtype
     elif dtype is not None:
         inner = dtype
-        if held - {dtype}:
-            decoder = _converted(decoder, dtype)
+        if dtypes_of(decoder) - {dtype}:
+            decoder = converted(decoder, dtype)
             modules = modules_of(decoder)
     elif held and z.dtype not in held:
         raise ValueError(
@@ -137,19 +159,25 @@ def prepare(
 def session(prepared: Prepared) -> Iterator[None]:
     """Let the decoder be run: plain attention, parameters without gradients, own autograd mode.
 
+    Compiled parts run as they were written. Buffers are copies, so that whatever a pass writes to
+    them is gone with the session (and a graph may keep them); 1e7 numbers take 30 ms.
+
     Afterwards, also after an exception, training flags, `requires_grad` and `grad` of parameters,
-    attention processors and random-number generators are as before.
+    buffers, attention processors and random-number generators are as before.
     """
-    modules = {id(m): m for root in prepared.modules for m in root.modules()}.values()
+    modules = list({id(m): m for root in prepared.modules for m in root.modules()}.values())
     training = [(m, m.training) for m in modules]
     parameters = {id(p): p for root in prepared.modules for p in root.parameters()}.values()
     wanted = [(p, p.requires_grad, p.grad) for p in parameters]
     generators = generator_states(prepared.device)
+    buffers = _buffer_copies(modules)
     try:
+        for module, name, _, copied in buffers:
+            module._buffers[name] = copied
         # a graph that is only asked for latents' gradients need not keep what weights' would take
         for parameter, _, _ in wanted:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), plain_attention(prepared.modules):
+        with torch.inference_mode(False), plain_attention(prepared.modules), eager():
             yield
     finally:
         for parameter, requires_grad, grad in wanted:
@@ -157,7 +185,31 @@ def session(prepared: Prepared) -> Iterator[None]:
             parameter.grad = grad
         for module, flag in training:
             module.training = flag
+        for module, name, buffer, _ in buffers:
+            module._buffers[name] = buffer
         set_generator_states(prepared.device, generators)
+
+
+def eager() -> AbstractContextManager[object]:
+    """Return a region without compiled code: it gives its buffers away after one backward pass."""
+    # dynamo is asked only where it is loaded already: loading it is slow
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
+def _buffer_copies(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    """Copy buffers: (module, name, buffer, copy), one copy of a buffer that modules share."""
+    kept = [
+        (module, name, buffer)
+        for module in modules
+        # a scripted module keeps its buffers to itself
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with torch.inference_mode(False):
+        copies = {id(buffer): buffer.detach().clone() for _, _, buffer in kept}
+    return [(module, name, buffer, copies[id(buffer)]) for module, name, buffer in kept]
 
 
 def forward(prepared: Prepared, z: Tensor) -> Tensor:
@@ -183,58 +235,24 @@ def held_by_one(prepared: Prepared, z: Tensor) -> Held | None:
     The module is called with shapes alone (torch's `meta` device), which a function around modules,
     or a module that looks at values, does not allow.
     """
-    module = prepared.call
+    first = prepared.at(slice(0, 1)).call
+    module = first.target if isinstance(first, Bound) else first
     if not isinstance(module, nn.Module):
         return None
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     one = torch.empty_like(z[:1], device="meta", requires_grad=True)
 
-    def call(latents: Tensor) -> Any:
-        return torch.func.functional_call(module, shapes, (latents,))
+    def call(latents: Tensor, **arguments: Any) -> Any:
+        return torch.func.functional_call(module, shapes, (latents,), arguments)
 
     try:
         with session(prepared), torch.enable_grad():
-            shaped = prepared._replace(call=call, device=one.device)
+            alone = replace(first, target=call) if isinstance(first, Bound) else call
+            shaped = prepared._replace(call=alone, device=one.device)
             return held_bytes(shaped(one), shapes.values())
     except Exception:  # whatever a caller's module does when it meets tensors without values
         return None
-
-
-def modules_of(decoder: Any) -> tuple[nn.Module, ...]:
-    """Return the modules behind a callable: itself, its owner, or what it closes over."""
-    if isinstance(decoder, nn.Module):
-        return (decoder,)
-    if isinstance(decoder, functools.partial):
-        inside = [decoder.func, *decoder.args, *decoder.keywords.values()]
-        inside = [x for x in inside if isinstance(x, nn.Module) or callable(x)]
-    elif inspect.ismethod(decoder):
-        inside = [decoder.__self__]
-    elif inspect.isfunction(decoder):
-        found = inspect.getclosurevars(inspect.unwrap(decoder))
-        inside = [*found.nonlocals.values(), *found.globals.values()]
-        inside = [x for x in inside if isinstance(x, nn.Module) or inspect.ismethod(x)]
-    else:
-        inside = [x for x in getattr(decoder, "__dict__", {}).values() if isinstance(x, nn.Module)]
-    unique = {id(m): m for x in inside for m in modules_of(x)}
-    return tuple(unique.values())
-
-
-def _converted(decoder: Any, dtype: torch.dtype) -> Callable[[Tensor], Any]:
-    """Return a copy of the decoder in a dtype; the caller's is never touched."""
-    if isinstance(decoder, nn.Module):
-        # not the module's own .to(): diffusers' models warn in it
-        return nn.Module.to(copy.deepcopy(decoder), dtype)
-    if isinstance(decoder, functools.partial):
-        inner = _converted(decoder.func, dtype)
-        return functools.partial(inner, *decoder.args, **decoder.keywords)
-    if inspect.ismethod(decoder) and isinstance(decoder.__self__, nn.Module):
-        return types.MethodType(decoder.__func__, _converted(decoder.__self__, dtype))
-    raise DecoderError(
-        f"Expected a module, or a module's method, to run a copy of it in {dtype}, got "
-        f"{type(decoder).__name__}: pass the module with output= to pick the tensor, or convert "
-        "the module that the function calls."
-    )
 
 
 def generator_states(device: torch.device) -> list[Tensor]:

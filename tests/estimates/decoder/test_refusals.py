@@ -114,3 +114,103 @@ def test_other_arguments_that_are_refused() -> None:
 def test_the_example() -> None:
     with torch.random.fork_rng():
         assert doctest.testmod(approx.operator).failed == 0
+
+
+class Autoencoder(nn.Module):
+    """Encodes and decodes; called, it does both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(20, 4), nn.Linear(4, 20)
+
+    def encode(self, x: Any) -> Any:
+        return self.inner(x)
+
+    def decode(self, z: Any) -> Any:
+        return self.outer(z)
+
+    def forward(self, x: Any) -> Any:
+        return self.decode(self.encode(x))
+
+
+class Variational(Autoencoder):
+    def forward(self, x: Any) -> Any:
+        return self.decode(self.encode(x)), self.encode(x)
+
+
+class InInferenceMode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.inference_mode():
+            self.inner = nn.Linear(4, 3)
+
+    def forward(self, z: Any) -> Any:
+        return self.inner(z)
+
+
+MLP = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 20))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "shape", "message"),
+    [
+        (MLP, (17,), "Expected a decoder that runs on latents of shape (2, 17), got RuntimeError: m"
+         "at1 and mat2 shapes cannot be multiplied (2x17 and 16x8) in '0' (Linear): give latents wi"
+         "th 16 coordinates in the last axis."),
+        (nn.Conv2d(4, 3, 3), (3, 8, 8), " in Conv2d: give latents of shape (B, 4, size, size), whic"
+         "h its first layer takes."),
+        (nn.Sequential(nn.Flatten(), MLP), (2, 4), "in '1.0' (Linear): check their shape, and that "
+         "it runs on any number of them"),
+        (nn.Bilinear(4, 3, 2), (4,), "got TypeError: Bilinear.forward() missing 1 required position"
+         "al argument: 'input2': bind what it takes beside the latents, approx.bind(decoder, input2"
+         "=...)."),
+        (lambda a, b, *, c: a, (4,), "approx.bind(decoder, b=..., c=...)."),
+        (Autoencoder(), (4,), "(2x4 and 20x4) in 'inner' (Linear): pass its .decode, not the whole "
+         "autoencoder."),
+        (Autoencoder(), (20,), "Expected a decoder of latents, got the whole autoencoder Autoencode"
+         "r: pass its .decode."),
+        (Variational(), (20,), "got the whole autoencoder Variational: pass its .decode."),
+        (nn.Linear(4, 3, device="meta"), (4,), "Expected a decoder with values, got one on the devi"
+         "ce meta, which has shapes alone: load its weights"),
+        (InInferenceMode(), (4,), "Expected parameters that autograd may keep, got the inference te"
+         "nsor 'inner.weight': build the module outside of torch.inference_mode()."),
+        (lambda z: z * torch.ones(5, 4), (4,), "(2) must match the size of tensor b (5) at non"
+         "-singleton dimension 0: check their shape, and that it runs on any number of them (approx"
+         ".bind gives each its row of further arguments)."),
+        (lambda z: {}["missing"], (4,), "got KeyError: 'missing': check their shape"),
+    ],
+)  # fmt: skip
+def test_errors_of_torch_and_python_say_what_to_pass(
+    decoder: Any, shape: tuple[int, ...], message: str
+) -> None:
+    for check in (True, False) if "whole autoencoder" not in message else (True,):
+        with pytest.raises(DecoderError, match=re.escape(message)) as caught:
+            JacobianOperator(decoder, decoders.latents(shape, batch=2), check=check)
+        assert ("got RuntimeError" not in message) or caught.value.__cause__ is not None
+
+
+class Overwrites(nn.Module):
+    """Changes in place what autograd keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, z: Any) -> Any:
+        y = z * self.scale
+        self.scale.add_(1)
+        return y
+
+
+def test_decoders_that_autograd_cannot_differentiate() -> None:
+    message = "Expected a decoder that autograd can differentiate, got RuntimeError: one of the var"
+    with pytest.raises(DecoderError, match=message):
+        JacobianOperator(Overwrites(), decoders.latents((4,)))
+
+
+def test_numpy_latents_go_to_the_decoders_dtype() -> None:
+    z = decoders.latents((16,))
+    for module in (MLP, decoders.double(MLP)):
+        op = JacobianOperator(module, z.double().numpy())
+        assert op.dtype == next(module.parameters()).dtype
+        torch.testing.assert_close(op.output, module(z.to(op.dtype)).detach())
