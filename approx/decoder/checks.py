@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,22 @@ class DecoderError(ValueError):
     Expected a deterministic decoder ... got Dropout in training mode: call .eval() on the decoder.
     """
 
+    template: str = ""
+    latents: tuple[int, ...] = ()
+
+    @classmethod
+    def at(cls, latents: Sequence[int], template: str) -> DecoderError:
+        """Return the error of some latents, by their numbers, which stand for {} in the text."""
+        error = cls(template.format(listed(latents)))
+        error.template, error.latents = template, tuple(latents)
+        return error
+
+    def counted_from(self, first: int) -> DecoderError:
+        """Return the error with the numbers of a job whose batch begins with latent `first`."""
+        if not self.latents or not first:
+            return self
+        return DecoderError.at([first + i for i in self.latents], self.template)
+
 
 def check_latents(z: Any, *, finite: bool = True) -> None:
     """Refuse anything but a finite floating-point batch (B, *latent_shape) with B >= 1.
@@ -59,9 +75,10 @@ def check_latents(z: Any, *, finite: bool = True) -> None:
         )
     bad = not_finite(z) if finite else []
     if bad:
-        raise ValueError(
-            f"Expected finite latents, got NaN or infinite coordinates in {listed(bad)} of "
-            f"{len(z)}: remove or replace them."
+        raise DecoderError.at(
+            bad,
+            "Expected finite latents, got NaN or infinite coordinates in {}: remove or replace "
+            "them.",
         )
 
 
@@ -74,9 +91,10 @@ def check_output(output: Tensor, z: Tensor) -> None:
         )
     bad = not_finite(output)
     if bad:
-        raise DecoderError(
-            f"Expected finite outputs, got NaN or infinite values for {listed(bad)} of {len(z)}: "
-            f"check those latents, or run in a wider dtype (output is {output.dtype})."
+        raise DecoderError.at(
+            bad,
+            "Expected finite outputs, got NaN or infinite values for {}: check those latents, or "
+            f"run in a wider dtype (output is {output.dtype}).",
         )
 
 
@@ -143,7 +161,7 @@ def not_finite(x: Tensor) -> list[int]:
     return bad.nonzero().flatten().tolist()
 
 
-def listed(indices: list[int]) -> str:
+def listed(indices: Sequence[int]) -> str:
     """Return 'latent 3' or 'latents 0, 1, 2, ... (7 in all)'."""
     if len(indices) == 1:
         return f"latent {indices[0]}"

@@ -223,10 +223,20 @@ def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def as_latents(z: Any, decoder: Any) -> Any:
-    """Return a numpy array as a tensor of the decoder's dtype and device, anything else itself."""
+    """Return a numpy array as a tensor of the decoder's dtype and device, anything else itself.
+
+    Raises
+    ------
+    ValueError
+        An array of something else than numbers.
+    """
     if not isinstance(z, np.ndarray):
         return z
-    z = torch.as_tensor(z)
+    if z.dtype.kind not in "fiub":
+        raise ValueError(
+            f"Expected latents as numbers, got an array of {z.dtype}: convert it to float32."
+        )
+    z = torch.as_tensor(np.array(z))  # a copy, as torch warns of arrays that cannot be written to
     for module in modules_of(decoder):
         for parameter in module.parameters():
             if parameter.is_floating_point() and z.is_floating_point():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from approx.decoder import HALF, Output, check_latents, modules_of, prepare, session
+from approx.decoder import HALF, DecoderError, Output, as_latents, check_latents, prepare, session
 
 
 class Batches:
@@ -63,8 +63,7 @@ def stream(
 
     With `finite`, NaN and infinity are refused here, and otherwise left to the batch.
     """
-    if isinstance(latents, np.ndarray):
-        latents = _tensor(latents, decoder)
+    latents = as_latents(latents, decoder)
     if isinstance(latents, Tensor):
         check_latents(latents, finite=finite)
         return Batches([latents.detach()]), len(latents)
@@ -80,25 +79,13 @@ def stream(
 
 
 def _tensor(item: Any, decoder: Callable[[Tensor], Any]) -> Any:
-    """Return an item as a tensor: the first entry of a tuple, an array in the decoder's dtype."""
+    """Return an item as a tensor: of a tuple its first entry."""
     if isinstance(item, tuple | list) and len(item):
         if isinstance(item[0], Tensor | np.ndarray):  # (latents, labels) of a DataLoader
             item = item[0]
         elif isinstance(item[0], int | float):
             item = np.asarray(item, dtype=np.float64)
-    if not isinstance(item, np.ndarray):
-        return item
-    if item.dtype.kind not in "fiub":
-        raise ValueError(
-            f"Expected latents as numbers, got an array of {item.dtype}: convert it to float32."
-        )
-    # a copy: an array that cannot be written to makes torch warn
-    tensor = torch.as_tensor(np.array(item))
-    if not tensor.is_floating_point():
-        return tensor
-    held = (p for module in modules_of(decoder) for p in module.parameters())
-    like = next((p for p in held if p.is_floating_point()), tensor)
-    return tensor.to(like.device, like.dtype)
+    return as_latents(item, decoder)
 
 
 def stacked(
@@ -109,7 +96,7 @@ def stacked(
     An item with one axis is a latent. Of others the first decides for all: it is a batch if the
     decoder runs on its first entry (`runs`), and otherwise one latent.
     """
-    single, shape = None, None
+    single, shape, count = None, None, 0
     for number, item in enumerate(items):
         if not isinstance(item, Tensor):
             raise ValueError(
@@ -119,7 +106,11 @@ def stacked(
         if single is None:
             single = item.ndim < 2 or not runs(item[:1])
         z = item[None] if single else item
-        check_latents(z, finite=finite)
+        try:
+            check_latents(z, finite=finite)
+        except DecoderError as error:
+            raise error.counted_from(count) from None
+        count += len(z)
         if shape is not None and z.shape[1:] != shape:
             raise ValueError(
                 f"Expected latents of one shape {tuple(shape)}, got {tuple(z.shape[1:])} in item "
@@ -139,7 +130,7 @@ def batch_test(
             return True
         wanted = torch.float32 if dtype is None and z.dtype in HALF else dtype
         try:
-            prepared = prepare(decoder, z, output=output, dtype=wanted)
+            prepared = prepare(decoder, z, output=output, dtype=wanted).at(slice(0, 1))
             with session(prepared), torch.no_grad():
                 return len(prepared(z)) == 1
         # whatever a decoder raises when it is given a latent without its batch axis

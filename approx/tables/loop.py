@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from approx.complexity import knots
-from approx.decoder import SHARE, check_latents, free_bytes, out_of_memory
+from approx.decoder import SHARE, DecoderError, check_latents, free_bytes, out_of_memory
 from approx.operator import JacobianOperator
 from approx.spectra import METHODS, Spectrum, spectrum
 from approx.tables.batches import Batches
@@ -130,10 +130,13 @@ def _each(plan: Plan, z: Tensor, start: int) -> list[tuple[Done | Failed, _Cost 
     try:
         return [_one(plan, z, start)]
     except Exception as error:
-        if out_of_memory(error) or plan.options.on_error == "raise":
+        if out_of_memory(error):
             raise
+        own = error.counted_from(start) if isinstance(error, DecoderError) else error
+        if plan.options.on_error == "raise":
+            raise own from error.__cause__
         if len(z) == 1:
-            return [(Failed(start, " ".join(str(error).split())), None)]
+            return [(Failed(start, " ".join(str(own).split())), None)]
     half = len(z) // 2
     return [*_each(plan, z[:half], start), *_each(plan, z[half:], start + half)]
 
@@ -142,11 +145,12 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
     """Describe one batch, whose first latent is number `start` of the job."""
     counted, options = None, plan.options
     check_latents(z)
+    some = slice(start, start + len(z))
     if plan.basis is not None:
         # A pass of its own, and before there is a graph: one that recorded a graph for the products
         # as well would save one of the 1 + P, and keep the tangents in it, 1 + P times the memory.
         counted = knots(
-            plan.knots_decoder,
+            plan.knots_decoder.at(some).call,
             z,
             radius=plan.radius,
             directions=plan.basis,
@@ -155,7 +159,14 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
             dtype=options.knots_dtype,
             batch=len(z),
         )
-    with JacobianOperator(plan.decoder, z, output=options.output, dtype=options.dtype) as op:
+    with JacobianOperator(
+        plan.decoder.at(some).call,
+        z,
+        output=options.output,
+        dtype=options.dtype,
+        straight_through=options.straight_through,
+        check=False,
+    ) as op:
         found = spectrum(
             op,
             method=options.method,

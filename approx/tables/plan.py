@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from approx.complexity import neighbourhood
-from approx.decoder import HALF, Output, prepare
+from approx.decoder import HALF, DecoderError, Output, Prepared, check_decoder, prepare
 from approx.sketches import Probes
 from approx.spectra import check_method
 from approx.tables.batches import Batches
+
+_LOOKED_AT = 8  # latents before the first batch
 
 Neighbourhood = tuple[int | Tensor, float]
 
@@ -44,9 +46,9 @@ class Plan:
     """What is done with every batch: `options` with the dtypes settled, and what follows."""
 
     options: Options
-    decoder: Callable[[Tensor], Any]
+    decoder: Prepared
     # in a dtype of their own, at least float32
-    knots_decoder: Callable[[Tensor], Any]
+    knots_decoder: Prepared
     basis: Tensor | None
     radius: float
     ran_in: torch.dtype
@@ -78,8 +80,8 @@ def check_options(options: Options) -> None:
 
 
 def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) -> Plan:
-    """Look at the first latent and settle everything that all batches share."""
-    first = source.take(1)
+    """Look at the first latents, settle what all batches share, and check the decoder once."""
+    first = source.take(_LOOKED_AT)
     if first is None:
         raise ValueError("Expected at least one latent, got an empty iterable: give some.")
     source.put_back(first)
@@ -95,15 +97,28 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
     if options.neighbourhood is not None and knots_dtype != dtype:
         watched = prepare(decoder, first, output=options.output, dtype=knots_dtype)
     basis, radius = _directions(options.neighbourhood, first, options.seed)
+    _check(prepared, first, options)
     return Plan(
         options=replace(options, dtype=dtype, knots_dtype=knots_dtype),
-        decoder=prepared.call,
-        knots_decoder=watched.call,
+        decoder=prepared,
+        knots_decoder=watched,
         basis=basis,
         radius=radius,
         ran_in=prepared.autocast or prepared.inner,
         probes=Probes(options.seed),
     )
+
+
+def _check(prepared: Prepared, first: Tensor, options: Options) -> None:
+    """Check the decoder at the first latents; with on_error="nan" at the first that it decodes."""
+    for start in range(len(first)):
+        some = slice(start, min(start + 2, len(first)))
+        try:
+            check_decoder(prepared.at(some), first[some], straight_through=options.straight_through)
+            return
+        except DecoderError as error:
+            if options.on_error == "raise" or not error.latents or some.stop == len(first):
+                raise
 
 
 def _working_dtype(options: Options, first: Tensor) -> torch.dtype | None:
