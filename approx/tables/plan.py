@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from approx.complexity import neighbourhood
-from approx.decoder import HALF, Output, prepare
+from approx.decoder import HALF, Output, check_decoder, out_of_memory, prepare
 from approx.spectra import check_method, draw_seed
 from approx.tables.batches import Batches
 
@@ -62,6 +62,11 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
         knots_dtype = torch.float32 if dtype in HALF else dtype
     # a copy in another dtype is made here, once
     prepared = prepare(decoder, first, output=options.output, dtype=dtype)
+    try:
+        check_decoder(prepared, first)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):  # the first batch says what would fit
+            raise
     watched = prepared
     if options.neighbourhood is not None and knots_dtype != dtype:
         watched = prepare(decoder, first, output=options.output, dtype=knots_dtype)
