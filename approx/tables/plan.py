@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from approx.complexity import neighbourhood
-from approx.decoder import HALF, DecoderError, Output, Prepared, check_decoder, prepare
+from approx.decoder import HALF, DecoderError, Output, Prepared, check_decoder, out_of_memory, prepare
 from approx.sketches import Probes
 from approx.spectra import check_method
 from approx.tables.batches import Batches
@@ -54,6 +54,8 @@ class Plan:
     ran_in: torch.dtype
     # drawn with the first batch, and kept for all
     probes: Probes
+    # what could not be checked
+    note: str
 
 
 def check_options(options: Options) -> None:
@@ -97,7 +99,13 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
     if options.neighbourhood is not None and knots_dtype != dtype:
         watched = prepare(decoder, first, output=options.output, dtype=knots_dtype)
     basis, radius = _directions(options.neighbourhood, first, options.seed)
-    _check(prepared, first, options)
+    note = ""
+    try:
+        _check(prepared, first, options)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        note = "Memory was short to check that J is the derivative of what runs."
     return Plan(
         options=replace(options, dtype=dtype, knots_dtype=knots_dtype),
         decoder=prepared,
@@ -106,6 +114,7 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
         radius=radius,
         ran_in=prepared.autocast or prepared.inner,
         probes=Probes(options.seed),
+        note=note,
     )
 
 

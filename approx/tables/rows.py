@@ -71,6 +71,7 @@ def join(plan: Plan, parts: Sequence[Done | Failed], *, complete: bool) -> Descr
             f"first with: {failed[0].reason}"
         )
     first = done[0].spectrum
+    notes = [part.spectrum.note for part in done]
     names = [name for name in LONG_NAMES if plan.basis is not None or name not in KNOTS]
     return Descriptors(
         **{name: np.concatenate([_column(part, name) for part in parts]) for name in names},
@@ -87,7 +88,7 @@ def join(plan: Plan, parts: Sequence[Done | Failed], *, complete: bool) -> Descr
         dtype=_named(plan.ran_in),
         latent_shape=done[0].latent_shape,
         output_shape=done[0].output_shape,
-        note=" ".join(dict.fromkeys(part.spectrum.note for part in done if part.spectrum.note)),
+        note=" ".join(dict.fromkeys(n for n in (plan.note, *notes) if n)),
         failures=tuple((part.number, part.reason) for part in failed),
         complete=complete,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support import decoders
+from support.tables import Calls
 from torch import Tensor, nn
 
 import approx
@@ -132,22 +133,12 @@ def test_half_precision_latents(make: Callable[..., Any]) -> None:
 def test_ctrl_c_leaves_the_rest_open(make: Callable[..., Any]) -> None:
     module, shape = decoders.relu_mlp()
 
-    class Interrupting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.calls = module, 0
-
-        def forward(self, z: Tensor) -> Tensor:
-            self.calls += 1
-            if self.calls == 6:
-                signal.raise_signal(signal.SIGINT)
-            return self.inner(z)
-
+    calls = Calls(module, on=7, act=lambda: signal.raise_signal(signal.SIGINT)).eval()
     z = three(shape) if make is field else decoders.latents(shape, 5)
     options = OPTIONS | {"batch": 1} | small(make)
     whole = make(module, z, **options)
     with pytest.warns(RuntimeWarning, match="Interrupted after 2 latents"):
-        partial = make(Interrupting().eval(), z, **options)
+        partial = make(calls, z, **options)
     assert partial.attrs["complete"] == 0
     assert partial.psi.shape == whole.psi.shape
     for name in ("psi", "delta", "fell_back"):

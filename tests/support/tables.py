@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -53,3 +54,6 @@ class Calls(nn.Module):
         if len(self.sizes) == self.on and self.act is not None:
             self.act()
         return self.inner(z)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return copy.deepcopy(self.inner, memo)  # copies are not counted

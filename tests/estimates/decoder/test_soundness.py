@@ -183,7 +183,7 @@ def test_many_random_architectures(one_thread: None, monkeypatch: pytest.MonkeyP
     seeds = range(1000, 1300)
     assert check(seeds, None) == 0
     for cut in (torch.detach, lambda x: torch.no_grad()(torch.clone)(x), Square.apply):
-        assert check(seeds, share(cut, 0.01)) >= 298
+        assert check(seeds, share(cut, 0.01)) > 290
     monkeypatch.setattr(approx.decoder.soundness, "_in_float64", lambda *_: None)
     assert check(seeds, None) == 0
     assert check(seeds, share(torch.detach, 0.1)) > 240

@@ -188,7 +188,8 @@ def test_a_batch_runs_the_decoder_once_for_its_graph_and_once_for_its_knots() ->
     module, shape = decoders.relu_conv()
     calls = Calls(module).eval()
     table = quiet(calls, decoders.latents(shape, 6), batch=3, method="paper", k=5)
-    assert calls.sizes == [3] * 4  # two batches; products J^T y take no forward pass
+    # after the shapes of one, two batches: products J^T y take no forward pass
+    assert calls.sizes[1:] == [3] * 4
     assert (table.products == 5).all()
     assert table.passes == 5
 
@@ -197,7 +198,7 @@ def test_work_and_memory_per_latent_do_not_grow_with_their_number() -> None:
     module, shape = decoders.relu_mlp()
     calls = Calls(module).eval()
     work, alive = [], []
-    for count in (10, 10_000):
+    for count in (1_000, 10_000):
         seen: weakref.WeakSet[Tensor] = weakref.WeakSet()
         most = 0
 
@@ -234,6 +235,7 @@ def test_batches_by_free_memory() -> None:
         calls.sizes.clear()
         source = Batches([z])
         plan = settle(calls, source, options)
+        calls.sizes.clear()
         run(plan, source, len(z), free=lambda device, free=free: free, seconds=1e6)
         assert calls.sizes[0] == 1
         sizes[free] = calls.sizes[1]

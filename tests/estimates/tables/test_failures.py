@@ -56,7 +56,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_rest_can_follow() -> None:
     module, shape = decoders.silu_conv()
     z = decoders.latents(shape, 9)
     whole = quiet(module, z, batch=2)
-    calls = Calls(module, on=6, act=interrupt).eval()
+    calls = Calls(module, on=7, act=interrupt).eval()
     with pytest.warns(RuntimeWarning, match="Interrupted after 4 latents"):
         partial = quiet(calls, z, batch=2)
     assert not partial.complete
