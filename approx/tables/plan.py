@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from approx.complexity import neighbourhood
-from approx.decoder import HALF, DecoderError, Output, Prepared, check_decoder, out_of_memory, prepare
+from approx.decoder import (
+    HALF,
+    DecoderError,
+    Output,
+    Prepared,
+    check_decoder,
+    out_of_memory,
+    prepare,
+)
 from approx.sketches import Probes
 from approx.spectra import check_method
 from approx.tables.batches import Batches

@@ -132,11 +132,15 @@ def test_half_precision_latents(make: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("make", [field, along])
 def test_ctrl_c_leaves_the_rest_open(make: Callable[..., Any]) -> None:
     module, shape = decoders.relu_mlp()
-
-    calls = Calls(module, on=7, act=lambda: signal.raise_signal(signal.SIGINT)).eval()
     z = three(shape) if make is field else decoders.latents(shape, 5)
     options = OPTIONS | {"batch": 1} | small(make)
     whole = make(module, z, **options)
+    calls = Calls.after(
+        decoders.latents(shape, 2),
+        module,
+        lambda: signal.raise_signal(signal.SIGINT),
+        **OPTIONS | {"batch": 1},
+    )
     with pytest.warns(RuntimeWarning, match="Interrupted after 2 latents"):
         partial = make(calls, z, **options)
     assert partial.attrs["complete"] == 0

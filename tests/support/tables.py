@@ -55,5 +55,14 @@ class Calls(nn.Module):
             self.act()
         return self.inner(z)
 
+    @classmethod
+    def after(
+        cls, done: Tensor, inner: nn.Module, act: Callable[[], None], **options: Any
+    ) -> Calls:
+        """Act on the first call after these latents are described, counted in a run of them."""
+        calls = cls(inner).eval()
+        quiet(calls, done, **options)
+        return cls(inner, on=len(calls.sizes) + 1, act=act).eval()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(self.inner, memo)  # copies are not counted

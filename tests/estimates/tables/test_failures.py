@@ -56,7 +56,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_rest_can_follow() -> None:
     module, shape = decoders.silu_conv()
     z = decoders.latents(shape, 9)
     whole = quiet(module, z, batch=2)
-    calls = Calls(module, on=7, act=interrupt).eval()
+    calls = Calls.after(z[:4], module, interrupt, batch=2)
     with pytest.warns(RuntimeWarning, match="Interrupted after 4 latents"):
         partial = quiet(calls, z, batch=2)
     assert not partial.complete
@@ -92,9 +92,10 @@ def test_ctrl_c_before_anything_is_done() -> None:
 def test_an_interrupted_decoder_is_as_before() -> None:
     module, shape = decoders.attention()
     before = torch.get_rng_state()
-    calls = Calls(module, on=4, act=interrupt).eval()
-    with pytest.warns(RuntimeWarning, match="Interrupted"):
-        quiet(calls, decoders.latents(shape, 4), batch=1)
+    z = decoders.latents(shape, 4)
+    calls = Calls.after(z[:2], module, interrupt, batch=1)
+    with pytest.warns(RuntimeWarning, match="Interrupted after 2 latents"):
+        quiet(calls, z, batch=1)
     assert all(p.requires_grad and p.grad is None for p in module.parameters())
     assert torch.equal(torch.get_rng_state(), before)
 
