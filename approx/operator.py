@@ -83,6 +83,8 @@ class JacobianOperator:
         Of the latents.
     dtype : torch.dtype
         Of the output, of blocks and of products: float32, or float64 if the decoder runs in it.
+    precision : torch.dtype
+        In which the decoder computes: `dtype`, or half precision.
     products : int
         Columns multiplied so far, by J or by J^T, for each latent.
     graph_bytes : int
@@ -157,6 +159,7 @@ class JacobianOperator:
         self.rows = math.prod(self.output_shape)
         self.device = z.device
         self.dtype = self._prepared.dtype
+        self.precision = self._prepared.autocast or self._prepared.inner
         self.products = 0
         parameters = [p for m in self._prepared.modules for p in (*m.parameters(), *m.buffers())]
         self._held = held_bytes(y, parameters)
@@ -242,13 +245,15 @@ class JacobianOperator:
             return self.matmat(torch.eye(self.columns, dtype=self.dtype, device=self.device))
         return self.rmatmat(torch.eye(self.rows, dtype=self.dtype, device=self.device)).mT
 
-    def refined(self, latents: Tensor) -> JacobianOperator:
-        """Return the operator of some of the latents in float64, on a copy of the decoder.
+    def refined(self, latents: Tensor, dtype: torch.dtype = torch.float64) -> JacobianOperator:
+        """Return the operator of some of the latents in a wider dtype, on a copy of the decoder.
 
         Parameters
         ----------
         latents : Tensor
             (n,) int64, their numbers in this batch.
+        dtype : torch.dtype
+            float64 or float32.
 
         Returns
         -------
@@ -260,15 +265,15 @@ class JacobianOperator:
         DecoderError
             The decoder cannot be copied, or its device has no float64.
         """
-        if self.device.type == "mps":
+        if self.device.type == "mps" and dtype == torch.float64:
             raise DecoderError("Expected a device with float64, got mps: use the CPU.")
-        z = self._latents[latents.to(self.device)].double()
+        z = self._latents[latents.to(self.device)].to(dtype)
         return JacobianOperator(
             self._prepared.call,
             z,
             output=self._prepared.output,
             chunk=self._chunk,
-            dtype=torch.float64,
+            dtype=dtype,
         )
 
     def close(self) -> None:

@@ -96,15 +96,27 @@ def haar(
     """
     check_count(k, rows, "rows")
     g = gaussian(rows, k, generator=generator, dtype=torch.float64)
-    q, r = torch.linalg.qr(g)
-    return (q * _signs(r)).to(device=device, dtype=dtype)
+    return orthogonal(g).to(device=device, dtype=dtype)
+
+
+def orthogonal(G: Tensor) -> Tensor:
+    """Return Q (n, k) of G = Q R, R with a positive diagonal, in float64 on the CPU."""
+    q, r = torch.linalg.qr(G.to("cpu", torch.float64))
+    return q * _signs(r)
 
 
 def singular_values(Y: Tensor) -> Tensor:
     """Return the singular values (B, min) of a batch of matrices, in float64, descending."""
-    tall = widened(Y if Y.shape[-2] >= Y.shape[-1] else Y.mT)
-    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared
-    return torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R)
+    tall = Y if Y.shape[-2] >= Y.shape[-1] else Y.mT
+    columns = tall.shape[-1]
+    # an orthogonal reduction first: values-only SVD of the small triangle, condition not squared;
+    # of so many rows at a time that a large batch is not held in float64 as a whole
+    rows = max(8 * columns, _WIDENED // (tall.shape[:-2].numel() * columns))
+    first, *others = tall.split(rows, dim=-2)
+    r = torch.linalg.qr(widened(first), mode="r").R
+    for part in others:
+        r = torch.linalg.qr(torch.cat([r, widened(part)], dim=-2), mode="r").R
+    return torch.linalg.svdvals(r)
 
 
 def triangle(G: Tensor) -> Tensor:
@@ -115,7 +127,7 @@ def triangle(G: Tensor) -> Tensor:
     the small decoders that it would serve.
     """
     rows, k = G.shape
-    if rows < 8 * k:
+    if rows < TALL * k:
         r = torch.linalg.qr(G.to("cpu", torch.float64), mode="r").R
         return r * _signs(r)[:, None]
     total = torch.zeros(k, k, dtype=torch.float64)
@@ -172,4 +184,6 @@ def _signs(r: Tensor) -> Tensor:
     return torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)
 
 
+TALL = 8  # rows of a column from which Gaussian columns are nearly orthogonal
+_WIDENED = 1 << 23  # entries of matrices that are widened to float64 at a time
 _GRAM_ROWS = 1 << 16  # rows of a probe block that are widened to float64 at a time

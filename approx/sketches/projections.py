@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from approx.sketches.probes import (
+    TALL,
     Operator,
     _probe_dtype,
     check_count,
     corrected,
     gaussian,
     haar,
+    orthogonal,
     orthonormal,
     singular_values,
     triangle,
@@ -114,6 +116,11 @@ def projected(
     """Return J^T W^T (B, d, k) in float64, and (probes, products) from which to go on to more."""
     done = 0 if begun is None else begun[0].shape[1]
     g = gaussian(op.rows, k - done, generator=generator, dtype=op.dtype, device=op.device)
+    if op.rows < TALL * k:
+        # the factor of nearly square probes is ill-conditioned, and would amplify what products
+        # in float32 round
+        before = g if begun is None else torch.cat([begun[0], g], dim=1)
+        g = orthogonal(before)[:, done:].to(device=op.device, dtype=op.dtype)
     y = op.rmatmat(g)
     if begun is not None:
         g, y = torch.cat([begun[0], g], dim=1), torch.cat([begun[1], y], dim=2)

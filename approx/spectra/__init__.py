@@ -1,7 +1,7 @@
 """psi and nu of a batch of Jacobians.
 
 An operator goes in; a `Spectrum` comes out, with errors and the definition of what was measured.
-Imports `approx.sketches`.
+Imports `approx.sketches`, and of `approx.decoder` its errors.
 """
 
 from approx.spectra.asked import DenseOperator

@@ -6,34 +6,28 @@ import torch
 
 from approx.sketches import singular_values
 from approx.spectra import prediction
-from approx.spectra.asked import Asked, DenseOperator, zero_below
-from approx.spectra.result import Spectrum, pair, psi_nu
+from approx.spectra.asked import Asked, DenseOperator
+from approx.spectra.result import Spectrum, around
+from approx.spectra.rounding import weighed
 
 
 def exact(op: DenseOperator, asked: Asked) -> Spectrum:
     """Take all singular values of the dense Jacobian."""
-    if op.dtype != torch.float64:
-        raise ValueError(
-            f"Expected an operator in float64 for method='exact', got {op.dtype}: make it with "
-            "JacobianOperator(decoder, z, dtype=torch.float64)."
-        )
     values = singular_values(op.dense(asked.max_bytes)).cpu()
-    tolerance = zero_below(asked, max(op.rows, op.columns), op.dtype)
     squares = values.square()
     r_eff = prediction.ratio(squares.sum(dim=1).square(), squares.square().sum(dim=1))
     values = values[:, : asked.k]
-    psi, nu, rank = psi_nu(values, tolerance)
-    zero = torch.zeros_like(psi)
+    w = weighed(values, op, asked)
     return Spectrum(
-        psi=psi,
-        nu=nu,
-        psi_stderr=zero,
-        nu_stderr=zero,
-        psi_interval=pair(psi, psi),
-        nu_interval=pair(nu, nu),
+        psi=w.psi,
+        nu=w.nu,
+        psi_stderr=w.psi_error,
+        nu_stderr=w.nu_error,
+        psi_interval=around(w.psi, 2 * w.psi_error),
+        nu_interval=around(w.nu, 2 * w.nu_error),
         effective_rank=r_eff,
-        rank=rank,
-        fell_back=zero.bool(),
+        rank=w.rank,
+        fell_back=torch.zeros_like(w.rank).bool(),
         products=min(op.rows, op.columns),
         method=asked.method,
         used="exact",
@@ -41,8 +35,8 @@ def exact(op: DenseOperator, asked: Asked) -> Spectrum:
         seed=None,
         definition=asked.definition,
         subscript=asked.subscript,
-        doubtful=torch.zeros_like(rank),
+        doubtful=w.doubtful,
         note="",
-        tolerance=tolerance,
+        tolerance=w.tolerance,
         singular_values=values,
     )

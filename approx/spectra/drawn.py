@@ -11,8 +11,9 @@ from torch import Tensor
 
 from approx.sketches import Operator, projected, singular_values
 from approx.spectra import one_draw
-from approx.spectra.asked import Asked, probes, zero_below
-from approx.spectra.result import Spectrum, around, psi_nu
+from approx.spectra.asked import Asked, probes
+from approx.spectra.result import Spectrum, around
+from approx.spectra.rounding import weighed
 
 
 def paper(op: Operator, asked: Asked) -> Spectrum:
@@ -30,8 +31,8 @@ def draw(
     k = asked.k
     y, _ = projected(op, k, rng, begun)
     values = singular_values(y).cpu()
-    tolerance = zero_below(asked, max(k, op.columns), op.dtype)
-    psi, nu, rank = psi_nu(values, tolerance)
+    w = weighed(values, op, asked, sketched=True)
+    psi, nu, rank = w.psi, w.nu, w.rank
     gram = (y.mT @ y).cpu()
     # this draw and another differ by the spread of both
     spread = one_draw.spread_of_scaling(values, rank, op.rows)
@@ -40,7 +41,8 @@ def draw(
     known = (rank < k) | (k == op.columns)
     spread = torch.where(known, one_draw.spread_where_all_is_seen(rank, k, op.rows), spread)
     psi_factor = torch.where(known, float(normal.ppf(0.975)), factor)
-    psi_stderr, nu_stderr = math.sqrt(2) * spread, math.sqrt(2) * one_draw.spread_of_rank(gram, nu)
+    psi_stderr = (math.sqrt(2) * spread).hypot(w.psi_error)
+    nu_stderr = (math.sqrt(2) * one_draw.spread_of_rank(gram, nu)).hypot(w.nu_error)
     return Spectrum(
         psi=psi,
         nu=nu,
@@ -58,8 +60,8 @@ def draw(
         seed=asked.seed,
         definition=asked.definition,
         subscript=asked.subscript,
-        doubtful=torch.zeros_like(rank),
+        doubtful=w.doubtful,
         note="",
-        tolerance=tolerance,
+        tolerance=w.tolerance,
         singular_values=values,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,8 +17,11 @@ from approx.spectra.drawn import paper
 from approx.spectra.largest import topk
 from approx.spectra.predicted import predict
 from approx.spectra.result import Spectrum, draw_seed
+from approx.spectra.rounding import settled
 
 DEFAULT_K = 120
+WHOLE = 120
+"""Smaller sides up to which "auto" takes the whole Jacobian."""
 _WIDE = 8  # bytes of a float64, in which singular values are computed
 
 
@@ -41,8 +45,8 @@ class Method:
         What `Spectrum.psi_interval` is: a 95 % interval for another draw of W, a bound on the
         error for the k largest singular values, or nothing but rounding.
     dense : bool
-        Whether the Jacobian is written out: in float64 only, within `max_bytes`, without probes
-        and so without a seed, and by default for all min(D, d) singular values.
+        Whether the Jacobian is written out: without probes and so without a seed, and by default
+        for all min(D, d) singular values.
     """
 
     definition: str
@@ -53,6 +57,13 @@ class Method:
     dense: bool = False
 
 
+def running(name: str, op: Operator) -> str:
+    """Return the name of the method that runs: what "auto" chooses for an operator."""
+    if name != "auto":
+        return name
+    return "exact" if min(op.rows, op.columns) <= WHOLE else "predict"
+
+
 def _rows(op: Operator, products: int) -> float:
     """Bytes of J^T y for all products, twice copied."""
     return 3 * _WIDE * products * op.columns
@@ -60,6 +71,13 @@ def _rows(op: Operator, products: int) -> float:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
+        "auto": Method(
+            definition="as exact where min(D, d) <= 120, else as predict",
+            subscript="W",
+            estimate=lambda op, asked: METHODS[running("auto", op)].estimate(op, asked),
+            held=lambda op, products: METHODS[running("auto", op)].held(op, products),
+            claim="interval",
+        ),
         "predict": Method(
             definition="singular values of W J, W ({k}, D) Haar, predicted for a draw of W",
             subscript="W",
@@ -86,7 +104,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             definition="singular values of J, the {k} largest, dense",
             subscript="k",
             estimate=exact,
-            held=lambda op, products: 3 * _WIDE * op.rows * op.columns,
+            held=lambda op, products: 3 * op.dtype.itemsize * op.rows * op.columns,
             claim="exact",
             dense=True,
         ),
@@ -114,7 +132,7 @@ def defined(method: Method, k: int, subscript: str) -> str:
 def spectrum(
     op: DenseOperator,
     *,
-    method: str = "predict",
+    method: str = "auto",
     k: int | None = None,
     generator: torch.Generator | int | None = None,
     products: int = 16,
@@ -129,16 +147,17 @@ def spectrum(
     ----------
     op : JacobianOperator
         Or anything with its products.
-    method : {"predict", "paper", "topk", "exact"}
-        "paper": the k singular values of W J for a Haar W (k, D), from k products J^T y.
-        "predict": the same quantity from fewer products, with an interval. It makes all k products
-        for latents with k / r_eff > 0.5, where the expectation is no longer safe to compute, and
-        for all latents where k <= products or k > min(D, d) / 2. "topk": the k largest singular
-        values of J by block Krylov, from 440 products. "exact": the k largest of the dense
-        Jacobian; needs an operator in float64.
+    method : {"auto", "predict", "paper", "topk", "exact"}
+        "auto": the whole Jacobian, as "exact", where min(D, d) <= 120, and "predict" elsewhere;
+        `used` says which. "paper": the k singular values of W J for a Haar W (k, D), from k
+        products J^T y. "predict": the same quantity from fewer products, with an interval.
+        It makes all k products for latents with k / r_eff > 0.5, where the expectation is no longer
+        safe to compute, and for all latents where k <= products or k > min(D, d) / 2. "topk": the k
+        largest singular values of J by block Krylov, from 440 products. "exact": the k largest of
+        the dense Jacobian.
     k : int, optional
         Number of singular values, at most min(D, d). By default 120, or min(D, d) where that is
-        less; for "exact", all min(D, d).
+        less; for the whole Jacobian all min(D, d).
     generator : torch.Generator or int, optional
         A seed, or a CPU generator from which one is drawn (`draw_seed`: calls with the same
         generator one after the other are independent). By default one from the operating system.
@@ -149,11 +168,11 @@ def spectrum(
     block, depth : int
         For "topk": columns of the Krylov start, and blocks of the space.
     tolerance : float, optional
-        Singular values at most this times the largest are zero: not part of psi. By default
-        max(shape) * eps of the working dtype (float32's for half precision), as
-        numpy.linalg.matrix_rank, for the matrix whose singular values were taken.
+        Singular values at most this times the largest are zero: not part of psi. By default what
+        float64 leaves of a zero, 32 eps = 7e-15. Products in lower precision decide about no zero
+        of theirs, see Notes.
     max_bytes : float
-        For "exact": the largest dense Jacobian.
+        For "exact" by name: the largest dense Jacobian.
 
     Returns
     -------
@@ -163,11 +182,20 @@ def spectrum(
     Raises
     ------
     ValueError
-        If k is larger than the output or the latent, products < 8, the Jacobian is too large or not
-        in float64 for "exact", or the method is unknown.
+        If k is larger than the output or the latent, products < 8, the Jacobian is too large for
+        "exact", or the method is unknown.
 
     Notes
     -----
+    Rounding: products leave an error e of about 32 eps sigma_1 at the most, and log sigma_i one of
+    e / sigma_i; together that is part of the stated errors. Singular values up to 10 e, 4e-5
+    sigma_1 in float32, are in doubt: latents that have any are done again in float64, on a copy of
+    the decoder with the weights as stored (`JacobianOperator.refined`), at about twice the cost of
+    products in float32. In float64, or where there is no copy, psi is NaN if a value that may not
+    be zero is at most 2 e, and `note` says why; nu hardly depends on such values. Half precision
+    was asked for and is kept, but for the whole Jacobian: the error of its products is measured
+    against two products in float32, and psi is NaN where a singular value is smaller.
+
     Cost: products as said, about one forward pass each; the rest is O(D k^2) once per call and
     O(d k^2) per latent. The error of a prediction falls as 1 / sqrt(products): at 16 it is about
     k / sqrt(20 r_eff) in psi. The leading order is psi_W ~ k log(||J||_F / sqrt D) -
@@ -185,11 +213,12 @@ def spectrum(
     >>> from approx import JacobianOperator, spectrum
     >>> z = torch.zeros(1, 2, dtype=torch.float64)
     >>> with JacobianOperator(lambda z: z * torch.tensor([3.0, 2.0]), z) as J:
-    ...     found = spectrum(J, method="exact")
+    ...     found = spectrum(J)
     >>> round(float(found.psi), 4)  # log 3 + log 2
     1.7918
     """
-    chosen, smaller = check_method(method), min(op.rows, op.columns)
+    check_method(method)
+    chosen, smaller = METHODS[running(method, op)], min(op.rows, op.columns)
     if k is None:
         k = smaller if chosen.dense else min(DEFAULT_K, smaller)
     check_count(k, smaller, "min(outputs, latent size)")
@@ -206,6 +235,6 @@ def spectrum(
         products=products,
         block=block,
         depth=depth,
-        max_bytes=max_bytes,
+        max_bytes=math.inf if method == "auto" else max_bytes,
     )
-    return chosen.estimate(op, asked)
+    return settled(op, asked, chosen.estimate)

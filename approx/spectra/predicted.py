@@ -10,7 +10,7 @@ from torch import Tensor
 
 from approx.sketches import Operator
 from approx.spectra import prediction
-from approx.spectra.asked import Asked, probes, zero_below
+from approx.spectra.asked import Asked, probes, tolerance_of
 from approx.spectra.drawn import draw
 from approx.spectra.result import Spectrum, around
 
@@ -64,7 +64,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         subscript=asked.subscript,
         doubtful=torch.zeros_like(fell_back.long()),
         note="",
-        tolerance=zero_below(asked, max(k, op.columns), op.dtype),
+        tolerance=tolerance_of(asked),
         singular_values=None,
     )
     if not fell_back.any():
@@ -87,7 +87,7 @@ def _merged(result: Spectrum, drawn: Spectrum, products: int) -> Spectrum:
 
     assert drawn.singular_values is not None
     columns = ("psi", "nu", "psi_stderr", "nu_stderr", "psi_interval", "nu_interval")
-    columns += ("effective_rank", "rank")
+    columns += ("effective_rank", "rank", "doubtful")
     return replace(
         result,
         **{name: pick(getattr(result, name), getattr(drawn, name)) for name in columns},

@@ -23,7 +23,8 @@ class Spectrum:
     psi_stderr, nu_stderr : (B,) tensor
         For "predict" and "paper": standard deviation of the difference between the value and psi_W
         of another, independent draw of W, so that the spread over W is in it (for "paper", twice).
-        0 for "exact"; NaN for "topk", whose error is a bound and not random.
+        For the whole Jacobian what rounding may have done, which is part of the others too; NaN
+        for "topk", whose error is a bound and not random.
     psi_interval, nu_interval : (B, 2) tensor
         95 % interval for psi_W of another draw, wider than needed for the mean over W. For "topk":
         from the value (each singular value found is a lower bound) to the value that the singular
@@ -32,13 +33,15 @@ class Spectrum:
         (sum sigma^2)^2 / sum sigma^4 over all of J, estimated from the products made; 0 for a zero
         Jacobian, NaN where k = 1 cannot tell.
     rank : (B,) int64 tensor
-        How many of the k singular values are not zero. k where "predict" did not fall back.
+        How many of the k singular values are not zero, without doubt. k where "predict" did not
+        fall back.
     fell_back : (B,) bool tensor
         Whether "predict" made all k products: the latent's numbers are then those of "paper".
     products : int
         Jacobian products per latent, J x and J^T y together; the batch's most.
     method, used : str
-        The method asked for, and the one that ran: they differ where "predict" fell back.
+        The method asked for, and the one that ran: they differ for "auto", where "predict" fell
+        back, and where latents were done again in float64.
     k : int
         Number of singular values.
     seed : int or None
@@ -53,7 +56,8 @@ class Spectrum:
     note : str
         Why psi is NaN, where it is; empty otherwise.
     tolerance : float
-        Singular values at most this times the latent's largest count as zero.
+        Singular values at most this times the latent's largest count as zero, once they are known
+        in float64.
     singular_values : (B, k) tensor or None
         Descending; NaN for latents that were predicted, None if all were.
 

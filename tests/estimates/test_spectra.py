@@ -48,7 +48,8 @@ def test_exact_is_exact(name: str):
         torch.testing.assert_close(found.psi, psi, rtol=0, atol=1e-10)
         nu = by_definition(values.clamp_min(1e-300))[1]
     torch.testing.assert_close(found.nu, nu, rtol=0, atol=1e-10)
-    assert (found.psi_stderr == 0).all()
+    assert (found.psi_stderr > 0).all()
+    assert (found.psi_stderr < 1e-10).all()
     assert found.seed is None
 
 
@@ -105,7 +106,7 @@ def test_topk_where_440_products_do_not_reach_the_whole_space(
 def test_predict_takes_16_products_and_says_what_it_is():
     module, z = wide("silu_conv", batch=2)
     with JacobianOperator(module, z) as op:
-        found = spectrum(op, k=20, generator=5)
+        found = spectrum(op, method="predict", k=20, generator=5)
         assert op.products == found.products == 16
     assert (found.method, found.used, found.k, found.seed) == ("predict", "predict", 20, 5)
     assert "W (20, D) Haar" in found.definition
@@ -119,7 +120,7 @@ def test_predict_falls_back_to_the_paper_latent_by_latent():
     flat = with_values(torch.ones(300), 400, 300)
     steep = with_values(torch.arange(1, 301.0) ** -1, 400, 300)
     both = Matrices(torch.stack([flat, steep]))
-    found = spectrum(both, k=60, generator=7)
+    found = spectrum(both, method="predict", k=60, generator=7)
     assert found.fell_back.tolist() == [False, True]
     assert found.used == "predict, paper for 1 of 2 latents"
     assert both.products == found.products == 66
@@ -128,14 +129,16 @@ def test_predict_falls_back_to_the_paper_latent_by_latent():
     for name in ("psi", "nu", "psi_stderr", "psi_interval", "singular_values"):
         torch.testing.assert_close(getattr(found, name)[1:], getattr(paper, name))
     alone = Matrices(flat[None])
-    torch.testing.assert_close(spectrum(alone, k=60, generator=7).psi, found.psi[:1])
+    torch.testing.assert_close(
+        spectrum(alone, method="predict", k=60, generator=7).psi, found.psi[:1]
+    )
     assert alone.products == 16
 
 
 @pytest.mark.parametrize("k", [10, 16, 51])
 def test_predict_is_the_paper_where_that_is_known_beforehand(k: int):
     op = Matrices(with_values(torch.ones(100), 120, 100)[None])
-    found = spectrum(op, k=k, generator=7)
+    found = spectrum(op, method="predict", k=k, generator=7)
     assert op.products == k
     assert found.used == "paper"
     assert found.fell_back.all()
@@ -203,8 +206,15 @@ def test_no_nan_on_zero_and_rank_deficient_jacobians(method, dtype: torch.dtype)
     J[2] = with_values(torch.linspace(2, 1, 130), 150, 130)
     found = spectrum(Matrices(J.to(dtype)), method=method, k=30, generator=0)
     assert found.rank.tolist() == [0, 3, 30]
+    # the zeros of a matrix in float32 cannot be told from its rounding
+    doubt = dtype == torch.float32 and method != "topk"
+    assert found.doubtful.tolist() == [0, 27 if doubt else 0, 0]
+    assert found.note.startswith("1 of 3 latents have singular values" if doubt else "")
     for field in dataclasses.fields(Spectrum):
         value = getattr(found, field.name)
+        if doubt and field.name.startswith("psi"):
+            assert value[1].isnan().all()
+            value = value[[0, 2]]
         if isinstance(value, Tensor) and not (
             (method == "topk" and field.name.endswith("stderr"))
             or (method == "predict" and field.name == "singular_values")
@@ -284,14 +294,12 @@ def test_what_is_refused():
         ValueError, match=r"Expected k between 1 and min\(outputs, latent size\) = 4, got 5"
     ):
         spectrum(op, k=5)
-    with pytest.raises(ValueError, match="Expected method in predict, paper, topk, exact, got 'x'"):
-        spectrum(op, method="x")  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match=r"Expected an operator in float64 for method='exact', got torch.float32: "
+        ValueError, match="Expected method in auto, predict, paper, topk, exact, got 'x'"
     ):
-        spectrum(op, method="exact")
+        spectrum(op, method="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Expected products >= 8 for method='predict', got 7"):
-        spectrum(op, products=7)
+        spectrum(op, method="predict", products=7)
     with pytest.raises(ValueError, match=r"Expected a relative tolerance in \[0, 1\), got -1"):
         spectrum(op, tolerance=-1)
     module, z = wide("relu_mlp")
