@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from approx.sketches import Operator, block_krylov
-from approx.spectra.asked import Asked, probes, zero_below
+from approx.spectra.asked import Asked, probes
 from approx.spectra.result import Spectrum, pair, psi_nu
+from approx.spectra.rounding import weighed
 
 
 def topk(op: Operator, asked: Asked) -> Spectrum:
@@ -18,21 +19,27 @@ def topk(op: Operator, asked: Asked) -> Spectrum:
     sketch = block_krylov(op, k, block=asked.block, depth=asked.depth, generator=probes(asked))
     values, upper = sketch.singular_values, sketch.upper
     assert upper is not None
-    tolerance = zero_below(asked, asked.block * asked.depth, op.dtype)
-    psi, nu, rank = psi_nu(values, tolerance)
-    # what counts as zero is in no logarithm, wherever between the bounds it is
-    high = torch.where(values > tolerance * values[:, :1], torch.maximum(values, upper), 1)
-    unknown = torch.full_like(psi, math.nan)
+    w = weighed(values, op, asked)
+    upper = torch.maximum(values, upper)
+    # what was found to be zero may be overlooked instead, and is in psi then
+    least = w.tolerance * values[:, :1]
+    zero = values <= least
+    low = torch.where(zero & (upper > least), least.clamp(_TINY, 1), 1).log().sum(dim=1)
+    high = torch.where(zero, torch.where(upper > least, upper, 1).clamp_min(1), upper)
+    high = high.log().sum(dim=1) + 2 * w.psi_error
+    unknown = torch.full_like(w.psi, math.nan)
+    # where all values are equal, nu moves by its own rounding alone
+    half = (2 * w.nu_error + 8 * torch.finfo(w.nu.dtype).eps * w.nu)[:, None]
     return Spectrum(
-        psi=psi,
-        nu=nu,
+        psi=w.psi,
+        nu=w.nu,
         psi_stderr=unknown,
         nu_stderr=unknown,
-        psi_interval=pair(psi, high.log().sum(dim=1)),
-        nu_interval=rank_between(values, torch.maximum(values, upper)),
+        psi_interval=pair(w.psi + low - 2 * w.psi_error, high),
+        nu_interval=rank_between(values, upper) + torch.cat([-half, half], dim=1),
         effective_rank=sketch.effective_rank,
-        rank=rank,
-        fell_back=torch.zeros_like(rank).bool(),
+        rank=w.rank,
+        fell_back=torch.zeros_like(w.rank).bool(),
         products=sketch.products,
         method=asked.method,
         used="topk",
@@ -40,9 +47,9 @@ def topk(op: Operator, asked: Asked) -> Spectrum:
         seed=asked.seed,
         definition=asked.definition,
         subscript=asked.subscript,
-        doubtful=torch.zeros_like(rank),
+        doubtful=w.doubtful,
         note="",
-        tolerance=tolerance,
+        tolerance=w.tolerance,
         singular_values=values,
     )
 
