@@ -6,15 +6,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_IMAGE, _SOUND = ("height", "width"), ("length",)
+# the keys of a configuration that may have the number of latent channels, and the axes behind them
+CLASSES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
+    {
+        "AutoencoderKL": (("latent_channels",), _IMAGE),
+        "AutoencoderTiny": (("latent_channels",), _IMAGE),
+        "AutoencoderDC": (("latent_channels",), _IMAGE),
+        "AsymmetricAutoencoderKL": (("latent_channels",), _IMAGE),
+        "AutoencoderKLFlux2": (("latent_channels",), _IMAGE),
+        "AutoencoderKLHunyuanImage": (("latent_channels",), _IMAGE),
+        "VQModel": (("vq_embed_dim", "latent_channels"), _IMAGE),
+        "AutoencoderOobleck": (("decoder_input_channels",), _SOUND),
+    }
+)
+"""Classes of diffusers whose `decode` takes latents alone."""
 
 
 class Decoder(NamedTuple):
@@ -23,19 +38,40 @@ class Decoder(NamedTuple):
     Attributes
     ----------
     decode : callable
-        Takes latents (B, *latent_shape); a module, or its `decode` method.
+        Takes latents (B, channels, *sizes); a module, or its `decode` method.
     channels : int
-        Number of latent channels; height and width are the latents' own.
+        Number of latent channels.
+    axes : tuple of str
+        Behind the channels, their sizes the latents' own: ("height", "width"), or ("length",).
     """
 
     decode: Callable[[Tensor], Any]
     channels: int
+    axes: tuple[str, ...]
+
+
+class Unquantised(nn.Module):
+    """The decoder of a VQModel from behind its quantiser, which has no derivative but 0."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.post_quant_conv = model.post_quant_conv
+        self.decoder = model.decoder
+        # such a decoder is normalised by the codes as well
+        self.spatial = model.config.norm_type == "spatial"
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode vectors (B, channels, height, width), codes or not."""
+        return self.decoder(self.post_quant_conv(z), z if self.spatial else None)
 
 
 def load_diffusers(
     source: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Decoder:
-    """Load the decoder half of an AutoencoderKL or AutoencoderTiny (extra ``cpwl[diffusers]``).
+    """Load the decoder half of an autoencoder of diffusers (extra ``cpwl[diffusers]``).
+
+    It is an AutoencoderKL (also AsymmetricAutoencoderKL, AutoencoderKLFlux2 or
+    AutoencoderKLHunyuanImage), AutoencoderTiny, AutoencoderDC, AutoencoderOobleck or VQModel.
 
     Parameters
     ----------
@@ -51,7 +87,8 @@ def load_diffusers(
     -------
     Decoder
         Its latents are what the model's `decode` takes: those of a diffusion pipeline divided by
-        `scaling_factor` (and shifted by `shift_factor`).
+        `scaling_factor` (and shifted by `shift_factor`). Those of a VQModel are vectors as its
+        codebook has them, and need not be in it: they are not quantised.
 
     Raises
     ------
@@ -78,16 +115,16 @@ def load_diffusers(
         config = _local_config(folder)
     else:
         config, inside = _hub_config(str(source))
-    name = config.get("_class_name")
+    name: Any = config.get("_class_name")
     if name not in CLASSES:
         raise ValueError(
-            f"Expected a model of class {' or '.join(CLASSES)} in '{source}', got {name!r}: give "
-            "the autoencoder's own folder, or load it in Python and call approx.describe."
+            f"Expected a model of class {', '.join(CLASSES)} in '{source}', got {name!r}: give the "
+            "autoencoder's own folder, or load it in Python and call approx.describe."
         )
     # diffusers imports its models when they are asked for, and wraps what goes wrong
     try:
         cls = getattr(diffusers, name)
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, AttributeError) as error:
         raise ImportError(
             f"Expected diffusers to import {name}, got {_first_line(error)} Check the versions of "
             "diffusers, transformers and torchvision against torch's."
@@ -113,12 +150,18 @@ def load_diffusers(
         if type(error).__module__.startswith("safetensors"):
             raise _damaged(source, error) from error
         raise
+    model.eval().requires_grad_(False)
+    keys, axes = CLASSES[name]
+    # what is left out of a configuration has its default in the model's
+    known = dict(model.config) | config
+    channels = next(int(known[key]) for key in keys if known.get(key) is not None)
+    if name == "VQModel":
+        return Decoder(Unquantised(model).to(device), channels, axes)
     # the encoder's weights would only take memory, and be copied with the model
     model.encoder = None
     if hasattr(model, "quant_conv"):
         model.quant_conv = None
-    model.eval().requires_grad_(False).to(device)
-    return Decoder(model.decode, int(config["latent_channels"]))
+    return Decoder(model.to(device).decode, channels, axes)
 
 
 def _local_config(folder: Path) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class Sketch:
         Estimate of ||J - P||_F from held-out probes, P the projection of J that was found.
     error_stderr : (B,) float64 tensor
         Its standard error over those probes.
-    residuals : (B, k) float64 tensor or None
-        Block Krylov: how far above singular_values[i] the residual bound lets the value be.
+    upper : (B, k) float64 tensor or None
+        Block Krylov: bounds from above. All k hold at once with 95 % confidence over the probes.
     effective_rank : (B,) float64 tensor
         (tr M)^2 / tr M^2, M = J J^T: the part found, and an estimate of the rest by held-out probes
         (without the products of the two parts in tr M^2, which vanish as the space converges).
@@ -57,13 +57,13 @@ class Sketch:
     >>> with JacobianOperator(lambda z: z * torch.tensor([3.0, 2.0, 1.0]), torch.ones(1, 3)) as J:
     ...     sketch = block_krylov(J, 2, block=2, depth=2, generator=torch.Generator())
     >>> sketch.singular_values.round(decimals=4).tolist(), sketch.products
-    ([[3.0, 2.0]], 13)
+    ([[3.0, 2.0]], 14)
     """
 
     singular_values: Tensor
     error: Tensor
     error_stderr: Tensor
-    residuals: Tensor | None
+    upper: Tensor | None
     effective_rank: Tensor
     products: int
 
@@ -179,17 +179,19 @@ def range_finder(
         singular_values=values[:, :k],
         error=error,
         error_stderr=spread,
-        residuals=None,
+        upper=None,
         effective_rank=r_eff,
         products=2 * width * (1 + power) + held_out,
     )
 
 
-def rest(missed: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rest(
+    missed: Tensor, found: Tensor, second: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return error, its standard error and r_eff from (J - P) X, X (d, p) held-out N(0, 1).
 
     ||J - P||_F^2 is the mean of the squared columns, tr ((J - P)^T (J - P))^2 that of the squares
-    of the products of two columns.
+    of the products of two columns, if no better estimate of it is given.
     """
     K = (missed.mT @ missed).cpu()
     p = K.shape[-1]
@@ -197,9 +199,10 @@ def rest(missed: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     square = diagonal.mean(dim=1)
     error = square.sqrt()
     spread = diagonal.std(dim=1) / math.sqrt(p)
-    fourth = (K.square().sum(dim=(1, 2)) - diagonal.square().sum(dim=1)) / (p * (p - 1))
+    if second is None:
+        second = (K.square().sum(dim=(1, 2)) - diagonal.square().sum(dim=1)) / (p * (p - 1))
     trace = found.square().sum(dim=1) + square
-    second = found.pow(4).sum(dim=1) + fourth
+    second = found.pow(4).sum(dim=1) + second
     some = second > 0
     return (
         error,

@@ -136,8 +136,8 @@ def spectrum(
     k: int | None = None,
     generator: torch.Generator | Probes | int | None = None,
     products: int = 16,
-    block: int = 16,
-    depth: int = 14,
+    block: int = 4,
+    depth: int = 51,
     tolerance: float | None = None,
     max_bytes: float = 1e9,
 ) -> Spectrum:

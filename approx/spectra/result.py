@@ -27,8 +27,8 @@ class Spectrum:
         for "topk", whose error is a bound and not random.
     psi_interval, nu_interval : (B, 2) tensor
         95 % interval for psi_W of another draw, wider than needed for the mean over W. For "topk":
-        from the value (each singular value found is a lower bound) to the value that the singular
-        values plus their residual bounds give.
+        it holds psi of the k largest singular values with 95 % confidence over the probes, whatever
+        the spectrum; the value is its lower end up to rounding, as every value found is.
     effective_rank : (B,) tensor
         (sum sigma^2)^2 / sum sigma^4 over all of J, estimated from the products made; 0 for a zero
         Jacobian, NaN where k = 1 cannot tell.

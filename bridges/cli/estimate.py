@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from approx import Descriptors
+    from bridges.cli.loading import Loaded
 
-_SUFFIXES = (".parquet", ".nc", ".zarr", ".png", ".pdf", ".svg")
-_PICTURES = _SUFFIXES[3:]
+_PICTURES = (".png", ".pdf", ".svg")
+_SUFFIXES = (".csv", ".parquet", ".nc", ".zarr", *_PICTURES)
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _DESCRIPTORS = ("psi", "nu", "delta")
 
@@ -139,9 +140,10 @@ class _Work(NamedTuple):
 def describe(model: str, latents: Path, labels: Path | None, **options: Any) -> None:
     """Estimate psi, nu and delta of a decoder at each of many latents.
 
-    MODEL is an .onnx file, a .pt2 file from torch.export, or a diffusers AutoencoderKL or
-    AutoencoderTiny: its folder, or its name on the hub. LATENTS is a .npy file (N, ...), read as it
-    is needed. A picture shows the distributions, by class with --labels.
+    MODEL is an .onnx file, a .pt2 file from torch.export, or an autoencoder of diffusers
+    (AutoencoderKL, Tiny, DC, Oobleck, VQModel): its folder, or its name on the hub. LATENTS is a
+    .npy file (N, ...), read as it is needed; those of a VQModel are not quantised. A picture shows
+    the distributions, by class with --labels.
 
     After Ctrl-C what is done is written as NAME.partial.SUFFIX.
     """
@@ -197,9 +199,10 @@ def field(
 ) -> None:
     """Estimate psi, nu and delta of a decoder over the plane through three latents.
 
-    MODEL is an .onnx file, a .pt2 file from torch.export, or a diffusers AutoencoderKL or
-    AutoencoderTiny: its folder, or its name on the hub. ANCHORS is a .npy file (3, ...). A picture
-    shows the maps with the anchors marked; --gallery decodes the extremes of --by.
+    MODEL is an .onnx file, a .pt2 file from torch.export, or an autoencoder of diffusers
+    (AutoencoderKL, Tiny, DC, Oobleck, VQModel): its folder, or its name on the hub. ANCHORS is a
+    .npy file (3, ...); those of a VQModel are not quantised. A picture shows the maps with the
+    anchors marked; --gallery decodes the extremes of --by.
 
     After Ctrl-C what is done is written as NAME.partial.SUFFIX, missing pixels as NaN.
     """
@@ -259,13 +262,8 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     loaded = load_decoder(model, shape, dtype, device)
     if (shape := loaded.latent_shape or shape) is not None:
         values = shaped_latents(values, shape, str(path))
-    elif values.ndim not in (3, 4) or values.shape[-3] != loaded.channels:
-        raise ValueError(
-            f"Expected latents of shape (N, {loaded.channels}, height, width) in {path}, got shape "
-            f"{values.shape}. Give what the model's decode takes."
-        )
     else:
-        values = values.reshape(-1, *values.shape[-3:])
+        values = _sized_latents(values, loaded, path)
     directions, radius = options["neighbourhood"]
     return _Work(
         loaded.decode,
@@ -283,6 +281,17 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
             "progress": sys.stderr.isatty(),
         },
     )
+
+
+def _sized_latents(values: np.ndarray, loaded: Loaded, path: Path) -> np.ndarray:
+    """Return latents (N, channels, *sizes) of a model that takes any size."""
+    rank = 1 + len(loaded.axes)
+    if values.ndim not in (rank, rank + 1) or values.shape[-rank] != loaded.channels:
+        raise ValueError(
+            f"Expected latents of shape (N, {loaded.channels}, {', '.join(loaded.axes)}) in "
+            f"{path}, got shape {values.shape}. Give what the model's decode takes."
+        )
+    return values.reshape(-1, *values.shape[-rank:])
 
 
 def _check_outputs(paths: tuple[Path, ...]) -> None:

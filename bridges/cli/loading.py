@@ -27,14 +27,17 @@ class Loaded(NamedTuple):
     decode : callable
         Takes latents (B, *latent_shape).
     latent_shape : tuple of int, or None
-        Where the file tells; None for convolutional models that take any height and width.
+        Where the file tells; None for convolutional models that take any size.
     channels : int or None
         Number of latent channels of those.
+    axes : tuple of str
+        Names of the axes behind the channels.
     """
 
     decode: Callable[[Tensor], Any]
     latent_shape: tuple[int, ...] | None
-    channels: int | None
+    channels: int | None = None
+    axes: tuple[str, ...] = ()
 
 
 def load_decoder(
@@ -55,7 +58,7 @@ def load_decoder(
     suffix = path.suffix.lower()
     if suffix in _FILES:
         module, shape = load_module(path, input_shape)
-        return Loaded(module.to(device=device, dtype=dtype), shape, None)
+        return Loaded(module.to(device=device, dtype=dtype), shape)
     if suffix in _PICKLES:
         raise CaptureError(
             f"Expected a .onnx or .pt2 file or a diffusers folder, got '{path.name}', a pickle, "
@@ -65,7 +68,7 @@ def load_decoder(
         )
     if path.is_dir() or _hub_name(source):
         found = load_diffusers(source, dtype=dtype, device=device)
-        return Loaded(found.decode, None, found.channels)
+        return Loaded(found.decode, None, found.channels, found.axes)
     raise CaptureError(
         f"Expected a .onnx or .pt2 file, a diffusers folder or a name on the hub, got '{source}'. "
         "Check the path, or export the model with torch.export.save."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def write_dataset(dataset: xr.Dataset, path: Path) -> None:
-    """Write a Dataset as .nc, .zarr or, one row for each of its points, .parquet.
+    """Write a Dataset as .nc, .zarr or, one row for each of its points, .parquet or .csv.
+
+    A .csv file begins with the attributes, one line ``# name: value`` each, which
+    ``pandas.read_csv(path, comment="#")`` skips.
 
     Raises
     ------
@@ -31,6 +35,8 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
         with atomic_path(path) as part:
             if path.suffix == ".nc":
                 dataset.to_netcdf(part, engine="netcdf4")
+            elif path.suffix == ".csv":
+                _write_csv(_rows(dataset), part)
             else:
                 _rows(dataset).to_parquet(part)
     except ImportError as error:
@@ -72,6 +78,7 @@ def check_packages(paths: tuple[Path, ...]) -> None:
     from importlib.util import find_spec
 
     needed = {
+        ".csv": ("pandas", "xarray"),
         ".parquet": ("pandas", "pyarrow"),
         ".nc": ("xarray", "netCDF4"),
         ".zarr": ("xarray", "zarr"),
@@ -99,6 +106,14 @@ def check_store(path: Path) -> None:
 def partial_path(path: Path) -> Path:
     """Name of a result that was interrupted: never the one of a whole one."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write rows behind a header of attributes; text in quotation marks, where # begins nothing."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        for name, value in frame.attrs.items():
+            stream.write(f"# {name}: {' '.join(str(value).split())}\n")
+        frame.to_csv(stream, index=frame.index.name is not None, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def _rows(dataset: xr.Dataset) -> pd.DataFrame:

@@ -70,7 +70,7 @@ def path(name: str, folder: Path | None = None) -> Path:
     >>> from pathlib import Path
     >>> from bridges.networks import data
     >>> len(data.FILES)
-    18
+    24
     >>> data.path("weights/mnist_vae.pth", Path("no", "such", "folder"))
     Traceback (most recent call last):
     FileNotFoundError: Expected the file weights/mnist_vae.pth in no/such/folder, got none. ...
@@ -188,7 +188,7 @@ FILES: Mapping[str, Source] = MappingProxyType(
             ),
         },
     )
-    # a GAN and a VAE of MNIST (MIT)
+    # a GAN, a VAE and a classifier of MNIST (MIT)
     | _at(
         "csinva/gan-vae-pretrained-pytorch",
         "9b6401e122fa186a3a57f97c5df57e3603121fba",
@@ -197,9 +197,46 @@ FILES: Mapping[str, Source] = MappingProxyType(
                 "mnist_gan_mlp/weights/G--300.ckpt",
                 "3163c6503c144d35fe44bb0247bbc61cd8e49c50ea3d84c1b7c080dc18fbf84c",
             ),
+            "weights/mnist_lenet5.pth": (
+                "mnist_classifier/weights/lenet_epoch%3D12_test_acc%3D0.991.pth",
+                "7b3591ba5a63752a7e728d7f7e511266556a2ec66844810da9f475e07019b85e",
+            ),
             "weights/mnist_vae.pth": (
                 "mnist_vae/weights/vae_epoch_25.pth",
                 "233916a8095759cf732f4dc19c381bc8de03d97040e68f4252a257a5502a9c70",
+            ),
+        },
+    )
+    # diffusion models of MNIST and EMNIST (MIT)
+    | _at(
+        "sofia-dominguezc/MNIST-diffusion",
+        "816ec6a13a6f2b2d786cd58c9a65ef7c66fa8ce1",
+        {
+            "mnist_diffusion/vae.pth": (
+                "parameters/MNIST/VarAutoEncoder.pth",
+                "348b5f24714d656baabe93c7b82358acbbb9f1b176ba1280a2cff02f20ca6def",
+            ),
+            "mnist_diffusion/latent_denoiser.pth": (
+                "parameters/MNIST/Diffusion.pth",
+                "684dfdf8d7010436d4a030e324bf66a05ee490c171289776f223066ff271e69b",
+            ),
+            "emnist_diffusion/autoencoder.pth": (
+                "parameters/EMNIST/AutoEncoder.pth",
+                "3006912c325fa1712c5ded81ac82d32d08e45e3470ec26a6ef2db83c2f14a372",
+            ),
+            "emnist_diffusion/latent_denoiser.pth": (
+                "parameters/EMNIST/Diffusion.pth",
+                "0b3722217dd0545d416be876c303dca3bd08daace39e2fa8142408ee9c50731b",
+            ),
+        },
+    )
+    | _at(
+        "sofia-dominguezc/MNIST-diffusion",
+        "88bc05803c987e40be4eacb48cf4bb14d7c58c5e",
+        {
+            "mnist_diffusion/transformer.pth": (
+                "parameters/MNIST/DiffusionViT.pth",
+                "2fd387f3a0c7bbd74cb209e4a7db43f18418a974e63b3d4b493fa2ab2f34f90c",
             ),
         },
     )

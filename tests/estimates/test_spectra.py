@@ -209,7 +209,7 @@ def test_no_nan_on_zero_and_rank_deficient_jacobians(method, dtype: torch.dtype)
     found = spectrum(Matrices(J.to(dtype)), method=method, k=30, generator=0)
     assert found.rank.tolist() == [0, 3, 30]
     # the zeros of a matrix in float32 cannot be told from its rounding
-    doubt = dtype == torch.float32 and method != "topk"
+    doubt = dtype == torch.float32
     assert found.doubtful.tolist() == [0, 27 if doubt else 0, 0]
     assert found.note.startswith("1 of 3 latents have singular values" if doubt else "")
     for field in dataclasses.fields(Spectrum):
@@ -224,7 +224,7 @@ def test_no_nan_on_zero_and_rank_deficient_jacobians(method, dtype: torch.dtype)
             assert value.isfinite().all(), field.name
     assert found.psi[0] == found.nu[0] == found.effective_rank[0] == 0
     assert found.fell_back.tolist() == [method == "predict"] * 2 + [False]
-    if method in ("topk", "exact"):
+    if method in ("topk", "exact") and not doubt:
         torch.testing.assert_close(found.psi[1].item(), math.log(8), rtol=0, atol=1e-4)
 
 

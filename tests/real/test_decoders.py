@@ -12,7 +12,7 @@ from scipy.stats import mannwhitneyu
 from support.decoders import dense, double
 
 import approx
-from bridges.networks import pretrained
+from bridges.networks import diffusion, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,98 @@ def test_generators_against_the_dense_jacobian(data, name, shape):
     assert table.k == z[0].numel()
     assert table.density is not None
     assert (table.density > 0).all()
+
+
+DIGITS = torch.arange(40) % 10
+
+
+@pytest.fixture(scope="module")
+def drawn(data):
+    """Latents of the MNIST diffusion model, four of each digit, and of EMNIST's first classes."""
+    generator = torch.Generator().manual_seed(0)
+    one_hot = torch.nn.functional.one_hot
+    digits = one_hot(DIGITS, 10).float()
+    letters = one_hot(torch.arange(3), 47).float()
+    return {
+        "mnist": diffusion.generate(diffusion.mnist_denoiser(data), digits, generator, steps=25),
+        "emnist": diffusion.generate(diffusion.emnist_denoiser(data), letters, generator, steps=25),
+    }
+
+
+def test_generated_digits_are_recognised(data, drawn):
+    """The classifier agrees with nearly all, and with real ones."""
+    classifier = diffusion.mnist_classifier(data)
+    images = pretrained.read_images("mnist", 500, data)
+    with torch.no_grad():
+        pictures = diffusion.mnist_decoder(data)(drawn["mnist"]).clamp(0, 1)
+        found = classifier(pictures).argmax(dim=1)
+        real = classifier(torch.from_numpy(images.pixels).view(-1, 1, 28, 28)).argmax(dim=1)
+    assert (found == DIGITS).double().mean() > 0.95
+    assert (real.numpy() == images.labels).mean() > 0.96
+
+
+def test_the_transformer_expects_the_digit_it_is_told(data):
+    classifier, model = diffusion.mnist_classifier(data), diffusion.mnist_transformer(data)
+    x = torch.randn(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for step in range(20):
+            t = torch.full((40,), step / 20)
+            x = x + (model(x, t, DIGITS) - x) / (1 - t[:, None, None, None]) / 20
+        assert (classifier(x.clamp(0, 1)).argmax(dim=1) == DIGITS).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["mnist", "emnist"])
+def test_smooth_latent_decoders_exactly(data, drawn, name):
+    decoder, z = getattr(diffusion, f"{name}_decoder")(data), drawn[name][:2]
+    _assert_exact(decoder, z)
+
+
+@pytest.mark.parametrize("name", ["mnist", "emnist"])
+def test_denoisers_of_latents_exactly(data, drawn, name):
+    module, z = getattr(diffusion, f"{name}_denoiser")(data), drawn[name][:2]
+    y = torch.nn.functional.one_hot(torch.tensor(3), module.temb.in_features)[None]
+
+    class Bound(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, z):
+            t = torch.full((len(z),), 0.5, dtype=z.dtype)
+            return self.module(z, t, y.to(z.dtype).expand(len(z), -1))
+
+    _assert_exact(Bound(), z)
+
+
+def test_a_diffusion_transformer_exactly(data):
+    """On ten directions of its 784 inputs."""
+    module, generator = diffusion.mnist_transformer(data), torch.Generator().manual_seed(0)
+    directions = torch.randn(10, 1, 28, 28, generator=generator)
+
+    class Bound(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, z):
+            x = torch.einsum("bd,d...->b...", z, directions.to(z.dtype))
+            t = torch.full((len(z),), 0.5, dtype=z.dtype)
+            return self.module(x, t, torch.full((len(z),), 7))
+
+    _assert_exact(Bound(), torch.randn(2, 10, generator=generator))
+
+
+def _assert_exact(module, z):
+    table = approx.describe(
+        module, z, method="exact", neighbourhood=(4, 0.1), generator=0, progress=False
+    )
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        sigma = torch.linalg.svdvals(_jacobians(module, z))
+    alpha = sigma / sigma.sum(dim=1, keepdim=True)
+    np.testing.assert_allclose(table.psi, sigma.log().sum(dim=1), atol=1e-8)
+    np.testing.assert_allclose(table.nu, torch.special.entr(alpha).sum(dim=1).exp(), atol=1e-8)
+    assert table.k == z[0].numel()
+    assert (table.delta > 0).all()
 
 
 def _jacobians(decoder, z):

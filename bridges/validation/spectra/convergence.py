@@ -12,7 +12,7 @@ from bridges.validation.spectra.result import Curve, Law, Runs
 from bridges.validation.spectra.runs import predict, run
 from cpwl.arrays import Floats, Ints
 
-_BLOCK, _DEPTH = 16, 14  # of "topk", by default
+_BLOCK, _DEPTH = 4, 51  # of "topk", by default
 _PRODUCTS = 8, 16, 32, 64  # of "predict"
 
 

@@ -86,7 +86,7 @@ def measure(
       times the sum of |J|_F / sigma_i; nu by 1e-9 of itself.
     - exact in float32, which is what `describe` does by default: psi is within 4 stated errors
       where float32 is on the same cell.
-    - topk: the interval from the value to the value with its residual bound always holds it.
+    - topk: the interval always holds it, more often than the 95 % that it claims.
     - paper, predict: a bias over seeds and latents of at most 4 standard errors. Probes are common
       to latents, so these are over seeds alone. The root mean square of the stated standard error
       over that of the difference from another draw of W: within the chi-square limits, at 1e-4 on

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 import types
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,7 @@ def folder(tmp_path_factory):
 
 
 def test_describe_writes_every_format(run, tmp_path, folder):
-    files = ["a.parquet", "a.nc", "a.zarr", "a.png", "a.svg"]
+    files = ["a.csv", "a.parquet", "a.nc", "a.zarr", "a.png", "a.svg"]
     status, out, err = run(
         "describe @mlp.pt2 @nine.npy --method exact --seed 3 --labels @labels.npy "
         + " ".join(f"-o {file}" for file in files)
@@ -73,11 +74,31 @@ def test_describe_writes_every_format(run, tmp_path, folder):
     np.testing.assert_allclose(frame.psi, sigma.log().sum(dim=1), atol=1e-9)
     assert "".join(frame.label) == "aabbaabba"
     assert (frame.attrs["seed"], frame.attrs["complete"], frame.attrs["k"]) == ("3", 1, 12)
+    rows = pd.read_csv(tmp_path / "a.csv", comment="#", index_col="latent")
+    pd.testing.assert_frame_equal(rows, frame, check_exact=True, check_index_type=False)
+    assert _header(tmp_path / "a.csv") == {
+        name: " ".join(str(value).split()) for name, value in frame.attrs.items()
+    }
     for dataset in (xr.load_dataset(tmp_path / "a.nc"), xr.load_dataset(tmp_path / "a.zarr")):
         np.testing.assert_array_equal(dataset.psi, frame.psi)
         np.testing.assert_array_equal(dataset.delta, frame.delta)
         assert "".join(dataset.label.values) == "aabbaabba"
         assert dataset.attrs["dtype"] == "float64"
+
+
+def _header(path):
+    """Attributes before the columns of a .csv file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+
+
+def test_a_csv_file_keeps_labels_with_marks(run, tmp_path):
+    labels = np.array(["#1, a", 'say "b"', "c"])
+    np.save(tmp_path / "marks.npy", labels)
+    line = "describe @mlp.pt2 @three.npy --k 4 --labels marks.npy --no-delta -o a.csv"
+    assert run(line)[0] == 0
+    rows = pd.read_csv(tmp_path / "a.csv", comment="#")
+    assert rows.label.tolist() == labels.tolist()
 
 
 def test_describe_is_what_the_library_returns(run, tmp_path, folder):
@@ -114,7 +135,7 @@ def test_flat_latents_take_the_models_shape(run, folder, tmp_path):
 
 
 def test_field_writes_every_format(run, tmp_path):
-    files = ["a.parquet", "a.nc", "a.zarr", "a.png"]
+    files = ["a.csv", "a.parquet", "a.nc", "a.zarr", "a.png"]
     status, out, err = run(
         "field @conv.pt2 @squares.npy --resolution 6,5 --seed 0 --k 4 "
         + " ".join(f"-o {file}" for file in files)
@@ -127,6 +148,9 @@ def test_field_writes_every_format(run, tmp_path):
     frame = pd.read_parquet(tmp_path / "a.parquet")
     np.testing.assert_array_equal(frame.psi, dataset.psi.values.ravel())
     np.testing.assert_allclose(frame.u[:6], dataset.u)
+    rows = pd.read_csv(tmp_path / "a.csv", comment="#")
+    pd.testing.assert_frame_equal(rows, frame, check_exact=True)
+    assert _header(tmp_path / "a.csv")["definition"] == dataset.attrs["definition"]
     xr.testing.assert_identical(dataset.psi, xr.load_dataset(tmp_path / "a.zarr").psi)
     assert approx.latents_at(dataset, [0, 29]).shape == (2, 6, 2, 2)
 
@@ -291,8 +315,16 @@ def test_other_onnx_operations_are_refused(run, tmp_path):
     assert "operations that the ONNX reader knows in 'm.onnx', got 'Det' at 'Det_1'." in err
 
 
+class _Config(dict):
+    """Entries that are attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
 class _Tiny(nn.Module):
     """Stands for diffusers' autoencoders: `decode` returns a structure."""
+
+    config = MappingProxyType({})
 
     def __init__(self):
         super().__init__()
@@ -303,10 +335,45 @@ class _Tiny(nn.Module):
     @classmethod
     def from_pretrained(cls, source, **options):
         cls.asked = (source, options)
-        return cls()
+        return cls().to(options["torch_dtype"])
 
     def decode(self, z):
         return types.SimpleNamespace(sample=self.decoder(z))
+
+
+class _Sound(_Tiny):
+    """Latents with one axis behind their channels, whose number is a default."""
+
+    config = MappingProxyType({"decoder_input_channels": 3})
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.decoder = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.SiLU(), nn.Conv1d(4, 5, 1))
+
+
+class _Codes(_Tiny):
+    """A decoder behind a quantiser, normalised by the codes or not."""
+
+    config = _Config(vq_embed_dim=3, latent_channels=4, norm_type="spatial")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.post_quant_conv = nn.Conv2d(3, 4, 1)
+
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner, _ = silu_conv()
+
+            def forward(self, z, codes):
+                return self.inner(z) * codes.mean(dim=(1, 2, 3), keepdim=True)
+
+        self.decoder = Two()
+
+    def decode(self, z):
+        raise AssertionError("the quantiser is not to be run")
 
 
 @pytest.fixture
@@ -314,6 +381,8 @@ def fake_diffusers(monkeypatch):
     """Install a stand-in for diffusers, which CI does not have."""
     fake = types.ModuleType("diffusers")
     fake.AutoencoderKL = _Tiny  # type: ignore[attr-defined]
+    fake.AutoencoderOobleck = _Sound  # type: ignore[attr-defined]
+    fake.VQModel = _Codes  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "diffusers", fake)
     return fake
 
@@ -334,6 +403,38 @@ def test_diffusers_folders_are_read_without_pickles(run, tmp_path, fake_diffuser
     status, _, err = run("describe pipeline @squares.npy -o a.parquet")
     assert status == 2
     assert "latents of shape (N, 4, height, width) in" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "shape", "axes"),
+    [
+        ("AutoencoderOobleck", {}, (2, 3, 5), "(N, 3, length)"),
+        ("VQModel", {"vq_embed_dim": None, "latent_channels": 3}, (2, 3, 3, 3), "(N, 3, height"),
+        ("VQModel", {"vq_embed_dim": 3, "latent_channels": 4}, (2, 3, 3, 3), "(N, 3, height"),
+    ],
+)
+def test_latents_have_the_axes_of_their_autoencoder(
+    run, tmp_path, fake_diffusers, name, config, shape, axes
+):
+    (tmp_path / "model").mkdir()
+    config = {"_class_name": name} | config
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=shape))
+    status, _, err = run("describe model z.npy --method exact -o a.parquet")
+    assert (status, err) == (0, "")
+    found = loading.load_diffusers(tmp_path / "model", dtype=torch.float64)
+    z = torch.from_numpy(np.load(tmp_path / "z.npy"))
+    J = torch.func.jacrev(lambda x: _image(found.decode(x[None])).flatten())(z[0]).flatten(1)
+    psi = pd.read_parquet(tmp_path / "a.parquet").psi[0]
+    np.testing.assert_allclose(psi, torch.linalg.svdvals(J).log().sum().item(), atol=1e-8)
+    np.save(tmp_path / "flat.npy", np.load("z.npy").reshape(2, -1))
+    status, _, err = run("describe model flat.npy -o a.parquet")
+    assert status == 2
+    assert f"latents of shape {axes}" in err
+
+
+def _image(found):
+    return getattr(found, "sample", found)
 
 
 def test_diffusers_errors_are_one_line(run, folder, fake_diffusers, monkeypatch):
@@ -363,6 +464,85 @@ def test_diffusers_errors_are_one_line(run, folder, fake_diffusers, monkeypatch)
     err = run("describe @model @images.npy -o a.nc")[2]
     assert err.startswith("cpwl: Expected diffusers for reading")
     assert "pip install 'cpwl[diffusers]'" in err
+
+
+def _blocks(kind):
+    return (f"{kind}Block2D",)
+
+
+# keyword arguments of diffusers' classes at their smallest, and a latent's shape
+SMALL = {
+    "AutoencoderDC": (
+        {
+            "latent_channels": 4, "attention_head_dim": 8,
+            **{f"{half}_block_types": ("ResBlock",) * 2 for half in ("encoder", "decoder")},
+            **{f"{half}_block_out_channels": (8, 16) for half in ("encoder", "decoder")},
+            **{f"{half}_layers_per_block": (1, 1) for half in ("encoder", "decoder")},
+            **{f"{half}_qkv_multiscales": ((), ()) for half in ("encoder", "decoder")},
+        },
+        (4, 2, 2),
+    ),
+    "AutoencoderOobleck": (
+        {
+            "encoder_hidden_size": 8, "downsampling_ratios": [2, 2], "channel_multiples": [1, 2],
+            "decoder_channels": 8, "decoder_input_channels": 4, "audio_channels": 1,
+        },
+        (4, 5),
+    ),
+    "VQModel": (
+        {
+            "block_out_channels": (8,), "latent_channels": 3, "norm_num_groups": 4,
+            "vq_embed_dim": 4, "num_vq_embeddings": 16,
+        },
+        (4, 3, 3),
+    ),
+    "AsymmetricAutoencoderKL": (
+        {
+            "down_block_types": _blocks("DownEncoder"), "down_block_out_channels": (8,),
+            "up_block_types": _blocks("UpDecoder"), "up_block_out_channels": (8,),
+            "latent_channels": 4, "norm_num_groups": 4,
+        },
+        (4, 3, 3),
+    ),
+    "AutoencoderKLFlux2": (
+        {
+            "block_out_channels": (8,), "layers_per_block": 1, "latent_channels": 4,
+            "norm_num_groups": 4, "down_block_types": _blocks("DownEncoder"),
+            "up_block_types": _blocks("UpDecoder"),
+        },
+        (4, 3, 3),
+    ),
+    "AutoencoderKLHunyuanImage": (
+        {
+            "in_channels": 3, "out_channels": 3, "latent_channels": 32, "sample_size": 8,
+            "block_out_channels": (32, 64), "layers_per_block": 1, "spatial_compression_ratio": 2,
+        },
+        (32, 1, 2),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_real_autoencoders_of_every_class(run, tmp_path, name):
+    models = pytest.importorskip("diffusers.models.autoencoders", reason="cpwl[diffusers]")
+    options, shape = SMALL[name]
+    torch.manual_seed(0)
+    model = getattr(models, name)(**options).eval()
+    model.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(2, *shape)))
+    assert run("describe model z.npy --method exact --no-delta -o a.parquet")[0] == 0
+    extra = {"force_not_quantize": True} if name == "VQModel" else {}
+    model, z = model.double(), torch.from_numpy(np.load("z.npy"))
+    values = [
+        torch.linalg.svdvals(
+            torch.autograd.functional.jacobian(
+                lambda x: model.decode(x[None], **extra).sample.flatten(), latent
+            ).flatten(1)
+        )
+        for latent in z
+    ]
+    psi = [v[v > 1e-14 * v[0]].log().sum().item() for v in values]
+    np.testing.assert_allclose(pd.read_parquet("a.parquet").psi, psi, atol=1e-6)
 
 
 def test_real_diffusers_folders(run, tmp_path):
@@ -399,7 +579,9 @@ def test_real_diffusers_folders(run, tmp_path):
 
 BAD = {
     "describe @mlp.pt2 @nine.npy": "Missing option '-o'",
-    "describe @mlp.pt2 @nine.npy -o a.csv": "ending in .parquet, .nc, .zarr, .png, .pdf, .svg, got",
+    "describe @mlp.pt2 @nine.npy -o a.tsv": (
+        "ending in .csv, .parquet, .nc, .zarr, .png, .pdf, .svg, got"
+    ),
     "describe @mlp.pt2 @nine.npy -o no/a.nc": "an existing folder for 'no/a.nc'",
     "describe @mlp.pt2 @gone.npy -o a.nc": "Expected a file for the latents, got no file at",
     "describe @mlp.pt2 @pickle.npy -o a.nc": "a .npy array of numbers for the latents",
@@ -427,7 +609,7 @@ BAD = {
     "field @mlp.pt2 @three.npy -o a.nc --gallery g.nc": "ending in .png, .pdf, .svg, got 'g.nc'",
     "field @mlp.pt2 @three.npy -o a.nc --gallery g.png --by delta --no-delta": "got --no-delta.",
     "describe @damaged @nine.npy -o a.nc": "a whole diffusers model in",
-    "describe @other @nine.npy -o a.nc": "AutoencoderKL or AutoencoderTiny in",
+    "describe @other @nine.npy -o a.nc": "a model of class AutoencoderKL, AutoencoderTiny, ",
     "describe @empty @nine.npy -o a.nc": "config.json of a diffusers model in",
 }
 
