@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from approx.complexity.counting import NotBatchFirst, other_layers
+from approx.complexity.counting import NoBatch, other_layers
 from approx.complexity.passes import (
     Part,
     Sizes,
     by_derivatives,
     by_signs,
     fitting,
-    refuse_scripts,
+    shapes_of_one,
     too_large,
 )
 from approx.decoder import Prepared, out_of_memory, prepare, session
@@ -91,6 +91,7 @@ class Knots:
     density: Tensor
     soft: Tensor
     zaslavsky: Tensor
+    suggested_radius: float
     radius: float
     window: float
     roundings: float
@@ -243,7 +244,6 @@ def knots(
     ([1], [0], 3)
     """
     prepared = prepare(decoder, z, output=output, dtype=dtype)
-    refuse_scripts(prepared)
     for name, value in (("radius", radius), ("window", window)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"Expected a positive {name}, got {value}: give a length.")
@@ -269,15 +269,18 @@ def _in_batches(
     """Count batch after batch, in smaller ones where memory or an activation's layout asks."""
     count = by_derivatives if method == "jvp" else by_signs
     parts: list[Part] = []
+    one: dict[str, torch.Size] | None = None
     # the first latent alone says what one takes
     step, start = (1 if batch == "auto" else batch), 0
     while start < len(z):
         chunk = z[start : start + step]
         try:
             with session(prepared), torch.no_grad():
-                parts.append(count(prepared, chunk, basis, sizes))
-        except NotBatchFirst as layout:
-            step, batch = layout.fewer, layout.fewer
+                if one is None and len(chunk) > 1:
+                    one = shapes_of_one(prepared, z)
+                parts.append(count(prepared, chunk, basis, sizes, one or {}))
+        except NoBatch:
+            step = batch = 1
             continue
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -301,17 +304,25 @@ def _joined(
         if part.layers != first.layers:
             raise ValueError(other_layers(first.layers, part.layers))
     per_layer = torch.cat([part.count for part in parts])
+    undecided = torch.cat([part.undecided for part in parts])
+    density = torch.cat([part.density for part in parts])
+    soft = torch.cat([part.soft for part in parts])
     total, size = per_layer.sum(1), len(basis)
-    cells = [float(sum(math.comb(n, i) for i in range(size + 1))) for n in total.tolist()]
+    passed_over = tuple(dict.fromkeys(name for part in parts for name in part.passed_over))
+    if not first.layers and passed_over:  # not a linear map: nobody knows how it bends
+        for column in (total, undecided, density, soft):
+            column.fill_(math.nan)
+    radii = torch.cat([part.radii for part in parts])
     return Knots(
         count=total,
-        undecided=torch.cat([part.undecided for part in parts]),
+        undecided=undecided,
         per_layer=per_layer,
         layers=first.layers,
-        units=torch.tensor(first.units),
-        density=torch.cat([part.density for part in parts]),
-        soft=torch.cat([part.soft for part in parts]),
-        zaslavsky=torch.tensor(cells, dtype=torch.float64),
+        units=torch.tensor(first.units, dtype=torch.int64),
+        density=density,
+        soft=soft,
+        zaslavsky=_cells(total.cpu(), size),
+        suggested_radius=float(radii.median()) if len(radii) else math.nan,
         radius=sizes.radius,
         window=sizes.window,
         roundings=sizes.roundings,
@@ -320,15 +331,24 @@ def _joined(
         products=size if method == "jvp" else 0,
         passes=1 + size if method == "jvp" else 2 * size,
         dtype=prepared.autocast or prepared.inner,
-        passed_over=tuple(dict.fromkeys(name for part in parts for name in part.passed_over)),
+        passed_over=passed_over,
     )
+
+
+def _cells(total: Tensor, size: int) -> Tensor:
+    """Return Zaslavsky's bound: sum_{i <= size} C(n, i)."""
+    cells = [
+        float(sum(math.comb(int(n), i) for i in range(size + 1))) if math.isfinite(n) else math.nan
+        for n in total.tolist()
+    ]
+    return torch.tensor(cells, dtype=torch.float64)
 
 
 def _directions(directions: int | Tensor, z: Tensor, generator: torch.Generator | None) -> Tensor:
     shape = tuple(z.shape[1:])
-    if not isinstance(directions, Tensor):
-        return neighbourhood(shape, directions, generator)
     size = math.prod(shape)
+    if not isinstance(directions, Tensor):
+        return neighbourhood(shape, min(directions, size), generator)
     rows = directions.reshape(len(directions), -1) if directions.ndim else directions
     if rows.ndim != 2 or rows.shape[1] != size or not 1 <= len(rows) <= size:
         raise ValueError(

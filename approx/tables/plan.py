@@ -104,5 +104,6 @@ def _directions(
         raise ValueError(f"Expected a positive radius, got {radius}: give a length.")
     if not isinstance(directions, Tensor):
         generator = torch.Generator().manual_seed(seed)
-        directions = neighbourhood(tuple(first.shape[1:]), directions, generator)
+        shape = tuple(first.shape[1:])
+        directions = neighbourhood(shape, min(directions, math.prod(shape)), generator)
     return directions, float(radius)
