@@ -39,8 +39,8 @@ class Levels:
 
     def __call__(self, x: Any) -> tuple[float, ...]:
         """Levels of a tensor."""
-        levels, version = self._of.get(x, ((), 0))
-        return levels if levels and version == self._tangents.writes(x) else ()
+        levels, version = self._of.get(x) or ((), 0)
+        return levels if version == self._tangents.writes(x) else ()
 
     def remember(self, result: Any, levels: tuple[float, ...]) -> None:
         """Keep the levels of a result until it is written into."""

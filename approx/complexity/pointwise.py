@@ -100,7 +100,7 @@ class Pointwise:
         """Return the record of a tensor that depends on the latents, its own root by default."""
         if not isinstance(x, Tensor):
             return None
-        made, version = self._made.get(x, (None, 0))
+        made, version = self._made.get(x) or (None, 0)
         if made is not None and version == self._tangents.writes(x):
             return made
         if not self._tangents.moves(x):

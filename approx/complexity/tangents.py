@@ -56,7 +56,7 @@ class Tangents:
 
     def writes(self, x: Tensor) -> int:
         """Return how often the memory of a tensor was written into."""
-        return self._writes.get(x.untyped_storage(), 0)
+        return self._writes.get(x.untyped_storage()) or 0
 
     def keep(self, x: Tensor, tangents: Tensor | None) -> None:
         """Take the tangents of a new tensor, without a copy where they lie as it does."""
@@ -77,8 +77,13 @@ class Tangents:
         """Execute an operation on values and on tangents."""
         moving = [x for x in tree_leaves((args, kwargs)) if self.moves(x)]
         views = func.is_view or torch.Tag.inplace_view in func.tags
-        numbers = not any("Tensor" in str(result.type) for result in func._schema.returns)
-        if not moving or views or numbers:
+        name = operation_name(func)
+        constant = (
+            name.startswith("new_")
+            or name.endswith("_like")
+            or not any("Tensor" in str(result.type) for result in func._schema.returns)
+        )
+        if not moving or views or constant:
             return func(*args, **kwargs)
         if func.overloadpacket.__name__.endswith("_") or func._overloadname.endswith("out"):
             return self._write(func, args, kwargs)
@@ -118,8 +123,14 @@ class Tangents:
     def _along(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Return the result of an operation, and its tangents."""
         name = operation_name(func)
-        if name == "convolution" and not any(map(self.moves, args[1:])):
-            return self._convolve(func, args)
+        rule, first = _RULES.get(name), _FIRST.get(name, 0)
+        if (
+            rule is not None
+            and not kwargs
+            and not any(self.moves(x) for k, x in enumerate(args) if k != first)
+        ):
+            value = func(*args, **kwargs)
+            return value, rule(func, value, self.of(args[first]), args)
         if name == "native_group_norm":  # its forward mode takes views that not every layout has
             args = (args[0].contiguous(), *args[1:])
         moving = [i for i in tree_leaves((args, kwargs)) if self.moves(i)]
@@ -136,12 +147,6 @@ class Tangents:
         # values have no axis of directions, so only tangents are computed P times
         with above_dispatch():
             return vmap(along, out_dims=(None, 0))(*map(self.of, moving))  # pyright: ignore
-
-    def _convolve(self, func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        """Convolve values and tangents: torch's own rule convolves with zero weights too."""
-        tangents = self.of(args[0])
-        along = func(tangents.flatten(0, 1), args[1], None, *args[3:])
-        return func(*args), along.unflatten(0, tangents.shape[:2])
 
 
 @contextmanager
@@ -168,6 +173,24 @@ def _without_effects(func: Any) -> Callable[..., Tensor]:
         f"Expected operations whose derivative is known, got {func}, which writes into a tensor "
         "that is given: use its form that returns a new one."
     )
+
+
+def _convolve(func: Any, value: Tensor, along: Tensor, args: Any) -> Tensor:
+    # torch's own rule convolves with the tangents of the weights too, which are zero
+    return func(along.flatten(0, 1), args[1], None, *args[3:]).unflatten(0, along.shape[:2])
+
+
+# tangents of what moves in one argument, by a plain operation: common ones, for speed
+_RULES: Mapping[str, Callable[[Any, Tensor, Tensor, Any], Tensor]] = MappingProxyType(
+    {
+        "convolution": _convolve,
+        "relu": lambda func, value, along, args: along * (value > 0),
+        "mm": lambda func, value, along, args: along @ args[1],
+        "addmm": lambda func, value, along, args: along @ args[2],
+    }
+)
+# which argument, if not the first
+_FIRST: Mapping[str, int] = MappingProxyType({"addmm": 1})
 
 
 def _rrelu(x: Tensor, _: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *__: Any) -> Tensor:
