@@ -122,7 +122,8 @@ class Sums(NamedTuple):
     met: Tensor
     undecided: Tensor
     density: Tensor
-    # units that might be met if others that are change their slopes
+    # units that may be met if others that are change their slopes; twice those that may not be
+    # what the derivative says, as h is curved: signs are looked at where it is above one
     close: Tensor
 
 
@@ -169,21 +170,22 @@ class ByDerivatives(_Counting):
         """Add the units whose knot may be within reach: few, so that only these are looked at."""
         least, most = tangents.aminmax()
         farthest = self.radius * _full(torch.maximum(most, -least))
-        doubt = noise + _CURVED * self.radius * farthest
-        bound = (2 * farthest + doubt.amax()).clamp(min=self.window)
+        curved = _CURVED * self.radius * farthest
+        bound = (2 * farthest + curved + noise.amax()).clamp(min=self.window)
         latent, unit = (distance <= bound).nonzero(as_tuple=True)
         near, slope = distance[latent, unit], _full(steepest(tangents[:, latent, unit]))
-        found = self._found(near, slope, doubt[latent, 0])
+        found = self._found(near, slope, noise[latent, 0], curved)
         sums.index_add_(0, latent, torch.stack(found, 1).to(sums.dtype))
 
-    def _found(self, near: Tensor, slope: Tensor, doubt: Tensor) -> Sums:
+    def _found(self, near: Tensor, slope: Tensor, noise: Tensor, curved: Tensor) -> Sums:
         """Judge units by how far their knots are, and how fast they come nearer."""
         reach, moves = self.radius * slope, slope > 0
+        margin = (near - reach).abs()
         return Sums(
             met=near < reach,
-            undecided=((near - reach).abs() <= doubt) & moves,
+            undecided=(margin <= noise) & moves,
             density=torch.where(near < self.window, slope / self.window, 0),
-            close=(near < 2 * reach + doubt) & moves,
+            close=((near < 2 * reach + curved) & moves).int() + ((margin <= curved) & moves).int(),
         )
 
     def _pooled(
@@ -203,12 +205,12 @@ class ByDerivatives(_Counting):
         # where one of two is on a flat piece, they meet at the knot that ends it
         flat = on_levels(entries, entering.levels, sign)
         slope = slope.masked_fill(flat | flat.gather(-1, winner), 0)
-        doubt = noise + _CURVED * self.radius**2 * slope.amax()
-        met, undecided, _, close = self._found(gap, slope, doubt[..., None])
+        curved = _CURVED * self.radius**2 * slope.amax()
+        met, undecided, _, close = self._found(gap, slope, noise[..., None], curved)
         nearest = gap.scatter(-1, winner, math.inf).argmin(-1, keepdim=True)
         gap, slope = gap.gather(-1, nearest)[..., 0], slope.gather(-1, nearest)[..., 0]
         density = torch.where(gap < self.window, slope, 0) / self.window
-        found = Sums(met.any(-1), undecided.any(-1), density, close.any(-1))
+        found = Sums(met.any(-1), undecided.any(-1), density, close.amax(-1))
         sums += torch.stack([column.sum(1) for column in found], 1)
         self._suggest(gap[:_SOME], slope[:_SOME])
         return entries.shape[1]

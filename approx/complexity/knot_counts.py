@@ -39,9 +39,9 @@ class Knots:
         linear decoder; NaN for one that is not linear and has no units, as `density`, `soft`,
         `undecided` and `zaslavsky` are: `passed_over` says what it executes.
     undecided : Tensor
-        (B,): units so near to the criterion's threshold that the rounding error of h in `dtype`, or
-        its curvature, may have put them on the wrong side of it: an estimate of how far off `count`
-        can be (see `roundings`).
+        (B,): units so near to the criterion's threshold that the rounding error of h in `dtype` may
+        have put them on the wrong side of it: an estimate of how far off `count` can be (see
+        `roundings`).
     per_layer : Tensor
         (B, L): `count` by layer, in the order of execution.
     layers : tuple of str
