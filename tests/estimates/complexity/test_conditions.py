@@ -246,18 +246,22 @@ def test_recurrent_cells_are_read_step_by_step():
 # ------------------------------------------------------------------- layouts
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "(units, batch)": lambda y: F.relu(F.leaky_relu(y.T).T - 0.1),
+    "(1, units, batch)": lambda y: F.relu(y.T[None] - 0.1)[0].T,
+    "(batch, units, 1)": lambda y: F.relu(y[:, :, None] - 0.1),
+}
+
+
 @pytest.mark.parametrize("units", [24, 25])
 @pytest.mark.parametrize("method", ["jvp", "hull"])
-def test_layouts_do_not_mix_latents(units, method):
-    # (units, batch), with as many of one as of the other, and (batch, units, 1), (1, units, batch)
-    def act(y: Tensor) -> Tensor:
-        y = F.relu(F.leaky_relu(y.T).T[:, :, None] - 0.1)
-        return F.relu(y.permute(2, 1, 0) - 0.1).permute(2, 1, 0)
-
-    module = Between(act, units)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_do_not_mix_latents(layout, method, units):
+    module = Between(LAYOUTS[layout], units)
     z = latents((6,), 25).double()
     found = knots(module, z, radius=0.1, batch=25, method=method)
-    assert torch.equal(found.per_layer, knots(module, z, radius=0.1, batch=1).per_layer)
+    alone = knots(module, z, radius=0.1, batch=1, method=method)
+    assert torch.equal(found.per_layer, alone.per_layer)
     assert int(found.count.sum()) > 10
 
 
