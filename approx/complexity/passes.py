@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from approx.complexity.counting import ByDerivatives, BySigns
-from approx.complexity.watching import Watch, watched
+from approx.complexity.counting import (
+    ByDerivatives,
+    BySigns,
+    Sums,
+    batch_first,
+    other_layers,
+    wide,
+)
+from approx.complexity.watching import Entering, watched
 from approx.decoder import LIVE, SHARE, Prepared, check_output, deterministic, free_bytes, sized
 
 __all__ = [
@@ -19,7 +27,7 @@ __all__ = [
     "by_derivatives",
     "by_signs",
     "fitting",
-    "refuse_scripts",
+    "shapes_of_one",
     "too_large",
 ]
 
@@ -43,23 +51,18 @@ class Part:
     density: Tensor
     soft: Tensor
     passed_over: tuple[str, ...]
-
-
-def refuse_scripts(prepared: Prepared) -> None:
-    """Refuse TorchScript: its functions do not pass through Python, and would not be seen."""
-    for root in prepared.modules:
-        for path, module in root.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                raise NotImplementedError(
-                    f"Expected a decoder that runs in Python, got the TorchScript module "
-                    f"{path or type(module).__name__!r}: give the module that was scripted."
-                )
+    # (B,) whether signs at the vertices may tell otherwise
+    doubtful: Tensor
+    # (n,) radii at which some latents meet ten knots
+    radii: Tensor
+    # entries of the largest layer
+    widest: int
 
 
 def fitting(part: Part, prepared: Prepared, copies: int) -> int:
     """Return how many latents fit at a time, by the widest layer that one executed."""
     free = free_bytes(prepared.device)
-    each = LIVE * copies * max(part.units) * prepared.dtype.itemsize
+    each = LIVE * copies * part.widest * prepared.dtype.itemsize
     return 16 if free is None else max(1, min(64, int(SHARE * free / each)))
 
 
@@ -77,63 +80,94 @@ def too_large(error: BaseException, prepared: Prepared, method: str, size: int) 
     )
 
 
-def by_derivatives(prepared: Prepared, z: Tensor, basis: Tensor, sizes: Sizes) -> Part:
-    """Count by one forward pass that carries all tangents."""
+def shapes_of_one(prepared: Prepared, z: Tensor) -> dict[str, torch.Size]:
+    """Return the shapes of the layers of one latent: where those of many differ, the batch is."""
+    shapes: dict[str, torch.Size] = {}
+
+    def take(entering: Entering) -> None:
+        shapes[entering.layer] = entering.values[0].shape
+
+    with deterministic(prepared), watched(prepared.modules, take) as watch:
+        decoded = prepared(watch.start(z[:1], None))
+    check_output(decoded, z[:1])
+    return shapes
+
+
+def by_derivatives(
+    prepared: Prepared, z: Tensor, basis: Tensor, sizes: Sizes, one: Mapping[str, torch.Size]
+) -> Part:
+    """Count by one forward pass that carries all tangents.
+
+    In float64, latents near whose thresholds h may bend are counted by their signs as well.
+    """
     counting = ByDerivatives(len(z), *sizes)
     tangents = basis.reshape(-1, 1, *z.shape[1:]).expand(-1, *z.shape)
-
-    def along(tangent: Tensor) -> Tensor:
-        # z has no axis of directions, so only tangents are computed P times
-        return torch.func.jvp(lambda x: prepared(x.clone()), (z,), (tangent,))[0]
-
-    with deterministic(prepared), watched(prepared.modules, counting, derivatives=True) as watch:
-        # draws are refused below; "same" leaves it to us to say so
-        decoded = torch.func.vmap(along, out_dims=None, randomness="same")(tangents)
+    sink = counting if len(z) == 1 else batch_first(counting, one, len(z))
+    with deterministic(prepared), watched(prepared.modules, sink, len(basis)) as watch:
+        decoded = prepared(watch.start(z, tangents))
     check_output(decoded, z)
-    _require_units(counting.layers, watch)
-    return Part(
+    none = torch.zeros(len(z), 0, len(Sums._fields), dtype=wide(z.device), device=z.device)
+    sums = Sums(*torch.stack(counting.sums, 1).unbind(2) if counting.sums else none.unbind(2))
+    undecided = sums.undecided.sum(1)
+    part = Part(
         layers=tuple(counting.layers),
         units=tuple(counting.units),
-        count=torch.stack(counting.counts, 1),
-        undecided=torch.stack(counting.undecided, 1).sum(1),
-        density=torch.stack(counting.density, 1).sum(1),
-        soft=torch.stack(counting.soft, 1).sum(1),
-        passed_over=tuple(watch.passed_over),
+        count=sums.met,
+        undecided=undecided,
+        density=sums.density.sum(1),
+        soft=sum(counting.soft, z.new_zeros(len(z))),
+        passed_over=watch.passed_over,
+        doubtful=(undecided > 0) | (sums.close.sum(1) > 1),
+        radii=_suggested(counting.nearest),
+        widest=max(*counting.units, decoded[0].numel(), z[0].numel()),
     )
+    if prepared.inner != torch.float64 or not bool(part.doubtful.any()):
+        return part
+    doubtful = part.doubtful.nonzero()[:, 0]
+    signs = by_signs(prepared.at(doubtful), z[doubtful], basis, sizes, one)
+    if signs.layers != part.layers:
+        raise ValueError(other_layers(part.layers, signs.layers))
+    part.count[part.doubtful], part.undecided[part.doubtful] = signs.count, signs.undecided
+    return part
 
 
-def by_signs(prepared: Prepared, z: Tensor, basis: Tensor, sizes: Sizes) -> Part:
+def _suggested(nearest: Tensor | None) -> Tensor:
+    """Radii at which TEN units are met, or all that there are."""
+    if nearest is None:
+        return torch.zeros(0)
+    radii = nearest.masked_fill(nearest.isinf(), -1).amax(1)
+    return radii[radii >= 0].cpu()
+
+
+def by_signs(
+    prepared: Prepared, z: Tensor, basis: Tensor, sizes: Sizes, one: Mapping[str, torch.Size]
+) -> Part:
     """Count by a forward pass at each vertex."""
     counting = BySigns(len(z), sizes.roundings)
+    sink = counting if len(z) == 1 else batch_first(counting, one, len(z))
     passed_over: dict[str, None] = {}
     steps = sizes.radius * basis.reshape(-1, *z.shape[1:])
+    widest = z[0].numel()
     for step in torch.stack([steps, -steps], 1).flatten(0, 1):
         counting.next_vertex()
-        vertex = z + step
-        with (
-            deterministic(prepared),
-            watched(prepared.modules, counting, derivatives=False) as watch,
-        ):
-            decoded = prepared(vertex)
+        with deterministic(prepared), watched(prepared.modules, sink) as watch:
+            decoded = prepared(watch.start(z + step, None))
         check_output(decoded, z)
-        _require_units(counting.layers, watch)
-        passed_over.update(watch.passed_over)
+        widest = max(*counting.units, decoded[0].numel(), widest)
+        passed_over.update(dict.fromkeys(watch.passed_over))
     unknown = torch.full((len(z),), math.nan, dtype=z.dtype, device=z.device)
+    none = torch.zeros(len(z), 0, device=z.device)
+    count = torch.stack(counting.counts, 1) if counting.layers else none
+    undecided = torch.stack(counting.undecided, 1) if counting.layers else none
     return Part(
         layers=tuple(counting.layers),
         units=tuple(counting.units),
-        count=torch.stack(counting.counts, 1),
-        undecided=torch.stack(counting.undecided, 1).sum(1),
+        count=count.to(wide(z.device)),
+        undecided=undecided.sum(1).to(wide(z.device)),
         density=unknown,
         soft=unknown,
         passed_over=tuple(passed_over),
+        doubtful=torch.zeros(len(z), dtype=torch.bool, device=z.device),
+        radii=torch.zeros(0),
+        widest=widest,
     )
-
-
-def _require_units(layers: list[str], watch: Watch) -> None:
-    if not layers:
-        executed = ", ".join(watch.executed) or "no torch function that Python sees"
-        raise ValueError(
-            "Expected a decoder with units (ReLU and its like, SiLU, GELU, max-pooling), got one "
-            f"that executes {executed}: its neighbourhoods have no knots to count"
-        )

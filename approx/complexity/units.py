@@ -1,9 +1,9 @@
-"""The table of torch functions that bend: where the knots of their units lie, how they curve.
+"""The table of operations that bend: where the knots of their units lie, how they curve.
 
-`knots` watches a decoder run and looks every torch function up in `TABLE` by the name of its ATen
-operation, so `nn.ReLU()`, `F.relu`, `x.relu_()` and `torch.ops.aten.relu.default` are one entry. A
-new operation is one entry, with the reader that it names. Activations written out by hand, such as
-x * sigmoid(x), are recognised in `watching`.
+`knots` watches a decoder run and looks every operation of ATen up in `TABLE` by its name, so
+`nn.ReLU()`, `F.relu`, `x.relu_()` and a scripted relu are one entry. A new operation is one entry,
+with the reader that it names. Activations written out by hand, x * sigmoid(x) or where(x > 0, x,
+0.1 * x), are recognised in `watching`. A slope of 1, or a bound at infinity, is no knot.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import leaky_relu, softplus
+from torch.nn.functional import softplus
 
-__all__ = ["TABLE", "Operation", "Units", "find_units", "operation_name", "written_out_silu"]
+__all__ = ["AFFINE", "TABLE", "Operation", "Units", "find_units", "written_out_silu"]
 
 Curvature = Callable[[Tensor], Tensor]
 
@@ -35,24 +35,20 @@ class Units(NamedTuple):
     windows: tuple[Tensor, ...] = ()
     # the smallest candidate wins instead of the largest
     smallest: bool = False
+    # truth values, to be broadcast: units whose pieces are alike, and which have no knot
+    still: Tensor | None = None
+    # h is so many times what enters
+    scale: float = 1.0
 
 
 class Operation(NamedTuple):
-    """One torch function: how its units are read off a call."""
+    """One operation: how its units are read off a call."""
 
     # from its arguments to its units, or to None for a call that has none; no reader for a bend or
     # jump that is no unit here: the result names it, so that nothing goes unsaid
     units: Callable[..., Units | None] | None
-    # the same by functions that vmap knows under forward mode, where it has no rule of its own
-    written_out: Callable[..., Tensor] | None = None
-
-
-def operation_name(function: Callable[..., Any]) -> str:
-    """Name of the ATen operation behind any spelling of it, without in-place underscores."""
-    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        namespace, name = str(function).split(".")[:2]
-        return name.strip("_") if namespace == "aten" else f"{namespace}::{name}"
-    return getattr(function, "__name__", "").strip("_")
+    # values of the result at the knots, if it has them nowhere else but on a flat piece
+    levels: Callable[[Units], tuple[float, ...]] | None = None
 
 
 def find_units(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Units | None:
@@ -60,8 +56,7 @@ def find_units(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Uni
     reader = TABLE[name].units if name in TABLE else None
     if reader is None:
         return None
-    named = {"input" if key == "self" else key: value for key, value in kwargs.items()}
-    return reader(*args, **named)
+    return reader(*args, **kwargs)
 
 
 # ---------------------------------------------------------------------------- pieces
@@ -74,8 +69,17 @@ def _at(*knots: float, curvature: Curvature | None = None) -> Callable[..., Unit
     return read
 
 
-def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
-    return leaky_relu(x, (lower + upper) / 2)
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Units | None:
+    return Units(input) if negative_slope != 1 else None
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Units | None:
+    still = weight == 1
+    return None if bool(still.all()) else Units(input, still=still)
+
+
+def _rrelu(x: Tensor, _: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *__: Any) -> Any:
+    return _leaky_relu(x, (lower + upper) / 2)
 
 
 def _hardswish_curvature(h: Tensor) -> Tensor:
@@ -87,8 +91,8 @@ def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, *_: An
     return Units(input, (float(min_val), float(max_val)))
 
 
-def _shrink(input: Tensor, lambd: float = 0.5, *_: Any, **__: Any) -> Units:
-    return Units(input, (-float(lambd), float(lambd)) if lambd else (0.0,))
+def _shrink(input: Tensor, lambd: float = 0.5) -> Units | None:
+    return Units(input, (-float(lambd), float(lambd))) if lambd else None
 
 
 def _threshold(input: Tensor, threshold: float, *_: Any, **__: Any) -> Units:
@@ -97,9 +101,9 @@ def _threshold(input: Tensor, threshold: float, *_: Any, **__: Any) -> Units:
 
 def _clamp(input: Tensor, min: Any = None, max: Any = None, **_: Any) -> Units | None:
     bounds = tuple(bound for bound in (min, max) if bound is not None)
-    at = tuple(bound if isinstance(bound, Tensor) else float(bound) for bound in bounds)
-    at = tuple(bound for bound in at if isinstance(bound, Tensor) or math.isfinite(bound))
-    return Units(input, at) if at else None
+    if len(bounds) == 2 and not any(isinstance(b, Tensor) for b in bounds) and min >= max:
+        return None  # a constant
+    return Units(input, tuple(b if isinstance(b, Tensor) else float(b) for b in bounds))
 
 
 def _clamp_min(input: Tensor, min: Any, **_: Any) -> Units | None:
@@ -110,10 +114,11 @@ def _clamp_max(input: Tensor, max: Any, **_: Any) -> Units | None:
     return _clamp(input, max=max)
 
 
-def _two(input: Tensor, other: Tensor, **_: Any) -> Units:
+def _two(input: Tensor, other: Tensor) -> Units | None:
     # the larger (or smaller) of two: where they meet
-    first, second = torch.broadcast_tensors(input, other)
-    return Units(first, (second,))
+    shape = torch.broadcast_shapes(input.shape, other.shape)
+    first, second = (x if x.shape == shape else x.expand(shape) for x in (input, other))
+    return None if input is other else Units(first, (second,))
 
 
 # ---------------------------------------------------------------------------- smooth ones
@@ -128,10 +133,6 @@ def _elu(input: Tensor, alpha: float = 1.0, scale: Any = 1.0, input_scale: Any =
         return torch.where(h < 0, steepness * torch.exp(input_scale * h.clamp(max=0)), 0.0)
 
     return Units(input, curvature=curvature)
-
-
-def _selu(input: Tensor, *_: Any, **__: Any) -> Units:
-    return _elu(input, 1.6732632423543772, 1.0507009873554805)
 
 
 def _celu(input: Tensor, alpha: float = 1.0, *_: Any, **__: Any) -> Units:
@@ -168,7 +169,7 @@ def _gelu(input: Tensor, *_: Any, approximate: str = "none", **__: Any) -> Units
 
 def _erf(input: Tensor, **_: Any) -> Units:
     # exporters write GELU as h/2 (1 + erf(h / sqrt 2))
-    return Units(input * math.sqrt(2), curvature=_gelu_curvature)
+    return Units(input, curvature=_gelu_curvature, scale=math.sqrt(2))
 
 
 def _softplus(input: Tensor, beta: float = 1.0, *_: Any, **__: Any) -> Units:
@@ -181,10 +182,6 @@ def _softplus(input: Tensor, beta: float = 1.0, *_: Any, **__: Any) -> Units:
 
 def _log_sigmoid(input: Tensor, *_: Any, **__: Any) -> Units:
     return _softplus(input)
-
-
-def _mish(x: Tensor) -> Tensor:
-    return x * torch.tanh(softplus(x))
 
 
 def _mish_curvature(h: Tensor) -> Tensor:
@@ -253,7 +250,7 @@ def _adaptive_max_pool(dimensions: int) -> Callable[..., Units]:
 def _unsupported(name: str) -> Callable[..., Units]:
     def read(*_: Any, **__: Any) -> Units:
         raise NotImplementedError(
-            f"Expected activations that torch executes as functions of their own, got {name}, "
+            f"Expected activations that torch executes as operations of their own, got {name}, "
             "whose units lie inside one fused operation: write it out with its activations"
         )
 
@@ -261,14 +258,10 @@ def _unsupported(name: str) -> Callable[..., Units]:
 
 
 def _extremum(smallest: bool) -> Callable[..., Units | None]:
-    def read(input: Tensor, dim: Any = None, *_: Any, **named: Any) -> Units | None:
-        other = named.get("other", dim)
-        if isinstance(other, Tensor):
-            return _two(input, other)
+    def read(input: Tensor, dim: Any = None, *_: Any, **__: Any) -> Units | None:
         dims = [dim] if isinstance(dim, int) else list(dim or ())
         dims = sorted(d % input.ndim for d in dims)
-        # over all latents at once: a property of the batch, not of a latent
-        if not dims or 0 in dims:
+        if not dims:  # over all latents at once: a property of the batch, not of a latent
             return None
         moved = input.movedim(dims, list(range(input.ndim - len(dims), input.ndim)))
         windows = tuple(torch.arange(input.shape[d])[None] for d in dims)
@@ -284,35 +277,42 @@ def _same(*names: str, units: Callable[..., Units | None] | None) -> dict[str, O
     return dict.fromkeys(names, Operation(units))
 
 
+def _level(*names: str, units: Callable[..., Units | None]) -> dict[str, Operation]:
+    """Return operations that leave their knots where they are."""
+    return dict.fromkeys(
+        names, Operation(units, lambda found: tuple(k for k in found.at if isinstance(k, float)))
+    )
+
+
 TABLE: Mapping[str, Operation] = MappingProxyType(
     {
-        **_same("relu", "leaky_relu", "prelu", "abs", "absolute", units=_at(0.0)),
-        "rrelu": Operation(_at(0.0), written_out=_rrelu),
-        "relu6": Operation(_at(0.0, 6.0)),
-        "hardsigmoid": Operation(_at(-3.0, 3.0)),
+        **_level("relu", "abs", units=_at(0.0)),
+        **_level("leaky_relu", units=_leaky_relu),
+        **_level("prelu_kernel", units=_prelu),
+        **_level("rrelu_with_noise", units=_rrelu),
+        "hardsigmoid": Operation(_at(-3.0, 3.0), lambda _: (0.0, 1.0)),
         "hardswish": Operation(_at(-3.0, 3.0, curvature=_hardswish_curvature)),
-        "hardtanh": Operation(_hardtanh),
-        **_same("hardshrink", "softshrink", units=_shrink),
-        "threshold": Operation(_threshold),
-        **_same("clamp", "clip", units=_clamp),
-        "clamp_min": Operation(_clamp_min),
-        "clamp_max": Operation(_clamp_max),
-        **_same("maximum", "minimum", "fmax", "fmin", units=_two),
+        **_level("hardtanh", units=_hardtanh),
+        "hardshrink": Operation(_shrink),
+        "softshrink": Operation(_shrink, lambda _: (0.0,)),
+        **_level("threshold", units=_threshold),
+        **_level("clamp", units=_clamp),
+        **_level("clamp_min", units=_clamp_min),
+        **_level("clamp_max", units=_clamp_max),
+        **_level("maximum", "minimum", "fmax", "fmin", units=_two),
         **_same("max", "amax", units=_extremum(smallest=False)),
         **_same("min", "amin", units=_extremum(smallest=True)),
-        "elu": Operation(_elu),
-        "selu": Operation(_selu),
-        "celu": Operation(_celu),
-        "silu": Operation(_at(0.0, curvature=_silu_curvature)),
-        "gelu": Operation(_gelu),
+        **_level("elu", units=_elu),
+        **_level("celu", units=_celu),
+        **_level("silu", units=_at(0.0, curvature=_silu_curvature)),
+        **_level("gelu", units=_gelu),
         **_same("erf", "special_erf", units=_erf),
         "softplus": Operation(_softplus),
-        **_same("log_sigmoid", "logsigmoid", "log_sigmoid_forward", units=_log_sigmoid),
-        "mish": Operation(_at(0.0, curvature=_mish_curvature), written_out=_mish),
+        "log_sigmoid_forward": Operation(_log_sigmoid),
+        **_level("mish", units=_at(0.0, curvature=_mish_curvature)),
         **{
             f"{name}{end}": Operation(reader(dimensions))
-            for dimensions in (1, 2, 3)
-            for end in ("", "_with_indices")
+            for dimensions, end in ((2, ""), (3, ""), (2, "_with_indices"), (3, "_with_indices"))
             for name, reader in (
                 (f"max_pool{dimensions}d", _max_pool),
                 (f"adaptive_max_pool{dimensions}d", _adaptive_max_pool),
@@ -321,20 +321,37 @@ TABLE: Mapping[str, Operation] = MappingProxyType(
         **{
             name: Operation(_unsupported(name))
             for name in (
-                *("fractional_max_pool2d", "fractional_max_pool2d_with_indices"),
-                *("fractional_max_pool3d", "fractional_max_pool3d_with_indices"),
-                *("rnn_relu", "rnn_relu_cell"),
+                *("fractional_max_pool2d", "fractional_max_pool3d", "miopen_rnn", "cudnn_rnn"),
+                "mkldnn_rnn_layer",
             )
         },
         **_same(
-            *("softmax", "log_softmax", "softmin", "scaled_dot_product_attention"),
-            *("multi_head_attention_forward", "gru", "lstm", "rnn_tanh", "glu"),
-            *("sigmoid", "special_expit", "tanh", "exp", "log", "sin", "cos", "atan"),
-            *("softsign", "tanhshrink", "erfc", "special_erfc"),
-            *("where", "sign", "sgn", "heaviside", "round", "floor", "ceil", "trunc", "fmod"),
+            *("softmax", "log_softmax", "safe_softmax", "glu", "sigmoid", "tanh", "exp", "log"),
+            *("sin", "cos", "atan", "erfc", "special_erfc"),
+            *("round", "floor", "ceil", "trunc", "fmod", "remainder", "frac"),
             *("sort", "topk", "argmax", "argmin", "argsort", "median", "cummax", "cummin"),
-            *("gt", "ge", "lt", "le", "masked_fill", "remainder", "lp_pool2d"),
+            *("kthvalue", "mode", "aminmax"),
             units=None,
         ),
     }
+)
+
+# of one argument; what else runs is named if there are no units
+AFFINE = frozenset(
+    [
+        *("add", "sub", "rsub", "neg", "mul", "div", "sum", "mean", "cumsum", "lerp"),
+        *("mm", "bmm", "addmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "convolution"),
+        *("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "avg_pool1d"),
+        *("avg_pool2d", "avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+        *("clone", "copy", "to_copy", "contiguous", "lift_fresh", "fill", "zero", "empty_like"),
+        *("zeros_like", "ones_like", "new_zeros", "cat", "stack", "flip", "roll", "repeat"),
+        *("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
+        *("replication_pad1d", "replication_pad2d", "replication_pad3d", "tril", "triu"),
+        *("index", "index_select", "gather", "index_put", "index_add", "scatter", "scatter_add"),
+        *("select_scatter", "slice_scatter", "masked_fill", "where", "grid_sampler_2d"),
+        *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d"),
+        *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "col2im", "im2col"),
+        *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "fft_r2c", "fft_c2r", "fft_c2c"),
+        *("unsafe_view", "unsafe_split", "is_nonzero", "local_scalar_dense", "isfinite"),
+    ]
 )

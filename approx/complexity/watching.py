@@ -2,158 +2,231 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from approx.complexity.units import TABLE, Units, find_units, operation_name, written_out_silu
-from approx.decoder import by_rule
+from approx.complexity.levels import Levels
+from approx.complexity.pointwise import CONDITIONS, Condition, Knot, Made, Pointwise, sides
+from approx.complexity.tangents import Tangents, operation_name
+from approx.complexity.units import AFFINE, TABLE, Units, find_units, written_out_silu
 
 __all__ = ["Entering", "Sink", "Watch", "watched"]
 
 
 class Entering(NamedTuple):
-    """What enters the units of one call, as plain tensors: no dual numbers, no batching wrappers.
+    """What enters the units of one call.
 
     With several knots a unit, `values` and `tangents` are shifted by each in turn (h - knot).
     """
 
     layer: str
     units: Units
-    # one (B, ...) tensor for every knot of a unit
+    # one tensor for every knot of a unit, of the shape that the operation is given
     values: tuple[Tensor, ...]
-    # (P, B, ...) for each of them; None where no derivatives are taken
+    # (P, ...) for each of them; None where no derivatives are taken
     tangents: tuple[Tensor, ...] | None
+    # of pooled entries: values at which they lie on a flat piece whose end was counted before
+    levels: tuple[float, ...] = ()
 
 
 Sink = Callable[[Entering], None]
 """Takes what enters each layer, in the order of execution."""
 
 
-class _Unwrap(torch.autograd.Function):
-    """Hands the tensors below vmap to a function: its vmap rule is given all P tangents at once."""
+class Watch(TorchDispatchMode):
+    """Carries tangents through every operation of ATen, and hands its units to `sink`."""
 
-    @staticmethod
-    def forward(take: Callable[..., None], *tensors: Tensor) -> Tensor:
-        take(*tensors)
-        return tensors[0].new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is differentiated through it."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, None]:
-        take, *tensors = args
-        count = len(tensors) // 2
-        for dim, value in zip(in_dims[1 : 1 + count], tensors, strict=False):
-            if dim is not None:
-                raise AssertionError(f"a value differs between directions: {value.shape}")
-        tangents = [
-            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            for dim, tensor in zip(in_dims[1 + count :], tensors[count:], strict=True)
-        ]
-        take(*tensors[:count], *tangents)
-        return tensors[0].new_zeros(()), None
-
-
-class Watch(TorchFunctionMode):
-    """Looks up every torch function that Python calls, and hands its units to `sink`."""
-
-    def __init__(self, sink: Sink, names: _Names, *, derivatives: bool) -> None:
+    def __init__(self, sink: Sink, names: _Names, directions: int | None) -> None:
         super().__init__()
-        self.sink, self.names, self.derivatives = sink, names, derivatives
-        self.executed: dict[str, None] = {}
-        self.passed_over: dict[str, None] = {}
-        # x c -> (x, c) and sigmoid(x c) -> (x, c), to know x sigmoid(c x) when it is written out
-        self._scaled = WeakIdKeyDictionary()
-        self._gates = WeakIdKeyDictionary()
+        self.sink, self.names = sink, names
+        self.tangents = Tangents(directions)
+        self.pointwise = Pointwise(self.tangents)
+        self.levels = Levels(self.tangents)
+        self.conditions: list[Condition] = []
+        # bends and jumps that are no units here, and operations that are not affine
+        self._passed_over: dict[str, None] = {}
+        self._smooth: dict[str, None] = {}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Read the units before the call: an in-place activation overwrites what enters it."""
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Bends and jumps that ran and are no units; everything not affine if there are none."""
+        unsettled = [c.label for c in self.conditions if not c.settled]
+        names = [*self._passed_over, *unsettled, *({} if self.names.used else self._smooth)]
+        return tuple(dict.fromkeys(names))
+
+    def start(self, z: Tensor, tangents: Tensor | None) -> Tensor:
+        """Return latents that are followed through the decoder, with tangents (P, *z.shape)."""
+        z = z.clone()
+        self.tangents.keep(z, tangents)
+        return z
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Read the units before an operation: one in place overwrites what enters it."""
         kwargs = kwargs or {}
-        name = operation_name(func)
-        if name in ("get", "set", ""):
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        moves = any(map(self.tangents.moves, given))
+        if not moves and not any(map(self.pointwise, given)):
             return func(*args, **kwargs)
-        if name not in _HOUSEKEEPING:
-            self.executed[name] = None
-        units = self._written_out_silu(name, args) or find_units(name, args, kwargs)
-        known = TABLE.get(name)
-        if units is not None:
-            self._observe(name, units)
-        elif known is not None and known.units is None:
-            self.passed_over[self.names.at(name)] = None
-        result = None
-        if self.derivatives and known is not None and known.written_out is not None:
-            result = _write_out(known.written_out, args, kwargs)
-        elif self.derivatives:
-            result = by_rule(name, func, args, kwargs)
-        if result is None:
-            result = func(*args, **kwargs)
-        self._remember(name, args, result)
+        name = operation_name(func)
+        if name in CONDITIONS:
+            return self._compare(name, func, args, kwargs)
+        made = self.pointwise.combine(func, args, kwargs, moves)
+        levels = self.levels.after(name, func, args, kwargs)
+        if moves:
+            levels += self._bend(name, func, args, kwargs, made)
+            levels += self._observe(name, func, args, kwargs)
+        result = self.tangents.run(func, args, kwargs)
+        if made is not None and isinstance(result, Tensor):
+            self.pointwise.remember(result, made)
+        self.levels.remember(result, levels)
         return result
 
-    def _observe(self, name: str, units: Units) -> None:
-        entering = units.entering
-        if not entering.is_floating_point():
-            return
-        shifted = [entering - at if isinstance(at, Tensor) or at else entering for at in units.at]
-        if not self.derivatives:
-            layer = self.names.layer(name)
-            self.sink(Entering(layer, units, tuple(h.detach() for h in shifted), None))
-            return
-        duals = [forward_ad.unpack_dual(h) for h in shifted]
-        if any(dual.tangent is None for dual in duals):
-            return  # does not depend on the latent
-        layer, count = self.names.layer(name), len(duals)
+    def _compare(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Execute a comparison, and remember it as a condition."""
+        made = self.pointwise.combine(func, args, kwargs, moves=False)
+        label = self.names.at(name)
+        result = func(*args, **kwargs)
+        if made is None:
+            self._passed_over[label] = None
+            return result
+        x, other = (args[0], args[1]) if len(args) > 1 else (args[0], 0.0)
+        if not isinstance(x, Tensor) or not self.tangents.moves(x):
+            x, other = other, x
+        known = self.pointwise(x)
+        if isinstance(x, Tensor) and self.tangents.moves(x) and known is not None:
+            at = 0.0 if name in ("sign", "sgn", "signbit", "heaviside") else _constant(other)
+            condition = Condition(label, x, self.tangents.writes(x), at, known.knot(at))
+            self.conditions.append(condition)
+            made = Made(made.root, made.compute, conditions=(condition,))
+        self.pointwise.remember(result, made)
+        return result
 
-        def take(*tensors: Tensor) -> None:
-            self.sink(Entering(layer, units, tensors[:count], tensors[count:]))
+    def _bend(
+        self, name: str, func: Any, args: Any, kwargs: Any, made: Made | None
+    ) -> tuple[float, ...]:
+        """Read the knots of conditions that meet what moves; levels of a flat piece."""
+        found = self.pointwise.of_arguments(func, args, kwargs)
+        conditions = dict.fromkeys(c for one in found for c in one.conditions)
+        levels: tuple[float, ...] = ()
+        for condition in conditions:
+            seen = None
+            if made is not None and condition.knot is not None:
+                seen = sides(made, condition.knot)
+            if (
+                seen is None
+                or seen[0].any()
+                or self.tangents.writes(condition.x) != condition.version
+            ):
+                self._passed_over[self.names.at(name)] = None
+                continue
+            condition.settled = True
+            _, bends, level = seen
+            if bends.any():
+                still = None if bends.all() else ~bends.to(condition.x.device)
+                self._hand_over(name, Units(condition.x, (condition.at,), still=still))
+                levels += () if level is None else (level,)
+        return levels
 
-        _Unwrap.apply(take, *(d.primal for d in duals), *(d.tangent for d in duals))
+    def _observe(self, name: str, operation: Any, args: Any, kwargs: Any) -> tuple[float, ...]:
+        """Read the units of an operation; the levels at which what leaves them is flat."""
+        units = self._written_out_silu(name, args) or find_units(name, args, kwargs)
+        known = TABLE.get(name)
+        if units is None:
+            moving = sum(map(self.tangents.moves, tree_leaves((args, kwargs))))
+            affine = operation.is_view or name in AFFINE
+            if known is None and (not affine or (moving > 1 and name in _PRODUCTS)):
+                self._smooth[self.names.at(name)] = None
+            if known is not None and (known.units is None or name in _REDUCTIONS):
+                self._passed_over[self.names.at(name)] = None
+            return ()
+        if not self.tangents.moves(units.entering):
+            if not self.tangents.moves(units.at[0]):
+                return ()
+            # of two, the one that moves comes first
+            units = units._replace(entering=units.at[0], at=(units.entering,))
+        at = tuple(knot if self.tangents.moves(knot) else _constant(knot) for knot in units.at)
+        self._hand_over(name, units._replace(at=at))
+        leaving = known.levels if known is not None else None
+        return leaving(units._replace(at=at)) if leaving is not None else ()
 
-    def _remember(self, name: str, args: Any, result: Any) -> None:
-        if not (args and isinstance(args[0], Tensor) and isinstance(result, Tensor)):
+    def _hand_over(self, name: str, units: Units) -> None:
+        """Hand units to the sink, without those that coincide with units counted before."""
+        entering, at = units.entering, []
+        made = self.pointwise(entering)
+        assert made is not None
+        levels, still = self.levels(entering), units.still
+        for knot in units.at:
+            root_knot = made.knot(knot)
+            gone = isinstance(knot, float) and (not math.isfinite(knot) or knot in levels)
+            gone = gone or (root_knot is not None and not made.root.count(root_knot))
+            if units.windows or not gone:
+                at.append(knot)
+        if not at:
             return
-        if name in ("mul", "div") and len(args) > 1 and isinstance(args[1], (int, float)):
-            if args[1]:
-                self._scaled[result] = (args[0], args[1] if name == "mul" else 1 / args[1])
-        elif name in ("sigmoid", "special_expit") and result is not args[0]:
-            self._gates[result] = self._scaled.get(args[0], (args[0], 1.0))
+        units = units._replace(at=tuple(at))
+        layer = self.names.layer(name)
+        values = tuple((entering - knot if _shifts(knot) else entering) for knot in at)
+        if units.windows:
+            tangents = (self.tangents.of(entering),) if self.tangents.size else None
+            self.sink(Entering(layer, units, values, tangents, levels))
+            return
+        for other in (knot for knot in at if isinstance(knot, Tensor)):
+            flat = other.isinf()
+            for x in (entering, other):
+                for level in self.levels(x) if self.tangents.moves(other) else ():
+                    flat = flat | (x == level)
+            still = flat if still is None else still | flat
+        tangents = None
+        if self.tangents.size:
+            along = self.tangents.of(entering)
+            tangents = tuple(
+                along - self.tangents.of(k) if self.tangents.moves(k) else along for k in at
+            )
+        if units.scale != 1:
+            values = tuple(units.scale * value for value in values)
+            tangents = tangents and tuple(units.scale * along for along in tangents)
+        if still is not None and bool(still.any()):
+            values = tuple(value.masked_fill(still, 1) for value in values)
+            tangents = tangents and tuple(along.masked_fill(still, 0) for along in tangents)
+        self.sink(Entering(layer, units, values, tangents))
 
     def _written_out_silu(self, name: str, args: Any) -> Units | None:
-        if name != "mul" or len(args) < 2 or not len(self._gates):
+        """Return the units of x sigmoid(c x)."""
+        if name != "mul":
             return None
-        for gate, factor in (args[:2], args[1::-1]):
-            if not (isinstance(gate, Tensor) and gate in self._gates):
+        for x, gate in (args[:2], args[1::-1]):
+            of_x, of_gate = self.pointwise(x), self.pointwise(gate)
+            if of_x is None or of_gate is None or of_x.root is not of_gate.root:
                 continue
-            x, scale = self._gates[gate]
-            if x is factor:
-                return written_out_silu(x, scale)
+            scale, shift = of_x.affine or (0.0, 1.0)
+            if of_gate.sigmoid is not None and scale and not shift:
+                return written_out_silu(x, of_gate.sigmoid / scale)
         return None
 
 
-_HOUSEKEEPING = frozenset(
-    ["clone", "detach", "dim", "is_floating_point", "make_dual", "size", "to", "unpack_dual"]
-)
+# without units where they are over everything
+_REDUCTIONS = frozenset(["max", "min", "amax", "amin"])
+# affine in each argument alone
+_PRODUCTS = frozenset(["mul", "mm", "bmm", "addmm", "baddbmm", "dot", "mv", "convolution", "div"])
 
 
-def _write_out(function: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor | None:
-    """Execute an activation by functions that vmap knows, or None where that would be another."""
-    if kwargs.get("training") or not args:
-        return None  # in training rrelu draws its slopes
-    inplace = kwargs.get("inplace")
-    rest = {k: v for k, v in kwargs.items() if k not in ("inplace", "training")}
-    result = function(*args, **rest)
-    return args[0].copy_(result) if inplace else result
+def _constant(knot: Any) -> Knot:
+    """Return a number for a tensor of one value."""
+    if not isinstance(knot, Tensor):
+        return float(knot)
+    first = knot.flatten()[0]
+    return float(first) if bool((knot == first).all()) else knot
+
+
+def _shifts(knot: Knot) -> bool:
+    return isinstance(knot, Tensor) or knot != 0
 
 
 class _Names:
@@ -198,16 +271,20 @@ class _Names:
 
 
 @contextmanager
-def watched(roots: Sequence[nn.Module], sink: Sink, *, derivatives: bool) -> Iterator[Watch]:
+def watched(
+    roots: Sequence[nn.Module], sink: Sink, directions: int | None = None
+) -> Iterator[Watch]:
     """Watch what is executed inside the block; hooks that name modules are gone afterwards."""
     names = _Names(roots)
     modules = {id(module): module for root in roots for module in root.modules()}
     hooks = []
     try:
         for module in modules.values():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # what it executes is seen, and named after the module around it
             hooks.append(module.register_forward_pre_hook(names.enter))
             hooks.append(module.register_forward_hook(names.leave, always_call=True))
-        with Watch(sink, names, derivatives=derivatives) as watch:
+        with Watch(sink, names, directions) as watch:
             yield watch
     finally:
         for hook in hooks:

@@ -7,7 +7,7 @@ module, its device, its training flag and all generators are as before. Imports 
 from approx.decoder.binding import Bound, bind
 from approx.decoder.checks import HALF, DecoderError, Output, check_latents, check_output, pick
 from approx.decoder.failures import in_words, no_graph
-from approx.decoder.forward_rules import ForwardRules, by_rule
+from approx.decoder.forward_rules import ForwardRules
 from approx.decoder.loading import load_diffusers
 from approx.decoder.memory import (
     LIVE,
@@ -43,7 +43,6 @@ __all__ = [
     "Prepared",
     "as_latents",
     "bind",
-    "by_rule",
     "check_decoder",
     "check_latents",
     "check_output",

@@ -159,8 +159,6 @@ def _directions(
         raise ValueError(f"Expected a positive radius, got {radius}: give a length.")
     if not isinstance(directions, Tensor):
         generator = torch.Generator().manual_seed(seed)
-        most = math.prod(first.shape[1:])
-        if directions > most >= 1:  # clipped, as k is
-            directions = most
-        directions = neighbourhood(tuple(first.shape[1:]), directions, generator)
+        shape = tuple(first.shape[1:])
+        directions = neighbourhood(shape, min(directions, math.prod(shape)), generator)
     return directions, float(radius)

@@ -124,10 +124,9 @@ def _counted(counted: list[Knots]) -> dict[str, Any]:
         "passes": first.passes,
         "units": int(first.units.sum()),
         "passed_over": tuple(dict.fromkeys(name for c in counted for name in c.passed_over)),
-        # of all latents only where none of them meets a knot
-        "suggested_radius": float(
-            np.median([getattr(c, "suggested_radius", math.nan) for c in counted])
-        ),
+        "suggested_radius": float(np.median([c.suggested_radius for c in counted]))
+        if all(bool((c.count == 0).all()) for c in counted)
+        else math.nan,
     }
 
 

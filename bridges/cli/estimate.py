@@ -63,7 +63,7 @@ _OPTIONS = (
     ),
     click.option(
         "--method",
-        default="predict",
+        default="auto",
         show_default=True,
         type=_Method(),
         help="How psi and nu are estimated.",
@@ -100,6 +100,18 @@ _OPTIONS = (
         show_default=True,
         type=click.FloatRange(0, min_open=True),
         help="GiB that the dense Jacobians of --method exact may take.",
+    ),
+    click.option(
+        "--on-error",
+        default="raise",
+        show_default=True,
+        type=click.Choice(("raise", "nan")),
+        help="Stop at a latent that fails, or give it a row of NaN.",
+    ),
+    click.option(
+        "--straight-through",
+        is_flag=True,
+        help="Accept a derivative that is not that of what the decoder computes.",
     ),
     click.option(
         "--input-shape",
@@ -248,12 +260,7 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     from bridges.cli.loading import check_device, load_decoder
 
     method, name = options["method"], options["dtype"]
-    dense = METHODS[method].dense
-    if dense and name not in (None, "float64"):
-        raise ValueError(
-            f"Expected --dtype float64 for --method {method}, got {name}. Leave --dtype out."
-        )
-    double = name == "float64" or (name is None and dense)
+    double = name == "float64" or (name is None and METHODS[method].dense)
     dtype = torch.float64 if double else torch.float32
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
@@ -278,6 +285,8 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
             "batch": options["batch"] or "auto",
             "dtype": getattr(torch, name) if name in _DTYPES[2:] else None,
             "max_bytes": options["memory"] * 2**30,
+            "straight_through": options["straight_through"],
+            "on_error": options["on_error"],
             "progress": sys.stderr.isatty(),
         },
     )
@@ -399,13 +408,17 @@ def _write_field(dataset: xr.Dataset, path: Path) -> None:
 
 def _summary(table: Descriptors, seconds: float) -> str:
     """Say what was estimated, and how."""
-    lines = [f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}", table.definition]
-    back = int(table.fell_back.sum())
-    if back:
-        lines.append(f"predict made all {table.k} products for {back:,} of them")
+    end = f"_{table.subscript}" if table.subscript else ""
+    lines = [
+        f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}",
+        f"{table.definition} (method {table.method}: {table.ran()})",
+        *table.doubts(),
+        *([table.note] if table.note else []),
+    ]
     columns = table.columns()
     for name in _DESCRIPTORS:
-        if name in columns:
-            low, middle, high = np.quantile(columns[name], [0.05, 0.5, 0.95])
-            lines.append(f"{name:<6} {middle:.6g}  (5 % {low:.6g}, 95 % {high:.6g})")
+        if name in columns and np.isfinite(columns[name]).any():
+            low, middle, high = np.nanquantile(columns[name], [0.05, 0.5, 0.95])
+            shown = name if name == "delta" else name + end
+            lines.append(f"{shown:<6} {middle:.6g}  (5 % {low:.6g}, 95 % {high:.6g})")
     return "\n".join(lines)

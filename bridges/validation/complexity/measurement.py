@@ -117,10 +117,6 @@ def measure(
     units that it reports itself, at 99 % of latents, up to three standard errors. Over all P and
     radii: equality wherever the theorem holds, and Zaslavsky's bound wherever nothing folds.
 
-    Windows of a max-pooling behind a ReLU have candidates that are tied, at zero. Where one of them
-    rises, the only knot is the ReLU's; jvp on the side where it is above zero, and hull, count the
-    window as well, so that such networks disagree at any radius.
-
     Cost: `latents` enumerations for each P and radius, of some 15 ms for a small network with few
     cells in V_z.
     """

@@ -117,7 +117,7 @@ class Named(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.act(self.up[0](z))
         x = self.act(self.up[1](x))
-        return torch.tanh(F.relu(self.up[2](x)).relu())
+        return torch.tanh((F.relu(self.up[2](x)) - 0.1).relu())
 
 
 class Outer(nn.Module):
@@ -162,7 +162,7 @@ def test_attention_runs_and_softmax_has_no_knots():
     found = knots(module, latents((24,), 4), radius=0.01)
     assert len(found.layers) == 1
     assert found.units.tolist() == [48]
-    assert any("attention" in name for name in found.passed_over)
+    assert any("softmax" in name for name in found.passed_over)
 
 
 # ------------------------------------------------------------------- batching, state, cost
@@ -234,7 +234,9 @@ def test_the_decoder_is_as_before():
 
 
 @pytest.mark.parametrize(
-    ("name", "passes"), [("relu_conv", 5), ("silu_conv", 5), ("attention", 10)]
+    # a half is the one latent that tells where the batch is
+    ("name", "passes"),
+    [("relu_conv", 5.5), ("silu_conv", 5.5), ("attention", 10)],
 )
 def test_cost_in_forward_passes(name, passes):
     module, shape = DECODERS[name]()
@@ -294,11 +296,9 @@ def test_rounding_errors_are_within_what_undecided_assumes(name):
         copied = copy.deepcopy(module).to(dtype)
         with (
             torch.no_grad(),
-            watched(
-                [copied], lambda e, to=entering: to.append(e.values[0].clone()), derivatives=False
-            ),
+            watched([copied], lambda e, to=entering: to.append(e.values[0].clone())) as watch,
         ):
-            copied(z.to(dtype))
+            copied(watch.start(z.to(dtype), None))
         found[dtype] = entering
     for depth, (rough, exact) in enumerate(zip(*found.values(), strict=True)):
         error = (rough.double() - exact).abs().flatten(1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has
 from support.decoders import latents
 from torch import Tensor, nn
 
-from approx import DecoderError, knots
+from approx import DecoderError, knots, neighbourhood
 
 NET = nn.Sequential(nn.Linear(6, 8), nn.ReLU()).eval()
 Z = latents((6,), 2)
@@ -24,7 +24,7 @@ Z = latents((6,), 2)
         ("Expected a positive window, got -1", lambda: knots(NET, Z, window=-1)),
         ("Expected method as 'jvp' or 'hull', got 'svd'", lambda: knots(NET, Z, method="svd")),
         ("Expected batch as a positive integer", lambda: knots(NET, Z, batch=0)),
-        ("between 1 and 6 directions .* got 7", lambda: knots(NET, Z, directions=7)),
+        ("between 1 and 6 directions .* got 7", lambda: neighbourhood((6,), 7)),
         ("between 1 and 6 directions .* got 0", lambda: knots(NET, Z, directions=0)),
         (
             r"directions of shape \(P, 6\) .* got \(2, 5\)",
@@ -40,14 +40,6 @@ Z = latents((6,), 2)
         ),
         ("Expected floating-point latents, got dtype torch.int64", lambda: knots(NET, Z.long())),
         ("Expected finite latents", lambda: knots(NET, Z * math.nan)),
-        (
-            "Expected a decoder with units .* executes linear, tanh",
-            lambda: knots(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), Z),
-        ),
-        (
-            "Expected a decoder with units .* executes linear",
-            lambda: knots(nn.Linear(6, 8), Z, method="hull"),
-        ),
         ("Expected the same layers for every latent", lambda: knots(Branching(), BRANCHING)),
     ],
 )
@@ -79,14 +71,17 @@ def test_decoders_that_knots_refuses(method):
     assert found.layers == ("1",)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_units_that_cannot_be_seen_are_refused():
-    recurrent = nn.RNN(6, 4, nonlinearity="relu", batch_first=True)
-    with pytest.raises(NotImplementedError, match="got rnn_relu, whose units lie inside"):
-        knots(lambda z: recurrent(z[:, None])[0], Z)
-    scripted = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(6, 8), nn.ReLU())))
-    with pytest.raises(NotImplementedError, match="got the TorchScript module '0'"):
-        knots(scripted.eval(), Z)
+def test_units_inside_of_fused_operations_are_refused():
+    with pytest.raises(NotImplementedError, match="got fractional_max_pool2d, whose units lie"):
+        knots(lambda z: F.fractional_max_pool2d(NET(z).view(-1, 1, 2, 4), 2, (1, 2)), Z)
+
+
+def test_operations_without_a_derivative_are_refused():
+    def into(z: Tensor) -> Tensor:
+        return torch.add(z, z, out=torch.empty_like(z))
+
+    with pytest.raises(NotImplementedError, match=r"got aten.add.out, which writes into a tensor"):
+        knots(into, Z)
 
 
 def test_out_of_memory_halves_the_batch_and_says_what_would_fit():
@@ -104,7 +99,7 @@ def test_out_of_memory_halves_the_batch_and_says_what_would_fit():
     z = latents((6,), 8)
     tight = Tight(2)
     found = knots(tight, z, radius=0.1, batch=8)
-    assert tight.seen == [8, 4, 2, 2, 2, 2]
+    assert tight.seen == [1, 8, 4, 2, 2, 2, 2]
     assert torch.equal(found.count, knots(NET, z, radius=0.1).count)
     with pytest.raises(MemoryError, match=r"one latent and 4 directions, .* fewer directions"):
         knots(Tight(0), z)

@@ -20,7 +20,7 @@ import approx
 from approx.decoder import loading
 
 # the package has a function of that name
-describing = importlib.import_module("approx.tables.description")
+describing = importlib.import_module("approx.tables.loop")
 
 
 def _save(module, shape, path):
@@ -183,11 +183,11 @@ def stop(monkeypatch):
     def after_two(error):
         calls = []
 
-        def one(plan, z):
+        def one(plan, z, start):
             calls.append(len(z))
             if len(calls) == 3:
                 raise error
-            return plain(plan, z)
+            return plain(plan, z, start)
 
         monkeypatch.setattr(describing, "_one", one)
 
@@ -223,7 +223,7 @@ def test_interruption_of_a_field_leaves_pixels_out(run, tmp_path, stop):
 
 
 def test_interruption_before_anything_is_done(run, tmp_path, monkeypatch):
-    def one(plan, z):
+    def one(plan, z, start):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(describing, "_one", one)
