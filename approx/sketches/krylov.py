@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.special import fdtri
 from torch import Tensor
 
 from approx.sketches.probes import Operator, check_count, gaussian, haar, orthonormal, widened
@@ -242,6 +241,8 @@ def overlooked(size: int, width: int, half_steps: int, level: float = _SURE) -> 
     >>> [round(overlooked(16384, 1, steps), 2) for steps in (2, 8, 24)]
     [45.2, 1.7, 1.07]
     """
+    from scipy.special import fdtri  # takes a second to import, and "topk" alone needs it
+
     if size < 2:
         return 1.0
     ratio = float(fdtri(width, size - 1, 1 - level)) * width / (size - 1)

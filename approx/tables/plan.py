@@ -24,7 +24,8 @@ from approx.sketches import Probes
 from approx.spectra import check_method
 from approx.tables.batches import Batches
 
-_LOOKED_AT = 8  # latents before the first batch
+# latents looked at before the first batch: two, or more where some may be bad
+_LOOKED_AT = {"raise": 2, "nan": 8}
 
 Neighbourhood = tuple[int | Tensor, float]
 
@@ -91,7 +92,7 @@ def check_options(options: Options) -> None:
 
 def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) -> Plan:
     """Look at the first latents, settle what all batches share, and check the decoder once."""
-    first = source.take(_LOOKED_AT)
+    first = source.take(_LOOKED_AT[options.on_error])
     if first is None:
         raise ValueError("Expected at least one latent, got an empty iterable: give some.")
     source.put_back(first)
@@ -135,7 +136,7 @@ def _check(prepared: Prepared, first: Tensor, options: Options) -> None:
             return
         except DecoderError as error:
             if options.on_error == "raise" or not error.latents or some.stop == len(first):
-                raise
+                raise error.counted_from(start) from error.__cause__
 
 
 def _working_dtype(options: Options, first: Tensor) -> torch.dtype | None:
