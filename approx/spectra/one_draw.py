@@ -14,8 +14,11 @@ from torch import Tensor
 
 from approx.spectra.prediction import ratio
 from approx.spectra.result import around, pair, psi_nu, student
+from approx.spectra.rounding import Weighed
 
 _LEAST = 16  # rows in all
+# a value and so many further draws: their range holds the next one in 38 of 40 cases
+_FURTHER = 38
 _BEYOND = 4  # rows after the k
 # psi_W and nu_W of few rows are compared between blocks of rows, and psi_W of some more as well
 _FEW, _SOME = 4, 8
@@ -31,6 +34,13 @@ class Spread(NamedTuple):
 
     variance: Tensor
     freedom: Tensor
+
+
+class Another(NamedTuple):
+    """What is said of a descriptor for another draw of W."""
+
+    stderr: Tensor  # (B,), of the difference
+    interval: Tensor  # (B, 2), of 95 %
 
 
 def rows_for(k: int, outputs: int) -> int:
@@ -54,51 +64,73 @@ def effective_rank(gram: Tensor, n: int) -> Tensor:
     return ratio(trace.square(), trace.square() / n + centred)
 
 
-def spreads(
-    factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor, tolerance: float
-) -> tuple[Spread, Spread]:
-    """Return the spreads over W (k, outputs) of psi_W, and of nu_W on the scale of `_bent`.
+def of_rows(
+    w: Weighed, factor: Tensor, u: Tensor, s: Tensor, outputs: int, smaller: int
+) -> tuple[Another, Another]:
+    """Return what the m < D rows at hand say of psi_W and nu_W of another W (k, outputs).
 
     Parameters
     ----------
+    w : Weighed
+        psi_W and nu_W of the first k rows.
     factor : Tensor
-        (B, n, m) float64, R of J^T W^T = Q R for the m >= k rows of W at hand.
+        (B, n, m) float64, R of J^T W^T = Q R for all rows of W.
     u, s : Tensor
         Left singular vectors (B, k, k) and singular values (B, k) of its first k rows and columns.
-    outputs : int
-        D.
-    most : Tensor
-        (B,), how many singular values J has at the most.
-    tolerance : float
-        Singular values at most this times the largest are zero.
+    outputs, smaller : int
+        D, min(D, d).
     """
-    k = s.shape[1]
-    blocks = draws = None
-    if k <= _SOME and factor.shape[2] >= _LEAST:
-        values = _of_blocks(factor, k)
-        blocks, draws = _between_blocks(values, most, tolerance), values.flatten(1, 2)
-    if blocks is not None and k <= _FEW:
-        psi, nu = blocks
+    k, rows, tolerance = s.shape[1], factor.shape[2], w.tolerance
+    values = torch.linalg.svdvals(factor)
+    # more rows than J has directions see all of these
+    most = (values > tolerance * values[:, :1]).sum(dim=1)
+    most = torch.where(most < rows, most, smaller)
+    if k <= _SOME:
+        blocks = _of_blocks(factor, k)
+        psi, nu = _between_blocks(blocks, most, tolerance)
     else:
-        psi = _of_inverse(s[:, None] if draws is None else draws, outputs, most, tolerance)
-        nu = _of_turns(factor, u, s, outputs, most)
-        if blocks is not None:
-            # the inverse does not tell few directions from many small ones, blocks are few
-            psi = psi._replace(variance=torch.maximum(psi.variance, blocks[0].variance))
+        blocks, psi = s[:, None, None], None
+    if k > _FEW:
+        inverse = _of_inverse(blocks.flatten(1, 2), outputs, most, tolerance)
+        # the inverse does not tell few directions from many small ones, blocks are few
+        larger = inverse.variance if psi is None else inverse.variance.maximum(psi.variance)
+        psi, nu = inverse._replace(variance=larger), _of_turns(factor, u, s, outputs, most)
     # no J spreads psi_W less than one whose singular values are equal
     least = _of_equal_values(most.double(), k, outputs)
-    known = most <= k
-    variance = torch.where(known, least, torch.maximum(psi.variance, least))
-    return Spread(variance, torch.where(known, math.inf, psi.freedom)), nu
+    known = most <= rows
+    beyond = _of_unequal_values(values, k, torch.where(known, most, 0))
+    variance = least + torch.where(known, beyond, (psi.variance - least).clamp_min(0))
+    stderr = (2 * variance).sqrt()  # this draw and another differ by the spread of both
+    freedom = torch.where(known, math.inf, psi.freedom)
+    of_psi = Another(stderr, around(w.psi, student(freedom) * stderr))
+    return of_psi, _of_rank(w.nu, nu, most.clamp_max(k))
 
 
-def interval_of_rank(nu: Tensor, spread: Spread, top: Tensor) -> tuple[Tensor, Tensor]:
-    """Return an interval (B, 2) for nu_W of another W, at most `top`, and its standard error."""
+def of_law(w: Weighed, factor: Tensor, k: int) -> tuple[Another, Another]:
+    """Return what all D rows at hand, R (B, n, D), say: W is drawn again.
+
+    The range of 39 draws, this one among them, holds the next in 38 of 40 cases, whatever the law.
+    No other draw is needed where k = D: W J has the singular values of J.
+    """
+    outputs = factor.shape[2]
+    draws = _gaussian(_FURTHER if k < outputs else 0, outputs, k)
+    further = [torch.linalg.svdvals(factor @ torch.linalg.qr(g).Q) for g in draws]
+    found = [(w.psi, w.nu), *(psi_nu(values, w.tolerance)[:2] for values in further)]
+    another = []
+    for drawn in zip(*found, strict=True):
+        x = torch.stack(drawn, dim=1)
+        stderr = (2 * (x - x[:, :1]).var(dim=1, correction=min(1, len(draws)))).sqrt()
+        another.append(Another(stderr, pair(x.amin(dim=1), x.amax(dim=1))))
+    return another[0], another[1]
+
+
+def _of_rank(nu: Tensor, spread: Spread, top: Tensor) -> Another:
+    """Return what a spread on the scale of `_bent` is of nu_W, at most `top`."""
     stderr = (2 * spread.variance).sqrt()
     ends = around(_bent(nu, top), student(spread.freedom) * stderr).clamp(0, math.pi / 2)
     low, high = (1 + (top - 1)[:, None] * ends.sin().square()).unbind(dim=1)
     slope = 2 * ((nu - 1) * (top - nu)).clamp_min(0).sqrt()  # d nu / d bent
-    return pair(torch.minimum(low, nu), torch.maximum(high, nu)), slope * stderr
+    return Another(slope * stderr, pair(torch.minimum(low, nu), torch.maximum(high, nu)))
 
 
 def _bent(nu: Tensor, top: Tensor) -> Tensor:
@@ -165,6 +197,33 @@ def _of_equal_values(n: Tensor, k: int, outputs: int) -> Tensor:
     return torch.where(i < smaller, variances, 0).sum(dim=1).clamp_min(0) / 4
 
 
+def _of_unequal_values(values: Tensor, k: int, n: Tensor) -> Tensor:
+    """Variance (B,) of psi_W of J with n > k singular values (B, >= n) beyond that of equal ones.
+
+    W J = L O S V^T with L lower triangular and O (k, n) Haar, independent: L has the law of equal
+    values, and log det O S^2 O^T is drawn. Values of more rows of W J than n stand for S; that they
+    are a little further apart makes the variance up to a fifth too large where S is flat.
+    """
+    beyond = torch.zeros_like(values[:, 0])
+    some = n > k
+    if not some.any():
+        return beyond
+    kept = torch.arange(values.shape[1]) < n[some, None]
+    s = values[some] / values[some, :1]
+    logs = []
+    for g in _gaussian(_FURTHER, values.shape[1], k):
+        r = [torch.linalg.qr(x[:, :, None] * g, mode="r").R for x in (kept * s, kept.double())]
+        of_s, of_ones = (x.diagonal(dim1=1, dim2=2).abs().log().sum(dim=1) for x in r)
+        logs.append(of_s - of_ones)
+    return beyond.masked_scatter(some, torch.stack(logs).var(dim=0))
+
+
+def _gaussian(draws: int, n: int, k: int) -> Tensor:
+    """Return (draws, n, k) normal entries, the same each time: W is random, and these turn it."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(draws, n, k, generator=generator, dtype=torch.float64)
+
+
 def _of_turns(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) -> Spread:
     """Spread of nu_W, `_bent`, from what turning W towards further rows does to it.
 
@@ -180,8 +239,6 @@ def _of_turns(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) 
     k, tangent = s.shape[1], (outputs - s.shape[1]) / outputs
     rest = factor[:, :, k:]  # (B, n, q)
     q = rest.shape[2]
-    if q == 0:
-        return Spread(torch.zeros_like(s[:, 0]), torch.full_like(s[:, 0], math.inf))
     turned = u.mT @ rest[:, :k]  # (B, k, q)
     further = turned.square().mean(dim=2)
     # |s| has a corner at 0, its mean over turns has none
