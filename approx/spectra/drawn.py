@@ -23,12 +23,12 @@ def draw(op: Operator, asked: Asked, begun: Tensor | None = None) -> Spectrum:
     rows = one_draw.rows_for(k, op.rows)
     y, _ = projected(op, rows, kept_probes(asked), begun)
     factor = triangular(y).cpu()
-    u, values, _ = torch.linalg.svd(factor[:, :k, :k])
+    values = torch.linalg.svdvals(factor[:, :k, :k])
     w = weighed(values, op, asked, sketched=True)
     if rows == op.rows:  # these are all of J: its law can be drawn from
         psi, nu = one_draw.of_law(w, factor, k)
     else:
-        psi, nu = one_draw.of_rows(w, factor, u, values, op.rows, min(op.rows, op.columns))
+        psi, nu = one_draw.of_rows(w, factor, op.rows, min(op.rows, op.columns), k)
     return Spectrum(
         psi=w.psi,
         nu=w.nu,

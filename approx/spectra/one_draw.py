@@ -16,12 +16,11 @@ from approx.spectra.prediction import ratio
 from approx.spectra.result import around, pair, psi_nu, student
 from approx.spectra.rounding import Weighed
 
-_LEAST = 16  # rows in all
+# rows in all, as many as a prediction's products: two blocks of at most 8 are compared as they are
+_LEAST = 16
 # a value and so many further draws: their range holds the next one in 38 of 40 cases
 _FURTHER = 38
 _BEYOND = 4  # rows after the k
-# psi_W and nu_W of few rows are compared between blocks of rows, and psi_W of some more as well
-_FEW, _SOME = 4, 8
 _STRIDES = 1, 3, 5, 7  # between the rows of a block: odd, so that each visits all 16
 _PAIRS = 6  # of further rows, for a second derivative
 _CLEAR = 8  # directions and rows from which on what the rows saw outweighs what values suggest
@@ -65,7 +64,7 @@ def effective_rank(gram: Tensor, n: int) -> Tensor:
 
 
 def of_rows(
-    w: Weighed, factor: Tensor, u: Tensor, s: Tensor, outputs: int, smaller: int
+    w: Weighed, factor: Tensor, outputs: int, smaller: int, k: int
 ) -> tuple[Another, Another]:
     """Return what the m < D rows at hand say of psi_W and nu_W of another W (k, outputs).
 
@@ -75,26 +74,20 @@ def of_rows(
         psi_W and nu_W of the first k rows.
     factor : Tensor
         (B, n, m) float64, R of J^T W^T = Q R for all rows of W.
-    u, s : Tensor
-        Left singular vectors (B, k, k) and singular values (B, k) of its first k rows and columns.
-    outputs, smaller : int
-        D, min(D, d).
+    outputs, smaller, k : int
+        D, min(D, d), and rows of W.
     """
-    k, rows, tolerance = s.shape[1], factor.shape[2], w.tolerance
+    rows, tolerance = factor.shape[2], w.tolerance
     values = torch.linalg.svdvals(factor)
     # more rows than J has directions see all of these
     most = (values > tolerance * values[:, :1]).sum(dim=1)
     most = torch.where(most < rows, most, smaller)
-    if k <= _SOME:
-        blocks = _of_blocks(factor, k)
-        psi, nu = _between_blocks(blocks, most, tolerance)
+    if 2 * k <= _LEAST:
+        psi, nu = _between_blocks(_of_blocks(factor, k), most, tolerance)
     else:
-        blocks, psi = s[:, None, None], None
-    if k > _FEW:
-        inverse = _of_inverse(blocks.flatten(1, 2), outputs, most, tolerance)
-        # the inverse does not tell few directions from many small ones, blocks are few
-        larger = inverse.variance if psi is None else inverse.variance.maximum(psi.variance)
-        psi, nu = inverse._replace(variance=larger), _of_turns(factor, u, s, outputs, most)
+        u, s, vh = torch.linalg.svd(factor[:, :k, :k])
+        psi = _of_inverse(s, vh, outputs, most, tolerance)
+        nu = _of_turns(factor, u, s, outputs, most)
     # no J spreads psi_W less than one whose singular values are equal
     least = _of_equal_values(most.double(), k, outputs)
     known = most <= rows
@@ -161,27 +154,43 @@ def _between_blocks(values: Tensor, most: Tensor, tolerance: float) -> tuple[Spr
     return found[0], found[1]
 
 
-def _of_inverse(s: Tensor, outputs: int, most: Tensor, tolerance: float) -> Spread:
-    """Spread of psi_W from singular values (B, draws, k): the mean over what each draw says.
+def _of_inverse(s: Tensor, vh: Tensor, outputs: int, most: Tensor, tolerance: float) -> Spread:
+    """Spread of psi_W from A^-1, A = W M W^T, and its freedom from what each row of W changes.
+
+    The jackknife tells the variance of the logarithm of the estimate. Without row i, A^-1 is
+    B = A^-1 - b b^T / b_i, b its column i.
+    """
+    k = s.shape[1]
+    kept = s > tolerance * s[:, :1]
+    # relative to the smallest: a Jacobian's scale must not overflow its square
+    smallest = torch.where(kept, s, math.inf).amin(dim=1, keepdim=True)
+    inverse = torch.where(kept, smallest / torch.where(kept, s, 1), 0).square()
+    first, second = inverse.sum(dim=1), inverse.square().sum(dim=1)
+    variance = _as_equal_values(first, second, k, outputs, most)
+    # of the powers 1 to 3 of A^-1, the entries (i, i)
+    one, two, three = (vh.square().mT @ inverse.pow(n)[:, :, None] for n in (1, 2, 3))
+    less = ratio(two, one)[:, :, 0]
+    without = second[:, None] - 2 * ratio(three, one)[:, :, 0] + less.square()
+    each = first[:, None] - less, without, k - 1, outputs, most[:, None].expand(-1, k)
+    logs = _as_equal_values(*each).clamp_min(1e-300).log()
+    spread = logs.var(dim=1, correction=0) * (k - 1)
+    return Spread(variance, 2 / spread.clamp_min(1e-300))
+
+
+def _as_equal_values(first: Tensor, second: Tensor, k: int, outputs: int, most: Tensor) -> Tensor:
+    """Variance of psi_W by tr A^-1 and tr A^-2, A = W M W^T (k, k).
 
     As in `prediction.scaling`, it depends on v = sum_j (lambda_j q / (1 + lambda_j q))^2 / k alone,
     which is k / n for n equal singular values: psi_W of J is spread as if it had k / v of them. The
-    equation of the free compression at s = 0 and its derivative there give, for A = W M W^T,
+    equation of the free compression at s = 0 and its derivative there give
     k tr A^-2 / (tr A^-1)^2 = 1 / (1 - v) - k / (D - k).
     """
-    k = s.shape[-1]
-    kept = s > tolerance * s[..., :1]
-    # relative to the smallest: a Jacobian's scale must not overflow its square
-    smallest = torch.where(kept, s, math.inf).amin(dim=-1, keepdim=True)
-    inverse = torch.where(kept, smallest / torch.where(kept, s, 1), 0).square()
-    sharp = ratio(k * inverse.square().sum(dim=-1), inverse.sum(dim=-1).square()).clamp_min(1)
+    sharp = ratio(k * second, first.square()).clamp(1, k)
     # few rows spread the values of A more than many: of the variance of its entries, to first order
-    sharp = 1 + (sharp - 1) * (k**2 / max((k - 1) * (k + 2), 1))
-    through = sharp + (k / (outputs - k) if k < outputs else 0)
-    directions = torch.minimum(k / (1 - 1 / through), most.double()[:, None]).clamp_min(k)
-    variance = _of_equal_values(directions.flatten(), k, outputs).view(directions.shape)
-    # k (k + 1) / 2 entries of A
-    return Spread(variance.mean(dim=1), torch.full_like(variance[:, 0], k * (k + 1) / 2))
+    sharp = 1 + (sharp - 1) * (k**2 / ((k - 1) * (k + 2)))
+    through = sharp + k / (outputs - k)
+    directions = torch.minimum(k / (1 - 1 / through), most.double()).clamp_min(k)
+    return _of_equal_values(directions.flatten(), k, outputs).view(directions.shape)
 
 
 def _of_equal_values(n: Tensor, k: int, outputs: int) -> Tensor:
