@@ -269,12 +269,11 @@ def _of_turns(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) 
     some = seen > 0
     gradient = torch.where(some, seen, 1) ** clear * torch.where(some, suggested, 0) ** (1 - clear)
     variance = gradient * (1 / 2 - higher)
-    # each direction is known from k rows, not quite linearly; of degree two the gradient itself is
-    # random
-    freedom = alike / (1.5 / k + 2 * higher)
+    # each direction is known from k rows; of degree two the gradient itself is random
+    freedom = alike / (1 / k + 2 * higher)
     top, nu = most.clamp_max(k), nu[:, 0]
     squared_slope = 4 * (nu - 1) * (top - nu)  # of `_bent`
-    return Spread(ratio(variance, squared_slope), freedom.clamp_min(4))
+    return Spread(ratio(variance, squared_slope), freedom)
 
 
 def _along(s: Tensor) -> Tensor:
