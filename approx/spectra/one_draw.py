@@ -16,13 +16,14 @@ from approx.spectra.prediction import ratio
 from approx.spectra.result import around, pair, psi_nu, student
 from approx.spectra.rounding import Weighed
 
-# rows in all, as many as a prediction's products: two blocks of at most 8 are compared as they are
+# rows in all, as many as a prediction's products: blocks of up to 8 are compared as they are
 _LEAST = 16
 # a value and so many further draws: their range holds the next one in 38 of 40 cases
 _FURTHER = 38
 _BEYOND = 4  # rows after the k
 _STRIDES = 1, 3, 5, 7  # between the rows of a block: odd, so that each visits all 16
-_PAIRS = 6  # of further rows, for a second derivative
+_PAIRS = 6  # of further rows, for a second derivative: all of 4, and of more for its cost
+# these are by simulation; nu_W is too wide or narrow on some spectra without any of them
 _CLEAR = 8  # directions and rows from which on what the rows saw outweighs what values suggest
 _SECOND = 12  # a direction's second derivative is at most so many times its first: chance beyond
 _HIGHER = 0.2  # of the first derivative's square, at most this is of degree two: 1/4 but for chance
@@ -82,12 +83,14 @@ def of_rows(
     # more rows than J has directions see all of these
     most = (values > tolerance * values[:, :1]).sum(dim=1)
     most = torch.where(most < rows, most, smaller)
+    u, s, vh = torch.linalg.svd(factor[:, :k, :k])
     if 2 * k <= _LEAST:
         psi, nu = _between_blocks(_of_blocks(factor, k), most, tolerance)
     else:
-        u, s, vh = torch.linalg.svd(factor[:, :k, :k])
+        psi, nu = None, _of_turns(factor, u, s, outputs, most)
+    # two blocks tell less of a spread than the inverse does
+    if psi is None or 3 * k > _LEAST:
         psi = _of_inverse(s, vh, outputs, most, tolerance)
-        nu = _of_turns(factor, u, s, outputs, most)
     # no J spreads psi_W less than one whose singular values are equal
     least = _of_equal_values(most.double(), k, outputs)
     known = most <= rows
