@@ -112,12 +112,17 @@ def of_law(w: Weighed, factor: Tensor, k: int) -> tuple[Another, Another]:
     draws = _gaussian(_FURTHER if k < outputs else 0, outputs, k)
     further = [torch.linalg.svdvals(factor @ torch.linalg.qr(g).Q) for g in draws]
     found = [(w.psi, w.nu), *(psi_nu(values, w.tolerance)[:2] for values in further)]
-    another = []
-    for drawn in zip(*found, strict=True):
-        x = torch.stack(drawn, dim=1)
-        stderr = (2 * (x - x[:, :1]).var(dim=1, correction=min(1, len(draws)))).sqrt()
-        another.append(Another(stderr, pair(x.amin(dim=1), x.amax(dim=1))))
-    return another[0], another[1]
+    psi, nu = (torch.stack(drawn, dim=1) for drawn in zip(*found, strict=True))
+    values = torch.linalg.svdvals(factor)
+    most = (values > w.tolerance * values[:, :1]).sum(dim=1)
+    # of psi_W all that is not drawn is known
+    of_psi = _of_equal_values(most.double(), k, outputs) + _of_unequal_values(values, k, most)
+    of_nu = (nu - nu[:, :1]).var(dim=1, correction=min(1, len(draws)))
+    a, b = (
+        Another((2 * variance).sqrt(), pair(x.amin(dim=1), x.amax(dim=1)))
+        for x, variance in ((psi, of_psi), (nu, of_nu))
+    )
+    return a, b
 
 
 def _of_rank(nu: Tensor, spread: Spread, top: Tensor) -> Another:
