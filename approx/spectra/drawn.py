@@ -8,7 +8,7 @@ from torch import Tensor
 from approx.sketches import Operator, projected, triangular
 from approx.spectra import one_draw
 from approx.spectra.asked import Asked, kept_probes
-from approx.spectra.result import Spectrum, around, pair, student
+from approx.spectra.result import Spectrum, around
 from approx.spectra.rounding import weighed
 
 
@@ -23,26 +23,19 @@ def draw(op: Operator, asked: Asked, begun: Tensor | None = None) -> Spectrum:
     rows = one_draw.rows_for(k, op.rows)
     y, _ = projected(op, rows, kept_probes(asked), begun)
     factor = triangular(y).cpu()
-    u, values, _ = torch.linalg.svd(factor[:, :k, :k])
+    values = torch.linalg.svdvals(factor[:, :k, :k])
     w = weighed(values, op, asked, sketched=True)
-    psi, nu, tolerance = w.psi, w.nu, w.tolerance
-    # what further rows add to the span of the k; where that is less than they are, J has no more
-    added = torch.linalg.svdvals(factor[:, k:, k:])
-    seen = torch.cat([values, added], dim=1) > tolerance * values[:, :1]
-    seen = seen.sum(dim=1)
-    most = torch.where(seen < rows, seen, min(op.rows, op.columns))
-    of_psi, of_nu = one_draw.spreads(factor, u, values, op.rows, most, tolerance)
-    # this draw and another differ by the spread of both
-    psi_stderr = (2 * of_psi.variance).sqrt().hypot(w.psi_error)
-    nu_interval, nu_stderr = one_draw.interval_of_rank(nu, of_nu, most.clamp_max(k))
-    rounding = 2 * w.nu_error[:, None]
+    if rows == op.rows:  # these are all of J: its law can be drawn from
+        psi, nu = one_draw.of_law(w, factor, k)
+    else:
+        psi, nu = one_draw.of_rows(w, factor, op.rows, min(op.rows, op.columns), k)
     return Spectrum(
-        psi=psi,
-        nu=nu,
-        psi_stderr=psi_stderr,
-        nu_stderr=nu_stderr.hypot(w.nu_error),
-        psi_interval=around(psi, student(of_psi.freedom) * psi_stderr),
-        nu_interval=nu_interval + pair(-rounding, rounding)[:, :, 0],
+        psi=w.psi,
+        nu=w.nu,
+        psi_stderr=psi.stderr.hypot(w.psi_error),
+        nu_stderr=nu.stderr.hypot(w.nu_error),
+        psi_interval=psi.interval + around(torch.zeros_like(w.psi), 2 * w.psi_error),
+        nu_interval=nu.interval + around(torch.zeros_like(w.nu), 2 * w.nu_error),
         effective_rank=one_draw.effective_rank(factor.mT @ factor, op.rows),
         rank=w.rank,
         fell_back=torch.zeros_like(w.rank).bool(),

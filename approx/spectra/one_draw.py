@@ -14,13 +14,16 @@ from torch import Tensor
 
 from approx.spectra.prediction import ratio
 from approx.spectra.result import around, pair, psi_nu, student
+from approx.spectra.rounding import Weighed
 
-_LEAST = 16  # rows in all
+# rows in all, as many as a prediction's products: blocks of up to 8 are compared as they are
+_LEAST = 16
+# a value and so many further draws: their range holds the next one in 38 of 40 cases
+_FURTHER = 38
 _BEYOND = 4  # rows after the k
-# psi_W and nu_W of few rows are compared between blocks of rows, and psi_W of some more as well
-_FEW, _SOME = 4, 8
 _STRIDES = 1, 3, 5, 7  # between the rows of a block: odd, so that each visits all 16
-_PAIRS = 6  # of further rows, for a second derivative
+_PAIRS = 6  # of further rows, for a second derivative: all of 4, and of more for its cost
+# these are by simulation; nu_W is too wide or narrow on some spectra without any of them
 _CLEAR = 8  # directions and rows from which on what the rows saw outweighs what values suggest
 _SECOND = 12  # a direction's second derivative is at most so many times its first: chance beyond
 _HIGHER = 0.2  # of the first derivative's square, at most this is of degree two: 1/4 but for chance
@@ -31,6 +34,13 @@ class Spread(NamedTuple):
 
     variance: Tensor
     freedom: Tensor
+
+
+class Another(NamedTuple):
+    """What is said of a descriptor for another draw of W."""
+
+    stderr: Tensor  # (B,), of the difference
+    interval: Tensor  # (B, 2), of 95 %
 
 
 def rows_for(k: int, outputs: int) -> int:
@@ -54,51 +64,74 @@ def effective_rank(gram: Tensor, n: int) -> Tensor:
     return ratio(trace.square(), trace.square() / n + centred)
 
 
-def spreads(
-    factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor, tolerance: float
-) -> tuple[Spread, Spread]:
-    """Return the spreads over W (k, outputs) of psi_W, and of nu_W on the scale of `_bent`.
+def of_rows(
+    w: Weighed, factor: Tensor, outputs: int, smaller: int, k: int
+) -> tuple[Another, Another]:
+    """Return what the m < D rows at hand say of psi_W and nu_W of another W (k, outputs).
 
     Parameters
     ----------
+    w : Weighed
+        psi_W and nu_W of the first k rows.
     factor : Tensor
-        (B, n, m) float64, R of J^T W^T = Q R for the m >= k rows of W at hand.
-    u, s : Tensor
-        Left singular vectors (B, k, k) and singular values (B, k) of its first k rows and columns.
-    outputs : int
-        D.
-    most : Tensor
-        (B,), how many singular values J has at the most.
-    tolerance : float
-        Singular values at most this times the largest are zero.
+        (B, n, m) float64, R of J^T W^T = Q R for all rows of W.
+    outputs, smaller, k : int
+        D, min(D, d), and rows of W.
     """
-    k = s.shape[1]
-    blocks = draws = None
-    if k <= _SOME and factor.shape[2] >= _LEAST:
-        values = _of_blocks(factor, k)
-        blocks, draws = _between_blocks(values, most, tolerance), values.flatten(1, 2)
-    if blocks is not None and k <= _FEW:
-        psi, nu = blocks
+    rows, tolerance = factor.shape[2], w.tolerance
+    values = torch.linalg.svdvals(factor)
+    # more rows than J has directions see all of these
+    most = (values > tolerance * values[:, :1]).sum(dim=1)
+    most = torch.where(most < rows, most, smaller)
+    u, s, vh = torch.linalg.svd(factor[:, :k, :k])
+    if 2 * k <= _LEAST:
+        psi, nu = _between_blocks(_of_blocks(factor, k), most, tolerance)
     else:
-        psi = _of_inverse(s[:, None] if draws is None else draws, outputs, most, tolerance)
-        nu = _of_turns(factor, u, s, outputs, most)
-        if blocks is not None:
-            # the inverse does not tell few directions from many small ones, blocks are few
-            psi = psi._replace(variance=torch.maximum(psi.variance, blocks[0].variance))
+        psi, nu = None, _of_turns(factor, u, s, outputs, most)
+    # two blocks tell less of a spread than the inverse does
+    if psi is None or 3 * k > _LEAST:
+        psi = _of_inverse(s, vh, outputs, most, tolerance)
     # no J spreads psi_W less than one whose singular values are equal
     least = _of_equal_values(most.double(), k, outputs)
-    known = most <= k
-    variance = torch.where(known, least, torch.maximum(psi.variance, least))
-    return Spread(variance, torch.where(known, math.inf, psi.freedom)), nu
+    known = most <= rows
+    beyond = _of_unequal_values(values, k, torch.where(known, most, 0))
+    variance = least + torch.where(known, beyond, (psi.variance - least).clamp_min(0))
+    stderr = (2 * variance).sqrt()  # this draw and another differ by the spread of both
+    freedom = torch.where(known, math.inf, psi.freedom)
+    of_psi = Another(stderr, around(w.psi, student(freedom) * stderr))
+    return of_psi, _of_rank(w.nu, nu, most.clamp_max(k))
 
 
-def interval_of_rank(nu: Tensor, spread: Spread, top: Tensor) -> tuple[Tensor, Tensor]:
-    """Return an interval (B, 2) for nu_W of another W, at most `top`, and its standard error."""
+def of_law(w: Weighed, factor: Tensor, k: int) -> tuple[Another, Another]:
+    """Return what all D rows at hand, R (B, n, D), say: W is drawn again.
+
+    The range of 39 draws, this one among them, holds the next in 38 of 40 cases, whatever the law.
+    No other draw is needed where k = D: W J has the singular values of J.
+    """
+    outputs = factor.shape[2]
+    draws = _gaussian(_FURTHER if k < outputs else 0, outputs, k)
+    further = [torch.linalg.svdvals(factor @ torch.linalg.qr(g).Q) for g in draws]
+    found = [(w.psi, w.nu), *(psi_nu(values, w.tolerance)[:2] for values in further)]
+    psi, nu = (torch.stack(drawn, dim=1) for drawn in zip(*found, strict=True))
+    values = torch.linalg.svdvals(factor)
+    most = (values > w.tolerance * values[:, :1]).sum(dim=1)
+    # of psi_W all that is not drawn is known
+    of_psi = _of_equal_values(most.double(), k, outputs) + _of_unequal_values(values, k, most)
+    of_nu = (nu - nu[:, :1]).var(dim=1, correction=min(1, len(draws)))
+    a, b = (
+        Another((2 * variance).sqrt(), pair(x.amin(dim=1), x.amax(dim=1)))
+        for x, variance in ((psi, of_psi), (nu, of_nu))
+    )
+    return a, b
+
+
+def _of_rank(nu: Tensor, spread: Spread, top: Tensor) -> Another:
+    """Return what a spread on the scale of `_bent` is of nu_W, at most `top`."""
     stderr = (2 * spread.variance).sqrt()
     ends = around(_bent(nu, top), student(spread.freedom) * stderr).clamp(0, math.pi / 2)
     low, high = (1 + (top - 1)[:, None] * ends.sin().square()).unbind(dim=1)
     slope = 2 * ((nu - 1) * (top - nu)).clamp_min(0).sqrt()  # d nu / d bent
-    return pair(torch.minimum(low, nu), torch.maximum(high, nu)), slope * stderr
+    return Another(slope * stderr, pair(torch.minimum(low, nu), torch.maximum(high, nu)))
 
 
 def _bent(nu: Tensor, top: Tensor) -> Tensor:
@@ -129,27 +162,43 @@ def _between_blocks(values: Tensor, most: Tensor, tolerance: float) -> tuple[Spr
     return found[0], found[1]
 
 
-def _of_inverse(s: Tensor, outputs: int, most: Tensor, tolerance: float) -> Spread:
-    """Spread of psi_W from singular values (B, draws, k): the mean over what each draw says.
+def _of_inverse(s: Tensor, vh: Tensor, outputs: int, most: Tensor, tolerance: float) -> Spread:
+    """Spread of psi_W from A^-1, A = W M W^T, and its freedom from what each row of W changes.
+
+    The jackknife tells the variance of the logarithm of the estimate. Without row i, A^-1 is
+    B = A^-1 - b b^T / b_i, b its column i.
+    """
+    k = s.shape[1]
+    kept = s > tolerance * s[:, :1]
+    # relative to the smallest: a Jacobian's scale must not overflow its square
+    smallest = torch.where(kept, s, math.inf).amin(dim=1, keepdim=True)
+    inverse = torch.where(kept, smallest / torch.where(kept, s, 1), 0).square()
+    first, second = inverse.sum(dim=1), inverse.square().sum(dim=1)
+    variance = _as_equal_values(first, second, k, outputs, most)
+    # of the powers 1 to 3 of A^-1, the entries (i, i)
+    one, two, three = (vh.square().mT @ inverse.pow(n)[:, :, None] for n in (1, 2, 3))
+    less = ratio(two, one)[:, :, 0]
+    without = second[:, None] - 2 * ratio(three, one)[:, :, 0] + less.square()
+    each = first[:, None] - less, without, k - 1, outputs, most[:, None].expand(-1, k)
+    logs = _as_equal_values(*each).clamp_min(1e-300).log()
+    spread = logs.var(dim=1, correction=0) * (k - 1)
+    return Spread(variance, 2 / spread.clamp_min(1e-300))
+
+
+def _as_equal_values(first: Tensor, second: Tensor, k: int, outputs: int, most: Tensor) -> Tensor:
+    """Variance of psi_W by tr A^-1 and tr A^-2, A = W M W^T (k, k).
 
     As in `prediction.scaling`, it depends on v = sum_j (lambda_j q / (1 + lambda_j q))^2 / k alone,
     which is k / n for n equal singular values: psi_W of J is spread as if it had k / v of them. The
-    equation of the free compression at s = 0 and its derivative there give, for A = W M W^T,
+    equation of the free compression at s = 0 and its derivative there give
     k tr A^-2 / (tr A^-1)^2 = 1 / (1 - v) - k / (D - k).
     """
-    k = s.shape[-1]
-    kept = s > tolerance * s[..., :1]
-    # relative to the smallest: a Jacobian's scale must not overflow its square
-    smallest = torch.where(kept, s, math.inf).amin(dim=-1, keepdim=True)
-    inverse = torch.where(kept, smallest / torch.where(kept, s, 1), 0).square()
-    sharp = ratio(k * inverse.square().sum(dim=-1), inverse.sum(dim=-1).square()).clamp_min(1)
+    sharp = ratio(k * second, first.square()).clamp(1, k)
     # few rows spread the values of A more than many: of the variance of its entries, to first order
-    sharp = 1 + (sharp - 1) * (k**2 / max((k - 1) * (k + 2), 1))
-    through = sharp + (k / (outputs - k) if k < outputs else 0)
-    directions = torch.minimum(k / (1 - 1 / through), most.double()[:, None]).clamp_min(k)
-    variance = _of_equal_values(directions.flatten(), k, outputs).view(directions.shape)
-    # k (k + 1) / 2 entries of A
-    return Spread(variance.mean(dim=1), torch.full_like(variance[:, 0], k * (k + 1) / 2))
+    sharp = 1 + (sharp - 1) * (k**2 / ((k - 1) * (k + 2)))
+    through = sharp + k / (outputs - k)
+    directions = torch.minimum(k / (1 - 1 / through), most.double()).clamp_min(k)
+    return _of_equal_values(directions.flatten(), k, outputs).view(directions.shape)
 
 
 def _of_equal_values(n: Tensor, k: int, outputs: int) -> Tensor:
@@ -163,6 +212,33 @@ def _of_equal_values(n: Tensor, k: int, outputs: int) -> Tensor:
     larger, smaller = n.clamp_min(k)[:, None], n.clamp_max(k)[:, None]
     variances = torch.polygamma(1, (larger - i) / 2) - torch.polygamma(1, (outputs - i) / 2)
     return torch.where(i < smaller, variances, 0).sum(dim=1).clamp_min(0) / 4
+
+
+def _of_unequal_values(values: Tensor, k: int, n: Tensor) -> Tensor:
+    """Variance (B,) of psi_W of J with n > k singular values (B, >= n) beyond that of equal ones.
+
+    W J = L O S V^T with L lower triangular and O (k, n) Haar, independent: L has the law of equal
+    values, and log det O S^2 O^T is drawn. Values of more rows of W J than n stand for S; that they
+    are a little further apart makes the variance up to a fifth too large where S is flat.
+    """
+    beyond = torch.zeros_like(values[:, 0])
+    some = n > k
+    if not some.any():
+        return beyond
+    kept = torch.arange(values.shape[1]) < n[some, None]
+    s = values[some] / values[some, :1]
+    logs = []
+    for g in _gaussian(_FURTHER, values.shape[1], k):
+        r = [torch.linalg.qr(x[:, :, None] * g, mode="r").R for x in (kept * s, kept.double())]
+        of_s, of_ones = (x.diagonal(dim1=1, dim2=2).abs().log().sum(dim=1) for x in r)
+        logs.append(of_s - of_ones)
+    return beyond.masked_scatter(some, torch.stack(logs).var(dim=0))
+
+
+def _gaussian(draws: int, n: int, k: int) -> Tensor:
+    """Return (draws, n, k) normal entries, the same each time: W is random, and these turn it."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(draws, n, k, generator=generator, dtype=torch.float64)
 
 
 def _of_turns(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) -> Spread:
@@ -180,8 +256,6 @@ def _of_turns(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) 
     k, tangent = s.shape[1], (outputs - s.shape[1]) / outputs
     rest = factor[:, :, k:]  # (B, n, q)
     q = rest.shape[2]
-    if q == 0:
-        return Spread(torch.zeros_like(s[:, 0]), torch.full_like(s[:, 0], math.inf))
     turned = u.mT @ rest[:, :k]  # (B, k, q)
     further = turned.square().mean(dim=2)
     # |s| has a corner at 0, its mean over turns has none
@@ -203,12 +277,11 @@ def _of_turns(factor: Tensor, u: Tensor, s: Tensor, outputs: int, most: Tensor) 
     some = seen > 0
     gradient = torch.where(some, seen, 1) ** clear * torch.where(some, suggested, 0) ** (1 - clear)
     variance = gradient * (1 / 2 - higher)
-    # each direction is known from k rows, not quite linearly; of degree two the gradient itself is
-    # random
-    freedom = alike / (1.5 / k + 2 * higher)
+    # each direction is known from k rows; of degree two the gradient itself is random
+    freedom = alike / (1 / k + 2 * higher)
     top, nu = most.clamp_max(k), nu[:, 0]
     squared_slope = 4 * (nu - 1) * (top - nu)  # of `_bent`
-    return Spread(ratio(variance, squared_slope), freedom.clamp_min(4))
+    return Spread(ratio(variance, squared_slope), freedom)
 
 
 def _along(s: Tensor) -> Tensor:

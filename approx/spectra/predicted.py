@@ -13,7 +13,7 @@ from approx.sketches import Operator
 from approx.spectra import one_draw, prediction
 from approx.spectra.asked import Asked, kept_probes, tolerance_of
 from approx.spectra.drawn import draw
-from approx.spectra.result import Spectrum, around
+from approx.spectra.result import NORMAL, Spectrum, around
 
 FALL_BACK_ABOVE = 0.5
 """Share k / r_eff above which "predict" makes all k products."""
@@ -40,9 +40,8 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         return replace(drawn, fell_back=fell_back, products=spent)
     # latents that fall back get any well-behaved measure here: their results are replaced below
     m, other = (_replaced(measure, fell_back) for measure in (m, other))
-    factor = prediction.factor(m)
-    psi, psi_stderr, psi_interval = _estimate(prediction.scaling, m, other, k, factor)
-    nu, nu_stderr, nu_interval = _estimate(prediction.rank, m, other, k, factor)
+    psi, psi_stderr, psi_interval = _estimate(prediction.scaling, m, other, k)
+    nu, nu_stderr, nu_interval = _estimate(prediction.rank, m, other, k)
     result = Spectrum(
         psi=psi,
         nu=nu,
@@ -83,13 +82,16 @@ def _estimate(
     m: prediction.Measure,
     other: prediction.Measure,
     k: int,
-    factor: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return value, standard error and 95 % interval."""
+    """Return value, standard error and 95 % interval.
+
+    Normal and not Student's: few probes that saw a dominating direction overstate the variance, and
+    those that missed it have `other`, which is no less.
+    """
     p, q = of(m, k), of(other, k)
     variance = torch.maximum(p.variance + p.spread, q.variance + q.spread)
     stderr = (variance + (p.value - q.value).square()).sqrt()
-    return p.value, stderr, around(p.value, factor * stderr)
+    return p.value, stderr, around(p.value, NORMAL * stderr)
 
 
 def _merged(result: Spectrum, drawn: Spectrum, products: int) -> Spectrum:

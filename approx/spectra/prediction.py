@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from approx.sketches import Operator, Probes, orthonormal, projected, widened
-from approx.spectra.result import student
 
 _STEP = 0.25  # trapezoidal rule in log u, for analytic integrands that decay both ways: to 1e-13
 _GRID = torch.arange(-70.0, 70.0, _STEP, dtype=torch.float64)
@@ -94,8 +93,8 @@ def measure(op: Operator, products: int, probes: Probes) -> tuple[Measure, Measu
 def _unseen(m: Measure, gram: Tensor) -> Measure:
     """Add one direction that the continued rows have missed.
 
-    tr M^2 is also the mean square of the products of two rows. What that is above the measure's, by
-    more than half its standard error, is taken for one more eigenvalue; nothing changes otherwise.
+    tr M^2 is also the mean square of the products of two rows. What that is above the measure's is
+    taken for one more eigenvalue, at most half of the trace; nothing changes otherwise.
     """
     n, D = m.rows, m.outputs
     second = (m.masses * m.nodes).sum(dim=1)
@@ -103,9 +102,7 @@ def _unseen(m: Measure, gram: Tensor) -> Measure:
     trace = m.masses.sum(dim=1)
     # in expectation D^2 E a_ij^2 is tr M^2, but for (tr M)^2 / D of rows that are orthogonal
     by_rows = squares * (D**2 / (n * (n - 1))) + trace.square() / D
-    fourth = (m.masses * m.nodes.pow(3)).sum(dim=1)
-    stderr = (8 * fourth / n + 4 * second.square() / (n * (n - 1))).sqrt()
-    more = (by_rows - second - stderr / 2).clamp_min(0).sqrt().minimum(trace / 2)
+    more = (by_rows - second).clamp_min(0).sqrt().minimum(trace / 2)
     rest = m.masses * (1 - ratio(more, trace))[:, None]
     return m._replace(
         nodes=torch.cat([m.nodes, more[:, None]], dim=1),
@@ -122,16 +119,6 @@ def effective_rank(m: Measure) -> Tensor:
     square = (m.masses * m.nodes).sum(dim=1)
     mixed = _probes_covariance(m, m.nodes, torch.ones_like(m.masses)) / m.continued
     return ratio(trace.square(), square) * (1 - _uncertainty(m) + ratio(mixed, square * trace))
-
-
-def factor(m: Measure) -> Tensor:
-    """Return half the width of a 95 % interval in stated standard errors, (B,).
-
-    Student's t; the variances are nearly proportional to tr M^2, so that their relative variance,
-    2 / degrees of freedom, is that of its estimate (Satterthwaite 1946).
-    """
-    freedom = (2 / _uncertainty(m).clamp_min(1e-6)).clamp_min(3)
-    return student(freedom)
 
 
 def _uncertainty(m: Measure) -> Tensor:

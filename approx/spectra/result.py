@@ -168,13 +168,14 @@ def student(freedom: Tensor) -> Tensor:
     Stegun 1964, 26.7.5): scipy has it exactly, and takes a second to import.
     """
     n = freedom.clamp_min(3)
-    t = torch.full_like(n, _NORMAL)
+    t = torch.full_like(n, NORMAL)
     for power, term in enumerate(_STUDENT, start=1):
         t = t + term / n**power
     return t
 
 
-_NORMAL = z = 1.959963984540054
+NORMAL = z = 1.959963984540054
+"""Half the width of a 95 % interval in standard errors."""
 _STUDENT = (
     (z**3 + z) / 4,
     (5 * z**5 + 16 * z**3 + 3 * z) / 96,

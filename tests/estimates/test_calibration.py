@@ -89,10 +89,10 @@ def test_predictions_on_prescribed_spectra(name: str, share: float):
     results = []
     for seed in range(600):
         m, *_ = prediction.measure(op, 16, Probes(seed))
-        results.append((prediction.scaling(m, k), prediction.rank(m, k), prediction.factor(m)))
+        results.append((prediction.scaling(m, k), prediction.rank(m, k)))
     for i, descriptor in enumerate(DESCRIPTORS):
         value = torch.cat([r[i].value for r in results])
-        half = torch.cat([r[2] * (r[i].variance + r[i].spread).sqrt() for r in results])
+        half = torch.cat([1.96 * (r[i].variance + r[i].spread).sqrt() for r in results])
         target = collect(drawn, descriptor)
         error = value.mean() - target.mean()
         stderr = (value.var() / len(value) + target.var() / len(target)).sqrt()
