@@ -61,7 +61,7 @@ def tuned(n: int) -> dict[str, Tensor]:
 
 
 def held_out(n: int) -> dict[str, Tensor]:
-    """Spectra that came after the estimates were made; a few variants were compared on them since."""
+    """Spectra that came after the estimates; a few variants were compared on them since."""
     i = torch.arange(1, n + 1, dtype=torch.float64)
     z = torch.special.ndtri(1 - (i - 0.5) / n)
 
