@@ -167,6 +167,7 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
         straight_through=options.straight_through,
         check=False,
     ) as op:
+        op.roundings = plan.roundings
         found = spectrum(
             op,
             method=options.method,
