@@ -18,12 +18,14 @@ from approx.decoder import (
     check_decoder,
     chunked,
     columns_at_once,
+    first_line,
     forward,
     free_bytes,
     held_by_one,
     held_bytes,
     in_words,
     no_graph,
+    not_finite,
     out_of_memory,
     precision,
     prepare,
@@ -38,6 +40,10 @@ _TANGENTS = 8
 # Pixels from which an image runs in channels_last on a CPU: 1.2 to 1.35 times faster in float32 and
 # twice in bfloat16 (TAEF2 at 16 x 16), 1.05 and 1.35 (the SD 1.4 decoder).
 _PIXELS = 64
+
+
+class NoProductError(DecoderError):
+    """An operation of the decoder lets torch make no products J X."""
 
 
 class JacobianOperator:
@@ -98,6 +104,9 @@ class JacobianOperator:
         Of the output, of blocks and of products: float32, or float64 if the decoder runs in it.
     precision : torch.dtype
         The narrowest in which the decoder computes: `dtype`, or what its layers convert to.
+    roundings : float
+        ||E||_F / (eps ||J||_F), E the error that rounding leaves in J, as measured in float32 at
+        the first latent; 0 where it was not: without `check`, or without a copy in float64.
     products : int
         Columns multiplied so far, by J or by J^T, for each latent.
     graph_bytes : int
@@ -122,8 +131,8 @@ class JacobianOperator:
     `matmat` 1 + 1/chunk to 2 forward passes. Memory: the activations (those that layers of
     parameters alone would need are not kept), and a few of the largest layer a column.
 
-    The check takes 12 forward passes of one latent, on a copy of the decoder in float64 where one
-    can be made and fits.
+    The check takes 20 forward passes of one latent, most of them on a copy of the decoder in
+    float64 where one can be made and fits.
 
     Examples
     --------
@@ -158,9 +167,12 @@ class JacobianOperator:
             z.detach().to(self._prepared.dtype).clone(memory_format=torch.contiguous_format)
         )
         self._straight_through = straight_through
+        self.roundings = 0.0
         if check and z.device.type != "meta":
             try:
-                check_decoder(self._prepared, self._latents, straight_through=straight_through)
+                self.roundings = check_decoder(
+                    self._prepared, self._latents, straight_through=straight_through
+                )
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -184,7 +196,8 @@ class JacobianOperator:
         self.precision = narrowest(y, self._prepared.inner)
         self.products = 0
         parameters = [p for m in self._prepared.modules for p in (*m.parameters(), *m.buffers())]
-        self._held = held_bytes(y, parameters)
+        with session(self._prepared):  # for checkpoints, which run it again
+            self._held = held_bytes(y, parameters)
         self.graph_bytes = self._held.total
         self.product_bytes = product_bytes(
             self._held, self.batch * (self.rows + self.columns) * self.dtype.itemsize
@@ -239,7 +252,7 @@ class JacobianOperator:
         return self._multiply(Y, "vjp")
 
     def dense(self, max_bytes: float = 2**30) -> Tensor:
-        """Return the matrices (B, D, d), from min(d, D) products.
+        """Return the matrices (B, D, d), from min(d, D) products; D where there is no J X.
 
         Parameters
         ----------
@@ -264,7 +277,10 @@ class JacobianOperator:
                 "latents, or raise max_bytes."
             )
         if self.columns <= self.rows:
-            return self.matmat(torch.eye(self.columns, dtype=self.dtype, device=self.device))
+            try:
+                return self.matmat(torch.eye(self.columns, dtype=self.dtype, device=self.device))
+            except NoProductError:
+                pass
         return self.rmatmat(torch.eye(self.rows, dtype=self.dtype, device=self.device)).mT
 
     def refined(self, latents: Tensor, dtype: torch.dtype = torch.float64) -> JacobianOperator:
@@ -292,7 +308,7 @@ class JacobianOperator:
         z = self._latents[latents.to(self.device)].to(dtype)
         prepared = self._prepared.at(latents)
         try:
-            return JacobianOperator(
+            made = JacobianOperator(
                 prepared.call,
                 z,
                 output=prepared.output,
@@ -308,6 +324,8 @@ class JacobianOperator:
                 f"Expected a decoder of which a copy runs in {dtype}, got {error}: give a module "
                 "whose weights and constants are parameters and buffers."
             ) from error
+        made.roundings = self.roundings
+        return made
 
     def close(self) -> None:
         """Free the graph with its activations; `output` stays."""
@@ -403,6 +421,14 @@ class JacobianOperator:
                 f"{sized(free)} free: {fitting(int((free + self.graph_bytes) // each))}."
             ) from error
         self.products += k
+        bad = not_finite(result)
+        if bad:
+            raise DecoderError.at(
+                bad,
+                "Expected finite derivatives, got NaN or infinity for {}, whose outputs are "
+                "finite: give square roots, norms and quotients an argument above zero (also in "
+                "the branch of a torch.where that is not taken), or leave those latents out.",
+            )
         return result.mT
 
     def _columns(self, mode: Literal["jvp", "vjp"]) -> int:
@@ -436,9 +462,10 @@ class JacobianOperator:
         """Return J^T on (B, D), or on (c, B, D) if batched."""
         assert self._graph is not None
         y = part.reshape(*part.shape[:-1], *self.output_shape)
-        return torch.autograd.grad(
-            self._graph, self._leaf, y, retain_graph=True, is_grads_batched=batched
-        )[0]
+        with session(self._prepared):  # for checkpoints, which run it again
+            return torch.autograd.grad(
+                self._graph, self._leaf, y, retain_graph=True, is_grads_batched=batched
+            )[0]
 
     def _jvp(self, part: Tensor, batched: bool) -> Tensor:
         """Return J on (B, d), or on (c, B, d) if batched."""
@@ -461,7 +488,12 @@ class JacobianOperator:
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
-                raise reason from error
+                self._forward_mode = True  # so that the next product says the same
+                raise NoProductError(
+                    "Expected operations that torch differentiates in forward mode, or twice in "
+                    f"reverse mode, got {first_line(reason)}: write the operation out, or take a "
+                    "method of products J^T y alone, 'predict' or 'paper'."
+                ) from error
         return self._transposed(x, batched)
 
     def _run(self, z: Tensor) -> Tensor:
@@ -469,13 +501,14 @@ class JacobianOperator:
 
     def _transposed(self, x: Tensor, batched: bool = False) -> Tensor:
         """Return J x as the derivative of u -> J^T u, which is linear, times x."""
-        if self._transpose is None:
-            assert self._graph is not None
-            u = torch.zeros_like(self._graph, requires_grad=True)
-            g = torch.autograd.grad(self._graph, self._leaf, u, create_graph=True)[0]
-            self._transpose = (g, u)
-        g, u = self._transpose
-        return torch.autograd.grad(g, u, x, retain_graph=True, is_grads_batched=batched)[0]
+        with session(self._prepared):
+            if self._transpose is None:
+                assert self._graph is not None
+                u = torch.zeros_like(self._graph, requires_grad=True)
+                g = torch.autograd.grad(self._graph, self._leaf, u, create_graph=True)[0]
+                self._transpose = (g, u)
+            g, u = self._transpose
+            return torch.autograd.grad(g, u, x, retain_graph=True, is_grads_batched=batched)[0]
 
 
 def narrowest(y: Tensor, given: torch.dtype) -> torch.dtype:

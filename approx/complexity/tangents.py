@@ -145,8 +145,15 @@ class Tangents:
             return jvp(call, tuple(moving), tangents)
 
         # values have no axis of directions, so only tangents are computed P times
+        tangents = [self.of(x) for x in moving]
         with above_dispatch():
-            return vmap(along, out_dims=(None, 0))(*map(self.of, moving))  # pyright: ignore
+            try:
+                return vmap(along, out_dims=(None, 0))(*tangents)  # pyright: ignore
+            except NotImplementedError as error:  # no rule of forward mode
+                try:
+                    return _transposed(call, moving, tangents)
+                except RuntimeError:
+                    raise error from None
 
 
 @contextmanager
@@ -159,6 +166,24 @@ def above_dispatch() -> Iterator[None]:
             python = python | torch._C.DispatchKeySet(torch._C.DispatchKey.PythonTLSSnapshot)
             stack.enter_context(torch._C._ExcludeDispatchKeyGuard(python))
         yield
+
+
+def _transposed(
+    call: Callable[..., Any], moving: list[Tensor], tangents: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return a result and its tangents as derivatives of u -> J^T u, which is linear."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in moving]
+        value = call(*leaves)
+        if not isinstance(value, Tensor):
+            raise NotImplementedError(f"{len(value)} results")
+        u = torch.zeros_like(value, requires_grad=True)
+        given = torch.autograd.grad(value, leaves, u, create_graph=True)
+        along = [
+            torch.autograd.grad(given, u, t, retain_graph=True)[0]
+            for t in zip(*tangents, strict=True)
+        ]
+    return value.detach(), torch.stack(along)
 
 
 def _without_effects(func: Any) -> Callable[..., Tensor]:

@@ -5,8 +5,16 @@ module, its device, its training flag and all generators are as before. Imports 
 """
 
 from approx.decoder.binding import Bound, bind
-from approx.decoder.checks import HALF, DecoderError, Output, check_latents, check_output, pick
-from approx.decoder.failures import in_words, no_graph
+from approx.decoder.checks import (
+    HALF,
+    DecoderError,
+    Output,
+    check_latents,
+    check_output,
+    not_finite,
+    pick,
+)
+from approx.decoder.failures import first_line, in_words, no_graph
 from approx.decoder.forward_rules import ForwardRules
 from approx.decoder.loading import load_diffusers
 from approx.decoder.memory import (
@@ -49,6 +57,7 @@ __all__ = [
     "chunked",
     "columns_at_once",
     "deterministic",
+    "first_line",
     "forward",
     "free_bytes",
     "held_by_one",
@@ -57,6 +66,7 @@ __all__ = [
     "load_diffusers",
     "modules_of",
     "no_graph",
+    "not_finite",
     "out_of_memory",
     "pick",
     "precision",

@@ -134,7 +134,7 @@ def check_deterministic(modules: Iterable[nn.Module]) -> None:
     """Refuse layers in training mode that draw random numbers or mix the latents of a batch."""
     for root in modules:
         for name, module in root.named_modules():
-            if module.training and isinstance(module, _NOISY) and getattr(module, "p", 1) != 0:
+            if isinstance(module, _NOISY) and module.training and getattr(module, "p", 1) != 0:
                 place = f"'{name}' ({type(module).__name__})" if name else type(module).__name__
                 raise DecoderError(
                     f"Expected a deterministic decoder that treats each latent alone, got {place} "

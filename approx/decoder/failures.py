@@ -31,8 +31,10 @@ def in_words(decoder: Any, z: Tensor) -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error) or type(error).__module__.partition(".")[0] not in _OURS:
             raise
+        # of any number: what it is tried on are two of them
+        shape = ", ".join(map(str, z.shape[1:]))
         raise DecoderError(
-            f"Expected a decoder that runs on latents of shape {tuple(z.shape)}, got "
+            f"Expected a decoder that runs on latents of shape (B, {shape}), got "
             f"{type(error).__name__}: {first_line(error)}{_place(error, decoder)}: "
             f"{_remedy(error, decoder, z)}"
         ) from error

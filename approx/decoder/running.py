@@ -159,14 +159,16 @@ def prepare(
 def session(prepared: Prepared) -> Iterator[None]:
     """Let the decoder be run: plain attention, parameters without gradients, own autograd mode.
 
-    Compiled parts run as they were written. Buffers are copies, so that whatever a pass writes to
-    them is gone with the session (and a graph may keep them); 1e7 numbers take 30 ms.
+    Compiled parts run as they were written, and float32 in float32. Buffers are copies, so that
+    whatever a pass writes to them is gone with the session (and a graph may keep them); 1e7 numbers
+    take 30 ms.
 
     Afterwards, also after an exception, training flags, `requires_grad` and `grad` of parameters,
     buffers, attention processors and random-number generators are as before.
     """
     modules = list({id(m): m for root in prepared.modules for m in root.modules()}.values())
-    training = [(m, m.training) for m in modules]
+    # a frozen scripted module has no such flag
+    training = [(m, m.training) for m in modules if hasattr(m, "training")]
     parameters = {id(p): p for root in prepared.modules for p in root.parameters()}.values()
     wanted = [(p, p.requires_grad, p.grad) for p in parameters]
     generators = generator_states(prepared.device)
@@ -177,7 +179,8 @@ def session(prepared: Prepared) -> Iterator[None]:
         # a graph that is only asked for latents' gradients need not keep what weights' would take
         for parameter, _, _ in wanted:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), plain_attention(prepared.modules), eager():
+        plain = plain_attention(prepared.modules)
+        with torch.inference_mode(False), plain, eager(), whole_float32():
             yield
     finally:
         for parameter, requires_grad, grad in wanted:
@@ -195,6 +198,34 @@ def eager() -> AbstractContextManager[object]:
     # dynamo is asked only where it is loaded already: loading it is slow
     loaded = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Region where float32 is float32: not TF32, nor bfloat16, which leave 1e-3 in a product.
+
+    Convolutions on CUDA run in TF32 by default.
+    """
+    backends = torch.backends
+    parts: list[tuple[Any, str, Any]] = [
+        (part, "fp32_precision", "ieee")
+        for part in (
+            backends.cuda.matmul,
+            *(getattr(backends.cudnn, name, None) for name in ("conv", "rnn")),
+            *(getattr(backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")),
+        )
+        if hasattr(part, "fp32_precision")
+    ]
+    if not parts:  # torch before 2.9
+        parts = [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+    before = [getattr(part, name) for part, name, _ in parts]
+    try:
+        for part, name, value in parts:
+            setattr(part, name, value)
+        yield
+    finally:
+        for (part, name, _), value in zip(parts, before, strict=True):
+            setattr(part, name, value)
 
 
 def _buffer_copies(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Tensor, Tensor]]:

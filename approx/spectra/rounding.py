@@ -18,6 +18,7 @@ from approx.spectra.result import Spectrum
 # A singular value of at most so many errors is in doubt, and one of so many is not known
 _DOUBT, _LOST = 10, 2
 _PROBES = 2  # of the error of half precision
+_SAFETY = 4  # of an error measured at one latent
 
 
 class Weighed(NamedTuple):
@@ -60,9 +61,11 @@ def weighed(values: Tensor, op: Operator, asked: Asked, *, sketched: bool = Fals
     -----
     Values of at most `tolerance` sigma_1 are zero where products are in float64, or where the
     caller chose the tolerance; by default that is the error of float64, ROUNDINGS eps. In lower
-    precision nothing but a zero Jacobian has zeros. Values of at most 10 e, e the error of the
-    matrix, are in doubt, and of at most 2 e not known. In half precision both is below e, which is
-    then measured. By perturbation to first order, and with the bias of psi of second order,
+    precision nothing but a zero Jacobian has zeros, and a decoder's in float32 may be an underflow.
+    Values of at most 10 e, e the error of the matrix, are in doubt, and of at most 2 e not known.
+    e is 32 eps sigma_1, or 4 times the error measured at the first latent (`roundings`) where that
+    is more. In half precision both is below e, which is then measured for each. By perturbation to
+    first order, and with the bias of psi of second order,
 
         psi_error = (sum (e / sigma_i)^2)^(1/2) + sum (e / sigma_i)^2 / 2,
         nu_error = nu e / S (sum (log alpha_i + log nu)^2)^(1/2), S = sum sigma.
@@ -75,6 +78,8 @@ def weighed(values: Tensor, op: Operator, asked: Asked, *, sketched: bool = Fals
     tolerance = tolerance_of(asked)
     final = asked.tolerance is not None or precision(op) == torch.float64
     zero = values <= (tolerance * top if final else 0)
+    if not final and precision(op) not in HALF and hasattr(op, "refined"):
+        zero[:] = False  # a zero Jacobian may be an underflow of the decoder's
     doubt, lost = (1, 1) if precision(op) in HALF else (_DOUBT, _LOST)
     kept = ~zero & (values > lost * e)
     unknown = torch.where((zero | kept).all(dim=1), 0.0, math.nan)
@@ -109,17 +114,22 @@ def _error(op: Operator, top: Tensor, sketched: bool) -> Tensor:
     if within in HALF and refined is not None:
         y = torch.randn(op.rows, _PROBES, generator=torch.Generator().manual_seed(0))
         y = (y / math.sqrt(op.rows)).to(op.device)
+        error = None
         try:
             with refined(torch.arange(op.batch), torch.float32) as fine:
-                error = widened(fine.rmatmat(y)) - widened(op.rmatmat(y))
+                if precision(fine) not in HALF:  # as where the decoder casts inside
+                    error = widened(fine.rmatmat(y)) - widened(op.rmatmat(y))
         except DecoderError:
             pass  # there is no copy in float32
-        else:
+        if error is not None:
             rows = error.square().sum(dim=(1, 2), keepdim=True)[:, :, 0].cpu() / _PROBES
             # ||E||_F over the root of the smaller side: ||E||_2 if all directions are alike
             share = 1 if sketched else op.rows / min(op.rows, op.columns)
             return (share * rows).sqrt()
-    return ROUNDINGS * torch.finfo(within).eps * top
+    # in eps, since differences of large numbers lose as many digits in float64
+    measured = 0 if within in HALF else _SAFETY * getattr(op, "roundings", 0)
+    limits = torch.finfo(within)
+    return (max(ROUNDINGS, measured) * limits.eps * top).clamp(min=limits.tiny)
 
 
 def settled(

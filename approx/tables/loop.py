@@ -12,7 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from approx.complexity import knots
-from approx.decoder import SHARE, DecoderError, check_latents, free_bytes, out_of_memory
+from approx.decoder import (
+    SHARE,
+    DecoderError,
+    check_latents,
+    first_line,
+    free_bytes,
+    out_of_memory,
+)
 from approx.operator import JacobianOperator
 from approx.spectra import METHODS, Spectrum, spectrum
 from approx.tables.batches import Batches
@@ -143,22 +150,25 @@ def _each(plan: Plan, z: Tensor, start: int) -> list[tuple[Done | Failed, _Cost 
 
 def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
     """Describe one batch, whose first latent is number `start` of the job."""
-    counted, options = None, plan.options
+    counted, uncounted, options = None, "", plan.options
     check_latents(z)
     some = slice(start, start + len(z))
     if plan.basis is not None:
         # A pass of its own, and before there is a graph: one that recorded a graph for the products
         # as well would save one of the 1 + P, and keep the tangents in it, 1 + P times the memory.
-        counted = knots(
-            plan.knots_decoder.at(some).call,
-            z,
-            radius=plan.radius,
-            directions=plan.basis,
-            method=options.knots_method,
-            output=options.output,
-            dtype=options.knots_dtype,
-            batch=len(z),
-        )
+        try:
+            counted = knots(
+                plan.knots_decoder.at(some).call,
+                z,
+                radius=plan.radius,
+                directions=plan.basis,
+                method=options.knots_method,
+                output=options.output,
+                dtype=options.knots_dtype,
+                batch=len(z),
+            )
+        except NotImplementedError as error:  # psi and nu are there all the same
+            uncounted = f"Knots were not counted ({first_line(error)})."
     with JacobianOperator(
         plan.decoder.at(some).call,
         z,
@@ -167,6 +177,7 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
         straight_through=options.straight_through,
         check=False,
     ) as op:
+        op.roundings = plan.roundings
         found = spectrum(
             op,
             method=options.method,
@@ -175,7 +186,7 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
             products=options.products,
             max_bytes=options.max_bytes,
         )
-        done = Done(found, counted, op.products, op.latent_shape, op.output_shape)
+        done = Done(found, counted, op.products, op.latent_shape, op.output_shape, uncounted)
         return done, _Cost(_bytes_each(op, found, plan), _most(op, found, plan))
 
 

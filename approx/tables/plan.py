@@ -63,6 +63,8 @@ class Plan:
     ran_in: torch.dtype
     # drawn with the first batch, and kept for all
     probes: Probes
+    # of J in float32, see `JacobianOperator`
+    roundings: float
     # what could not be checked
     note: str
 
@@ -108,9 +110,9 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
     if options.neighbourhood is not None and knots_dtype != dtype:
         watched = prepare(decoder, first, output=options.output, dtype=knots_dtype)
     basis, radius = _directions(options.neighbourhood, first, options.seed)
-    note = ""
+    note, roundings = "", 0.0
     try:
-        _check(prepared, first, options)
+        roundings = _check(prepared, first, options)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -123,20 +125,23 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
         radius=radius,
         ran_in=prepared.autocast or prepared.inner,
         probes=Probes(options.seed),
+        roundings=roundings,
         note=note,
     )
 
 
-def _check(prepared: Prepared, first: Tensor, options: Options) -> None:
+def _check(prepared: Prepared, first: Tensor, options: Options) -> float:
     """Check the decoder at the first latents; with on_error="nan" at the first that it decodes."""
     for start in range(len(first)):
         some = slice(start, min(start + 2, len(first)))
         try:
-            check_decoder(prepared.at(some), first[some], straight_through=options.straight_through)
-            return
+            return check_decoder(
+                prepared.at(some), first[some], straight_through=options.straight_through
+            )
         except DecoderError as error:
             if options.on_error == "raise" or not error.latents or some.stop == len(first):
                 raise error.counted_from(start) from error.__cause__
+    return 0.0
 
 
 def _working_dtype(options: Options, first: Tensor) -> torch.dtype | None:

@@ -27,6 +27,8 @@ class Done:
     products: int
     latent_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    # why knots are None though they were asked for
+    uncounted: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ def join(plan: Plan, parts: Sequence[Done | Failed], *, complete: bool) -> Descr
             f"first with: {failed[0].reason}"
         )
     first = done[0].spectrum
-    notes = [part.spectrum.note for part in done]
+    notes = [note for part in done for note in (part.spectrum.note, part.uncounted)]
     names = [name for name in LONG_NAMES if plan.basis is not None or name not in KNOTS]
     return Descriptors(
         **{name: np.concatenate([_column(part, name) for part in parts]) for name in names},
@@ -103,7 +105,8 @@ def _column(part: Done | Failed, name: str) -> NDArray[Any]:
     if name in _SPECTRA:
         values = _SPECTRA[name](part.spectrum).cpu()
     else:
-        assert part.knots is not None
+        if part.knots is None:
+            return np.full(len(part.spectrum.psi), math.nan)
         values = _KNOTS[name](part.knots).cpu()
     return (values if name == "fell_back" else values.double()).numpy()
 

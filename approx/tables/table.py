@@ -85,7 +85,8 @@ class Descriptors:
         Jacobian products made for the latent, the same for all of its batch.
     delta, delta_error : (N,) float64, or None without a neighbourhood
         Knots that meet it, and how many of the units are undecided within rounding. NaN where the
-        decoder has no units that could have knots and `passed_over` is not empty.
+        decoder has no units that could have knots and `passed_over` is not empty, or runs an
+        operation in which they cannot be counted, which `note` names.
     density, soft, zaslavsky : (N,) float64, or None without a neighbourhood
         Knots per unit radius; delta_soft; Zaslavsky's bound. See `knots`.
     method, used : str

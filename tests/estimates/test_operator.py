@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from support import decoders
 from support.decoders import blocks, gap
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from approx import JacobianOperator
+from approx import DecoderError, JacobianOperator
 
 CHUNKS = (1, 3, "auto")
 
@@ -295,3 +297,48 @@ def test_shapes_alone_on_the_meta_device() -> None:
     assert op.matmat(torch.empty(36, 5, device="meta")).shape == (3, 108, 5)
     assert op.rmatmat(torch.empty(108, 5, device="meta")).shape == (3, 36, 5)
     assert op.graph_bytes == real.graph_bytes > 0
+
+
+def checkpointed(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return lambda z: checkpoint(nn.Sequential(layer, nn.Tanh()), z, use_reentrant=False)
+
+
+def distances(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return lambda z: torch.cdist(layer(z), torch.eye(8, 6, dtype=z.dtype))
+
+
+def sparse(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    weight = torch.eye(8, 6).to_sparse()
+    return lambda z: torch.sparse.mm(weight.to(z.dtype), layer(z).T).T
+
+
+def frozen(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        return torch.jit.freeze(torch.jit.script(nn.Sequential(layer, nn.Tanh()).eval()))
+
+
+@pytest.mark.parametrize("make", [checkpointed, distances, sparse, frozen])
+def test_dense_jacobians_of_what_runs_again_or_lacks_a_rule(make: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = make(nn.Linear(4, 6))
+    z = decoders.latents((4,), batch=2)
+    J = torch.stack(
+        [torch.autograd.functional.jacobian(lambda x: decoder(x[None])[0], x) for x in z]
+    )
+    with JacobianOperator(decoder, z) as op:
+        assert gap(op.dense(), J.double()) < 1e-6
+        if make is distances:
+            with pytest.raises(DecoderError, match=r"differentiates in forward mode, or twice"):
+                op.matmat(torch.ones(4, 1))
+
+
+def test_latents_with_infinite_derivatives_are_named() -> None:
+    z = torch.tensor([[1.0, 2.0], [4.0, 0.0], [1.0, 1.0]])
+    with JacobianOperator(torch.sqrt, z) as op, pytest.raises(DecoderError) as raised:
+        op.matmat(torch.eye(2))
+    assert str(raised.value).startswith(
+        "Expected finite derivatives, got NaN or infinity for latent 1, whose outputs are finite: "
+    )
+    assert raised.value.latents == (1,)

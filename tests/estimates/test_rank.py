@@ -13,7 +13,7 @@ from support.decoders import double
 from support.matrices import Matrices, jacobians, with_values
 from torch import Tensor, nn
 
-from approx import JacobianOperator, Spectrum, spectrum
+from approx import JacobianOperator, Spectrum, describe, spectrum
 from approx.sketches import probes, projected
 from approx.sketches.probes import haar
 
@@ -271,6 +271,42 @@ def test_what_cannot_be_refined_is_not_a_number():
     bare = spectrum(Matrices(weight[None]))
     assert bare.note.endswith("use float64 (Matrices has no `refined`)")
     assert bare.psi.isnan().all()
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e5, 1e6])
+def test_digits_lost_inside_a_decoder_are_measured(offset: float):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer, z = nn.Linear(8, 16), torch.randn(5, 8)
+    with JacobianOperator(lambda z: torch.sin(layer(z) + offset), z) as op:
+        found = spectrum(op)
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    slopes = torch.cos(z.double() @ weight.T + bias + offset)
+    truth = torch.linalg.svdvals(slopes[:, :, None] * weight).log().sum(dim=1)
+    assert (found.psi_stderr > 1e-4).logical_or(found.psi_stderr < 1e-7).all()
+    assert ((found.psi - truth).abs() < found.psi_stderr).all()
+    table = describe(lambda z: torch.sin(layer(z) + offset), z, neighbourhood=None, progress=False)
+    assert (abs(table.psi - truth.numpy()) < table.psi_error).all()
+
+
+def test_a_jacobian_that_underflows_is_done_again():
+    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    small = torch.tensor(1e-30)
+    with JacobianOperator(lambda z: z @ weight.T * small * small, torch.ones(2, 4)) as op:
+        found = spectrum(op)
+    truth = torch.linalg.svdvals(weight.double()).log().sum() + 6 * small.double().log()
+    torch.testing.assert_close(found.psi, truth.expand(2))
+    layer = Uncopyable(4, 3)
+    with JacobianOperator(lambda z: layer(z) * 0, torch.ones(2, 4)) as op:
+        assert spectrum(op).psi.isnan().all()
+
+
+def test_casts_to_half_precision_inside_leave_no_error_of_zero():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Linear(4, 8)
+    with JacobianOperator(lambda z: module(z.half().float()), torch.ones(2, 4)) as op:
+        assert (spectrum(op, method="paper", k=2, generator=0).psi_stderr > 1e-2).all()
 
 
 def test_what_float64_does_not_tell_from_zero_is_not_a_number():

@@ -105,3 +105,19 @@ def test_out_of_memory_halves_the_batch_and_says_what_would_fit():
         knots(Tight(0), z)
     with pytest.raises(MemoryError, match="more memory, or in a narrower dtype"):
         knots(Tight(0), z, method="hull")
+
+
+def test_operations_without_forward_mode_are_counted_through():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        grid, image = nn.Linear(6, 18), torch.randn(1, 1, 5, 5, dtype=torch.float64)
+    grid.double()
+
+    def decoder(z: Tensor) -> Tensor:
+        at = grid(z).tanh().view(-1, 3, 3, 2)
+        return F.relu(F.grid_sample(image.expand(len(z), -1, -1, -1), at, align_corners=False))
+
+    z = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, signs = (knots(decoder, z, radius=1e-2, method=m) for m in ("jvp", "hull"))
+    assert found.count.sum() > 0
+    assert found.count.tolist() == signs.count.tolist()

@@ -154,7 +154,7 @@ MLP = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 20))
 @pytest.mark.parametrize(
     ("decoder", "shape", "message"),
     [
-        (MLP, (17,), "Expected a decoder that runs on latents of shape (2, 17), got RuntimeError: m"
+        (MLP, (17,), "Expected a decoder that runs on latents of shape (B, 17), got RuntimeError: m"
          "at1 and mat2 shapes cannot be multiplied (2x17 and 16x8) in '0' (Linear): give latents wi"
          "th 16 coordinates in the last axis."),
         (nn.Conv2d(4, 3, 3), (3, 8, 8), " in Conv2d: give latents of shape (B, 4, size, size), whic"

@@ -265,9 +265,9 @@ def test_shapes_alone_are_refused() -> None:
         check_decoder(prepare(module, z), z)
 
 
-@pytest.mark.parametrize(("straight_through", "passes"), [(False, 13), (True, 4)])
+@pytest.mark.parametrize(("straight_through", "passes"), [(False, 21), (True, 12)])
 def test_cost_in_forward_passes(straight_through: bool, passes: int) -> None:
-    """One of them has shapes alone, and takes no time."""
+    """One of them has shapes alone, and takes no time; 8 measure the error of float32."""
     module, z = nn.Linear(300, 300), decoders.latents((300,), batch=2)
     with FlopCounterMode(display=False) as counter:
         check_decoder(prepare(module, z), z, straight_through=straight_through)

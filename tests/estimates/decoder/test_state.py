@@ -352,3 +352,36 @@ def test_spectral_norm_in_training_mode() -> None:
     assert before
     for name, buffer in module.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_float32_is_float32_in_the_decoder_alone(precision: str) -> None:
+    """Products in TF32 or bfloat16 are off by 1e-3."""
+    backends = torch.backends
+    flags = lambda: (  # noqa: E731
+        torch.get_float32_matmul_precision(),
+        backends.cuda.matmul.allow_tf32,
+        backends.cudnn.allow_tf32,
+    )
+    inside = []
+
+    class Seeing(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if hasattr(backends.cuda.matmul, "fp32_precision"):
+                parts = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul
+                inside.append({part.fp32_precision for part in parts} == {"ieee"})
+            else:
+                inside.append(flags()[1:] == (False, False))
+            return super().forward(input)
+
+    own = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        before = flags()
+        with JacobianOperator(Seeing(3, 4), torch.ones(2, 3)) as op:
+            op.dense()
+        assert flags() == before
+    finally:
+        torch.set_float32_matmul_precision(own)
+    assert inside
+    assert all(inside)

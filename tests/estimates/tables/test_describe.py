@@ -189,9 +189,9 @@ def test_a_batch_runs_the_decoder_once_for_its_graph_and_once_for_its_knots() ->
     module, shape = decoders.relu_conv()
     calls = Calls(module).eval()
     table = quiet(calls, decoders.latents(shape, 6), batch=3, method="paper", k=5)
-    # after the shapes of one, two batches with one latent that tells their axis; products J^T y
-    # take no forward pass
-    assert calls.sizes[1:] == [1, 3, 3] * 2
+    # after the shapes of one, and one for the error of float32, two batches with one latent that
+    # tells their axis; products J^T y take no forward pass
+    assert calls.sizes[2:] == [1, 3, 3] * 2
     assert (table.products == 16).all()
     assert table.passes == 5
 
@@ -373,3 +373,16 @@ def test_probes_are_drawn_once_for_all_batches(method: Any, monkeypatch: Any) ->
     decoder = nn.Sequential(nn.Linear(130, 150), nn.Tanh())
     quiet(decoder, torch.randn(6, 130), method=method, k=20, batch=2, neighbourhood=None)
     assert sum(drawn) <= 24
+
+
+def test_psi_is_there_where_knots_cannot_be_counted():
+    module = torch.nn.LSTM(3, 4, batch_first=True).eval()
+
+    def decoder(z: Tensor) -> Tensor:
+        return module(z[:, None].expand(-1, 5, -1))[0]
+
+    table = describe(decoder, torch.ones(2, 3), progress=False)
+    assert np.isfinite(table.psi).all()
+    assert table.delta is not None
+    assert np.isnan(table.delta).all()
+    assert table.note.startswith("Knots were not counted (Expected activations that torch executes")
