@@ -61,6 +61,36 @@ def test_units_that_are_written_out(name):
     assert torch.equal(knots(module, z, radius=0.05, method="hull").count, found.count)
 
 
+@pytest.mark.parametrize("name", [*WRITTEN_OUT, "silu", "scaled silu", "crelu"])
+def test_units_behind_a_bias_of_their_own(name):
+    # h = x @ W + b is a function of x @ W too, whose knots are at -b
+    more = {
+        "silu": lambda x: x * torch.sigmoid(x),
+        "scaled silu": lambda x: x * torch.sigmoid(1.5 * x),
+        "crelu": lambda x: x.clamp(min=0) + 0.2 * x.clamp(max=0),
+    }
+    act, at = WRITTEN_OUT[name] if name in WRITTEN_OUT else (more[name], 0.0)
+    bias = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    between, z = Between(lambda x: act(x + bias)).eval(), 2 * latents((6,), 100).double()
+    found = knots(between, z, radius=0.05)
+    slope = (found.directions @ between.weight.T).abs().amax(0)
+    met = ((between.entering(z) + bias - at).abs() < 0.05 * slope).sum(1)
+    assert int(met.sum()) > 10
+    assert found.units.tolist() == [40]
+    assert torch.equal(found.count, met.to(found.count))
+
+
+def test_a_complex_number_is_on_no_side_of_a_knot():
+    z = latents((6,), 3).double()
+    found = knots(lambda z: torch.complex(z, 2 * z).abs(), z, radius=0.05)
+    assert (found.passed_over, found.count.isnan().all().item()) == (("abs",), True)
+
+
+def test_hardtanh_between_equal_bounds_is_a_constant():
+    found = knots(lambda z: F.hardtanh(z, 0.3, 0.3) + z, latents((6,), 3), radius=0.05)
+    assert found.count.tolist() == [0, 0, 0]
+
+
 def test_knots_of_a_condition_for_every_channel():
     module = Between(lambda x: torch.where(x > CHANNELS, x, CHANNELS))
     z = 2 * latents((6,), 100).double()
