@@ -68,7 +68,9 @@ def _unclaimed() -> int | None:
 def held_bytes(output: Tensor, besides: Iterable[Tensor] = ()) -> Held:
     """Add up what the graph behind a tensor saved for the backward pass, besides parameters."""
     sizes: dict[int, int] = {}
-    known = {tensor.untyped_storage()._cdata for tensor in besides}
+    # a sparse tensor, of weights, has no storage of its own
+    strided = (tensor for tensor in besides if tensor.layout == torch.strided)
+    known = {tensor.untyped_storage()._cdata for tensor in strided}
     stack: list[Any] = [output.grad_fn]
     seen = set()
     while stack:
@@ -80,7 +82,7 @@ def held_bytes(output: Tensor, besides: Iterable[Tensor] = ()) -> Held:
         saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
         for value in saved:
             for tensor in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(tensor, Tensor):
+                if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                     storage = tensor.untyped_storage()
                     if storage._cdata not in known:
                         sizes[storage._cdata] = storage.nbytes()

@@ -14,7 +14,7 @@ from support.decoders import blocks, gap
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from approx import JacobianOperator
+from approx import JacobianOperator, knots
 
 CHUNKS = (1, 3, "auto")
 
@@ -295,3 +295,12 @@ def test_shapes_alone_on_the_meta_device() -> None:
     assert op.matmat(torch.empty(36, 5, device="meta")).shape == (3, 108, 5)
     assert op.rmatmat(torch.empty(108, 5, device="meta")).shape == (3, 36, 5)
     assert op.graph_bytes == real.graph_bytes > 0
+
+
+def test_sparse_weights_are_multiplied() -> None:
+    weight = decoders.latents((6,), 9).double()
+    sparse = (weight * (weight > 0)).to_sparse()
+    z = decoders.latents((6,), 2).double()
+    with JacobianOperator(lambda z: torch.sparse.mm(sparse, z.T).T, z) as op:
+        assert gap(op.dense(), sparse.to_dense().expand(2, 9, 6)) < 1e-13
+    assert knots(lambda z: torch.sparse.mm(sparse, z.T).T.relu(), z, method="hull").units == 9
