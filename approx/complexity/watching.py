@@ -143,7 +143,8 @@ class Watch(TorchDispatchMode):
             return ()
         if units is None:
             moving = sum(map(self.tangents.moves, tree_leaves((args, kwargs))))
-            affine = operation.is_view or name in AFFINE
+            view = operation.is_view or torch.Tag.inplace_view in operation.tags
+            affine = view or name in AFFINE
             if known is None and (not affine or (moving > 1 and name in _PRODUCTS)):
                 self._smooth[self.names.at(name)] = None
             if known is not None and (known.units is None or name in _REDUCTIONS):
