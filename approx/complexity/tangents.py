@@ -42,8 +42,9 @@ class Tangents:
     def moves(self, x: object) -> bool:
         """Tell whether a tensor depends on the latents."""
         # a sparse tensor, of weights, has no storage of its own
-        strided = isinstance(x, Tensor) and x.layout == torch.strided
-        return strided and x.untyped_storage() in self._kept
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            return False
+        return x.untyped_storage() in self._kept
 
     def of(self, x: Tensor) -> Tensor:
         """Tangents of a tensor, (P, *shape): a view, and zeros for one that does not move."""

@@ -16,7 +16,7 @@ ERRORS = ("psi_error", "nu_error", "psi_low", "psi_high", "nu_low", "nu_high")
 
 
 def quiet(decoder: Callable[[Tensor], Any], latents: Any, **options: Any) -> Descriptors:
-    return describe(decoder, latents, progress=False, **{"generator": 5} | options)
+    return describe(decoder, latents, **{"generator": 5, "progress": False} | options)
 
 
 def wide(seed: int = 0) -> decoders.Made:
