@@ -269,6 +269,7 @@ def knots(
         raise ValueError(f"Expected method as 'jvp' or 'hull', got {method!r}: give one of them.")
     if batch != "auto" and batch < 1:
         raise ValueError(f"Expected batch as a positive integer or 'auto', got {batch}.")
+    prepared.check_rows(len(z))
     basis = _directions(directions, z, generator).to(device=z.device, dtype=prepared.dtype)
     z = z.detach().to(prepared.dtype)
     sizes = Sizes(radius, window, roundings)

@@ -23,6 +23,8 @@ _KEEPING = frozenset(
     [
         *("cat", "stack", "clone", "to_copy", "constant_pad_nd", "repeat", "flip", "roll"),
         *("index", "index_select", "gather", "take", "unsafe_view", "unsafe_split"),
+        *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
+        *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
         *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
         *("max", "min", "amax", "amin", "maximum", "minimum", "max_pool2d_with_indices"),
         *("max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"),

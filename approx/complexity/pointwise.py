@@ -19,8 +19,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from approx.complexity.tangents import Tangents, operation_name
 
-__all__ = ["CONDITIONS", "Condition", "Knot", "Made", "Pointwise", "scaling", "sides"]
+__all__ = ["CONDITIONS", "Condition", "Knot", "Made", "Pointwise", "alike", "scaling", "sides"]
 
+# of all entries, or one that broadcasts
 Knot = float | Tensor
 
 # piecewise constant with one knot: their tangents are zero
@@ -38,9 +39,8 @@ class Root:
 
     def count(self, knot: Knot) -> bool:
         """Tell whether a knot is a new one, and remember it."""
-        for other in self._counted:
-            if knot is other or (isinstance(knot, float) and knot == other):
-                return False
+        if any(alike(knot, other) for other in self._counted):
+            return False
         self._counted.append(knot)
         return True
 
@@ -66,27 +66,28 @@ class Made:
     ----------
     compute : callable
         The function, for values of the root of any shape that its constants broadcast with.
-    affine : tuple of float or None
+    affine : tuple of Knot or None
         (a, b) of a root + b.
-    sigmoid : float or None
-        c of sigmoid(c root).
+    sigmoid : tuple of Knot or None
+        (a, b) of sigmoid(a root + b).
     conditions : tuple of Condition
         Of a tensor that is constant but for these.
     """
 
     root: Root
     compute: Callable[[Tensor], Any]
-    affine: tuple[float, float] | None = None
-    sigmoid: float | None = None
+    affine: tuple[Knot, Knot] | None = None
+    sigmoid: tuple[Knot, Knot] | None = None
     conditions: tuple[Condition, ...] = ()
 
     def knot(self, at: Knot) -> Knot | None:
         """Return the root's value where this tensor's is `at`, or None if nobody knows."""
-        if self.affine is None or not self.affine[0]:
+        if self.affine is None or _zero(self.affine[0]):
             return None
         scale, shift = self.affine
-        # a knot that is a tensor is known by its identity
-        return at if self.affine == (1.0, 0.0) else (at - shift) / scale
+        if _zero(shift) and isinstance(scale, float) and scale == 1:
+            return at
+        return (at - shift) / scale
 
 
 class Pointwise:
@@ -148,9 +149,9 @@ def sides(made: Made, knot: Knot) -> tuple[Tensor, Tensor, float | None] | None:
     Two tensors of truth values, one for each entry that differs (a channel, say), and the value
     there of a function that is flat on one side. None where it cannot be told.
     """
-    at = torch.as_tensor(knot).detach().double()
-    step = 1e-4 * (1 + at.abs())
     try:
+        at = torch.as_tensor(knot).detach().double()
+        step = 1e-4 * (1 + at.abs())
         values = [made.compute(at + k * step) for k in (-2, -1, 1, 2)]
         far_left, left, right, far_right = (torch.as_tensor(v).double() for v in values)
     except (RuntimeError, TypeError):  # an operation that no number, or no float64, will do for
@@ -166,10 +167,21 @@ def sides(made: Made, knot: Knot) -> tuple[Tensor, Tensor, float | None] | None:
 
 
 def scaling(func: Any, args: Any, kwargs: Any, x: Tensor) -> tuple[float, float] | None:
-    """Return (a, b) of an operation that computes a x + b, or None."""
+    """Return (a, b) of an operation that computes a x + b with two numbers, or None."""
     alone = Made(Root(), lambda value: value, (1.0, 0.0))
     swapped = tree_map_only(Tensor, lambda y: alone if y is x else y, (args, kwargs))
-    return _affine(operation_name(func), *swapped)
+    scale, shift = _affine(operation_name(func), *swapped) or (None, None)
+    return (scale, shift) if isinstance(scale, float) and isinstance(shift, float) else None
+
+
+def alike(knot: Knot, other: Knot) -> bool:
+    """Tell whether two knots are the same, entry by entry."""
+    if isinstance(knot, Tensor) and isinstance(other, Tensor):
+        if knot is other:
+            return True
+        same = knot.shape == other.shape and knot.device == other.device
+        return same and knot.dtype == other.dtype and bool((knot == other).all())
+    return isinstance(knot, float) and isinstance(other, float) and knot == other
 
 
 def _pure(func: Any, args: Any) -> Callable[..., Any] | None:
@@ -201,13 +213,19 @@ def _copied(x: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any
     return x.double() if dtype is not None and not x.is_floating_point() else x
 
 
-def _number(x: Any) -> float | None:
+def _number(x: Any) -> Knot | None:
     if isinstance(x, Tensor):
-        return float(x) if x.ndim == 0 and x.device.type == "cpu" and not x.is_complex() else None
+        if x.is_complex() or x.dtype == torch.bool:
+            return None
+        return float(x) if x.ndim == 0 and x.device.type == "cpu" else x
     return float(x) if isinstance(x, int | float) else None
 
 
-def _affine(name: str, args: Any, kwargs: Any) -> tuple[float, float] | None:
+def _zero(x: Knot) -> bool:
+    return isinstance(x, float) and x == 0
+
+
+def _affine(name: str, args: Any, kwargs: Any) -> tuple[Knot, Knot] | None:
     """Return (a, b) of a root + b, given what is known of the arguments."""
     if not args:
         return None
@@ -228,16 +246,16 @@ def _affine(name: str, args: Any, kwargs: Any) -> tuple[float, float] | None:
         return (a + alpha * c, b + alpha * d)
     if name == "rsub":
         return (c - alpha * a, d - alpha * b)
-    if name == "mul" and not (a and c):
-        return (a * d + c * b, b * d)
-    if name == "div" and not c and d and "rounding_mode" not in kwargs:
+    if name == "mul" and (_zero(a) or _zero(c)):
+        return (a * d if _zero(c) else c * b, b * d)
+    if name == "div" and _zero(c) and not _zero(d) and "rounding_mode" not in kwargs:
         return (a / d, b / d)
     return None
 
 
 class _Term(NamedTuple):
-    scale: float
-    shift: float
+    scale: Knot
+    shift: Knot
 
 
 def _term(x: Any) -> _Term | None:
@@ -247,9 +265,8 @@ def _term(x: Any) -> _Term | None:
     return None if number is None else _Term(0.0, number)
 
 
-def _sigmoid(name: str, args: Any) -> float | None:
-    """Return c of sigmoid(c root)."""
+def _sigmoid(name: str, args: Any) -> tuple[Knot, Knot] | None:
+    """Return (a, b) of sigmoid(a root + b)."""
     if name not in ("sigmoid", "special_expit") or not isinstance(args[0], Made):
         return None
-    scale, shift = args[0].affine or (0.0, 1.0)
-    return None if shift else scale
+    return args[0].affine

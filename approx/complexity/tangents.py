@@ -41,7 +41,10 @@ class Tangents:
 
     def moves(self, x: object) -> bool:
         """Tell whether a tensor depends on the latents."""
-        return isinstance(x, Tensor) and x.untyped_storage() in self._kept
+        # a sparse tensor, of weights, has no storage of its own
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            return False
+        return x.untyped_storage() in self._kept
 
     def of(self, x: Tensor) -> Tensor:
         """Tangents of a tensor, (P, *shape): a view, and zeros for one that does not move."""
@@ -126,7 +129,7 @@ class Tangents:
         rule, first = _RULES.get(name), _FIRST.get(name, 0)
         if (
             rule is not None
-            and not kwargs
+            and (name in _COPIES or not kwargs)
             and not any(self.moves(x) for k, x in enumerate(args) if k != first)
         ):
             value = func(*args, **kwargs)
@@ -153,7 +156,11 @@ class Tangents:
                 try:
                     return _transposed(call, moving, tangents)
                 except RuntimeError:
-                    raise error from None
+                    raise NotImplementedError(
+                        f"Expected operations with a forward-mode derivative, got {func}, which "
+                        "has none in torch: count by signs, with method='hull' "
+                        "(knots_method='hull' of describe)."
+                    ) from error
 
 
 @contextmanager
@@ -212,8 +219,12 @@ _RULES: Mapping[str, Callable[[Any, Tensor, Tensor, Any], Tensor]] = MappingProx
         "relu": lambda func, value, along, args: along * (value > 0),
         "mm": lambda func, value, along, args: along @ args[1],
         "addmm": lambda func, value, along, args: along @ args[2],
+        # vmap has no rule for the layouts that they are asked for
+        "clone": lambda func, value, along, args: along.clone(),
+        "to_copy": lambda func, value, along, args: along.to(value, copy=True),
     }
 )
+_COPIES = frozenset(["clone", "to_copy"])
 # which argument, if not the first
 _FIRST: Mapping[str, int] = MappingProxyType({"addmm": 1})
 

@@ -88,7 +88,7 @@ def _hardswish_curvature(h: Tensor) -> Tensor:
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, *_: Any, **__: Any):
-    return Units(input, (float(min_val), float(max_val)))
+    return _clamp(input, min_val, max_val)
 
 
 def _shrink(input: Tensor, lambd: float = 0.5) -> Units | None:

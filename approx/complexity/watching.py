@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from approx.complexity.levels import Levels
-from approx.complexity.pointwise import CONDITIONS, Condition, Knot, Made, Pointwise, sides
+from approx.complexity.pointwise import CONDITIONS, Condition, Knot, Made, Pointwise, alike, sides
 from approx.complexity.tangents import Tangents, operation_name
 from approx.complexity.units import AFFINE, TABLE, Units, find_units, written_out_silu
 
@@ -138,9 +138,13 @@ class Watch(TorchDispatchMode):
         """Read the units of an operation; the levels at which what leaves them is flat."""
         units = self._written_out_silu(name, args) or find_units(name, args, kwargs)
         known = TABLE.get(name)
+        if units is not None and units.entering.is_complex():  # no side of a knot
+            self._passed_over[self.names.at(name)] = None
+            return ()
         if units is None:
             moving = sum(map(self.tangents.moves, tree_leaves((args, kwargs))))
-            affine = operation.is_view or name in AFFINE
+            view = operation.is_view or torch.Tag.inplace_view in operation.tags
+            affine = view or name in AFFINE
             if known is None and (not affine or (moving > 1 and name in _PRODUCTS)):
                 self._smooth[self.names.at(name)] = None
             if known is not None and (known.units is None or name in _REDUCTIONS):
@@ -205,9 +209,12 @@ class Watch(TorchDispatchMode):
             of_x, of_gate = self.pointwise(x), self.pointwise(gate)
             if of_x is None or of_gate is None or of_x.root is not of_gate.root:
                 continue
-            scale, shift = of_x.affine or (0.0, 1.0)
-            if of_gate.sigmoid is not None and scale and not shift:
-                return written_out_silu(x, of_gate.sigmoid / scale)
+            if of_gate.sigmoid is None or of_x.affine is None:
+                continue
+            (a, b), (c, d) = of_x.affine, of_gate.sigmoid
+            scale = 1.0 if alike(a, c) else c / a
+            if isinstance(scale, float) and alike(scale * b, d):
+                return written_out_silu(x, scale)
         return None
 
 

@@ -46,6 +46,11 @@ class Bound:
             _mapped(value, lambda x: lengths.append(len(x)) if _by_row(x) else None)
         return lengths[0] if lengths else None
 
+    def check(self, count: int) -> None:
+        """Refuse arguments that have rows for another number of latents than a job's."""
+        for name, value in self.arguments.items():
+            _mapped(value, lambda x, name=name: _check_rows(name, x, count))
+
     def at(self, rows: slice | Tensor) -> Bound:
         """Return the decoder of some of the latents: of a slice, or of their numbers (n,) int64."""
 
@@ -144,14 +149,18 @@ def _by_row(x: Tensor) -> bool:
     return x.ndim > 0 and len(x) != 1
 
 
+def _check_rows(name: str, x: Tensor, count: int) -> None:
+    if _by_row(x) and len(x) != count:
+        raise DecoderError(
+            f"Expected a row of {name}= for each of {count} latents, got {len(x)}: bind one row "
+            "for each latent, or a single row for all."
+        )
+
+
 def _fitted(name: str, x: Tensor, z: Tensor) -> Tensor:
     """Move an argument to the latents, with as many rows."""
     x = x.to(device=z.device, dtype=z.dtype if x.is_floating_point() else x.dtype)
     if x.ndim == 0:
         return x
-    if _by_row(x) and len(x) != len(z):
-        raise DecoderError(
-            f"Expected a row of {name}= for each of {len(z)} latents, got {len(x)}: bind one row "
-            "for each latent, or a single row for all."
-        )
+    _check_rows(name, x, len(z))
     return x.expand(len(z), *x.shape[1:])

@@ -68,6 +68,7 @@ def _unclaimed() -> int | None:
 def held_bytes(output: Tensor, besides: Iterable[Tensor] = ()) -> Held:
     """Add up what the graph behind a tensor saved for the backward pass, besides parameters."""
     sizes: dict[int, int] = {}
+    # a sparse tensor, of weights, has no storage of its own
     strided = (tensor for tensor in besides if tensor.layout == torch.strided)
     known = {tensor.untyped_storage()._cdata for tensor in strided}
     stack: list[Any] = [output.grad_fn]

@@ -72,6 +72,11 @@ class Prepared(NamedTuple):
         call = self.call.at(rows) if isinstance(self.call, Bound) else self.call
         return self._replace(call=call)
 
+    def check_rows(self, count: int) -> None:
+        """Refuse a decoder whose bound arguments have rows for another number of latents."""
+        if isinstance(self.call, Bound):
+            self.call.check(count)
+
     def in_dtype(self, dtype: torch.dtype) -> Prepared:
         """Return a copy of the decoder that runs in float32 or float64 throughout."""
         call = self.call

@@ -227,7 +227,7 @@ def gallery(
         raise ValueError(f"Expected a column, got {by!r}: there are {', '.join(map(str, data))}.")
     values = np.asarray(data[by], dtype=np.float64).ravel()
     high, low, z = extremes(source, values, k, apart, latents)
-    shown = pictures(decoder, z, image, output)
+    shown = pictures(decoder, z, np.concatenate([high, low]), len(values), image, output)
     plane = None if isinstance(source, Descriptors) or "basis" not in source else source
     if figure is None:
         wide = 0.9 * k + 0.3

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from approx.decoder import modules_of, pick, prepare, session
+from approx.decoder import modules_of, prepare, session
 from approx.fields import latents_at
 from approx.tables import Descriptors
 
@@ -82,15 +82,24 @@ def _apart(
 def pictures(
     decoder: Callable[[Tensor], Any],
     z: Tensor,
+    numbers: NDArray[np.int64],
+    of: int,
     image: Callable[[Tensor], ArrayLike] | None,
     output: Callable[[Any], Tensor] | None,
 ) -> list[NDArray[np.float64]]:
-    """Decode latents one by one into arrays for imshow, in [0, 1] unless `image` is given."""
+    """Decode latents one by one into arrays for imshow, in [0, 1] unless `image` is given.
+
+    They are number so and so `of` those that were described: `bind` may have a row for each.
+    """
     devices = [p.device for m in modules_of(decoder) for p in m.parameters()]
     z = z.to(devices[0]) if devices else z
     prepared = prepare(decoder, z, output=output)
+    prepared.check_rows(of)
     with session(prepared), torch.no_grad():
-        outputs = [pick(prepared(one[None]), None)[0].cpu() for one in z]
+        outputs = [
+            prepared.at(torch.tensor([number]))(one[None])[0].cpu()
+            for number, one in zip(numbers.tolist(), z, strict=True)
+        ]
     if image is not None:
         return [np.asarray(image(y)) for y in outputs]
     low = min(float(y.min()) for y in outputs)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from approx.decoder import Output
+from approx.decoder import Bound, Output
 from approx.spectra import draw_seed
 from approx.tables.batches import stream
 from approx.tables.loop import run
@@ -108,7 +108,8 @@ def describe(
         Latents, k, the neighbourhood or an option are not as said above; no latents.
     DecoderError
         The decoder is not deterministic, mixes the latents of a batch, returns no finite tensor
-        with a gradient, or has a derivative that is not autograd's.
+        with a gradient, or has a derivative that is not autograd's; `bind` was given rows for
+        another number of latents.
     DescribeError
         Any exception after the first batch: `.partial` holds the rows before.
     KeyboardInterrupt
@@ -163,6 +164,8 @@ def describe(
     )
     check_options(options)
     source, count = stream(decoder, latents, output=output, dtype=dtype, finite=on_error == "raise")
+    if count is not None and isinstance(decoder, Bound):
+        decoder.check(count)
     return run(settle(decoder, source, options), source, total if count is None else count)
 
 

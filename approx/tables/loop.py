@@ -113,6 +113,7 @@ def run(
                     spent = (time.perf_counter() - begun) / len(z)
                     fits = _fitting(costs[-1], free(z.device))
                     size = max(1, min(fits, most, int(seconds / spent)))
+            plan.decoder.check_rows(count)
         except KeyboardInterrupt:
             if not any(isinstance(part, Done) for part in parts):
                 raise

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from approx import DecoderError, JacobianOperator
+from approx import DecoderError, JacobianOperator, knots
 
 CHUNKS = (1, 3, "auto")
 
@@ -342,3 +342,12 @@ def test_latents_with_infinite_derivatives_are_named() -> None:
         "Expected finite derivatives, got NaN or infinity for latent 1, whose outputs are finite: "
     )
     assert raised.value.latents == (1,)
+
+
+def test_sparse_weights_are_multiplied() -> None:
+    weight = decoders.latents((6,), 9).double()
+    sparse = (weight * (weight > 0)).to_sparse()
+    z = decoders.latents((6,), 2).double()
+    with JacobianOperator(lambda z: torch.sparse.mm(sparse, z.T).T, z) as op:
+        assert gap(op.dense(), sparse.to_dense().expand(2, 9, 6)) < 1e-13
+    assert knots(lambda z: torch.sparse.mm(sparse, z.T).T.relu(), z, method="hull").units == 9

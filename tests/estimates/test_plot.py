@@ -13,7 +13,7 @@ import torch
 from support import decoders
 from torch import Tensor, nn
 
-from approx import Descriptors, along, describe, field, latents_at, plot
+from approx import DecoderError, Descriptors, along, bind, describe, field, latents_at, plot
 
 pytest.importorskip("xarray")
 
@@ -129,6 +129,22 @@ def test_gallery_shows_the_decoded_latents(decoder: nn.Module, table: Descriptor
         np.testing.assert_allclose(shown(ax), images[index], atol=1e-6)
     assert figure.axes[0].get_ylabel().startswith("highest")
     assert figure.axes[3].get_ylabel().startswith("lowest")
+
+
+def test_gallery_of_bound_rows() -> None:
+    shades = torch.linspace(1, 2, 6)[:, None, None]
+    decoder = bind(lambda z, shade: shade * z[:, :, None].expand(-1, -1, 2), shade=shades)
+    z, shown = torch.ones(6, 2), []
+    table = describe(decoder, z, neighbourhood=None, progress=False)
+    plot.gallery(decoder, table, "psi", 2, latents=z, image=lambda y: shown.append(y[0, 0]) or y)
+    assert torch.equal(torch.stack(shown), shades[[5, 4, 0, 1], 0, 0])
+    with pytest.raises(DecoderError, match="a row of shade= for each of 5 latents, got 6"):
+        plot.gallery(
+            decoder,
+            describe(bind(decoder.target, shade=2.0), z[:5], neighbourhood=None, progress=False),
+            k=2,
+            latents=z[:5],
+        )
 
 
 def test_gallery_apart(decoder: nn.Module, plane: Any) -> None:

@@ -61,6 +61,100 @@ def test_units_that_are_written_out(name):
     assert torch.equal(knots(module, z, radius=0.05, method="hull").count, found.count)
 
 
+@pytest.mark.parametrize("name", [*WRITTEN_OUT, "silu", "scaled silu", "crelu"])
+def test_units_behind_a_bias_of_their_own(name):
+    # h = x @ W + b is a function of x @ W too, whose knots are at -b
+    more = {
+        "silu": lambda x: x * torch.sigmoid(x),
+        "scaled silu": lambda x: x * torch.sigmoid(1.5 * x),
+        "crelu": lambda x: x.clamp(min=0) + 0.2 * x.clamp(max=0),
+    }
+    act, at = WRITTEN_OUT[name] if name in WRITTEN_OUT else (more[name], 0.0)
+    bias = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    between, z = Between(lambda x: act(x + bias)).eval(), 2 * latents((6,), 100).double()
+    found = knots(between, z, radius=0.05)
+    slope = (found.directions @ between.weight.T).abs().amax(0)
+    met = ((between.entering(z) + bias - at).abs() < 0.05 * slope).sum(1)
+    assert int(met.sum()) > 10
+    assert found.units.tolist() == [40]
+    assert torch.equal(found.count, met.to(found.count))
+
+
+class Shuffled(nn.Module):
+    """Entries that are moved and repeated between two units with the same knots."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor], again: bool) -> None:
+        super().__init__()
+        self.inside = nn.Linear(6, 64)
+        self.move, self.again = move, again
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.move(self.inside(z).view(-1, 4, 4, 4).relu())
+        return F.elu(x) if self.again else x
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: F.pixel_shuffle(x, 2),
+        lambda x: F.pixel_unshuffle(x, 2),
+        lambda x: F.channel_shuffle(x, 2),
+        lambda x: F.pad(x, (1, 1, 2, 1), "reflect"),
+        lambda x: F.pad(x, (1, 1, 2, 1), "replicate"),
+    ],
+)
+@pytest.mark.parametrize("method", ["jvp", "hull"])
+def test_units_that_are_moved_and_met_again(move, method):
+    torch.manual_seed(0)
+    module = Shuffled(move, again=False).double()
+    z = latents((6,), 40).double()
+    once = knots(module, z, radius=0.05, method=method)
+    module.again = True
+    assert int(once.count.sum()) > 10
+    assert torch.equal(knots(module, z, radius=0.05, method=method).count, once.count)
+
+
+def test_layouts_that_vmap_does_not_know():
+    last, z = torch.channels_last, latents((64,), 20).double()
+
+    def decoder(z: Tensor) -> Tensor:
+        x = z.view(-1, 4, 4, 4).contiguous(memory_format=last)
+        copied = x.clone(memory_format=last).relu_()  # must leave x as it is
+        return (copied + x.abs()).permute(0, 2, 3, 1).view(len(z), -1)
+
+    found = knots(decoder, z, radius=0.1)
+    near = z.abs() < 0.1 * found.directions.abs().amax(0)
+    assert found.units.tolist() == [64]
+    assert torch.equal(found.count, near.sum(1).double())
+    assert int(near.sum()) > 5
+
+
+def test_operations_without_a_forward_mode():
+    grid = torch.rand(1, 3, 3, 2, dtype=torch.float64) - 0.5
+    z = latents((16,), 3).double()
+
+    def decoder(z: Tensor) -> Tensor:
+        return F.grid_sample(
+            z.view(-1, 1, 4, 4), grid.expand(len(z), -1, -1, -1), align_corners=True
+        ).relu()
+
+    with pytest.raises(NotImplementedError, match=r"got aten.grid_sampler_2d.* method='hull'"):
+        knots(decoder, z)
+    assert knots(decoder, z, radius=1.0, method="hull").count.sum() > 0
+
+
+def test_a_complex_number_is_on_no_side_of_a_knot():
+    z = latents((6,), 3).double()
+    found = knots(lambda z: torch.complex(z, 2 * z).abs(), z, radius=0.05)
+    assert "abs" in found.passed_over
+    assert found.count.isnan().all()
+
+
+def test_hardtanh_between_equal_bounds_is_a_constant():
+    found = knots(lambda z: F.hardtanh(z, 0.3, 0.3) + z, latents((6,), 3), radius=0.05)
+    assert found.count.tolist() == [0, 0, 0]
+
+
 def test_knots_of_a_condition_for_every_channel():
     module = Between(lambda x: torch.where(x > CHANNELS, x, CHANNELS))
     z = 2 * latents((6,), 100).double()

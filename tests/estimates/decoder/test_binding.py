@@ -14,7 +14,7 @@ from support import decoders
 from support.decoders import gap
 from torch import Tensor, nn
 
-from approx import DecoderError, JacobianOperator, bind, knots
+from approx import DecoderError, DescribeError, JacobianOperator, bind, describe, knots
 from approx.decoder import held_by_one, prepare
 
 
@@ -116,9 +116,20 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     )
     with pytest.raises(DecoderError, match=message):
         JacobianOperator(decoder, decoders.latents((12,), batch=4))
-    message = "Expected a row of labels= for each latent, got 3 rows and a latent 3: bind one row"
     with pytest.raises(DecoderError, match=message):
         knots(decoder, decoders.latents((12,), batch=4), batch=2)
+    # too many, as where the rest of a job is described with the rows of all of it
+    few = "Expected a row of labels= for each of 2 latents, got 3: bind one row for each latent"
+    with pytest.raises(DecoderError, match=few):
+        knots(decoder, Z[:2])
+    with pytest.raises(DecoderError, match=few):
+        describe(decoder, Z[:2], neighbourhood=None, progress=False)
+    with pytest.raises(DescribeError, match=few) as stopped:
+        describe(decoder, iter(Z[:2]), neighbourhood=None, progress=False)
+    assert len(stopped.value.partial) == 2
+    few = "Expected a row of labels= for each latent, got 3 rows and a latent 5: bind one row"
+    with pytest.raises(DescribeError, match=few):
+        describe(decoder, iter(torch.cat([Z, Z])), neighbourhood=None, batch=3, progress=False)
 
 
 def test_arguments_that_are_refused() -> None:
