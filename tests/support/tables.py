@@ -56,9 +56,7 @@ class Calls(nn.Module):
         return self.inner(z)
 
     @classmethod
-    def after(
-        cls, done: Tensor, inner: nn.Module, act: Callable[[], None], **options: Any
-    ) -> Calls:
+    def after(cls, done: Any, inner: nn.Module, act: Callable[[], None], **options: Any) -> Calls:
         """Act on the first call after these latents are described, counted in a run of them."""
         calls = cls(inner).eval()
         quiet(calls, done, **options)
