@@ -48,8 +48,8 @@ def test_times(decoder: str) -> None:
     columns, k = COLUMNS[decoder], VALUES[decoder]
     print(f"\n| {decoder}, threads | 8 passes s | loop s, {columns} columns | paper s | times "
           f"faster | predict s | times faster than the loop's {k} | predict bf16 s | times faster "
-          "| psi and its bf16 | knots s | all three s | psi alone + 10 passes s |\n"
-          + "|---" * 13 + "|")  # fmt: skip
+          "| psi and its bf16 | knots s | all three s | psi alone + 10 passes s "
+          "| checks, once a job s |\n" + "|---" * 14 + "|")  # fmt: skip
     short = []
     for threads in (1, 2):
         rounds = 3 if decoder == "taef2" else 1
@@ -62,7 +62,7 @@ def test_times(decoder: str) -> None:
         print(f"| {threads} | {t['passes']:.2f} | {t['loop']:.2f} | {t['paper']:.2f} | {paper:.2f} "
               f"| {t['predict']:.2f} | {predict:.1f} | {t['predict bf16']:.2f} | {half:.1f} "
               f"| {t['psi']:.2f}, {t['psi_bf16']:.2f} | {t['knots']:.2f} | {t['describe']:.2f} "
-              f"| {allowed:.2f} |", flush=True)  # fmt: skip
+              f"| {allowed:.2f} | {t['check']:.2f} |", flush=True)  # fmt: skip
         if t["fell_back"]:
             print(f"r_eff = {t['r_eff']:.0f}: predict fell back to all {k} products", flush=True)
         for name, ratio, target in (("paper", paper, 1.0), ("predict", predict, k / 20)):
