@@ -135,8 +135,8 @@ class Descriptors:
     >>> import torch
     >>> from approx import describe
     >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
-    >>> describe(decoder, torch.ones(3, 2), neighbourhood=(2, 0.1), generator=0, progress=False)
-    Descriptors(3 latents, psi and nu (exact), k=2, P=2, r=0.1, float32, seed=0, complete)
+    >>> describe(decoder, torch.ones(3, 2), neighbourhood=None, seed=0, progress=False)
+    Descriptors(3 latents, psi and nu (exact), k=2, float32, seed=0, complete)
     """
 
     psi: Floats

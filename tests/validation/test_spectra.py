@@ -260,7 +260,7 @@ def test_a_halved_interval_does_not_cover(name: str):
     assert disagreeing(result) == [("psi", case, "coverage of the 95 % interval")]
 
 
-@pytest.mark.parametrize("share", [0.5, 2.0])
+@pytest.mark.parametrize("share", [0.4, 2.0])  # of one that may be 1.6 times the actual
 def test_a_stated_error_of_another_size_is_noticed(share: float):
     def estimator(op, k: int, seed: int) -> Spectrum:
         s = METHODS["predict"](op, k, seed)

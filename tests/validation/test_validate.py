@@ -136,9 +136,11 @@ def test_a_radius_outside_the_valid_range_is_found_in_the_rows_of_that_radius(sm
     module, domain = small
     report = validate(module, domain, radius=6.0, **LEAST)
     assert {row.section for row in report.failures} == {"complexity"}
-    assert ("complexity", "knots", "jvp float64, P = 2, r = 6") in failing(report)
+    # signs at the vertices settle float64 at any radius, and float32 has none to settle it
+    case = "jvp float32 against float64, P = 2, r = 6"
+    assert ("complexity", "knots", case) in failing(report)
     assert all("r = 6" in row.case for row in report.failures)
-    with pytest.raises(AgreementError, match=r"complexity: knots, jvp float64, P = 2, r = 6: sh"):
+    with pytest.raises(AgreementError, match=f"complexity: knots, {case}: share within"):
         report.require()
 
 
@@ -209,7 +211,9 @@ def test_upto_cuts_both_sides(small):
     assert [section.name for section in report.sections] == SECTIONS
     # the rows are those of the body, so that nothing of the squashing is left
     plain = validate(body, domain, **LEAST)
-    for row, other in zip(report.rows, plain.rows, strict=True):
+    # what is cut is traced in float64, and has no weights in float32
+    rows = [row for row in plain.rows if row.case != "all of J, in float32"]
+    for row, other in zip(report.rows, rows, strict=True):
         assert row[:4] == other[:4]
         np.testing.assert_allclose(row.value, other.value, rtol=1e-6, atol=1e-8)
     other = copy.deepcopy(module)
@@ -341,7 +345,7 @@ def test_a_decoder_that_does_not_fit_is_refused(small):
         def forward(self, z):
             return z @ fixed.T
 
-    with pytest.raises(ValueError, match=r"latents of shape \(1, 2\) in float64, .* not packed"):
+    with pytest.raises(ValueError, match=r"latents of shape \(B, 2\), got .* in Packed: pass"):
         validate(module, domain, decoder=Packed(), **SMALL)
     smooth = nn.Sequential(nn.Linear(2, 3), nn.SiLU())
     with pytest.raises(ValueError, match=r"one that has no exact side: .*'silu'.* Leave decoder="):

@@ -91,8 +91,8 @@ def measure(
       to latents, so these are over seeds alone. The root mean square of the stated standard error
       over that of the difference from another draw of W: within the chi-square limits, at 1e-4 on
       either side, of a variance from so many seeds; claimed for 8 <= k <= min(D, E) / 2, where the
-      stated error, of leading order in k, applies. The high limit of nu from one draw is sqrt 2 of
-      that: its error is a jackknife's, which counts what is due to pairs of rows twice. And the
+      stated error, of leading order in k, applies. The high limit of nu is sqrt 2 of that: its
+      error may count what is due to pairs of rows twice, and allows for an unseen direction. The
       95 % interval holds another draw of W with a frequency of at least
       0.95 - 3 sqrt(0.95 x 0.05 / seeds).
 

@@ -142,9 +142,12 @@ def _random(name: str, one: Runs, law: Law, found: Truth) -> list[Row]:
         if actual > slack and seeds > 1:
             low, high = _spread_limits(seeds)
             note = f"limits: chi-square of {seeds - 1} seeds"
-            if descriptor == "nu" and (one.method == "paper" or one.fell_back.any()):
+            if descriptor == "nu":
                 high *= math.sqrt(2)
-                note += ", high one x sqrt 2: a jackknife may count all of the variance twice"
+                why = "allows for a direction that no row has seen"
+                if one.method == "paper" or one.fell_back.any():
+                    why = "may count all of the variance twice"
+                note += f", high one x sqrt 2: the stated one {why}"
             if not _GROUPS <= one.k <= smaller / 2:
                 low, high = math.nan, math.nan
                 note = f"no claim outside {_GROUPS} <= k <= min(D, E) / 2 = {smaller / 2:g}"
