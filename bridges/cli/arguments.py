@@ -80,8 +80,8 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
         raise ValueError(f"Expected an existing folder for '{path}', got none. Create it first.")
 
 
-def check_latents(values: np.ndarray, path: Path) -> np.ndarray:
-    """Refuse whole numbers and values that are not finite, read in parts."""
+def check_latents(values: np.ndarray, path: Path, *, finite: bool = True) -> np.ndarray:
+    """Refuse whole numbers and, with `finite`, values that are not finite, read in parts."""
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
             f"Expected floating-point latents in {path}, got {values.dtype}. "
@@ -89,7 +89,7 @@ def check_latents(values: np.ndarray, path: Path) -> np.ndarray:
         )
     if values.ndim == 0 or values.size == 0:
         raise ValueError(f"Expected latents (N, ...) in {path}, got shape {values.shape}.")
-    for start in range(0, len(values), AT_A_TIME):
+    for start in range(0, len(values) if finite else 0, AT_A_TIME):
         bad = ~np.isfinite(values[start : start + AT_A_TIME]).reshape(-1, *values.shape[1:])
         if bad.any():
             first = start + int(np.argwhere(bad)[0, 0])

@@ -265,7 +265,8 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     shape = read_shape(options["input_shape"])
-    values = check_latents(load_npy(path, "the latents", mapped=True), path)
+    values = load_npy(path, "the latents", mapped=True)
+    values = check_latents(values, path, finite=options["on_error"] == "raise")
     loaded = load_decoder(model, shape, dtype, device)
     if (shape := loaded.latent_shape or shape) is not None:
         values = shaped_latents(values, shape, str(path))

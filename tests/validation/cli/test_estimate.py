@@ -194,6 +194,19 @@ def stop(monkeypatch):
     return after_two
 
 
+def test_a_bad_latent_gets_a_row_of_nan_and_the_summary_says_so(run, tmp_path):
+    z = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
+    z[4, 0] = np.nan
+    np.save(tmp_path / "bad.npy", z)
+    status, out, err = run("describe @mlp.pt2 bad.npy --on-error nan -o a.csv")
+    assert (status, err) == (0, "")
+    assert "1 failed" in out
+    frame = pd.read_csv(tmp_path / "a.csv", comment="#")
+    assert frame.psi.isna().tolist() == [i == 4 for i in range(9)]
+    assert "latent 4: Expected finite latents" in (tmp_path / "a.csv").read_text()
+    assert run("describe @mlp.pt2 bad.npy -o b.csv")[0] == 2
+
+
 def test_interruption_keeps_what_is_done_under_another_name(run, tmp_path, stop):
     stop(KeyboardInterrupt())
     line = "describe @mlp.pt2 @nine.npy --batch 2 --labels @labels.npy"
