@@ -24,6 +24,7 @@ from approx.decoder import (
     held_by_one,
     held_bytes,
     in_words,
+    narrowest,
     no_graph,
     not_finite,
     out_of_memory,
@@ -32,6 +33,7 @@ from approx.decoder import (
     product_bytes,
     session,
     sized,
+    transpose,
 )
 
 # Tangents that share a forward-mode pass at the least, even where a CPU's caches hold fewer: the
@@ -504,23 +506,10 @@ class JacobianOperator:
         with session(self._prepared):
             if self._transpose is None:
                 assert self._graph is not None
-                u = torch.zeros_like(self._graph, requires_grad=True)
-                g = torch.autograd.grad(self._graph, self._leaf, u, create_graph=True)[0]
+                u, (g,) = transpose(self._graph, [self._leaf])
                 self._transpose = (g, u)
             g, u = self._transpose
             return torch.autograd.grad(g, u, x, retain_graph=True, is_grads_batched=batched)[0]
-
-
-def narrowest(y: Tensor, given: torch.dtype) -> torch.dtype:
-    """Return the floating-point dtype of the largest eps on the graph behind y, and of z."""
-    found, seen, stack = {given}, set(), [y.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack.extend(parent for parent, _ in node.next_functions)
-            found |= {of.dtype for of in node._input_metadata}  # pyright: ignore
-    return max((d for d in found if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
 
 
 def fitting(latents: int) -> str:

@@ -21,6 +21,8 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from approx.decoder import transpose
+
 __all__ = ["Tangents", "operation_name"]
 
 
@@ -184,8 +186,7 @@ def _transposed(
         value = call(*leaves)
         if not isinstance(value, Tensor):
             raise NotImplementedError(f"{len(value)} results")
-        u = torch.zeros_like(value, requires_grad=True)
-        given = torch.autograd.grad(value, leaves, u, create_graph=True)
+        u, given = transpose(value, leaves)
         along = [
             torch.autograd.grad(given, u, t, retain_graph=True)[0]
             for t in zip(*tangents, strict=True)

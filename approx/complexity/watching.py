@@ -16,6 +16,7 @@ from approx.complexity.levels import Levels
 from approx.complexity.pointwise import CONDITIONS, Condition, Knot, Made, Pointwise, alike, sides
 from approx.complexity.tangents import Tangents, operation_name
 from approx.complexity.units import AFFINE, TABLE, Units, find_units, written_out_silu
+from approx.decoder import hooked
 
 __all__ = ["Entering", "Sink", "Watch", "watched"]
 
@@ -284,15 +285,10 @@ def watched(
     """Watch what is executed inside the block; hooks that name modules are gone afterwards."""
     names = _Names(roots)
     modules = {id(module): module for root in roots for module in root.modules()}
-    hooks = []
-    try:
-        for module in modules.values():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # what it executes is seen, and named after the module around it
-            hooks.append(module.register_forward_pre_hook(names.enter))
-            hooks.append(module.register_forward_hook(names.leave, always_call=True))
-        with Watch(sink, names, directions) as watch:
-            yield watch
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # what a scripted module executes is seen, and named after the module around it
+    followed = [m for m in modules.values() if not isinstance(m, torch.jit.ScriptModule)]
+    with (
+        hooked(followed, names.enter, names.leave),
+        Watch(sink, names, directions) as watch,
+    ):
+        yield watch

@@ -16,6 +16,7 @@ from approx.decoder.checks import (
 )
 from approx.decoder.failures import first_line, in_words, no_graph
 from approx.decoder.forward_rules import ForwardRules
+from approx.decoder.graph import hooked, narrowest, transpose
 from approx.decoder.loading import load_diffusers
 from approx.decoder.memory import (
     LIVE,
@@ -62,9 +63,11 @@ __all__ = [
     "free_bytes",
     "held_by_one",
     "held_bytes",
+    "hooked",
     "in_words",
     "load_diffusers",
     "modules_of",
+    "narrowest",
     "no_graph",
     "not_finite",
     "out_of_memory",
@@ -74,4 +77,5 @@ __all__ = [
     "product_bytes",
     "session",
     "sized",
+    "transpose",
 ]

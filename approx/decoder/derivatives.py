@@ -12,6 +12,7 @@ from torch import Tensor
 from approx.decoder.checks import DecoderError
 from approx.decoder.failures import first_line, no_graph, percent
 from approx.decoder.forward_rules import ForwardRules
+from approx.decoder.graph import transpose
 from approx.decoder.memory import out_of_memory
 from approx.decoder.running import Prepared, session
 from approx.decoder.suspects import watch
@@ -48,9 +49,8 @@ class _Finding(NamedTuple):
     reverse: float
     # whether the gaps are beyond what different steps differ by
     differs: bool
-    # sizes of the quotient and of J
+    # size of the quotient
     quotient: float
-    derivative: float
 
 
 def check_derivative(prepared: Prepared, z: Tensor) -> None:
@@ -157,7 +157,6 @@ def _compare(
         reverse=float(found[: len(products)].max()),
         differs=still or bool(beyond.any()),
         quotient=0.0 if still else float(quotients[-1].norm()),
-        derivative=size,
     )
 
 
@@ -203,9 +202,8 @@ def _forward(prepared: Prepared, z: Tensor, x: Tensor) -> Tensor | None:
 
 def _transposed(y: Tensor, leaf: Tensor, x: Tensor) -> Tensor | None:
     """J x as the derivative of u -> J^T u, or None where that has none."""
-    u = torch.zeros_like(y, requires_grad=True)
     try:
-        (g,) = torch.autograd.grad(y, leaf, u, create_graph=True)
+        u, (g,) = transpose(y, [leaf])
         return torch.autograd.grad(g, u, x)[0].flatten()
     except RuntimeError as error:
         if out_of_memory(error):

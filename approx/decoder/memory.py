@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from approx.decoder.graph import nodes_behind
 
 # memory of a column's pass, in largest tensors of the graph: the gradients that a layer takes and
 # gives, one that waits at a skip connection, and a convolution's workspace
@@ -71,14 +73,7 @@ def held_bytes(output: Tensor, besides: Iterable[Tensor] = ()) -> Held:
     # a sparse tensor, of weights, has no storage of its own
     strided = (tensor for tensor in besides if tensor.layout == torch.strided)
     known = {tensor.untyped_storage()._cdata for tensor in strided}
-    stack: list[Any] = [output.grad_fn]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        stack.extend(parent for parent, _ in node.next_functions)
+    for node in nodes_behind([output]):
         saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
         for value in saved:
             for tensor in value if isinstance(value, tuple | list) else (value,):

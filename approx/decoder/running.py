@@ -62,11 +62,6 @@ class Prepared(NamedTuple):
             returned = self.call(z.to(self.inner))
         return pick(returned, self.output).to(self.dtype)
 
-    @property
-    def rows(self) -> int | None:
-        """The number of latents for which `bind` was given rows; None where any number runs."""
-        return self.call.rows if isinstance(self.call, Bound) else None
-
     def at(self, rows: slice | Tensor) -> Prepared:
         """Return the decoder of some of the latents of its job: a slice, or numbers (n,) int64."""
         call = self.call.at(rows) if isinstance(self.call, Bound) else self.call

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from approx.decoder.graph import hooked, nodes_behind
 from approx.decoder.running import Prepared, session
 
 # what leaves torch, or changes gradients, whatever it returns
@@ -40,7 +40,8 @@ def watch(prepared: Prepared, z: Tensor) -> Watched:
     with session(prepared), torch.enable_grad():
         leaf = z.clone().requires_grad_()
         looking = _Looking(prepared.modules, z.dtype)
-        with looking.hooks(), looking:
+        modules = [module for _, module in looking.held.values()]
+        with hooked(modules, looking.enter, looking.leave), looking:
             y = prepared(leaf.clone())
         looking.functions(y, "")
     return Watched(tuple(looking.found), looking.narrowest)
@@ -86,41 +87,18 @@ class _Looking(TorchFunctionMode):
 
     def functions(self, output: Any, path: str) -> None:
         """Look for custom autograd functions in the graph behind a tensor."""
-        stack = [x.grad_fn for x in _tensors((output,))]
-        while stack:
-            node = stack.pop()
-            if node is None or node in self.seen:
-                continue
-            self.seen.add(node)
+        for node in nodes_behind(_tensors((output,)), self.seen):
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 name = type(node).__name__.removesuffix("Backward")
                 self._note(f"the autograd function {name}", path)
-            stack.extend(parent for parent, _ in node.next_functions)
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
+    def enter(self, module: nn.Module, args: Any) -> None:
         """Follow which module runs."""
+        self.running.append(self.held[id(module)][0])
 
-        def enter(module: nn.Module, args: Any) -> None:
-            self.running.append(self.held[id(module)][0])
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            path = self.running.pop()
-            self.functions(output, path)
-
-        handles = [
-            handle
-            for _, module in self.held.values()
-            for handle in (
-                module.register_forward_pre_hook(enter),
-                module.register_forward_hook(leave, always_call=True),
-            )
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Look at what a module returns."""
+        self.functions(output, self.running.pop())
 
 
 def _in_function() -> bool:
