@@ -66,10 +66,3 @@ def tolerance_of(asked: Asked) -> float:
     if asked.tolerance is not None:
         return asked.tolerance
     return ROUNDINGS * torch.finfo(torch.float64).eps
-
-
-def zero_below(asked: Asked, size: int, dtype: torch.dtype) -> float:
-    """Return the relative tolerance for matrices whose longer side is `size`."""
-    if asked.tolerance is not None:
-        return asked.tolerance
-    return size * torch.finfo(dtype if dtype.itemsize >= 4 else torch.float32).eps

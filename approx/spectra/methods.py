@@ -16,7 +16,7 @@ from approx.spectra.dense import exact
 from approx.spectra.drawn import paper
 from approx.spectra.largest import topk
 from approx.spectra.predicted import predict
-from approx.spectra.result import Spectrum, draw_seed
+from approx.spectra.result import Spectrum, draw_seed, named
 from approx.spectra.rounding import settled
 
 DEFAULT_K = 120
@@ -122,11 +122,10 @@ def check_method(name: str) -> Method:
 
 def defined(method: Method, k: int, subscript: str) -> str:
     """Return what psi and nu are of, beginning with their names."""
-    end = f"_{subscript}" if subscript else ""
     text = method.definition.format(k=k)
     if not subscript:
         text = text.replace(f"the {k} largest", f"all {k}")
-    return f"psi{end}, nu{end}: {text}"
+    return f"{named('psi', subscript)}, {named('nu', subscript)}: {text}"
 
 
 def spectrum(

@@ -111,7 +111,7 @@ def of_law(w: Weighed, factor: Tensor, k: int) -> tuple[Another, Another]:
     outputs = factor.shape[2]
     draws = _gaussian(_FURTHER if k < outputs else 0, outputs, k)
     further = [torch.linalg.svdvals(factor @ torch.linalg.qr(g).Q) for g in draws]
-    found = [(w.psi, w.nu), *(psi_nu(values, w.tolerance)[:2] for values in further)]
+    found = [(w.psi, w.nu), *(psi_nu(values, w.tolerance) for values in further)]
     psi, nu = (torch.stack(drawn, dim=1) for drawn in zip(*found, strict=True))
     values = torch.linalg.svdvals(factor)
     most = (values > w.tolerance * values[:, :1]).sum(dim=1)
@@ -152,7 +152,7 @@ def _of_blocks(factor: Tensor, k: int) -> Tensor:
 def _between_blocks(values: Tensor, most: Tensor, tolerance: float) -> tuple[Spread, Spread]:
     """Compare blocks that have no row in common: a draw of W and another, as they are."""
     *shape, k = values.shape
-    psi, nu, _ = (x.view(shape) for x in psi_nu(values.flatten(0, 2), tolerance))
+    psi, nu = (x.view(shape) for x in psi_nu(values.flatten(0, 2), tolerance))
     found = []
     for x in psi, _bent(nu, most.clamp_max(k)[:, None, None]):
         apart = [(x - x.roll(j, 2)).square().mean(dim=(1, 2)) for j in range(k, _LEAST - k + 1)]

@@ -13,7 +13,7 @@ from approx.sketches import Operator
 from approx.spectra import one_draw, prediction
 from approx.spectra.asked import Asked, kept_probes, tolerance_of
 from approx.spectra.drawn import draw
-from approx.spectra.result import NORMAL, Spectrum, around
+from approx.spectra.result import NORMAL, Spectrum, around, merged, rows
 
 FALL_BACK_ABOVE = 0.5
 """Share k / r_eff above which "predict" makes all k products."""
@@ -96,20 +96,12 @@ def _estimate(
 
 def _merged(result: Spectrum, drawn: Spectrum, products: int) -> Spectrum:
     """Take the latents that fell back from the draw."""
-    fell_back = result.fell_back
-
-    def pick(one: Tensor, other: Tensor) -> Tensor:
-        return torch.where(fell_back if one.ndim == 1 else fell_back[:, None], other, one)
-
-    assert drawn.singular_values is not None
-    columns = ("psi", "nu", "psi_stderr", "nu_stderr", "psi_interval", "nu_interval")
-    columns += ("effective_rank", "rank", "doubtful")
+    fell_back, values = result.fell_back, drawn.singular_values
+    assert values is not None
+    unknown = replace(result, singular_values=torch.full_like(values, math.nan))
+    where = fell_back.nonzero()[:, 0]
     return replace(
-        result,
-        **{name: pick(getattr(result, name), getattr(drawn, name)) for name in columns},
+        merged(unknown, where, rows(replace(drawn, fell_back=fell_back), where)),
         products=products,
         used=f"predict, paper for {int(fell_back.sum())} of {len(fell_back)} latents",
-        singular_values=pick(
-            torch.full_like(drawn.singular_values, math.nan), drawn.singular_values
-        ),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -137,18 +138,45 @@ def draw_seed(generator: torch.Generator | int | None) -> int:
     return int(generator)
 
 
-def psi_nu(values: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return psi, nu and the rank, each (B,), of singular values (B, k) in descending order.
+def psi_nu(values: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return psi and nu, each (B,), of singular values (B, k) in descending order.
 
     psi = sum of log sigma_i over sigma_i > tolerance * sigma_1; nu over all of them. 0 and 0 where
     all are zero.
     """
     kept = values > tolerance * values[:, :1]
-    psi = torch.where(kept, values, 1).log().sum(dim=1)
+    _, surprisal = entropy(values)
+    nu = torch.where(values.sum(dim=1) > 0, surprisal[:, 0].exp(), 0)
+    return torch.where(kept, values, 1).log().sum(dim=1), nu
+
+
+def entropy(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log alpha (B, k) and -sum alpha log alpha (B, 1), alpha the shares in the sum."""
     total = values.sum(dim=1, keepdim=True)
     alpha = values / torch.where(total > 0, total, 1) + 1e-30
-    nu = (-(alpha * alpha.log()).sum(dim=1)).exp()
-    return psi, torch.where(total[:, 0] > 0, nu, 0), kept.sum(dim=1)
+    return alpha.log(), -(alpha * alpha.log()).sum(dim=1, keepdim=True)
+
+
+def named(name: str, subscript: str) -> str:
+    """Return psi, psi_k or psi_W, and nu likewise."""
+    return f"{name}_{subscript}" if subscript else name
+
+
+def rows(found: Spectrum, where: Tensor) -> Spectrum:
+    """Return a spectrum of the latents `where` (n,) alone."""
+    every = {field.name: getattr(found, field.name) for field in fields(Spectrum)}
+    return replace(found, **{k: v[where] for k, v in every.items() if isinstance(v, Tensor)})
+
+
+def merged(found: Spectrum, where: Tensor, other: Spectrum) -> Spectrum:
+    """Return `found` with the latents `where` (n,) from `other`, which has these alone."""
+    taken = {}
+    for field in fields(Spectrum):
+        one, new = getattr(found, field.name), getattr(other, field.name)
+        if isinstance(one, Tensor):
+            missing = torch.full_like(one[where], math.nan) if new is None else new
+            taken[field.name] = one.index_copy(0, where, missing)
+    return replace(found, **taken)
 
 
 def pair(low: Tensor, high: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from approx.decoder import HALF, DecoderError
 from approx.sketches import Operator, widened
 from approx.spectra.asked import ROUNDINGS, Asked, DenseOperator, tolerance_of
-from approx.spectra.result import Spectrum
+from approx.spectra.result import Spectrum, entropy, merged, psi_nu
 
 # A singular value of at most so many errors is in doubt, and one of so many is not known
 _DOUBT, _LOST = 10, 2
@@ -85,18 +85,15 @@ def weighed(values: Tensor, op: Operator, asked: Asked, *, sketched: bool = Fals
     unknown = torch.where((zero | kept).all(dim=1), 0.0, math.nan)
     psi = torch.where(kept, values, 1).log().sum(dim=1)
     relative = torch.where(kept, e / torch.where(kept, values, 1), 0).square().sum(dim=1)
-    total = values.sum(dim=1, keepdim=True)
-    some = total[:, 0] > 0
-    total = torch.where(total > 0, total, 1)
-    alpha = values / total + 1e-30
-    entropy = -(alpha * alpha.log()).sum(dim=1, keepdim=True)
-    nu = torch.where(some, entropy[:, 0].exp(), 0)
-    slope = torch.where(zero, 0, alpha.log() + entropy).square().sum(dim=1).sqrt()
+    nu = psi_nu(values, 0)[1]
+    shares, surprisal = entropy(values)
+    slope = torch.where(zero, 0, shares + surprisal).square().sum(dim=1).sqrt()
+    total = values.sum(dim=1)
     return Weighed(
         psi=psi + unknown,
         nu=nu,
         psi_error=relative.sqrt() + relative / 2 + unknown,
-        nu_error=nu * slope * (e / total)[:, 0],
+        nu_error=nu * slope * (e[:, 0] / torch.where(total > 0, total, 1)),
         rank=kept.sum(dim=1),
         doubtful=(~zero & (values <= doubt * e)).sum(dim=1),
         tolerance=tolerance,
@@ -170,14 +167,3 @@ def settled(
         note = "float64 does not tell from zero; say with tolerance= what is zero"
     text = f"{left} of {op.batch} latents have singular values that {note}"
     return replace(found, note=text.replace("torch.", ""))
-
-
-def merged(found: Spectrum, where: Tensor, other: Spectrum) -> Spectrum:
-    """Return `found` with the latents `where` (n,) from `other`, which has these alone."""
-    taken = {}
-    for field in fields(Spectrum):
-        one, new = getattr(found, field.name), getattr(other, field.name)
-        if isinstance(one, Tensor):
-            missing = torch.full_like(one[where], math.nan) if new is None else new
-            taken[field.name] = one.index_copy(0, where, missing)
-    return replace(found, **taken)

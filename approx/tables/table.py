@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from approx.spectra import named
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
@@ -189,10 +191,10 @@ class Descriptors:
     def __repr__(self) -> str:
         delta = f", P={self.directions}, r={self.radius:g}" if self.directions else ""
         state = "complete" if self.complete else "interrupted"
-        end = f"_{self.subscript}" if self.subscript else ""
+        psi, nu = (named(name, self.subscript) for name in SUBSCRIPTED)
         doubts = "".join(f", {words}" for words in self.doubts())
         return (
-            f"Descriptors({len(self):,} latents, psi{end} and nu{end} ({self.ran()}), k={self.k}"
+            f"Descriptors({len(self):,} latents, {psi} and {nu} ({self.ran()}), k={self.k}"
             f"{delta}, {self.dtype}, seed={self.seed}{doubts}, {state})"
         )
 

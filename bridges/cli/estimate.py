@@ -409,7 +409,8 @@ def _write_field(dataset: xr.Dataset, path: Path) -> None:
 
 def _summary(table: Descriptors, seconds: float) -> str:
     """Say what was estimated, and how."""
-    end = f"_{table.subscript}" if table.subscript else ""
+    from approx.spectra import named
+
     lines = [
         f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}",
         f"{table.definition} (method {table.method}: {table.ran()})",
@@ -420,6 +421,6 @@ def _summary(table: Descriptors, seconds: float) -> str:
     for name in _DESCRIPTORS:
         if name in columns and np.isfinite(columns[name]).any():
             low, middle, high = np.nanquantile(columns[name], [0.05, 0.5, 0.95])
-            shown = name if name == "delta" else name + end
+            shown = name if name == "delta" else named(name, table.subscript)
             lines.append(f"{shown:<6} {middle:.6g}  (5 % {low:.6g}, 95 % {high:.6g})")
     return "\n".join(lines)

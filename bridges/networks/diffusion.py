@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bridges.networks import data
-
-_Module = TypeVar("_Module", bound=nn.Module)
+from bridges.networks.weights import loaded, read
 
 
 class Attention(nn.Module):
@@ -114,9 +111,9 @@ def _decoder(
         nn.Conv2d(coarse, fine, 3, padding=1, padding_mode="reflect"),
         last, nn.Conv2d(fine, 1, 5, padding=2),
     )  # fmt: skip
-    state = torch.load(data.path(name, folder), map_location="cpu", weights_only=True)
+    state = read(name, folder)
     half = "decoder."
-    return _loaded(module, {k[len(half) :]: v for k, v in state.items() if k.startswith(half)})
+    return loaded(module, {k[len(half) :]: v for k, v in state.items() if k.startswith(half)})
 
 
 class Denoiser(nn.Module):
@@ -173,7 +170,7 @@ def mnist_denoiser(folder: Path | None = None) -> Denoiser:
     Denoiser
         In evaluation mode, float32, with the published weights.
     """
-    return _read(Denoiser(10, 6, 4), "mnist_diffusion/latent_denoiser.pth", folder)
+    return loaded(Denoiser(10, 6, 4), read("mnist_diffusion/latent_denoiser.pth", folder))
 
 
 def emnist_denoiser(folder: Path | None = None) -> Denoiser:
@@ -189,7 +186,7 @@ def emnist_denoiser(folder: Path | None = None) -> Denoiser:
     Denoiser
         In evaluation mode, float32, with the published weights.
     """
-    return _read(Denoiser(47, 7, 5), "emnist_diffusion/latent_denoiser.pth", folder)
+    return loaded(Denoiser(47, 7, 5), read("emnist_diffusion/latent_denoiser.pth", folder))
 
 
 def generate(
@@ -282,7 +279,7 @@ def mnist_transformer(folder: Path | None = None) -> Transformer:
     Transformer
         In evaluation mode, float32, with the published weights.
     """
-    return _read(Transformer(), "mnist_diffusion/transformer.pth", folder)
+    return loaded(Transformer(), read("mnist_diffusion/transformer.pth", folder))
 
 
 def mnist_classifier(folder: Path | None = None) -> nn.Sequential:
@@ -303,19 +300,6 @@ def mnist_classifier(folder: Path | None = None) -> nn.Sequential:
         nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 120, 5), nn.ReLU(), nn.Flatten(),
         nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
     )  # fmt: skip
-    path = data.path("weights/mnist_lenet5.pth", folder)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read("weights/mnist_lenet5.pth", folder)
     # its keys differ from ours in their names only; the order is that of the layers
-    return _loaded(module, dict(zip(module.state_dict(), state.values(), strict=True)))
-
-
-def _read(module: _Module, name: str, folder: Path | None) -> _Module:
-    return _loaded(
-        module, torch.load(data.path(name, folder), map_location="cpu", weights_only=True)
-    )
-
-
-def _loaded(module: _Module, state: dict[str, Tensor]) -> _Module:
-    """Load weights, in the module's own float32; every key has its place, or this raises."""
-    module.load_state_dict(state)
-    return module.eval()
+    return loaded(module, dict(zip(module.state_dict(), state.values(), strict=True)))

@@ -10,7 +10,7 @@ import gzip
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bridges.networks import data
-
-_Module = TypeVar("_Module", bound=nn.Module)
+from bridges.networks.weights import loaded, read
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 """Photographs that the wheel of scikit-image carries: nothing is downloaded."""
@@ -43,7 +42,7 @@ def mnist_gan(folder: Path | None = None) -> nn.Sequential:
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 784),
         nn.Tanh(),
     )  # fmt: skip
-    return _loaded(module, _state("mnist_gan_mlp.ckpt", folder))
+    return loaded(module, read("weights/mnist_gan_mlp.ckpt", folder))
 
 
 def mnist_vae_decoder(folder: Path | None = None) -> nn.Sequential:
@@ -60,7 +59,7 @@ def mnist_vae_decoder(folder: Path | None = None) -> nn.Sequential:
         In evaluation mode, float32, with the published weights.
     """
     module = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Sigmoid())
-    return _loaded(module, _part(_state("mnist_vae.pth", folder), {"fc3": "0", "fc4": "2"}))
+    return loaded(module, _part(read("weights/mnist_vae.pth", folder), {"fc3": "0", "fc4": "2"}))
 
 
 def mnist_vae_encoder(folder: Path | None = None) -> nn.Sequential:
@@ -77,7 +76,7 @@ def mnist_vae_encoder(folder: Path | None = None) -> nn.Sequential:
         In evaluation mode, float32, with the published weights.
     """
     module = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 20))
-    return _loaded(module, _part(_state("mnist_vae.pth", folder), {"fc1": "0", "fc21": "2"}))
+    return loaded(module, _part(read("weights/mnist_vae.pth", folder), {"fc1": "0", "fc21": "2"}))
 
 
 def dcgan_faces(folder: Path | None = None) -> nn.Sequential:
@@ -101,10 +100,10 @@ def dcgan_faces(folder: Path | None = None) -> nn.Sequential:
         if k < 4:
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
     module = nn.Sequential(*layers, nn.Tanh())
-    state = _state("dcgan_faces.pth", folder)
+    state = read("weights/dcgan_faces.pth", folder)
     state = state.get("netG_state_dict", state)  # as published, or bare
     # its keys differ from ours in their prefix only; the order is that of the layers
-    return _loaded(module, dict(zip(module.state_dict(), state.values(), strict=True)))
+    return loaded(module, dict(zip(module.state_dict(), state.values(), strict=True)))
 
 
 class LatentDecoder(nn.Module):
@@ -142,7 +141,7 @@ def sd_latent_decoder(folder: Path | None = None) -> LatentDecoder:
     LatentDecoder
         In evaluation mode, float32, with the published weights.
     """
-    return _loaded(LatentDecoder(), _state("vae_approx_sd15.pt", folder))
+    return loaded(LatentDecoder(), read("weights/vae_approx_sd15.pt", folder))
 
 
 class Block(nn.Module):
@@ -198,7 +197,7 @@ def taef2_encoder(folder: Path | None = None) -> nn.Sequential:
         layers.append(nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False))
         layers += [Block(64, pooled=stage == 2) for _ in range(3)]
     layers.append(nn.Conv2d(64, 32, 3, padding=1))
-    return _loaded(nn.Sequential(*layers), _state("taef2_encoder.pth", folder))
+    return loaded(nn.Sequential(*layers), read("weights/taef2_encoder.pth", folder))
 
 
 def taef2_decoder(folder: Path | None = None) -> nn.Sequential:
@@ -221,7 +220,7 @@ def taef2_decoder(folder: Path | None = None) -> nn.Sequential:
         layers += [Block(64, pooled=stage == 0) for _ in range(3)]
         layers += [nn.Upsample(scale_factor=2), nn.Conv2d(64, 64, 3, padding=1, bias=False)]
     layers += [Block(64), nn.Conv2d(64, 3, 3, padding=1)]
-    return _loaded(nn.Sequential(*layers), _state("taef2_decoder.pth", folder))
+    return loaded(nn.Sequential(*layers), read("weights/taef2_decoder.pth", folder))
 
 
 class Images(NamedTuple):
@@ -373,18 +372,7 @@ def photograph_latents(
         return taef2_encoder(folder)(torch.stack([photograph(name, 8 * side) for name in names]))
 
 
-def _state(name: str, folder: Path | None) -> dict[str, Any]:
-    """Read a state dict; some were saved on a GPU."""
-    return torch.load(data.path(f"weights/{name}", folder), map_location="cpu", weights_only=True)
-
-
 def _part(state: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """Return the entries of some layers, under the names that they have with us."""
     pairs = ((key.split(".", 1), value) for key, value in state.items())
     return {f"{names[old]}.{rest}": value for (old, rest), value in pairs if old in names}
-
-
-def _loaded(module: _Module, state: dict[str, Any]) -> _Module:
-    """Load weights, in the module's own float32; every key has its place, or this raises."""
-    module.load_state_dict(state)
-    return module.eval()

@@ -15,6 +15,8 @@ from approx.decoder import Prepared, prepare, session
 from bridges.validation.subject import Latents, Subject
 from cpwl.arrays import Floats
 
+SWITCHED = 1e-4  # relative error of a float32 Jacobian above which it is another cell's
+
 _STEP = 2.0**-10  # of a difference quotient: h^4 and eps / h are then both below 1e-11
 _NOISE = 64 * torch.finfo(torch.float64).eps  # rounding of one evaluation, of its norm, at most
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from bridges.validation.jacobians.result import AUTOGRAD, DIFFERENCES, SINGLE, SWITCHED
+from bridges.validation.autograd import SWITCHED
+from bridges.validation.jacobians.result import AUTOGRAD, DIFFERENCES, SINGLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,8 +17,6 @@ AUTOGRAD, FORWARD, REVERSE = "autograd", "operator J X", "operator J^T Y"
 VALUES, SINGLE = "decoder's values", "autograd, float32"
 DIFFERENCES, ESTIMATE = "central differences", "central differences' estimate"
 
-SWITCHED = 1e-4  # relative error of a float32 Jacobian above which it is another cell's
-
 
 @dataclass(frozen=True, eq=False)
 class Jacobians:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from bridges.validation.autograd import SWITCHED
 from bridges.validation.findings import Row
 from bridges.validation.jacobians.result import (
     AUTOGRAD,
@@ -15,7 +16,6 @@ from bridges.validation.jacobians.result import (
     FORWARD,
     REVERSE,
     SINGLE,
-    SWITCHED,
     VALUES,
     Jacobians,
 )

@@ -9,12 +9,10 @@ import torch
 
 from approx import JacobianOperator, spectrum
 from approx.decoder import modules_of
-from bridges.validation.autograd import dense
+from bridges.validation.autograd import SWITCHED, dense
 from bridges.validation.spectra.haar import psi_nu, tolerance
 from bridges.validation.spectra.result import Single
 from bridges.validation.subject import Latents, Subject
-
-_SWITCHED = 1e-4  # relative error of a float32 Jacobian above which it is another cell's
 
 
 def in_single(subject: Subject, at: Latents) -> Single | None:
@@ -31,7 +29,7 @@ def in_single(subject: Subject, at: Latents) -> Single | None:
         products = op.dense(math.inf).double().numpy()
     true = dense(subject.decoder, z.double(), subject.outputs).numpy()
     size = np.linalg.norm(true, axis=(1, 2))
-    same = np.linalg.norm(products - true, axis=(1, 2)) <= _SWITCHED * size
+    same = np.linalg.norm(products - true, axis=(1, 2)) <= SWITCHED * size
     values = np.linalg.svd(true, compute_uv=False)
     return Single(
         psi=found.psi.numpy(),
