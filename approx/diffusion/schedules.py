@@ -67,8 +67,8 @@ class Schedule:
         From the noisiest on, one for each step, and the level at which the last step ends; its time
         is told to nobody and may be NaN.
     prediction : {"epsilon", "sample", "v_prediction", "flow_prediction"}
-        Of the noise eps; of the clean latent x_0; of v = a eps - b x_0, with a, b = alpha, sigma over
-        their norm; or of the velocity eps - x_0.
+        Of the noise eps; of the clean latent x_0; of v = a eps - b x_0, with a and b alpha and sigma
+        over their norm; or of the velocity eps - x_0.
     clip : float or None
         Bound on the entries of the estimate of x_0, where there is one.
     """
@@ -93,8 +93,8 @@ class Schedule:
             numbers = (level.alpha, level.sigma, level.scale)
             if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or level.norm == 0:
                 raise ValueError(
-                    f"Expected finite alpha, sigma and scale of at least 0, got {level}: a sample is "
-                    "alpha times the clean latent plus sigma times noise."
+                    f"Expected finite alpha, sigma and scale of at least 0, got {level}: a sample "
+                    "is alpha times the clean latent plus sigma times noise."
                 )
 
     def __len__(self) -> int:
@@ -161,8 +161,8 @@ class Schedule:
             return (x - level.sigma * predicted) / (level.alpha + level.sigma)
         if level.alpha == 0:
             raise ValueError(
-                f"Expected some signal at time {level.time:g} to tell x_0 from predicted noise, got "
-                "alpha = 0: begin at a later step."
+                f"Expected some signal at time {level.time:g} to tell x_0 from predicted noise, "
+                "got alpha = 0: begin at a later step."
             )
         return (x - level.sigma * predicted) / level.alpha
 
@@ -251,7 +251,7 @@ def schedule_of(scheduler: Any) -> Schedule:
         )
     config = scheduler.config
     times = [float(t) for t in times]
-    prediction = getattr(config, "prediction_type", "epsilon")
+    prediction: Any = getattr(config, "prediction_type", "epsilon")
     if names & _FLOW or getattr(config, "use_flow_sigmas", False):
         sigmas = [float(s) for s in scheduler.sigmas]
         if getattr(config, "invert_sigmas", False):
