@@ -64,11 +64,11 @@ class Schedule:
     Attributes
     ----------
     levels : tuple of Level
-        From the noisiest on, one for each step, and the level at which the last step ends; its time
+        From the noisiest on, one for each step, and the level at which the last step ends. Its time
         is told to nobody and may be NaN.
     prediction : {"epsilon", "sample", "v_prediction", "flow_prediction"}
-        Of the noise eps; of the clean latent x_0; of v = a eps - b x_0, with a and b alpha and sigma
-        over their norm; or of the velocity eps - x_0.
+        Of the noise eps; of the clean latent x_0; of v = a eps - b x_0, where a and b are alpha and
+        sigma over their norm; or of the velocity eps - x_0.
     clip : float or None
         Bound on the entries of the estimate of x_0, where there is one.
     """

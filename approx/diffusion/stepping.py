@@ -1,0 +1,121 @@
+"""The `step` of a scheduler, watched on the instance and restored."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from approx.diffusion.schedules import Level, Schedule, schedule_of
+
+# where a watcher stands: guides change the prediction, records see what then goes into the step
+GUIDES, RECORDS = 0, 1
+
+
+class Step(NamedTuple):
+    """What goes into one call of a scheduler's `step`.
+
+    Attributes
+    ----------
+    number : int
+        Of the step in its run, from 0.
+    level : Level
+        At which it begins.
+    schedule : Schedule
+        Of the run.
+    sample, predicted : Tensor
+        As the pipeline passes them: packed, doubled and scaled where it does so.
+    """
+
+    number: int
+    level: Level
+    schedule: Schedule
+    sample: Tensor
+    predicted: Tensor
+
+    @property
+    def clean(self) -> Tensor:
+        """The estimate of x_0 from the prediction, laid out as the sample."""
+        return self.schedule.clean(self.sample, self.predicted, self.level)
+
+
+Watcher = Callable[[Step], Tensor]
+"""Returns the prediction that goes into the step: the one that it was shown, or another."""
+
+
+@contextmanager
+def watched(
+    scheduler: Any, watcher: Watcher, place: int, schedule: Schedule | None = None
+) -> Iterator[None]:
+    """Show every step of a scheduler to a watcher; its `step` is the old one again afterwards.
+
+    Several watchers share one wrapper, in the order of their places and not of their coming.
+
+    Parameters
+    ----------
+    scheduler : scheduler
+        Of a pipeline; anything with a `step(prediction, t, sample, ...)`.
+    watcher : callable
+        Shown each `Step`; what it raises ends the pipeline.
+    place : {GUIDES, RECORDS}
+        Whether it changes the prediction or sees what goes into the step.
+    schedule : Schedule, optional
+        The noise levels, where `schedule_of` does not know the scheduler.
+    """
+    if not callable(getattr(scheduler, "step", None)):
+        raise ValueError(
+            f"Expected a scheduler with a step method, got {type(scheduler).__name__}: give a "
+            "pipeline whose .scheduler steps from noise to data."
+        )
+    if not hasattr(scheduler.step, "watchers"):
+        scheduler.step = _wrapper(scheduler, vars(scheduler).get("step"))
+    chain: list[Any] = scheduler.step.watchers
+    entry = (place, watcher, schedule)
+    chain.append(entry)
+    chain.sort(key=lambda e: e[0])
+    try:
+        yield
+    finally:
+        chain.remove(entry)
+        if not chain:
+            before = scheduler.step.before
+            if before is None:
+                del scheduler.step
+            else:
+                scheduler.step = before
+
+
+def _wrapper(scheduler: Any, before: Any) -> Callable[..., Any]:
+    """Return a `step` that shows its arguments to a chain of watchers first.
+
+    `before` is the one that the instance itself had, or None.
+    """
+    step, chain = scheduler.step, []
+    run: dict[str, Any] = {"times": None, "number": -1, "schedule": None}
+
+    # of the same signature: pipelines look whether it takes eta or a generator
+    @functools.wraps(step)
+    def watched_step(
+        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        times = getattr(scheduler, "timesteps", None)
+        if times is not run["times"]:  # set_timesteps was called: a new run
+            given = next((s for _, _, s in chain if s is not None), None)
+            run.update(times=times, number=-1, schedule=given or schedule_of(scheduler))
+        schedule = run["schedule"]
+        try:
+            number = schedule.index(timestep, run["number"])
+        except ValueError:  # the same times again, from their beginning
+            number = schedule.index(timestep)
+        run["number"] = number
+        predicted = model_output
+        for _, watcher, _ in list(chain):
+            shown = Step(number, schedule.levels[number], schedule, sample, predicted)
+            predicted = watcher(shown)
+        return step(predicted, timestep, sample, *args, **kwargs)
+
+    vars(watched_step).update(watchers=chain, before=before)
+    return watched_step
