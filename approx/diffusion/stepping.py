@@ -72,7 +72,8 @@ def watched(
         )
     if not hasattr(scheduler.step, "watchers"):
         scheduler.step = _wrapper(scheduler, vars(scheduler).get("step"))
-    chain: list[Any] = scheduler.step.watchers
+    wrapper: Any = scheduler.step
+    chain: list[Any] = wrapper.watchers
     entry = (place, watcher, schedule)
     chain.append(entry)
     chain.sort(key=lambda e: e[0])
@@ -81,11 +82,10 @@ def watched(
     finally:
         chain.remove(entry)
         if not chain:
-            before = scheduler.step.before
-            if before is None:
+            if wrapper.before is None:
                 del scheduler.step
             else:
-                scheduler.step = before
+                scheduler.step = wrapper.before
 
 
 def _wrapper(scheduler: Any, before: Any) -> Callable[..., Any]:
