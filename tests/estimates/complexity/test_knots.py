@@ -218,7 +218,8 @@ class PixelsLast(nn.Module):
         self.linear, self.norm = nn.Linear(2, 8), nn.GroupNorm(2, 8)
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.relu(self.norm(self.linear(z.unflatten(1, (9, 2))).mT))
+        pixels = self.linear(z.unflatten(1, (3, 3, 2)))
+        return F.relu(self.norm(pixels.permute(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
