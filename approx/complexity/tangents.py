@@ -137,7 +137,10 @@ class Tangents:
             value = func(*args, **kwargs)
             return value, rule(func, value, self.of(args[first]), args)
         if name == "native_group_norm":  # its forward mode takes views that not every layout has
-            args = (args[0].contiguous(), *args[1:])
+            x = args[0].contiguous()
+            if not self.moves(x):  # a copy, which moves as what it is copied from
+                self.keep(x, self.of(args[0]))
+            args = (x, *args[1:])
         moving = [i for i in tree_leaves((args, kwargs)) if self.moves(i)]
         function = _WRITTEN_OUT.get(name, func)
 

@@ -210,6 +210,28 @@ def test_activations_whose_first_dimension_is_not_the_batch(batch, method):
     assert int(one.count.sum()) > 0
 
 
+class PixelsLast(nn.Module):
+    """Normalises groups of channels that do not lie as torch's normalisation has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(2, 8), nn.GroupNorm(2, 8)
+
+    def forward(self, z: Tensor) -> Tensor:
+        pixels = self.linear(z.unflatten(1, (3, 3, 2)))
+        return F.relu(self.norm(pixels.permute(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_normalised_channels_lie_anyhow(batch):
+    module, z = seeded(PixelsLast, (18,), 0)[0].double(), latents((18,), 60).double()
+    directions = neighbourhood((18,), 4, torch.Generator().manual_seed(0))
+    found = knots(module, z, directions=directions, radius=1e-3, batch=batch)
+    expected = at_vertices(module, z, directions.double(), 1e-3)
+    assert found.count.tolist() == expected.sum(1).tolist()
+    assert int(found.count.sum()) > 0
+
+
 def test_a_channel_count_equal_to_the_batch_is_no_obstacle():
     module, shape = DECODERS["leaky_residual"]()
     module, z = double(module), latents(shape, 8).double()

@@ -1,0 +1,235 @@
+"""Claims with their verdicts, and the file in which a study is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from cpwl.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Direction = Literal["rises", "falls", "none", "not said"]
+"""What a claim says of its effect; "none" is that of a control."""
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the mean of independent values and its 95 % interval by Student's t.
+
+    The interval of a single value is unbounded, and that of values with a NaN is NaN.
+
+    Examples
+    --------
+    >>> from bridges.studies import interval
+    >>> mean, low, high = interval([1.0, 2.0, 3.0])
+    >>> print(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+    2.00 [-0.48, 4.48]
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(
+            f"Expected one effect for each seed, got an array of shape {array.shape}: give a list "
+            "of at least one number."
+        )
+    mean = float(array.mean())
+    if len(array) == 1:
+        return Interval(mean, -math.inf, math.inf)
+    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    return Interval(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim, and our effect for each seed.
+
+    Attributes
+    ----------
+    claim : str
+        In words, with where it is from.
+    paper : {"rises", "falls", "none", "not said"}
+        The direction that is claimed; "none" for a control, which should show no effect.
+    effect : str
+        What the values are: of which quantity, and in which unit.
+    values : tuple of float
+        One for each seed; above 0 where the quantity rises.
+    """
+
+    claim: str
+    paper: Direction
+    effect: str
+    values: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What the 95 % interval says of the claim."""
+        _, low, high = interval(self.values)
+        ours = "rises" if low > 0 else "falls" if high < 0 else ""
+        if not math.isfinite(high - low):  # one seed, or an effect that is not known
+            return "undecided"
+        if self.paper == "none":
+            return "an effect" if ours else "no effect, as it should be"
+        if not ours:
+            return "undecided"
+        if self.paper == "not said":
+            return ours
+        return "replicates" if ours == self.paper else "opposite"
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """Something that holds whatever a claim says; a study fails where it does not.
+
+    Attributes
+    ----------
+    name : str
+        What must hold.
+    holds : bool
+        Whether it does.
+    measured : str
+        The figures that say so.
+    """
+
+    name: str
+    holds: bool
+    measured: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found.
+
+    Attributes
+    ----------
+    name : str
+        Of the module in `bridges.studies`.
+    full : bool
+        Whether at full size.
+    seeds : tuple of int
+        Of the values, in their order.
+    claims : tuple of Claim
+        With the controls.
+    invariants : tuple of Invariant
+        Of our own.
+    data : mapping
+        Numbers, strings, lists and dictionaries of them: what the figures show.
+    made_by : mapping of str
+        Command, commit and versions; filled by `save_study`.
+    """
+
+    name: str
+    full: bool
+    seeds: tuple[int, ...]
+    claims: tuple[Claim, ...]
+    invariants: tuple[Invariant, ...]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    made_by: Mapping[str, str] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """Return one row a claim: the paper's direction, ours with its interval, the verdict."""
+        import pandas as pd
+
+        rows = []
+        for claim in self.claims:
+            mean, low, high = interval(claim.values)
+            rows.append(
+                {
+                    "claim": claim.claim,
+                    "paper": claim.paper,
+                    "effect": claim.effect,
+                    "ours": f"{mean:.3g} [{low:.3g}, {high:.3g}]",
+                    "seeds": len(claim.values),
+                    "verdict": claim.verdict,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def failed(self) -> list[Invariant]:
+        """Return the invariants that do not hold."""
+        return [invariant for invariant in self.invariants if not invariant.holds]
+
+
+def save_study(study: Study, path: str | PathLike[str], command: str) -> None:
+    """Write a study as JSON, with the command and the commit that made it; whole or not at all."""
+    import torch
+
+    made_by = {"command": command, "commit": _commit(), "torch": torch.__version__}
+    content = asdict(study) | {"made_by": made_by}
+    text = json.dumps(content, indent=1, default=_plain, allow_nan=True)
+    with atomic_path(Path(path)) as part:
+        part.write_text(_narrow(text) + "\n")
+
+
+def load_study(path: str | PathLike[str]) -> Study:
+    """Read a study that `save_study` wrote.
+
+    Raises
+    ------
+    ValueError
+        Another kind of file.
+    """
+    content = json.loads(Path(path).read_text())
+    try:
+        claims = tuple(Claim(**c | {"values": tuple(c["values"])}) for c in content.pop("claims"))
+        invariants = tuple(Invariant(**i) for i in content.pop("invariants"))
+        seeds = tuple(content.pop("seeds"))
+        return Study(claims=claims, invariants=invariants, seeds=seeds, **content)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"Expected a study that save_study wrote in '{path}', got {error}: run "
+            "python -m bridges.studies again."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return arrays and their scalars as JSON has them, in six digits."""
+    if hasattr(value, "tolist"):
+        return _rounded(value.tolist())
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _narrow(text: str) -> str:
+    """Return JSON with the innermost lists on one line each."""
+    import re
+
+    return re.sub(
+        r"\[[^\[\]{}]*\]", lambda m: re.sub(r"\s*\n\s*", " ", m.group()).replace("[ ", "["), text
+    )
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that this module lies in, and whether it was changed."""
+    here = Path(__file__).parent
+    try:
+        commit, changed = (
+            subprocess.run(
+                ["git", *words], cwd=here, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: no checkout"
+    return f"{commit} with changes" if changed else commit

@@ -1,0 +1,94 @@
+"""Verdicts of claims, and the file of a study."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from bridges.studies import Claim, Invariant, Study, interval, load_study, save_study
+from bridges.studies.__main__ import main
+
+
+def claim(paper, values):
+    return Claim("c", paper, "slope", tuple(values))
+
+
+def test_the_interval_is_that_of_a_t_test():
+    values = np.random.default_rng(0).normal(1, 2, 9)
+    found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(interval(values)[1:], (found.low, found.high), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("paper", "values", "verdict"),
+    [
+        ("rises", (1, 1.1, 1.2), "replicates"),
+        ("falls", (1, 1.1, 1.2), "opposite"),
+        ("falls", (-1, -1.1, -1.2), "replicates"),
+        ("rises", (-1, 1.1, 1.2), "undecided"),
+        ("rises", (5,), "undecided"),
+        ("rises", (1, 1.1, float("nan")), "undecided"),
+        ("none", (-1, 1.1, 1.2), "no effect, as it should be"),
+        ("none", (1, 1.1, 1.2), "an effect"),
+        ("none", (5,), "undecided"),
+        ("none", (1, 1.1, float("nan")), "undecided"),
+        ("not said", (1, 1.1, 1.2), "rises"),
+    ],
+)
+def test_verdicts(paper, values, verdict):
+    assert claim(paper, values).verdict == verdict
+
+
+def test_no_values_are_refused():
+    with pytest.raises(ValueError, match=r"Expected one effect for each seed, got an array"):
+        interval([])
+
+
+def study():
+    return Study(
+        "s", True, (3, 4), (claim("rises", (1.0, 2.0)),), (Invariant("i", True, "0 of 3"),),
+        {"map": np.array([[1 / 3, np.nan], [2, 3]]), "n": np.int64(3), "deep": {"x": [1, 2]}},
+    )  # fmt: skip
+
+
+def test_a_study_is_read_as_it_was_written(tmp_path):
+    file = tmp_path / "s.json"
+    save_study(study(), file, "python -m x")
+    found = load_study(file)
+    assert found.claims == study().claims
+    assert found.invariants == study().invariants
+    assert found.seeds == (3, 4)
+    assert found.data["map"][0][0] == 0.333333
+    assert found.data["n"] == 3
+    assert found.made_by["command"] == "python -m x"
+    assert list(found.table().verdict) == ["undecided"]
+    assert [f.name for f in tmp_path.iterdir()] == ["s.json"]
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"claims": [{"values": [1]}], "seeds": []}))
+    with pytest.raises(ValueError, match=r"Expected a study that save_study wrote in"):
+        load_study(tmp_path / "x.json")
+
+
+def test_the_exit_status_is_that_of_the_invariants(monkeypatch, tmp_path):
+    import sys
+    import types
+
+    made = types.ModuleType("bridges.studies.toy_diffusion")
+    opposite = Study("s", False, (0, 1, 2), (claim("falls", (1, 1.1, 1.2)),), (), {})
+    made.run = lambda *, full, seeds: opposite
+    monkeypatch.setitem(sys.modules, "bridges.studies.toy_diffusion", made)
+    done = CliRunner().invoke(main, ["toy_diffusion", "--out", str(tmp_path / "new" / "s.json")])
+    assert done.exit_code == 0
+    assert "opposite" in done.output
+    assert load_study(tmp_path / "new" / "s.json").name == "s"
+    broken = Study("s", False, (0,), (), (Invariant("exact", False, "3 of 4"),), {})
+    made.run = lambda *, full, seeds: broken
+    done = CliRunner().invoke(main, ["toy_diffusion"])
+    assert done.exit_code == 1
+    assert "FAILS: exact: 3 of 4" in done.output
