@@ -10,9 +10,14 @@ from importlib import import_module
 import pytest
 
 import approx
+import approx.diffusion
 import approx.plot
 
-PUBLIC = [(package, name) for package in (approx, approx.plot) for name in package.__all__]
+PUBLIC = [
+    (package, name)
+    for package in (approx, approx.diffusion.maps, approx.plot)
+    for name in package.__all__
+]
 FACES = [
     approx,
     *(import_module(f"approx.{m.name}") for m in pkgutil.iter_modules(approx.__path__)),
