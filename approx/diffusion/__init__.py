@@ -4,7 +4,6 @@ Denoisers, schedulers and pipelines go in; maps that `describe` takes, tables by
 samples come out. Imports the tables, the spectra and the decoder.
 """
 
-from approx.diffusion import reward
 from approx.diffusion.guidance import Guided, GuidedStep, guide
 from approx.diffusion.reward import ClassifierReward, ExactReward, SketchReward
 from approx.diffusion.schedules import Level, Schedule, diffusion_levels, schedule_of
@@ -19,6 +18,5 @@ __all__ = [
     "SketchReward",
     "diffusion_levels",
     "guide",
-    "reward",
     "schedule_of",
 ]

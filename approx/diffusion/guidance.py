@@ -96,6 +96,7 @@ def guide(
     clip: float | None = None,
     through: Literal["clean", "denoiser"] = "clean",
     denoiser: Denoiser | None = None,
+    codes: Callable[[Tensor], Tensor] | None = None,
     schedule: Schedule | None = None,
 ) -> Iterator[Guided]:
     r"""Steer a pipeline by a reward: rho > 0 raises it, rho < 0 lowers it.
@@ -118,6 +119,9 @@ def guide(
     denoiser : callable, optional
         (samples (B, ...) times the level's scale, times (B,)) -> what goes into the step; for
         "denoiser" alone.
+    codes : callable, optional
+        Latents as the pipeline steps them -> as the reward takes them, differentiable: unpacked,
+        undoubled, and for a decoder divided by the scaling factor. Left out where they are alike.
     schedule : Schedule, optional
         The noise levels, where `schedule_of` does not know the scheduler.
 
@@ -184,7 +188,7 @@ def guide(
             # out of inference mode only a copy of its tensors can be differentiated
             x, predicted = (t.detach().clone().to(wide) for t in (step.sample, step.predicted))
             x.requires_grad_()
-            values = _rewarded(reward, step, x, predicted, denoiser)
+            values = _rewarded(reward, step, x, predicted, denoiser, codes)
             gradient = _gradient_of(values, x, step)
         return _changed(step, predicted, gradient, values, guided, clip, told)
 
@@ -193,22 +197,20 @@ def guide(
 
 
 def _rewarded(
-    reward: Any, step: Step, x: Tensor, predicted: Tensor, denoiser: Denoiser | None
+    reward: Any,
+    step: Step,
+    x: Tensor,
+    predicted: Tensor,
+    denoiser: Denoiser | None,
+    codes: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """Return the rewards (b,) as a function of the samples x."""
     level = step.level
-    if isinstance(reward, ClassifierReward):
-        values = reward(x, level)
-        rows = len(x)
-    else:
-        if denoiser is not None:
-            times = torch.full((len(x),), level.time, dtype=x.dtype, device=x.device)
-            predicted = denoiser(x * level.scale, times)
-        estimate = step.schedule.clean(x, predicted, level)
-        if step.schedule.prediction == "sample" and denoiser is None:
-            estimate = estimate + (level.alpha / level.norm**2) * (x - x.detach())
-        values = reward(estimate)
-        rows = len(estimate)
+    noisy = isinstance(reward, ClassifierReward)
+    z = x if noisy else _estimate(step, x, predicted, denoiser)
+    z = z if codes is None else codes(z)
+    values = reward(z, level) if noisy else reward(z)
+    rows = len(z)
     if not isinstance(values, Tensor) or values.shape != (rows,):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
@@ -216,6 +218,18 @@ def _rewarded(
             f"{step.number}: sum over all other axes."
         )
     return values
+
+
+def _estimate(step: Step, x: Tensor, predicted: Tensor, denoiser: Denoiser | None) -> Tensor:
+    """Return the estimate of x_0 as a function of the samples x."""
+    level = step.level
+    if denoiser is not None:
+        times = torch.full((len(x),), level.time, dtype=x.dtype, device=x.device)
+        return step.schedule.clean(x, denoiser(x * level.scale, times), level)
+    estimate = step.schedule.clean(x, predicted, level)
+    if step.schedule.prediction == "sample":
+        estimate = estimate + (level.alpha / level.norm**2) * (x - x.detach())
+    return estimate
 
 
 def _gradient_of(values: Tensor, x: Tensor, step: Step) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.pipelines import CASES, PROMPTS, STEPS, PipelineCase
 from torch import Tensor, nn
 
 from approx.diffusion import (
@@ -398,6 +399,72 @@ def test_gaussians_are_shifted_as_the_tilted_density_asks() -> None:
     for rho in (0.5, -1.0):
         shift = sampled(rho) - sampled(0)
         torch.testing.assert_close(shift, torch.full_like(shift, 2 * rho), rtol=0.01, atol=0)
+
+
+# pipelines
+
+
+def _laid_out(case: PipelineCase, z: Tensor) -> Tensor:
+    """Return what a pipeline steps as (prompts, channels, height, width)."""
+    if case.name.startswith("flux"):  # packed: 2 x 2 pixels in the channels of a token
+        c, h, w = case.shape
+        z = z.reshape(len(z), h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        z = z.reshape(len(z), c, h, w)
+    return z[:PROMPTS]  # DiT doubles them
+
+
+def _pictures(case: PipelineCase, dtype: torch.dtype, pipe: Any) -> np.ndarray:
+    arguments = case.arguments(dtype)
+    made = pipe(generator=torch.Generator().manual_seed(0), **arguments).images
+    return made.float().numpy() if isinstance(made, Tensor) else np.asarray(made)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_pipeline_is_guided_and_is_the_old_one_afterwards(case: PipelineCase) -> None:
+    pipe = case.build()
+    plain = _pictures(case, torch.float32, pipe)
+
+    def codes(z: Tensor) -> Tensor:
+        return _laid_out(case, z)
+
+    def bright(z: Tensor) -> Tensor:
+        assert z.shape == (PROMPTS, *case.shape)
+        return z.flatten(1).sum(1)
+
+    with guide(pipe, bright, rho=0, codes=codes):
+        assert np.array_equal(_pictures(case, torch.float32, pipe), plain)
+    raised = []
+    for rho in (-0.5, 0.5):
+        with guide(pipe, bright, rho, codes=codes, clip=0.5) as run:
+            found = _pictures(case, torch.float32, pipe)
+        assert [step.number for step in run.steps] == list(range(STEPS))
+        assert not np.array_equal(found, plain)
+        raised.append(run.steps[-1].reward)
+    assert (raised[0] < raised[1]).all()
+    assert "step" not in vars(pipe.scheduler)
+    assert np.array_equal(_pictures(case, torch.float32, pipe), plain)
+
+
+def test_the_gradient_of_a_decoder_passes_its_scaling_and_a_pipeline_in_half_precision() -> None:
+    case = next(c for c in CASES if c.name == "sd-dpm")
+    pipe = case.build(torch.bfloat16)
+    scaling = pipe.vae.config.scaling_factor
+
+    def codes(z: Tensor) -> Tensor:
+        return z / scaling
+
+    seen = []
+
+    def watching(z: Tensor) -> Tensor:
+        seen.append(z.dtype)
+        return z.flatten(1).sum(1) * scaling
+
+    found = []
+    for score, options in ((watching, {"codes": codes}), (lambda z: z.flatten(1).sum(1), {})):
+        with guide(pipe, score, 0.1, **options):
+            found.append(_pictures(case, torch.bfloat16, pipe))
+    assert set(seen) == {torch.float32}
+    np.testing.assert_allclose(found[0], found[1], atol=0.02)
 
 
 # the pretrained pair
