@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import approx
 from approx import DecoderError
@@ -23,6 +26,7 @@ from approx.diffusion import (
     reward,
 )
 from approx.diffusion.reward import Collected
+from bridges.networks.diffusion import mnist_decoder
 
 _SCHEDULE = Schedule(diffusion_levels([0.99, 0.8, 0.5, 0.1], [3, 2, 1, 0]), "epsilon")
 
@@ -95,6 +99,48 @@ def test_all_latents_and_tangents_take_one_pass_of_the_decoder() -> None:
     _gradient(ExactReward(Counting()), torch.randn(36, 36))
     # one latent for the shape of its output; then all 36, with all of their 36 tangents
     assert rows == [1, 36]
+
+
+@pytest.mark.nightly
+def test_what_a_batch_of_digits_costs_against_one_at_a_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    decoder = mnist_decoder()
+    z = torch.randn(36, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+    def alone(derivative: Any) -> Any:
+        def psi(x: Tensor) -> Tensor:
+            J = derivative(lambda v: decoder(v.reshape(1, 1, 6, 6)).flatten())(x)
+            return torch.logdet(J.T @ J) / 2
+
+        # fused attention has no second derivative
+        def gradients(some: Tensor) -> Tensor:
+            with sdpa_kernel(SDPBackend.MATH):
+                return torch.stack([torch.func.grad(psi)(x.flatten()) for x in some])
+
+        return gradients
+
+    def each(some: Tensor) -> Tensor:
+        return torch.cat([_gradient(ExactReward(decoder), x[None]) for x in some])
+
+    ways: dict[str, tuple[Any, int]] = {
+        "batched": (lambda some: _gradient(ExactReward(decoder), some), 36),
+        "ExactReward, one latent at a time": (each, 12),
+        "torch.func.jacfwd, one latent at a time": (alone(torch.func.jacfwd), 12),
+        "torch.func.jacrev, one latent at a time": (alone(torch.func.jacrev), 1),
+    }
+    _gradient(ExactReward(decoder), z[:1])
+    seconds, found = {}, {}
+    for name, (way, count) in ways.items():
+        begun = time.perf_counter()
+        found[name] = way(z[:count]).flatten(1)
+        seconds[name] = (time.perf_counter() - begun) / count
+    with capsys.disabled():
+        for name, spent in seconds.items():
+            print(f"\n{name}: {spent:.3f} s a latent, {spent / seconds['batched']:.1f} x", end="")
+    for gradients in found.values():
+        gap = gradients.detach() - found["batched"][: len(gradients)]
+        assert float(gap.norm() / gradients.detach().norm()) < 1e-3
 
 
 def test_the_chain_rule_goes_on_before_and_behind_a_reward() -> None:
