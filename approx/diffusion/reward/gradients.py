@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from approx.decoder import (
     HALF,
+    SHARE,
     DecoderError,
     ForwardRules,
     Output,
@@ -22,6 +23,8 @@ from approx.decoder import (
     deterministic,
     first_line,
     forward,
+    free_bytes,
+    held_by_one,
     in_words,
     no_graph,
     not_finite,
@@ -32,7 +35,7 @@ from approx.decoder import (
     sized,
 )
 
-# bytes of the dense Jacobians of one pass; its graph takes a multiple of it
+# bytes of the dense Jacobian of a latent
 _MOST_BYTES = 2**28
 # latents at which a decoder is asked again whether it is piecewise linear
 _ASKED = 4
@@ -94,7 +97,11 @@ class ExactReward:
                 f"Expected a dense Jacobian of at most {sized(_MOST_BYTES)}, got {rows} x "
                 f"{columns}, {sized(each)}: take SketchReward."
             )
-        size = max(1, _MOST_BYTES // (4 * each))
+        held = held_by_one(prepared, z)
+        # of the tangents too, and of the way back through them
+        graph = 4 * max(each, columns * held.total if held is not None else 0)
+        free = free_bytes(z.device)
+        size = max(1, int((4 * _MOST_BYTES if free is None else SHARE * free) // graph))
         parts = []
         for start in range(0, len(z), size):
             at = slice(start, start + size)

@@ -97,8 +97,9 @@ def test_all_latents_and_tangents_take_one_pass_of_the_decoder() -> None:
             return torch.exp(z)
 
     _gradient(ExactReward(Counting()), torch.randn(36, 36))
-    # one latent for the shape of its output; then all 36, with all of their 36 tangents
-    assert rows == [1, 36]
+    # one latent for the shape of its output, and one on no device for its memory; then all 36,
+    # with all of their 36 tangents
+    assert rows == [1, 1, 36]
 
 
 @pytest.mark.nightly
