@@ -5,6 +5,19 @@ samples come out. Imports the tables, the spectra and the decoder.
 """
 
 from approx.diffusion import maps as maps
+from approx.diffusion.guidance import Guided, GuidedStep, guide
+from approx.diffusion.reward import ClassifierReward, ExactReward, SketchReward
 from approx.diffusion.schedules import Level, Schedule, diffusion_levels, schedule_of
 
-__all__ = ["Level", "Schedule", "diffusion_levels", "schedule_of"]
+__all__ = [
+    "ClassifierReward",
+    "ExactReward",
+    "Guided",
+    "GuidedStep",
+    "Level",
+    "Schedule",
+    "SketchReward",
+    "diffusion_levels",
+    "guide",
+    "schedule_of",
+]

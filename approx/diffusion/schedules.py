@@ -254,7 +254,7 @@ def schedule_of(scheduler: Any) -> Schedule:
     config = scheduler.config
     times = [float(t) for t in times]
     prediction: Any = getattr(config, "prediction_type", "epsilon")
-    if names & _FLOW or getattr(config, "use_flow_sigmas", False):
+    if is_flow(scheduler):
         sigmas = [float(s) for s in scheduler.sigmas]
         if getattr(config, "invert_sigmas", False):
             raise ValueError(
@@ -277,6 +277,12 @@ def schedule_of(scheduler: Any) -> Schedule:
     if getattr(config, "clip_sample", False):
         clip = float(getattr(config, "clip_sample_range", 1.0))
     return Schedule(tuple(levels), prediction, clip)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Return whether a scheduler mixes (1 - sigma) x_0 with sigma eps."""
+    names = {cls.__name__ for cls in type(scheduler).__mro__}
+    return bool(names & _FLOW) or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
 def _paired(times: list[float], sigmas: list[float]) -> list[tuple[float, float]]:
