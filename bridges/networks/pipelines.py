@@ -6,7 +6,7 @@ Imported where diffusers is: it is an extra, and only the functions here need it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,9 @@ def character_pipeline(network: Denoiser | Transformer, decoder: nn.Module | Non
         With `unet` (a `Velocity`), `vae` (a `LatentDecoder`, or None) and `scheduler`, a
         FlowMatchEulerDiscreteScheduler. It is called with the labels (B,), -1 for any, and with
         ``guidance_scale=2.0, num_inference_steps=50, generator=None, latents=None,
-        output_type="pil"``: classifier-free guidance, velocity of any class and
-        `guidance_scale` times the difference that the label makes, so that 1 is the conditional
-        model and 0 draws any class. Steps are equal. Its result has `.images`: PIL, arrays or
+        output_type="pil"`` and `callback_on_step_end`, as in diffusers. Guidance is free of
+        classifiers: velocity of any class and `guidance_scale` times the difference that the label
+        makes, so that 1 is the conditional model and 0 draws any class. Steps are equal. Its result has `.images`: PIL, arrays or
         tensors in [0, 1], or what comes before the decoder for "latent". It is made of files that
         run no code, and not kept by `save_pretrained`.
 
@@ -147,6 +147,7 @@ def character_pipeline(network: Denoiser | Transformer, decoder: nn.Module | Non
             latents: Tensor | None = None,
             output_type: str = "pil",
             return_dict: bool = True,
+            callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         ) -> Any:
             device, dtype = self._execution_device, self.unet.dtype
             labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
@@ -159,8 +160,10 @@ def character_pipeline(network: Denoiser | Transformer, decoder: nn.Module | Non
             sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
             self.scheduler.set_timesteps(sigmas=sigmas, device=device)
             bar: Any = self.progress_bar
-            for t in bar(self.scheduler.timesteps):
+            for number, t in enumerate(bar(self.scheduler.timesteps)):
                 x = self.scheduler.step(self._guided(x, t, labels, guidance_scale), t, x)[0]
+                if callback_on_step_end is not None:
+                    x = callback_on_step_end(self, number, t, {"latents": x}).get("latents", x)
             if output_type != "latent":
                 if self.vae is not None:
                     x = self.vae.decode(x / self.vae.config.scaling_factor, return_dict=False)[0]
