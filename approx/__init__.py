@@ -15,7 +15,7 @@ from approx.spectra import Spectrum, draw_seed, spectrum
 from approx.tables import DescribeError, Descriptors, concatenate, describe
 
 if TYPE_CHECKING:
-    from approx import plot  # noqa: F401 - for type checkers; `__getattr__` imports it
+    from approx import diffusion, plot  # noqa: F401 - for type checkers; see `__getattr__`
 
 __all__ = [
     "DecoderError",
@@ -39,9 +39,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `approx.plot` when it is asked for: matplotlib takes longer than all the rest."""
-    if name == "plot":
+    """Import `approx.plot` and `approx.diffusion` when they are asked for.
+
+    matplotlib takes longer than all the rest.
+    """
+    if name in ("diffusion", "plot"):
         import importlib
 
-        return importlib.import_module("approx.plot")
+        return importlib.import_module(f"approx.{name}")
     raise AttributeError(f"module 'approx' has no attribute {name!r}")

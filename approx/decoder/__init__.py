@@ -15,7 +15,7 @@ from approx.decoder.checks import (
     pick,
 )
 from approx.decoder.failures import first_line, in_words, no_graph
-from approx.decoder.forward_rules import ForwardRules
+from approx.decoder.forward_rules import ForwardRules, Widened
 from approx.decoder.graph import hooked, narrowest, transpose
 from approx.decoder.loading import load_diffusers
 from approx.decoder.memory import (
@@ -50,6 +50,7 @@ __all__ = [
     "ForwardRules",
     "Output",
     "Prepared",
+    "Widened",
     "as_latents",
     "bind",
     "check_decoder",

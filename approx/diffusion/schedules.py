@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from approx.decoder import DecoderError
+
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 
 # how a scheduler of diffusers writes its samples; what is not listed is refused
@@ -127,8 +129,8 @@ class Schedule:
         """Return the estimate of x_0 behind samples x (B, ...), from what the denoiser predicted.
 
         Where the prediction has twice the channels of x, the second half is a variance and is left
-        out. Raises ValueError for other shapes, and for the noise as prediction at alpha = 0, where
-        it says nothing of x_0.
+        out. Raises DecoderError for other shapes, and for the noise as prediction at alpha = 0,
+        where it says nothing of x_0.
         """
         estimate = self._implied(x, predicted, level)
         return estimate if self.clip is None else estimate.clamp(-self.clip, self.clip)
@@ -141,7 +143,7 @@ class Schedule:
         equation 12 with eta = 0; for velocities it is Euler's step.
         """
         if level.sigma == 0:
-            raise ValueError(
+            raise DecoderError(
                 f"Expected noise at time {level.time:g}, where a step begins, got sigma = 0: the "
                 "samples are clean there."
             )
@@ -160,7 +162,7 @@ class Schedule:
         if self.prediction == "flow_prediction":
             return (x - level.sigma * predicted) / (level.alpha + level.sigma)
         if level.alpha == 0:
-            raise ValueError(
+            raise DecoderError(
                 f"Expected some signal at time {level.time:g} to tell x_0 from predicted noise, "
                 "got alpha = 0: begin at a later step."
             )
@@ -176,7 +178,7 @@ def mean_of(predicted: Tensor, x: Tensor) -> Tensor:
         predicted = predicted[:, : x.shape[1]]
         if predicted.shape == x.shape:
             return predicted
-    raise ValueError(
+    raise DecoderError(
         f"Expected a prediction of shape {tuple(x.shape)}, or with twice the channels, got "
         f"{tuple(predicted.shape)}: the denoiser returns what the scheduler's step takes."
     )
