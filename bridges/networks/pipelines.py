@@ -113,9 +113,9 @@ def character_pipeline(network: Denoiser | Transformer, decoder: nn.Module | Non
         ``guidance_scale=2.0, num_inference_steps=50, generator=None, latents=None,
         output_type="pil"`` and `callback_on_step_end`, as in diffusers. Guidance is free of
         classifiers: velocity of any class and `guidance_scale` times the difference that the label
-        makes, so that 1 is the conditional model and 0 draws any class. Steps are equal. Its result has `.images`: PIL, arrays or
-        tensors in [0, 1], or what comes before the decoder for "latent". It is made of files that
-        run no code, and not kept by `save_pretrained`.
+        makes, so that 1 is the conditional model and 0 draws any class. Steps are equal.
+        Its result has `.images`: PIL, arrays or tensors in [0, 1], or what comes before the decoder
+        for "latent". It is made of files that run no code, and not kept by `save_pretrained`.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def character_pipeline(network: Denoiser | Transformer, decoder: nn.Module | Non
             if latents is None:
                 shape = (len(labels), *self.unet.shape)
                 latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-            x = latents.to(device=device, dtype=dtype)
+            x: Any = latents.to(device=device, dtype=dtype)
             # equal steps, the last of which ends at 0
             sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
             self.scheduler.set_timesteps(sigmas=sigmas, device=device)

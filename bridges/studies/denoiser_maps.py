@@ -45,7 +45,7 @@ def unrolled(
     schedule = Schedule(whole.levels[: steps + 1], whole.prediction, whole.clip)
     unet = copy.deepcopy(pipe.unet).double()
     denoiser = maps.guided(unet, guidance, class_labels=ANY)
-    options = {"class_labels": labels}
+    options: dict[str, Any] = {"class_labels": labels}
     exact: dict[str, Any] = {"method": "exact", "neighbourhood": None, "progress": False}
     x = noise.double()
     at_once = describe(maps.sample(denoiser, schedule, **options), x, seed=0, **exact).psi
