@@ -49,7 +49,7 @@ figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 4.2), sharex=True, layout="con
 colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(study.data["guidances"])))
 for column, (name, label) in zip(axes.T, LABELS.items(), strict=True):
     for ax, (place, words) in zip(
-        column, (("sample", "at $x_t$"), ("clean", "at the estimate of $x_0$")), strict=True
+        column, (("sample", "at $x_t$"), ("clean", r"at $\hat{x}_0$")), strict=True
     ):
         curves = study.data["curves"][name][place]
         for colour, (guidance, rows) in zip(colours, curves.items(), strict=True):
@@ -58,7 +58,9 @@ for column, (name, label) in zip(axes.T, LABELS.items(), strict=True):
             ax.fill_between(study.data["steps"], low, high, color=colour, alpha=0.2, lw=0)
         ax.set_title(f"{label} {words}")
     column[1].set_xlabel("step")
-axes[0, 0].legend(title="guidance", ncols=2)
+figure.legend(
+    *axes[0, 0].get_legend_handles_labels(), title="guidance", ncols=6, loc="outside upper center"
+)
 figure.savefig(FIGURES / "05_guidance.png", dpi=200)
 plt.close(figure)
 
@@ -70,22 +72,22 @@ plt.close(figure)
 # %%
 pipe = pipelines.mnist_pipeline()
 pipe.set_progress_bar_config(disable=True)
-shown, estimates = range(0, 50, 7), []
+shown, samples = range(0, 50, 7), []
 
 
 def keep(pipe, number, time, tensors):
     """Decode the sample behind some steps."""
     if number in shown:
-        estimates.append(pipe.vae.decode(tensors["latents"]).sample[:, 0])
+        samples.append(pipe.vae.decode(tensors["latents"]).sample[:, 0])
     return tensors
 
 
 noise = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(3))
 figure, axes = plt.subplots(3, len(shown), figsize=(WIDTH, 2.9), layout="constrained")
 for row, guidance in zip(axes, (1, 3, 9), strict=True):
-    estimates.clear()
+    samples.clear()
     pipe([3], guidance, latents=noise, callback_on_step_end=keep)
-    for ax, picture, step in zip(row, estimates, shown, strict=True):
+    for ax, picture, step in zip(row, samples, shown, strict=True):
         ax.imshow(picture[0], cmap="gray_r", vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[], title=f"step {step + 1}" if guidance == 1 else "")
     row[0].set_ylabel(f"guidance {guidance}")
