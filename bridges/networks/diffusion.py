@@ -189,43 +189,6 @@ def emnist_denoiser(folder: Path | None = None) -> Denoiser:
     return loaded(Denoiser(47, 7, 5), read("emnist_diffusion/latent_denoiser.pth", folder))
 
 
-def generate(
-    denoiser: Denoiser,
-    y: Tensor,
-    generator: torch.Generator,
-    *,
-    steps: int = 50,
-    guidance: float = 2,
-) -> Tensor:
-    """Return latents of the classes y, by Euler's method from noise.
-
-    Parameters
-    ----------
-    denoiser : Denoiser
-        Of `mnist_denoiser` or `emnist_denoiser`.
-    y : Tensor
-        (B, classes), one 1 in each row.
-    generator : torch.Generator
-        Of the noise.
-    steps : int
-        Of equal length, two evaluations each.
-    guidance : float
-        The velocity is that without a class, and this many times the difference that y makes.
-
-    Returns
-    -------
-    (B, 1, side, side) float32 Tensor
-    """
-    side = math.isqrt(denoiser.temb.out_features)
-    z = torch.randn(len(y), 1, side, side, generator=generator)
-    with torch.no_grad():
-        for step in range(steps):
-            t = torch.full((len(y),), step / steps)
-            free = denoiser(z, t, torch.zeros_like(y))
-            z = z + (free + guidance * (denoiser(z, t, y) - free)) / steps
-    return z
-
-
 class Transformer(nn.Module):
     """Picture of a digit 1 x 28 x 28 that is expected behind a noisy one."""
 
