@@ -59,6 +59,7 @@ python_display_short_literal_types = True
 # files of names that differ in their case alone would be one file on some systems
 autosummary_filename_map = {
     "approx.Knots": "approx.Knots-class",
+    "approx.diffusion.reward.Report": "approx.diffusion.reward.Report-class",
     "approx.Spectrum": "approx.Spectrum-class",
     "bridges.networks.toys.Toy": "bridges.networks.toys.Toy-class",
 }

@@ -51,7 +51,14 @@ def coverage(predicted: list[Spectrum], drawn: list[Spectrum], name: str) -> flo
     return float(((low <= target) & (target <= high)).double().mean())
 
 
-@pytest.mark.parametrize("name", WIDE)
+# every second one on every commit, all of them by night
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] if number % 2 else [])
+        for number, name in enumerate(WIDE)
+    ],
+)
 def test_predictions_of_decoders_are_unbiased_and_their_intervals_hold(name: str):
     """200 seeds; psi_W and nu_W of W J by their definition, from 400 other seeds."""
     op, r = decoder(name)

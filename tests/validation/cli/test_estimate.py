@@ -391,7 +391,7 @@ class _Codes(_Tiny):
 
 @pytest.fixture
 def fake_diffusers(monkeypatch):
-    """Install a stand-in for diffusers, which CI does not have."""
+    """Install a stand-in for diffusers, which notes how it was asked."""
     fake = types.ModuleType("diffusers")
     fake.AutoencoderKL = _Tiny  # type: ignore[attr-defined]
     fake.AutoencoderOobleck = _Sound  # type: ignore[attr-defined]
@@ -535,6 +535,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.parametrize("name", SMALL)
 def test_real_autoencoders_of_every_class(run, tmp_path, name):
     models = pytest.importorskip("diffusers.models.autoencoders", reason="cpwl[diffusers]")
