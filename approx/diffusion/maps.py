@@ -25,33 +25,30 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from approx.decoder import Bound, Widened, bind, pick
-from approx.diffusion.schedules import Level, Schedule, mean_of, schedule_of
+from approx.decoder import Bound, bind
+from approx.diffusion.schedules import Schedule
+from approx.diffusion.unrolling import (
+    Denoiser,
+    Run,
+    by_scheduler,
+    combined,
+    estimated,
+    first_order,
+    followed,
+    last_copy,
+    levels_of,
+    whole_times,
+)
 
 __all__ = ["clean", "decoded", "guided", "sample", "step"]
 
-Denoiser = Callable[..., Any]
-
 # a later step of these, without those before, is none of first order
 _COUNTING = frozenset({"PNDMScheduler", "LMSDiscreteScheduler"})
-
-
-class _Run(NamedTuple):
-    """Steps of a scheduler; a copy of a map in another dtype keeps it, coefficients and all."""
-
-    scheduler: Any
-    schedule: Schedule
-    numbers: range
-    seed: int
-    options: dict[str, Any]
 
 
 def clean(denoiser: Denoiser, schedule: Schedule | Any, t: float, **condition: Any) -> Bound:
@@ -91,10 +88,12 @@ def clean(denoiser: Denoiser, schedule: Schedule | Any, t: float, **condition: A
     >>> halfway(torch.tensor([[0.8, 1.6]]))
     tensor([[0.5000, 1.0000]])
     """
-    levels = _levels(schedule)
+    levels = levels_of(schedule)
     number = levels.index(t)
-    whole = _whole(schedule)
-    return _bound(denoiser, functools.partial(_clean, denoiser, levels, number, whole), condition)
+    whole = whole_times(schedule)
+    return _bound(
+        denoiser, functools.partial(estimated, denoiser, levels, number, whole), condition
+    )
 
 
 def step(
@@ -145,9 +144,9 @@ def step(
     >>> maps.step(lambda x, t: 0 * x + 1, schedule, t=1)(torch.tensor([[3.0]]))
     tensor([[2.]])
     """
-    levels = _levels(schedule)
-    first = _last_copy(levels, levels.index(t))
-    run = range(first, _last_copy(levels, first + 1))
+    levels = levels_of(schedule)
+    first = last_copy(levels, levels.index(t))
+    run = range(first, last_copy(levels, first + 1))
     return _unrolled(denoiser, schedule, levels, run, seed, eta, condition, alone=True)
 
 
@@ -202,8 +201,8 @@ def sample(
     >>> maps.sample(lambda x, t: 0 * x + 1, schedule)(torch.tensor([[3.0]]))
     tensor([[1.]])
     """
-    levels = _levels(schedule)
-    first = 0 if t is None else _last_copy(levels, levels.index(t))
+    levels = levels_of(schedule)
+    first = 0 if t is None else last_copy(levels, levels.index(t))
     run = range(first, len(levels))
     return _unrolled(denoiser, schedule, levels, run, seed, eta, condition, alone=first > 0)
 
@@ -232,7 +231,7 @@ def decoded(of: Bound, decoder: Callable[[Tensor], Any]) -> Bound:
     >>> maps.decoded(estimate, torch.nn.Upsample(scale_factor=2))(torch.ones(1, 1, 1))
     tensor([[[2., 2.]]])
     """
-    return replace(of, target=functools.partial(_decoded, of.target, decoder))
+    return replace(of, target=functools.partial(followed, of.target, decoder))
 
 
 def guided(denoiser: Denoiser, scale: float, **without: Any) -> Denoiser:
@@ -262,32 +261,7 @@ def guided(denoiser: Denoiser, scale: float, **without: Any) -> Denoiser:
     tensor([[4.]])
     """
     bind(denoiser, **without)  # refuses what it does not take
-    return functools.partial(_guided, denoiser, scale, without)
-
-
-def _levels(schedule: Schedule | Any) -> Schedule:
-    return schedule if isinstance(schedule, Schedule) else schedule_of(schedule)
-
-
-def _whole(schedule: Schedule | Any) -> bool:
-    """Tell whether the denoiser is given whole numbers as times."""
-    times = getattr(schedule, "timesteps", None)
-    return isinstance(times, Tensor) and not times.is_floating_point()
-
-
-def _last_copy(schedule: Schedule, number: int) -> int:
-    """Return the last of levels that follow one another and are the same.
-
-    Heun's scheduler has each twice, for two evaluations.
-    """
-    levels = schedule.levels
-    while number + 1 < len(levels) and _same(levels[number], levels[number + 1]):
-        number += 1
-    return number
-
-
-def _same(level: Level, other: Level) -> bool:
-    return (level.alpha, level.sigma) == (other.alpha, other.sigma)
+    return functools.partial(combined, denoiser, scale, without)
 
 
 def _unrolled(
@@ -308,7 +282,7 @@ def _unrolled(
                 f"Expected eta = 0 with a Schedule, whose steps draw no noise, got {eta:g}: give "
                 "the DDIMScheduler itself."
             )
-        target: Any = functools.partial(_first_order, denoiser, levels, run)
+        target: Any = functools.partial(first_order, denoiser, levels, run)
         return _bound(denoiser, target, condition)
     if getattr(schedule, "step_index", None) is not None or getattr(schedule, "counter", 0):
         raise ValueError(
@@ -326,118 +300,10 @@ def _unrolled(
             f"Expected eta = 0, got {eta:g}: the step of {type(schedule).__name__} has no such "
             "argument; DDIMScheduler's has."
         )
-    held = _Run(copy.deepcopy(schedule), levels, run, seed, options)
-    return _bound(denoiser, functools.partial(_stepped, denoiser, held), condition)
+    held = Run(copy.deepcopy(schedule), levels, run, seed, options)
+    return _bound(denoiser, functools.partial(by_scheduler, denoiser, held), condition)
 
 
 def _bound(denoiser: Denoiser, target: Callable[..., Any], condition: dict[str, Any]) -> Bound:
     bind(denoiser, **condition)  # refuses what it does not take
     return bind(target, **condition)
-
-
-# What follows is called with latents last and by position: any name is free for a condition.
-
-
-def _clean(
-    denoiser: Denoiser, schedule: Schedule, number: int, whole: bool, x: Tensor, /, **condition: Any
-) -> Tensor:
-    level = schedule.levels[number]
-    predicted = _predicted(denoiser, level.scale * x, level.time, whole, condition)
-    return schedule.clean(x, predicted, level)
-
-
-def _first_order(
-    denoiser: Denoiser, schedule: Schedule, run: range, x: Tensor, /, **condition: Any
-) -> Tensor:
-    for number in run:
-        level, after = schedule.levels[number : number + 2]
-        if not _same(level, after):
-            predicted = _predicted(denoiser, level.scale * x, level.time, False, condition)
-            x = schedule.stepped(x, predicted, level, after)
-    return x
-
-
-def _stepped(denoiser: Denoiser, run: _Run, x: Tensor, /, **condition: Any) -> Tensor:
-    scheduler = copy.deepcopy(run.scheduler)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(run.numbers.start)
-    # their variance is used, and so is the second half of the channels
-    variance = str(getattr(scheduler.config, "variance_type", "")).startswith("learned")
-    whole = _whole(scheduler)
-    for number in run.numbers:
-        t, time = scheduler.timesteps[number], run.schedule.levels[number].time
-        # those of flow matching do not scale
-        scaled = getattr(scheduler, "scale_model_input", _unscaled)(x, t)
-        predicted = _predicted(denoiser, scaled, time, whole, condition)
-        mean = mean_of(predicted, x)
-        wide = Widened() if x.dtype == torch.float64 else nullcontext()
-        with wide, _HeldNoise(run.seed, number):
-            # the class's: the instance's may be another's wrapper
-            x = type(scheduler).step(
-                scheduler, predicted if variance else mean, t, x, return_dict=False, **run.options
-            )[0]
-    return x
-
-
-def _unscaled(x: Tensor, t: Any) -> Tensor:
-    return x
-
-
-def _decoded(of: Callable[..., Any], decoder: Any, x: Tensor, /, **condition: Any) -> Any:
-    return decoder(of(x, **condition))
-
-
-def _guided(
-    denoiser: Denoiser, scale: float, without: Any, x: Tensor, t: Tensor, /, **condition: Any
-) -> Tensor:
-    def free(x: Tensor, /, **replaced: Any) -> Tensor:
-        return _told(denoiser, x, t, condition | replaced)
-
-    unconditional = free(x) if not without else bind(free, **without)(x)
-    return unconditional + scale * (_told(denoiser, x, t, condition) - unconditional)
-
-
-def _predicted(
-    denoiser: Denoiser, x: Tensor, time: float, whole: bool, condition: dict[str, Any]
-) -> Tensor:
-    dtype = torch.int64 if whole else torch.promote_types(x.dtype, torch.float32)
-    t = torch.full((len(x),), time, dtype=dtype, device=x.device)
-    return _told(denoiser, x, t, condition)
-
-
-def _told(denoiser: Denoiser, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Tensor:
-    """Return what a denoiser predicts."""
-    called = denoiser.forward if isinstance(denoiser, nn.Module) else denoiser
-    try:
-        named = "timestep" in inspect.signature(called).parameters
-    except ValueError:  # no signature: written in C
-        named = False
-    if named:
-        return pick(denoiser(x, timestep=t, **condition), None)
-    return pick(denoiser(x, t, **condition), None)
-
-
-class _HeldNoise(TorchFunctionMode):
-    """Region in which normal numbers are the same for all latents, and for each pass."""
-
-    def __init__(self, seed: int, number: int) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed((seed << 20) + number)
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in (torch.randn, torch.randn_like):
-            return func(*args, **kwargs)
-        if func is torch.randn_like:
-            like = args[0] if args else kwargs["input"]
-            shape, device, dtype = like.shape, like.device, like.dtype
-        else:
-            sizes = kwargs.get("size", args)
-            shape = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-            device, dtype = None, torch.get_default_dtype()
-        # in float32 whatever the latents are: a copy in float64 has the same
-        row = torch.randn(1, *shape[1:], generator=self.generator, dtype=torch.float32)
-        row = row.to(device=kwargs.get("device") or device, dtype=kwargs.get("dtype") or dtype)
-        return row.expand(*shape)
