@@ -11,6 +11,7 @@ import copy
 import functools
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,7 +208,7 @@ def _rows(size: Size, training: str, seed: int) -> Tensor:
 def _trained(
     size: Size, training: str, seed: int, everything: Digits, decoder: nn.Module
 ) -> tuple[Table, dict[str, Any], float]:
-    """Train a denoiser, and return scores of its samples, the first of them, and the loss's fall."""
+    """Train a denoiser, and return scores of its samples, the first of them, and its loss."""
     rows = _rows(size, training, seed)
     made = train_denoiser(
         everything.latents[rows], everything.labels[rows],
@@ -268,7 +269,7 @@ def _sampled(
     schedule = Schedule(levels, "flow_prediction")
     x, clean, changed = [noise], [], []
     with torch.no_grad():
-        for level, after in zip(levels[:-1], levels[1:], strict=True):
+        for level, after in pairwise(levels):
             t = torch.full((len(noise),), level.time)
             told, free = (_velocity(denoiser, x[-1], t, label) for label in (y, 0 * y))
             clean.append(schedule.clean(x[-1], told, level))
@@ -282,13 +283,14 @@ def _dimension(denoiser: Denoiser, x: Tensor, y: Tensor, time: float) -> Floats:
 
     Near data on a plane that estimate is a projection onto it, divided by t, by Tweedie's formula.
     """
-
-    def estimate(x: Tensor, y: Tensor) -> Tensor:
-        t = torch.full((1,), time, dtype=x.dtype)
-        return (x + (1 - time) * denoiser(x[None], t, y[None])[0]).flatten()
-
-    jacobians = torch.func.vmap(torch.func.jacrev(estimate))(x, y).flatten(2)
-    return time * jacobians.diagonal(dim1=1, dim2=2).sum(dim=1).double().numpy()
+    x = x.detach().requires_grad_()
+    t = torch.full((len(x),), time, dtype=x.dtype)
+    estimate = (x + (1 - time) * denoiser(x, t, y)).flatten(1)
+    trace = torch.zeros(len(x), dtype=torch.float64)
+    for i, entries in enumerate(estimate.unbind(dim=1)):
+        (row,) = torch.autograd.grad(entries.sum(), x, retain_graph=True)
+        trace += row.flatten(1)[:, i]
+    return time * trace.numpy()
 
 
 # -- claims ----------------------------------------------------------------------------------------
