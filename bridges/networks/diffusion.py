@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,28 @@ def emnist_decoder(folder: Path | None = None) -> nn.Sequential:
     return _decoder("emnist_diffusion/autoencoder.pth", folder, 32, 48, (5, 4, 8), up)
 
 
+def mnist_encoder(folder: Path | None = None) -> nn.Sequential:
+    """Return the encoder of the MNIST diffusion model, 1 x 28 x 28 -> 2 x 6 x 6.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    nn.Sequential
+        In evaluation mode, float32, with the published weights. The first channel is the mean of
+        the latent, the second is taken as the logarithm of its variance.
+    """
+    module = nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=2), nn.GELU(),
+        nn.Conv2d(16, 32, 3, padding=1, padding_mode="reflect"), nn.GELU(), nn.MaxPool2d(2),
+        *(_block(32, 4, 3, 6) for _ in range(3)), nn.Conv2d(32, 2, 1),
+    )  # fmt: skip
+    return loaded(module, _half("encoder.", read("mnist_diffusion/vae.pth", folder)))
+
+
 def _decoder(
     name: str,
     folder: Path | None,
@@ -111,9 +134,11 @@ def _decoder(
         nn.Conv2d(coarse, fine, 3, padding=1, padding_mode="reflect"),
         last, nn.Conv2d(fine, 1, 5, padding=2),
     )  # fmt: skip
-    state = read(name, folder)
-    half = "decoder."
-    return loaded(module, {k[len(half) :]: v for k, v in state.items() if k.startswith(half)})
+    return loaded(module, _half("decoder.", read(name, folder)))
+
+
+def _half(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {key[len(name) :]: value for key, value in state.items() if key.startswith(name)}
 
 
 class Denoiser(nn.Module):
@@ -137,7 +162,7 @@ class Denoiser(nn.Module):
         )  # fmt: skip
         self.yemb = nn.Linear(classes, side * side, bias=False)
         self.temb = nn.Linear(classes, side * side)
-        self.nums = nn.Parameter(torch.zeros(classes), requires_grad=False)
+        self.nums = nn.Parameter(torch.linspace(0, 1, classes), requires_grad=False)
         self.log_scalar = nn.Parameter(torch.zeros(1))
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -239,9 +239,13 @@ class Images(NamedTuple):
 
 
 def read_images(
-    kind: Literal["mnist", "notmnist"], count: int = 10_000, folder: Path | None = None
+    kind: Literal["mnist", "notmnist"],
+    count: int = 10_000,
+    folder: Path | None = None,
+    *,
+    part: Literal["t10k", "train"] = "t10k",
 ) -> Images:
-    """Read the first test images: handwritten digits, or letters from many typefaces.
+    """Read the first images: handwritten digits, or letters from many typefaces.
 
     Parameters
     ----------
@@ -251,14 +255,16 @@ def read_images(
         How many, of 10,000.
     folder : Path, optional
         That holds the files; as for `bridges.networks.data.path`.
+    part : {"t10k", "train"}
+        The test images, or the 60,000 for training, which only "mnist" has.
 
     Returns
     -------
     Images
     """
-    with gzip.open(data.path(f"{kind}/t10k-images-idx3-ubyte.gz", folder)) as file:
+    with gzip.open(data.path(f"{kind}/{part}-images-idx3-ubyte.gz", folder)) as file:
         pixels = np.frombuffer(file.read(16 + 784 * count)[16:], np.uint8).reshape(-1, 784)
-    with gzip.open(data.path(f"{kind}/t10k-labels-idx1-ubyte.gz", folder)) as file:
+    with gzip.open(data.path(f"{kind}/{part}-labels-idx1-ubyte.gz", folder)) as file:
         labels = np.frombuffer(file.read(8 + count)[8:], np.uint8)
     return Images(np.divide(pixels, 255, dtype=np.float32), labels)
 

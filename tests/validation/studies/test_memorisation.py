@@ -1,0 +1,104 @@
+"""AUROC against another's, and the study at a tiny size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from bridges.networks import diffusion
+from bridges.studies import load_study, memorisation, save_study
+from bridges.studies.memorisation import FULL, SMALL, auroc
+
+TINY = SMALL._replace(trainings=("2", "planted"), digits=20, training=10, samples=3, steps=3,
+                      times=(1 / 3,))  # fmt: skip
+
+
+def test_auroc_is_that_of_the_rank_sum_test():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 6, 50), rng.random(50) < 0.3  # with ties
+    one, other = scores[labels], scores[~labels]
+    u = stats.mannwhitneyu(one, other).statistic
+    assert auroc(scores, labels) == pytest.approx(u / (len(one) * len(other)), abs=1e-14)
+    assert auroc(-scores, labels) == pytest.approx(1 - auroc(scores, labels), abs=1e-14)
+    assert np.isnan(auroc(scores, np.ones(50, dtype=bool)))
+
+
+def test_a_score_that_only_knows_the_stratum_has_no_effect_when_matched():
+    strata = np.repeat([0, 1], 20)
+    labels = np.arange(40) % np.where(strata, 2, 5) == 0
+    assert auroc(strata, labels) > 0.6
+    assert auroc(strata, labels, strata) == 0.5
+    # pairs counted one by one
+    scores = np.random.default_rng(1).normal(size=40)
+    pairs = [
+        float(scores[i] > scores[j])
+        for i in range(40)
+        for j in range(40)
+        if labels[i] and not labels[j] and strata[i] == strata[j]
+    ]
+    assert auroc(scores, labels, strata) == pytest.approx(np.mean(pairs), abs=1e-14)
+
+
+def test_planted_digits_are_half_of_the_training():
+    rows, counts = memorisation._rows(FULL, "planted", 0).unique(return_counts=True)
+    assert sorted(counts.tolist(), reverse=True)[:11] == [500] * 10 + [1]
+    assert len(rows) == 10 + 5_000
+    few = memorisation._rows(FULL, "10", 0)
+    assert set(few.tolist()) == set(rows[counts == 500].tolist())  # the same digits of a seed
+
+
+def test_the_dimension_is_the_trace_of_a_jacobian_by_columns(data):
+    denoiser = diffusion.mnist_denoiser(data).requires_grad_(False)
+    x = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.eye(10)[3:4]
+
+    def estimate(flat):
+        z = flat.view(1, 1, 6, 6)
+        return (z + 0.2 * denoiser(z, torch.tensor([0.8]), y)).flatten()
+
+    whole = torch.autograd.functional.jacobian(estimate, x.flatten())
+    expected = 0.8 * float(torch.linalg.eigvals(whole).real.sum())
+    assert memorisation._dimension(denoiser, x, y, 0.8) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tiny(data):
+    """Return the study at a tiny size."""
+    return memorisation.study(TINY, [3])
+
+
+def test_the_study_at_a_tiny_size(tiny, tmp_path):
+    table = tiny.data["samples"][0]
+    for values in table.values():
+        assert values.shape == (6,)
+        assert np.isfinite(values).all()
+    assert ((table["ratio"] > 0) & (table["ratio"] <= 1)).all()
+    assert (table["settled"] <= 3).all()
+    controls = [c for c in tiny.claims if c.claim.startswith("control")]
+    assert {c.paper for c in controls} == {"none"}
+    assert len(controls) == 6
+    save_study(tiny, tmp_path / "study.json", "by hand")
+    assert load_study(tmp_path / "study.json").data["trainings"] == ["2", "planted"]
+
+
+def test_a_seed_gives_the_same_samples(tiny):
+    again = memorisation.study(TINY._replace(trainings=("2",)), [3]).data["samples"][0]
+    for name, values in again.items():
+        np.testing.assert_array_equal(values, tiny.data["samples"][0][name][:3])
+
+
+def test_an_interrupt_keeps_whole_seeds(tiny, monkeypatch):
+    table = {name: values[:3] for name, values in tiny.data["samples"][0].items()}
+    del table["training"]
+
+    def trained(size, training, seed, *rest):
+        if seed == 1 and training == "planted":
+            raise KeyboardInterrupt
+        return table, {}, 0.5
+
+    monkeypatch.setattr(memorisation, "_trained", trained)
+    assert memorisation.study(TINY, [0, 1]).seeds == (0,)
+    with pytest.raises(KeyboardInterrupt):
+        memorisation.study(TINY, [1])
