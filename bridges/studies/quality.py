@@ -1,10 +1,14 @@
-"""How varied pictures are, and how well they cover real ones, from features of a classifier."""
+"""What pictures of digits are like: ink, edges, variety, and how near real ones they are."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+import torch
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+
+Floats = NDArray[np.float64]
 
 
 def vendi(features: ArrayLike) -> float:
@@ -57,3 +61,33 @@ def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[flo
     precision = (apart <= around_x[:, None]).any(axis=0).mean()
     recall = (apart <= around_y).any(axis=1).mean()
     return float(precision), float(recall)
+
+
+def features(lenet: nn.Sequential, pictures: Tensor) -> Floats:
+    """Return what goes into the last layer of LeNet-5, (n, 84)."""
+    with torch.no_grad():
+        return lenet[:-1](pictures).double().numpy()
+
+
+def ink_and_edges(pictures: Tensor) -> dict[str, Floats]:
+    """Return mean ink, and mean squared difference of neighbouring pixels, of pictures (n,)."""
+    across = sum(pictures.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))
+    return {
+        "ink": pictures.mean((1, 2, 3)).double().numpy(),
+        "edge": torch.as_tensor(across).double().numpy(),
+    }
+
+
+def quality(
+    lenet: nn.Sequential, real: Floats, pictures: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """Return the share of right digits, Vendi scores within a digit, precision and recall."""
+    found = features(lenet, pictures)
+    with torch.no_grad():
+        right = lenet(pictures).argmax(1) == labels
+    each = [vendi(found[labels.numpy() == digit]) for digit in range(min(10, len(labels)))]
+    precision, recall = precision_recall(real, found) if len(labels) > 3 else (float("nan"),) * 2
+    return {
+        "kept": float(right.double().mean()), "vendi": float(np.mean(each)),
+        "precision": precision, "recall": recall,
+    }  # fmt: skip

@@ -21,7 +21,7 @@ from approx.diffusion import ExactReward, SketchReward, guide, reward, schedule_
 from bridges.networks import pipelines, pretrained
 from bridges.networks.diffusion import mnist_classifier, mnist_decoder
 from bridges.studies.claims import Claim, Direction, Invariant, Study
-from bridges.studies.quality import precision_recall, vendi
+from bridges.studies.quality import features, ink_and_edges, quality
 
 RHOS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 CLASSES = 2.0  # the pipeline's own guidance by the digit
@@ -153,8 +153,8 @@ def _parts(size: Size) -> Parts:
     decoder, lenet = mnist_decoder(), mnist_classifier()
     pixels = torch.from_numpy(pretrained.read_images("mnist", size.real).pixels)
     codes = _drawn(pipe, _normal(1_000_000, size.codes), size.steps)
-    parts = Parts(pipe, decoder, lenet, _features(lenet, pixels.view(-1, 1, 28, 28)), codes, {})
-    values = _pictured(_pictures(parts, codes)) | _described(decoder, codes)
+    parts = Parts(pipe, decoder, lenet, features(lenet, pixels.view(-1, 1, 28, 28)), codes, {})
+    values = ink_and_edges(_pictures(parts, codes)) | _described(decoder, codes)
     return parts._replace(values=values)
 
 
@@ -177,21 +177,6 @@ def _drawn(pipe: Any, noise: Tensor, steps: int, **options: Any) -> Tensor:
 def _pictures(parts: Parts, z: Tensor) -> Tensor:
     with torch.no_grad():
         return parts.decoder(z).clamp(0, 1)
-
-
-def _features(lenet: nn.Sequential, pictures: Tensor) -> Floats:
-    """Return what goes into the last layer of LeNet-5, (n, 84)."""
-    with torch.no_grad():
-        return lenet[:-1](pictures).double().numpy()
-
-
-def _pictured(pictures: Tensor) -> dict[str, Floats]:
-    """Return mean ink, and mean squared difference of neighbouring pixels, of pictures (n,)."""
-    across = sum(pictures.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))
-    return {
-        "ink": pictures.mean((1, 2, 3)).double().numpy(),
-        "edge": torch.as_tensor(across).double().numpy(),
-    }
 
 
 def _described(decoder: nn.Module, z: Tensor) -> dict[str, Floats]:
@@ -236,7 +221,10 @@ def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
             if rho == 0:
                 same[kind] = float(torch.equal(z, plain))
             psi = float(exact(z[: size.described]).mean()) - base
-            rows.append({"psi": psi} | _quality(parts, z))
+            rows.append(
+                {"psi": psi}
+                | quality(parts.lenet, parts.real, _pictures(parts, z), _labels(len(z)))
+            )
         results[kind] = {name: [row[name] for row in rows] for name in rows[0]}
 
     drawn = [_drawn(parts.pipe, noise, size.steps)]
@@ -289,25 +277,9 @@ def _values(parts: Parts, size: Size, drawn: list[Tensor]) -> list[Numbers]:
     """Return means of all that classifiers are fitted to, for each batch that was drawn."""
     z = torch.stack(drawn)
     described = _described(parts.decoder, z[:, : size.described].flatten(0, 1))
-    found = _pictured(_pictures(parts, z.flatten(0, 1))) | described
+    found = ink_and_edges(_pictures(parts, z.flatten(0, 1))) | described
     means = {name: values.reshape(len(z), -1).mean(axis=1) for name, values in found.items()}
     return [{name: float(means[name][i]) for name in FITTED} for i in range(len(z))]
-
-
-def _quality(parts: Parts, z: Tensor) -> Numbers:
-    """Return the share of right digits, Vendi scores within a digit, precision and recall."""
-    pictures, labels = _pictures(parts, z), _labels(len(z))
-    features = _features(parts.lenet, pictures)
-    with torch.no_grad():
-        right = parts.lenet(pictures).argmax(1) == labels
-    each = [vendi(features[labels.numpy() == digit]) for digit in range(min(10, len(z)))]
-    precision, recall = (
-        precision_recall(parts.real, features) if len(z) > 3 else (float("nan"),) * 2
-    )
-    return {
-        "kept": float(right.double().mean()), "vendi": float(np.mean(each)),
-        "precision": precision, "recall": recall,
-    }  # fmt: skip
 
 
 def _path(pipe: Any, noise: Tensor, steps: int) -> list[Tensor]:

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from bridges.studies.quality import precision_recall, vendi
+from bridges.studies.quality import ink_and_edges, precision_recall, vendi
 
 
 def test_vendi_counts_equal_features_once_and_orthogonal_ones_each():
@@ -54,3 +55,14 @@ def test_precision_and_recall_are_those_of_loops(k):
 def test_too_few_features_are_refused():
     with pytest.raises(ValueError, match=r"Expected more than k = 3 features .* got 3 and 9"):
         precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
+
+
+def test_ink_and_edges_are_those_of_loops():
+    pictures = torch.rand(3, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    found = ink_and_edges(pictures)
+    for i, picture in enumerate(pictures[:, 0].tolist()):
+        down = [(picture[r + 1][c] - picture[r][c]) ** 2 for r in range(3) for c in range(5)]
+        across = [(picture[r][c + 1] - picture[r][c]) ** 2 for r in range(4) for c in range(4)]
+        ink = sum(map(sum, picture)) / 20
+        assert found["ink"][i] == pytest.approx(ink, rel=1e-5)
+        assert found["edge"][i] == pytest.approx(sum(down) / 15 + sum(across) / 16, rel=1e-5)
