@@ -1,0 +1,93 @@
+"""What pictures of digits are like: ink, edges, variety, and how near real ones they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+
+Floats = NDArray[np.float64]
+
+
+def vendi(features: ArrayLike) -> float:
+    """Return the Vendi score of features (n, F): an effective number of different ones, 1 to n.
+
+    exp of the entropy of the eigenvalues of K / n, where K holds the cosines (D. Friedman, A. B.
+    Dieng, "The Vendi score", 2023). A row of zeros has no cosine, and gives NaN.
+
+    Examples
+    --------
+    >>> from bridges.studies.quality import vendi
+    >>> round(vendi([[1, 0], [0, 2]]), 6)
+    2.0
+    """
+    x = np.asarray(features, dtype=np.float64)
+    sizes = np.linalg.norm(x, axis=1, keepdims=True)
+    if not len(x) or not (sizes > 0).all():
+        return float("nan")
+    shares = np.linalg.svd(x / sizes, compute_uv=False) ** 2 / len(x)
+    shares = shares[shares > 0]
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[float, float]:
+    """Return the share of drawn features near real ones, and of real ones near drawn ones.
+
+    Near is within the distance of some other one to its k-th neighbour (T. Kynkäänniemi et al.,
+    "Improved precision and recall metric", 2019).
+
+    Raises
+    ------
+    ValueError
+        Not more than k features on either side.
+
+    Examples
+    --------
+    >>> from bridges.studies.quality import precision_recall
+    >>> precision_recall([[0.0], [1.0], [2.0]], [[1.5], [1.6], [9.0]], k=1)
+    (0.6666666666666666, 0.3333333333333333)
+    """
+    x, y = (np.asarray(v, dtype=np.float64) for v in (real, drawn))
+    if min(len(x), len(y)) <= k:
+        raise ValueError(
+            f"Expected more than k = {k} features on each side, got {len(x)} and {len(y)}: give "
+            "more, or a smaller k."
+        )
+    # each is its own nearest neighbour, at 0
+    around_x, around_y = (np.sort(cdist(v, v), axis=1)[:, k] for v in (x, y))
+    apart = cdist(x, y)
+    precision = (apart <= around_x[:, None]).any(axis=0).mean()
+    recall = (apart <= around_y).any(axis=1).mean()
+    return float(precision), float(recall)
+
+
+def features(lenet: nn.Sequential, pictures: Tensor) -> Floats:
+    """Return what goes into the last layer of LeNet-5, (n, 84)."""
+    with torch.no_grad():
+        return lenet[:-1](pictures).double().numpy()
+
+
+def ink_and_edges(pictures: Tensor) -> dict[str, Floats]:
+    """Return mean ink, and mean squared difference of neighbouring pixels, of pictures (n,)."""
+    across = sum(pictures.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))
+    return {
+        "ink": pictures.mean((1, 2, 3)).double().numpy(),
+        "edge": torch.as_tensor(across).double().numpy(),
+    }
+
+
+def quality(
+    lenet: nn.Sequential, real: Floats, pictures: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """Return the share of right digits, Vendi scores within a digit, precision and recall."""
+    found = features(lenet, pictures)
+    with torch.no_grad():
+        right = lenet(pictures).argmax(1) == labels
+    each = [vendi(found[labels.numpy() == digit]) for digit in range(min(10, len(labels)))]
+    precision, recall = precision_recall(real, found) if len(labels) > 3 else (float("nan"),) * 2
+    return {
+        "kept": float(right.double().mean()), "vendi": float(np.mean(each)),
+        "precision": precision, "recall": recall,
+    }  # fmt: skip

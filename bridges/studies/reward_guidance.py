@@ -1,0 +1,399 @@
+"""Sampling guided by a reward on local scaling: Section 4, Figures 1, 10, 11 and 20 of the paper.
+
+Claims of A. I. Humayun et al., "What secrets do your manifolds hold?" (arXiv 2408.08307), on the
+pretrained latent diffusion of MNIST's digits. A seed is one batch of noise with classifiers fitted
+anew; effects are paired by noise. Needs the extra cpwl[diffusers].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from approx import describe
+from approx.diffusion import ExactReward, SketchReward, guide, reward, schedule_of
+from bridges.networks import pipelines, pretrained
+from bridges.networks.diffusion import mnist_classifier, mnist_decoder
+from bridges.studies.claims import Claim, Direction, Invariant, Study
+from bridges.studies.quality import features, ink_and_edges, quality
+
+RHOS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+CLASSES = 2.0  # the pipeline's own guidance by the digit
+CLIP = 0.3
+"""Bound on the change of the prediction, of the exact and the sketched reward."""
+UNIT = 25.0
+"""Nats of psi in one unit of these rewards. A gradient of psi has a norm of 30 to 50 on this
+decoder, that of a classifier's log p about 1 to 2: divided by 25, the same rho means alike."""
+FITTED = ("psi", "nu", "soft", "ink", "edge")
+WORDS = {"psi": "local scaling", "nu": "local rank", "soft": "soft complexity", "ink": "ink",
+         "edge": "edge energy"}  # fmt: skip
+KINDS = {"uniform": "classifier of uniform bins", "quantile": "classifier of quantile bins",
+         "exact": "exact gradient", "sketch": "sketched log |J|_F^2"}  # fmt: skip
+QUALITY = ("kept", "vendi", "precision", "recall")
+# soft complexity is per unit radius: the radius counts the knots alone, which are not used here
+NEIGHBOURHOOD = (4, 1e-2)
+
+Floats = NDArray[np.float64]
+Numbers = dict[str, float]
+
+
+class Size(NamedTuple):
+    """How much is run.
+
+    Attributes
+    ----------
+    seeds : int
+        Where none are given.
+    rhos : tuple of float
+        In rising order, 0 among them.
+    codes, digits, described : int
+        Latents that classifiers are fitted to; drawn for each seed and strength; and the first of
+        these, whose descriptors are measured, and which the exact and sketched rewards guide.
+    steps, times : int
+        Of sampling, and levels of noise in training.
+    epochs, width, probes : int
+        Of the classifiers, and random products of the sketch.
+    real : int
+        Digits of the test set, for precision and recall.
+    """
+
+    seeds: int
+    rhos: tuple[float, ...]
+    codes: int
+    digits: int
+    described: int
+    steps: int
+    times: int
+    epochs: int
+    width: int
+    probes: int
+    real: int
+
+
+FULL = Size(5, RHOS, 240, 40, 5, 6, 8, 6, 24, 2, 1000)
+SMALL = Size(2, (-2.0, 0.0, 2.0), 60, 20, 2, 4, 4, 15, 16, 1, 50)
+
+
+class Parts(NamedTuple):
+    """What all seeds share."""
+
+    pipe: Any
+    decoder: nn.Module
+    lenet: nn.Sequential
+    real: Floats
+    codes: Tensor
+    values: Mapping[str, Floats]
+
+
+def run(*, full: bool, seeds: Sequence[int] | None = None) -> Study:
+    """Study guidance by rewards.
+
+    Parameters
+    ----------
+    full : bool
+        At the size of the published results, some ten minutes of one core; or as a try.
+    seeds : sequence of int, optional
+        Of noise, of the noise of training and of the classifiers' weights.
+
+    Returns
+    -------
+    Study
+        Its data are described where they are made, in `study`.
+
+    Raises
+    ------
+    ImportError
+        Without diffusers.
+    """
+    size = FULL if full else SMALL
+    return study(size, range(size.seeds) if seeds is None else seeds, full=full)
+
+
+def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
+    """Run the study at some size.
+
+    Its data: `rhos`; `rewards`, by kind and quantity (rhos, seeds), where `psi` is the difference
+    to no guidance and all others are as measured; `fitted`, by what a classifier was fitted to and
+    quantity, the differences (seeds,) at the largest rho, and under `flipped` those of the
+    classifier of minus the same; `cosines` (steps, seeds) with the exact gradient, at `sigmas`;
+    `accuracy` (times, seeds) on held-out codes, at `times`.
+    """
+    parts = _parts(size)
+    found = [_seed(parts, size, seed) for seed in tqdm(seeds, desc="seeds")]
+    stacked: dict[str, Any] = _stacked(found)
+    data = {"rhos": list(size.rhos), "clip": CLIP, "unit": UNIT} | stacked
+    data["sigmas"], data["times"] = found[0]["sigmas"], found[0]["times"]
+    claims = _claims(size, stacked)
+    held = _invariants(size, parts, stacked)
+    for name in ("same", "sigmas", "times"):
+        stacked.pop(name)
+    return Study("reward_guidance", full, tuple(seeds), tuple(claims), tuple(held), data)
+
+
+def _stacked(found: list[Any]) -> Any:
+    """Return the numbers of all seeds, those of one seed along the last axis."""
+    if isinstance(found[0], dict):
+        return {name: _stacked([one[name] for one in found]) for name in found[0]}
+    return np.stack([np.asarray(one, dtype=np.float64) for one in found], axis=-1)
+
+
+# -- what all seeds share --------------------------------------------------------------------------
+
+
+def _parts(size: Size) -> Parts:
+    """Return the networks, features of real digits, and codes with their values."""
+    pipe = pipelines.mnist_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    decoder, lenet = mnist_decoder(), mnist_classifier()
+    pixels = torch.from_numpy(pretrained.read_images("mnist", size.real).pixels)
+    codes = _drawn(pipe, _normal(1_000_000, size.codes), size.steps)
+    parts = Parts(pipe, decoder, lenet, features(lenet, pixels.view(-1, 1, 28, 28)), codes, {})
+    values = ink_and_edges(_pictures(parts, codes)) | _described(decoder, codes)
+    return parts._replace(values=values)
+
+
+def _normal(seed: int, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 1, 6, 6, generator=generator)
+
+
+def _labels(count: int) -> Tensor:
+    return torch.arange(count) % 10
+
+
+def _drawn(pipe: Any, noise: Tensor, steps: int, **options: Any) -> Tensor:
+    """Return the latents of digits 0, 1, 2, ... that the pipeline makes of noise."""
+    return pipe(
+        _labels(len(noise)), CLASSES, steps, latents=noise, output_type="latent", **options
+    ).images
+
+
+def _pictures(parts: Parts, z: Tensor) -> Tensor:
+    with torch.no_grad():
+        return parts.decoder(z).clamp(0, 1)
+
+
+def _described(decoder: nn.Module, z: Tensor) -> dict[str, Floats]:
+    """Return psi, nu and soft complexity (n,), of all singular values."""
+    table = describe(
+        decoder, z, method="exact", neighbourhood=NEIGHBOURHOOD, seed=0, progress=False
+    )
+    return {name: np.asarray(table.columns()[name]) for name in ("psi", "nu", "soft")}
+
+
+# -- one seed --------------------------------------------------------------------------------------
+
+
+def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
+    """Return what `study` describes, of one seed."""
+    noise = _normal(seed, size.digits)
+    few = noise[: size.described]
+    exact, sketch = ExactReward(parts.decoder), SketchReward(
+        parts.decoder, probes=size.probes, seed=seed, log=True
+    )  # fmt: skip
+    fitted, reports = {}, {}
+    for name in FITTED:
+        for sign in (1, -1):
+            fitted[name, sign], reports[name, sign] = _fitted(
+                parts, size, sign * parts.values[name], "quantile", seed
+            )
+    uniform, of_uniform = _fitted(parts, size, parts.values["psi"], "uniform", seed)
+    rewards = {
+        "uniform": (uniform, noise, None),
+        "quantile": (fitted["psi", 1], noise, None),
+        "exact": (lambda z: exact(z) / UNIT, few, CLIP),
+        "sketch": (lambda z: sketch(z) / UNIT, few, CLIP),
+    }
+    results, same = {}, {}
+    for kind, (value, start, clip) in rewards.items():
+        plain = _drawn(parts.pipe, start, size.steps)
+        base = float(exact(plain[: size.described]).mean())
+        rows = []
+        for rho in size.rhos:
+            with guide(parts.pipe, value, rho, clip=clip):
+                z = _drawn(parts.pipe, start, size.steps)
+            if rho == 0:
+                same[kind] = float(torch.equal(z, plain))
+            psi = float(exact(z[: size.described]).mean()) - base
+            rows.append(
+                {"psi": psi}
+                | quality(parts.lenet, parts.real, _pictures(parts, z), _labels(len(z)))
+            )
+        results[kind] = {name: [row[name] for row in rows] for name in rows[0]}
+
+    drawn = [_drawn(parts.pipe, noise, size.steps)]
+    for value in fitted.values():
+        with guide(parts.pipe, value, max(size.rhos)):
+            drawn.append(_drawn(parts.pipe, noise, size.steps))
+    before, *others = _values(parts, size, drawn)
+    after: dict[str, Any] = {name: {} for name in FITTED}
+    for (name, sign), values in zip(fitted, others, strict=True):
+        moved = {k: v - before[k] for k, v in values.items()}
+        after[name]["fitted" if sign > 0 else "flipped"] = moved
+    path = _path(parts.pipe, few, size.steps)
+    cosines, sigmas = _cosines(parts, path, uniform, fitted["psi", 1], exact, sketch)
+    report = reports["psi", 1]
+    return {
+        "rewards": results,
+        "fitted": after,
+        "cosines": cosines,
+        "accuracy": {
+            "uniform": of_uniform.accuracy, "uniform, most common": of_uniform.baseline,
+            "quantile": report.accuracy, "quantile, most common": report.baseline,
+        },
+        "same": same,
+        "sigmas": sigmas,
+        "times": report.times.tolist(),
+    }  # fmt: skip
+
+
+def _fitted(
+    parts: Parts, size: Size, values: Floats, binning: Any, seed: int
+) -> tuple[reward.ClassifierReward, reward.Report]:
+    """Return a classifier of values of the codes, and its report."""
+    collected = reward.collect(
+        parts.codes, values, parts.pipe.scheduler, times=size.times, binning=binning,
+        generator=seed,
+    )  # fmt: skip
+    found = reward.fit(
+        collected,
+        epochs=size.epochs,
+        width=size.width,
+        batch=48,
+        rate=2e-3,
+        generator=seed,
+        progress=False,
+    )
+    return found, reward.report(found, collected)
+
+
+def _values(parts: Parts, size: Size, drawn: list[Tensor]) -> list[Numbers]:
+    """Return means of all that classifiers are fitted to, for each batch that was drawn."""
+    z = torch.stack(drawn)
+    described = _described(parts.decoder, z[:, : size.described].flatten(0, 1))
+    found = ink_and_edges(_pictures(parts, z.flatten(0, 1))) | described
+    means = {name: values.reshape(len(z), -1).mean(axis=1) for name, values in found.items()}
+    return [{name: float(means[name][i]) for name in FITTED} for i in range(len(z))]
+
+
+def _path(pipe: Any, noise: Tensor, steps: int) -> list[Tensor]:
+    """Return the samples before each step without a reward, and the last one."""
+    samples = [noise]
+
+    def keep(pipe: Any, step: int, time: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        samples.append(tensors["latents"])
+        return tensors
+
+    _drawn(pipe, noise, steps, callback_on_step_end=keep)
+    return samples
+
+
+def _cosines(
+    parts: Parts, path: list[Tensor], uniform: Any, quantile: Any, exact: Any, sketch: Any
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Return mean cosines with the gradient of psi at every other step, and the sigmas there."""
+    levels = schedule_of(parts.pipe.scheduler).levels
+    found: dict[str, list[float]] = {"uniform": [], "quantile": [], "sketch": []}
+    sigmas = []
+    for step in range(0, len(path) - 1, 2):
+        level, after = levels[step], levels[step + 1]
+        x = path[step]
+        # a step is on the line from the sample to the estimate
+        clean = x + level.sigma / (level.sigma - after.sigma) * (path[step + 1] - x)
+        true = _gradient(exact, clean)
+        others = {
+            "uniform": _gradient(lambda v, at=level: uniform(v, at), x),
+            "quantile": _gradient(lambda v, at=level: quantile(v, at), x),
+            "sketch": _gradient(sketch, clean),
+        }
+        for name, other in others.items():
+            cosine = torch.cosine_similarity(true.flatten(1), other.flatten(1))
+            found[name].append(float(cosine.mean()))
+        sigmas.append(level.sigma)
+    return found, sigmas
+
+
+def _gradient(value: Any, z: Tensor) -> Tensor:
+    leaf = z.clone().requires_grad_()
+    return torch.autograd.grad(value(leaf).sum(), leaf)[0]
+
+
+# -- claims, and what must hold --------------------------------------------------------------------
+
+
+def _claims(size: Size, found: Mapping[str, Any]) -> list[Claim]:
+    """Return slopes over rho, and differences at the largest rho."""
+    rhos = np.array(size.rhos)
+    over = f"over rho {rhos[0]:g} to {rhos[-1]:g}"
+    at = f"at rho = {rhos[-1]:g} minus without"
+
+    def slope(values: Floats) -> tuple[float, ...]:
+        return tuple(np.polyfit(rhos, values, 1)[0].tolist())
+
+    claims = [
+        Claim(f"Section 4: a reward on local scaling moves it: {words}", "rises",
+              f"slope of psi {over}", slope(found["rewards"][kind]["psi"]))
+        for kind, words in KINDS.items()
+    ]  # fmt: skip
+    directions: dict[str, Direction] = {"vendi": "rises"}
+    words = {"kept": "share of digits that LeNet-5 sees as asked",
+             "vendi": "Vendi score in a digit", "precision": "precision",
+             "recall": "recall"}  # fmt: skip
+    for kind in ("uniform", "quantile"):
+        for name in QUALITY:
+            where = "Section 4: diversity" if name == "vendi" else words[name]
+            claims.append(
+                Claim(f"{where}, {KINDS[kind]}", directions.get(name, "not said"),
+                      f"slope of {words[name]} {over}", slope(found["rewards"][kind][name]))
+            )  # fmt: skip
+    for name, both in found["fitted"].items():
+        own = "its own value" if name == "psi" else f"mean {WORDS[name]}"
+        claims += [
+            Claim(f"classifier fitted to {WORDS[name]}: {own}", "not said", f"{name} {at}",
+                  tuple(both["fitted"][name].tolist())),
+            Claim(f"control: fitted to minus {WORDS[name]}: {own}", "not said", f"{name} {at}",
+                  tuple(both["flipped"][name].tolist())),
+        ]  # fmt: skip
+        if name != "psi":
+            placebo = name in ("ink", "edge")
+            claims.append(
+                Claim(f"{'control: ' * placebo}classifier fitted to {WORDS[name]}: local scaling",
+                      "none" if placebo else "not said", f"psi {at}",
+                      tuple(both["fitted"]["psi"].tolist()))
+            )  # fmt: skip
+    claims += [
+        Claim(f"gradient of the {KINDS[kind]} points as that of psi", "not said",
+              "cosine, mean of the steps", tuple(values.mean(axis=0).tolist()))
+        for kind, values in found["cosines"].items()
+    ]  # fmt: skip
+    return claims
+
+
+def _invariants(size: Size, parts: Parts, found: Mapping[str, Any]) -> list[Invariant]:
+    """Return what holds whatever the claims are."""
+    same = all(bool(values.all()) for values in found["same"].values())
+    psi = found["rewards"]["exact"]["psi"].mean(axis=1)
+    right = all(value * rho > 0 for value, rho in zip(psi, size.rhos, strict=True) if rho)
+    some = parts.codes[: size.described]
+    off = float(
+        np.abs(ExactReward(parts.decoder)(some).numpy() - parts.values["psi"][: len(some)]).max()
+    )
+    held = [
+        Invariant("rho = 0 is bitwise the result without a reward", same, f"{same}"),
+        Invariant("the exact reward raises psi at rho > 0 and lowers it at rho < 0", right,
+                  ", ".join(f"{v:+.2f}" for v in psi)),
+        Invariant("psi of the exact reward is that of describe", off < 1e-2, f"within {off:.1e}"),
+    ]  # fmt: skip
+    for name, both in found["fitted"].items():
+        up, down = (float(both[sign][name].mean()) for sign in ("fitted", "flipped"))
+        held.append(
+            Invariant(f"fitted to minus {WORDS[name]}, a reward lowers what it raised",
+                      down < 0 < up, f"{up:+.3g}, flipped {down:+.3g}")
+        )  # fmt: skip
+    return held

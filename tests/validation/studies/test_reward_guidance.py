@@ -1,0 +1,36 @@
+"""Guidance by rewards: a run at tiny size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bridges.studies import reward_guidance
+
+TINY = reward_guidance.Size(1, (-2.0, 0.0, 2.0), 10, 4, 1, 2, 2, 1, 8, 1, 8)
+
+
+@pytest.fixture(scope="module")
+def tiny(data, one_thread):
+    pytest.importorskip("diffusers", reason="needs the extra cpwl[diffusers]")
+    return reward_guidance.study(TINY, [3])
+
+
+def test_no_strength_changes_nothing(tiny):
+    """Whatever a reward is, rho = 0 gives the samples without it."""
+    held = {invariant.name: invariant for invariant in tiny.invariants}
+    assert held["rho = 0 is bitwise the result without a reward"].holds
+    assert held["psi of the exact reward is that of describe"].holds
+    for kind in reward_guidance.KINDS:
+        psi = tiny.data["rewards"][kind]["psi"]
+        assert psi.shape == (3, 1)
+        assert psi[1, 0] == 0
+        assert psi[0, 0] != 0 != psi[2, 0]
+
+
+def test_every_claim_has_a_value_for_each_seed(tiny):
+    assert all(len(claim.values) == 1 for claim in tiny.claims)
+    assert len({claim.claim for claim in tiny.claims}) == len(tiny.claims)
+    assert np.isfinite([claim.values for claim in tiny.claims]).all()
+    cosines = np.array([tiny.data["cosines"][k] for k in ("uniform", "quantile", "sketch")])
+    assert (np.abs(cosines) <= 1).all()
