@@ -6,6 +6,7 @@ samples come out. Imports the tables, the spectra and the decoder.
 
 from approx.diffusion import maps as maps
 from approx.diffusion.guidance import Guided, GuidedStep, guide
+from approx.diffusion.recording import Run, record
 from approx.diffusion.reward import ClassifierReward, ExactReward, SketchReward
 from approx.diffusion.schedules import Level, Schedule, diffusion_levels, schedule_of
 
@@ -15,9 +16,11 @@ __all__ = [
     "Guided",
     "GuidedStep",
     "Level",
+    "Run",
     "Schedule",
     "SketchReward",
     "diffusion_levels",
     "guide",
+    "record",
     "schedule_of",
 ]

@@ -28,6 +28,8 @@ class Step(NamedTuple):
         Of the run.
     sample, predicted : Tensor
         As the pipeline passes them: packed, doubled and scaled where it does so.
+    call : int
+        Number of the run among those watched, from 0.
     """
 
     number: int
@@ -35,6 +37,7 @@ class Step(NamedTuple):
     schedule: Schedule
     sample: Tensor
     predicted: Tensor
+    call: int = 0
 
     @property
     def clean(self) -> Tensor:
@@ -45,10 +48,18 @@ class Step(NamedTuple):
 Watcher = Callable[[Step], Tensor]
 """Returns the prediction that goes into the step: the one that it was shown, or another."""
 
+Ended = Callable[[Step, Tensor], None]
+"""Shown a step and the sample that it returned."""
+
 
 @contextmanager
 def watched(
-    scheduler: Any, watcher: Watcher, place: int, schedule: Schedule | None = None
+    scheduler: Any,
+    watcher: Watcher,
+    place: int,
+    schedule: Schedule | None = None,
+    *,
+    ended: Ended | None = None,
 ) -> Iterator[None]:
     """Show every step of a scheduler to a watcher; its `step` is the old one again afterwards.
 
@@ -64,6 +75,8 @@ def watched(
         Whether it changes the prediction or sees what goes into the step.
     schedule : Schedule, optional
         The noise levels, where `schedule_of` does not know the scheduler.
+    ended : callable, optional
+        Shown what the step returned.
     """
     if not callable(getattr(scheduler, "step", None)):
         raise ValueError(
@@ -74,7 +87,7 @@ def watched(
         scheduler.step = _wrapper(scheduler, vars(scheduler).get("step"))
     wrapper: Any = scheduler.step
     chain: list[Any] = wrapper.watchers
-    entry = (place, watcher, schedule)
+    entry = (place, watcher, schedule, ended)
     chain.append(entry)
     chain.sort(key=lambda e: e[0])
     try:
@@ -94,7 +107,7 @@ def _wrapper(scheduler: Any, before: Any) -> Callable[..., Any]:
     `before` is the one that the instance itself had, or None.
     """
     step, chain = scheduler.step, []
-    run: dict[str, Any] = {"times": None, "number": -1, "schedule": None}
+    run: dict[str, Any] = {"times": None, "number": -1, "schedule": None, "call": -1}
 
     # of the same signature: pipelines look whether it takes eta or a generator
     @functools.wraps(step)
@@ -102,20 +115,30 @@ def _wrapper(scheduler: Any, before: Any) -> Callable[..., Any]:
         model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         times = getattr(scheduler, "timesteps", None)
-        if times is not run["times"]:  # set_timesteps was called: a new run
-            given = next((s for _, _, s in chain if s is not None), None)
+        if run["schedule"] is None or times is not run["times"]:  # set_timesteps: a new run
+            given = next((s for _, _, s, _ in chain if s is not None), None)
             run.update(times=times, number=-1, schedule=given or schedule_of(scheduler))
-        schedule = run["schedule"]
+            run["call"] += 1
+        schedule: Any = run["schedule"]
         try:
             number = schedule.index(timestep, run["number"])
         except ValueError:  # the same times again, from their beginning
             number = schedule.index(timestep)
+            run["call"] += 1
         run["number"] = number
-        predicted = model_output
-        for _, watcher, _ in list(chain):
-            shown = Step(number, schedule.levels[number], schedule, sample, predicted)
-            predicted = watcher(shown)
-        return step(predicted, timestep, sample, *args, **kwargs)
+        shown = Step(number, schedule.levels[number], schedule, sample, model_output, run["call"])
+        entries = list(chain)
+        for _, watcher, _, _ in entries:
+            shown = shown._replace(predicted=watcher(shown))
+        found = step(shown.predicted, timestep, sample, *args, **kwargs)
+        for _, _, _, ended in entries:
+            if ended is not None:
+                ended(shown, found[0] if isinstance(found, tuple) else _sample(found))
+        return found
 
     vars(watched_step).update(watchers=chain, before=before)
     return watched_step
+
+
+def _sample(found: Any) -> Tensor:
+    return getattr(found, "prev_sample", found)

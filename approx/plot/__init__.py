@@ -6,5 +6,6 @@ viridis and line colours those of Okabe and Ito, which colour-blind readers can 
 """
 
 from approx.plot.figures import distribution, fields, gallery, path
+from approx.plot.runs import trajectory
 
-__all__ = ["distribution", "fields", "gallery", "path"]
+__all__ = ["distribution", "fields", "gallery", "path", "trajectory"]

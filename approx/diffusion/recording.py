@@ -1,0 +1,394 @@
+"""Recording: psi, nu and delta along the sampling of a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from approx.decoder import HALF, modules_of
+from approx.decoder.parts import dtypes_of
+from approx.diffusion import maps
+from approx.diffusion.pipelines import Codes, Layout, decoder_of, denoiser_of, laid_out
+from approx.diffusion.schedules import Schedule
+from approx.diffusion.stepping import RECORDS, Step, watched
+from approx.spectra import draw_seed
+from approx.tables import DescribeError, Descriptors, concatenate, describe
+from approx.tables.table import imported
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PLACES = ("sample", "clean")
+
+
+class Seen(NamedTuple):
+    """Latents of one step at one place.
+
+    Attributes
+    ----------
+    call : int
+        Of the pipeline, from 0.
+    step : int
+        From 0; of the finished sample the number of steps.
+    time, sigma : float
+        What the denoiser was told, NaN for the finished sample; noise over signal.
+    at : {"sample", "clean"}
+    latents : (B, *latent_shape)
+        As the decoder takes them, on the CPU.
+    schedule : Schedule
+        Of the run.
+    """
+
+    call: int
+    step: int
+    time: float
+    sigma: float
+    at: str
+    latents: Tensor
+    schedule: Schedule
+
+
+@dataclass(eq=False)
+class Run:
+    """Latents along sampling and, once the `with` has ended, their descriptors.
+
+    Attributes
+    ----------
+    seen : list of Seen
+        In the order in which they came; kept after errors and interrupts.
+    descriptors : Descriptors or None
+        A row for each latent of `seen`, in its order; the first ones where describing was stopped.
+    complete : bool
+        Whether everything was sampled and described.
+    of : str
+        What the descriptors are of.
+    seconds : dict of str to float
+        Spent in all of the `with`, in the `recording` of latents and in `describing` them.
+    """
+
+    of: str
+    seen: list[Seen] = field(default_factory=list)
+    descriptors: Descriptors | None = None
+    complete: bool = False
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"all": 0.0, "recording": 0.0, "describing": 0.0}
+    )
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns by name, a row for each latent that was described.
+
+        `call`, `step`, `timestep`, `sigma` (noise over signal, sigma / alpha, of the level at which
+        the step begins), `sample` (number in the batch), `at`, `norm` (of the latent that the
+        decoder takes), and those of `Descriptors`.
+        """
+        found = {} if self.descriptors is None else self.descriptors.columns()
+        rows = 0 if self.descriptors is None else len(self.descriptors)
+        sizes = [len(s.latents) for s in self.seen]
+        norms = [s.latents.flatten(1).double().norm(dim=1).numpy() for s in self.seen]
+        own: dict[str, Any] = {
+            "call": np.repeat(np.array([s.call for s in self.seen], dtype=np.int64), sizes),
+            "step": np.repeat(np.array([s.step for s in self.seen], dtype=np.int64), sizes),
+            "timestep": np.repeat(np.array([s.time for s in self.seen], dtype=float), sizes),
+            "sigma": np.repeat(np.array([s.sigma for s in self.seen], dtype=float), sizes),
+            "sample": np.concatenate([np.arange(n) for n in sizes] or [np.arange(0)]),
+            "at": np.repeat(np.array([s.at for s in self.seen], dtype=str), sizes),
+            "norm": np.concatenate(norms or [np.empty(0)]),
+        }
+        return {name: column[:rows] for name, column in own.items()} | found
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what holds for the whole table, in types that files can hold."""
+        found = {} if self.descriptors is None else self.descriptors.attributes()
+        times = {f"seconds_{name}": value for name, value in self.seconds.items()}
+        whole = self.seconds["all"]
+        share = self.seconds["describing"] / whole if whole else 0.0
+        own = {"of": self.of, "complete": int(self.complete), "share_describing": share}
+        return found | own | times
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A DataFrame of `columns()` with `attributes()` in its `attrs`.
+
+        ``run.table.to_parquet(path)`` keeps both, and ``pandas.read_parquet`` reads them.
+        Raises ImportError without pandas (extra ``cpwl[table]``).
+        """
+        frame = imported("pandas").DataFrame(self.columns())
+        frame.attrs = self.attributes()
+        return frame
+
+
+@contextmanager
+def record(
+    pipe: Any,
+    *,
+    every: int = 1,
+    at: str | Sequence[str] | None = None,
+    decoder: Callable[[Tensor], Any] | None = None,
+    codes: Codes | None = None,
+    schedule: Schedule | None = None,
+    **describe_options: Any,
+) -> Iterator[Run]:
+    r"""Record psi, nu and delta along the sampling of a pipeline.
+
+    Parameters
+    ----------
+    pipe : pipeline
+        Of diffusers, or anything whose `scheduler` has a `step`. It is as before afterwards, and
+        its samples are bitwise those that it draws without.
+    every : int
+        Record each `every`-th step from 0. The first and the last step and the finished sample are
+        always recorded.
+    at : {"sample", "clean"} or several of them, optional
+        At the sample x_t, at the estimate of x_0, or by default at both. Without an autoencoder, at
+        the sample alone.
+    decoder : callable, optional
+        Whose descriptors; by default the pipeline's `vae.decode` (of a VQModel without its
+        quantiser). Without an autoencoder, it is the map from x_t to the estimate of x_0, before it
+        is clipped, at each step's time, and the finished sample has none.
+    codes : callable, optional
+        Latents as the pipeline steps them -> as the decoder takes them. By default doubled batches
+        are halved, packed latents unpacked where the transformer is told `img_ids`, and scaling and
+        shift undone as the autoencoder's configuration says. Where the pipeline decodes something
+        else, this is refused on exit.
+    schedule : Schedule, optional
+        The noise levels, where `schedule_of` does not know the scheduler.
+    **describe_options
+        Of `describe`: `k`, `method`, `neighbourhood`, `seed`, ... The probes are the same at all
+        steps.
+
+    Yields
+    ------
+    Run
+        Its `table` is there after the `with`.
+
+    Raises
+    ------
+    ValueError
+        On entry: a pipeline without a scheduler, options that do not fit. In the pipeline: an
+        unknown scheduler, latents of another shape than in the first call. On exit: weights that
+        are offloaded, latents that are not those which the pipeline decodes.
+    DecoderError, DescribeError
+        On exit, as `describe` does; the rows before are in the table. After an error in the
+        pipeline that one is raised, with this as a note.
+
+    Notes
+    -----
+    Steps only copy latents to the CPU. All of them are described on exit in one job of `describe`
+    (without an autoencoder in one for each time), also after an error or Ctrl-C in the pipeline:
+    decoders are checked once, sampling is not slowed down, and `torch.no_grad` or inference mode
+    there is no matter. Ctrl-C while they are described ends that.
+
+    Latents are taken in at least float32, and half-precision decoders are run as `describe` does:
+    as copies in float32. What is described is what the pipeline runs, with tiling where that is
+    switched on and the latents are larger than a tile; psi is then that of the blended tiles.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(
+            f"Expected every as an integer of at least 1, got {every!r}: 1 records all steps."
+        )
+    inner = decoder_of(pipe) if decoder is None else decoder
+    chosen = _places(at, inner is not None, pipe)
+    if inner is not None:
+        of = "decoder"
+    else:
+        denoiser_of(pipe)  # refuses what it cannot be
+        of = "estimate of x_0 by x_t before it is clipped, at each step's time"
+    options = _options(describe_options)
+    run, first = Run(of), -1
+
+    def call() -> int:
+        return run.seen[-1].call if run.seen else 0
+
+    def keep(step: Step, number: int, level: Any, at: str, x: Tensor, of: Layout) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            # an inference tensor has a usual one only as its copy
+            z = of(x.detach().clone()).to("cpu", copy=True)
+        if run.seen and run.seen[0].latents.shape[1:] != z.shape[1:]:
+            raise ValueError(
+                f"Expected latents of shape {tuple(run.seen[0].latents.shape[1:])} in every call, "
+                f"got {tuple(z.shape[1:])}: record each size by itself."
+            )
+        sigma = level.sigma / level.alpha if level.alpha else math.inf
+        time_ = level.time if number < len(step.schedule) else math.nan
+        run.seen.append(Seen(step.call - first, number, time_, sigma, at, z, step.schedule))
+
+    def watcher(step: Step) -> Tensor:
+        nonlocal first
+        begun = time.perf_counter()
+        first = step.call if first < 0 else first
+        beginning = not run.seen or run.seen[-1].call != step.call - first
+        if beginning:
+            layout.begin(step)
+            home.append(step.sample.device)
+        if beginning or step.number % every == 0 or step.number == len(step.schedule) - 1:
+            wide = torch.promote_types(step.sample.dtype, torch.float32)
+            for place in chosen:
+                x = step.sample.to(wide)
+                if place == "clean":
+                    x = step._replace(sample=x, predicted=step.predicted.to(wide)).clean
+                keep(step, step.number, step.level, place, x, layout)
+        run.seconds["recording"] += time.perf_counter() - begun
+        return step.predicted
+
+    def ended(step: Step, sample: Tensor) -> None:
+        layout.latest = sample
+        if step.number == len(step.schedule) - 1 and inner is not None and "sample" in chosen:
+            keep(step, step.number + 1, step.schedule.levels[-1], "sample", sample, layout)
+
+    home: list[torch.device] = []
+    begun = time.perf_counter()
+    scheduler = getattr(pipe, "scheduler", None)
+    try:
+        with (
+            laid_out(pipe, codes, call) as layout,
+            watched(scheduler, watcher, RECORDS, schedule, ended=ended),
+        ):
+            yield run
+    except BaseException as error:
+        try:
+            _describe(run, pipe, inner, home, options)
+        except Exception as second:
+            error.add_note(f"What was recorded could not be described: {second}")
+        raise
+    else:
+        layout.check()
+        _describe(run, pipe, inner, home, options)
+        run.complete = run.descriptors is not None and run.descriptors.complete
+    finally:
+        run.seconds["all"] = time.perf_counter() - begun
+
+
+def _places(at: str | Sequence[str] | None, decodes: bool, pipe: Any) -> tuple[str, ...]:
+    if at is None:
+        return PLACES if decodes else PLACES[:1]
+    chosen = (at,) if isinstance(at, str) else tuple(at)
+    wrong = [place for place in chosen if place not in PLACES]
+    if wrong or not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"Expected at as 'sample', 'clean' or both, got {at!r}: say where the decoder is "
+            "described."
+        )
+    if not decodes and "clean" in chosen:
+        raise ValueError(
+            f"Expected at='sample' for a {type(pipe).__name__}, which has no autoencoder, got "
+            f"{at!r}: its map to the estimate of x_0 begins at the sample. Give decoder= for a map "
+            "of the estimate."
+        )
+    return chosen
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `describe` with a seed, drawn once for all jobs."""
+    taken = inspect.signature(describe).parameters.keys() - {"decoder", "latents", "total"}
+    unknown = sorted(given.keys() - taken)
+    if unknown:
+        raise ValueError(
+            f"Expected options of describe ({', '.join(sorted(taken))}), got {unknown[0]}: see "
+            "approx.describe."
+        )
+    if given.get("seed") is not None and given.get("generator") is not None:
+        raise ValueError("Expected seed= or generator=, got both: leave one of them out.")
+    rest = {name: value for name, value in given.items() if name not in ("seed", "generator")}
+    seed = given.get("seed")
+    return rest | {"seed": draw_seed(given.get("generator") if seed is None else seed)}
+
+
+def _describe(
+    run: Run, pipe: Any, decoder: Any, home: list[torch.device], options: dict[str, Any]
+) -> None:
+    """Describe what was seen, as far as it goes."""
+    if not run.seen:
+        return
+    begun, done = time.perf_counter(), []
+    try:
+        if decoder is not None:
+            with _loaded(decoder, home[0]) as device:
+                done.append(_described(done, decoder, run.seen, device, options))
+            return
+        denoiser = denoiser_of(pipe)
+        with _loaded(denoiser, home[0]) as device:
+            # a job for each time: several calls of a pipeline come to the same ones
+            groups: dict[float, list[Seen]] = {}
+            for seen in run.seen:
+                groups.setdefault(seen.time, []).append(seen)
+            run.seen = [seen for group in groups.values() for seen in group]
+            for t, group in groups.items():
+                # where entries are clipped, psi would be of a singular matrix
+                step = maps.clean(denoiser, replace(group[0].schedule, clip=None), t)
+                found = _described(done, step, group, device, options)
+                done.append(found)
+                if not found.complete:
+                    break
+    finally:
+        if done:
+            run.descriptors = concatenate(done)
+        run.seconds["describing"] = time.perf_counter() - begun
+
+
+def _described(
+    done: list[Descriptors],
+    decoder: Any,
+    seen: Sequence[Seen],
+    device: torch.device,
+    options: dict[str, Any],
+) -> Descriptors:
+    """Describe latents; what is done when something stops it is added to `done`."""
+    latents = torch.cat([s.latents for s in seen]).to(device)
+    try:
+        return describe(decoder, latents, **_fitting(decoder, options))
+    except DescribeError as error:
+        done.append(error.partial)
+        raise
+
+
+@contextmanager
+def _loaded(decoder: Any, home: torch.device) -> Iterator[torch.device]:
+    """Hold a decoder on the device that it runs on, without accelerate's hooks.
+
+    A copy of a module with its hook would be one of the model before it as well. Weights that are
+    not in memory as a whole are refused.
+    """
+    taken = []
+    try:
+        for module in modules_of(decoder):
+            hook: Any = getattr(module, "_hf_hook", None)
+            if any(p.is_meta for p in module.parameters()):
+                raise ValueError(
+                    f"Expected the weights of {type(module).__name__} in memory, got them "
+                    "offloaded layer by layer: use pipe.enable_model_cpu_offload(), which moves "
+                    "whole models, or give decoder=; run.seen has the latents."
+                )
+            if hasattr(hook, "execution_device"):
+                from accelerate.hooks import remove_hook_from_module
+
+                hook.pre_forward(module)  # as its first call would
+                remove_hook_from_module(module)
+                taken.append((module, hook))
+            home = next((p.device for p in module.parameters()), home)
+        yield home
+    finally:
+        for module, hook in taken:
+            from accelerate.hooks import add_hook_to_module
+
+            add_hook_to_module(module, hook)  # and the module moves where it was
+
+
+def _fitting(decoder: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options under which a decoder in half precision is run as a copy in float32."""
+    asked = options.get("dtype") is not None or options.get("method") == "exact"
+    if asked or not dtypes_of(decoder) & set(HALF):  # "exact" takes float64 by itself
+        return options
+    return options | {"dtype": torch.float32}
+
+
+__all__ = ["Run", "Seen", "record"]
