@@ -10,7 +10,7 @@ import click
 
 from bridges.studies.claims import Study, save_study
 
-NAMES = ("toy_diffusion", "trajectories", "memorisation", "reward_guidance")
+NAMES = ("trajectories", "memorisation", "reward_guidance")
 """Modules of this package with a `run(*, full, seeds)` that returns a `Study`."""
 
 

@@ -79,16 +79,16 @@ def test_the_exit_status_is_that_of_the_invariants(monkeypatch, tmp_path):
     import sys
     import types
 
-    made = types.ModuleType("bridges.studies.toy_diffusion")
+    made = types.ModuleType("bridges.studies.trajectories")
     opposite = Study("s", False, (0, 1, 2), (claim("falls", (1, 1.1, 1.2)),), (), {})
     made.run = lambda *, full, seeds: opposite
-    monkeypatch.setitem(sys.modules, "bridges.studies.toy_diffusion", made)
-    done = CliRunner().invoke(main, ["toy_diffusion", "--out", str(tmp_path / "new" / "s.json")])
+    monkeypatch.setitem(sys.modules, "bridges.studies.trajectories", made)
+    done = CliRunner().invoke(main, ["trajectories", "--out", str(tmp_path / "new" / "s.json")])
     assert done.exit_code == 0
     assert "opposite" in done.output
     assert load_study(tmp_path / "new" / "s.json").name == "s"
     broken = Study("s", False, (0,), (), (Invariant("exact", False, "3 of 4"),), {})
     made.run = lambda *, full, seeds: broken
-    done = CliRunner().invoke(main, ["toy_diffusion"])
+    done = CliRunner().invoke(main, ["trajectories"])
     assert done.exit_code == 1
     assert "FAILS: exact: 3 of 4" in done.output
