@@ -77,6 +77,8 @@ def trajectory(
         figure = plt.figure(figsize=(5.2, 1.5 * len(chosen) + 0.5), layout="constrained")
     axes = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
     x = data[against].astype(float)
+    if against == "sigma":  # on a logarithm's scale
+        x = np.where(x > 0, x, np.nan)
     of = subscript(getattr(run, "descriptors", run))
     for ax, name in zip(axes, chosen, strict=True):
         for place in dict.fromkeys(data["at"].tolist()):

@@ -208,3 +208,37 @@ def test_bad_arguments(decoder: nn.Module, plane: Any, walk: Any, table: Descrip
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_trajectories_have_a_line_for_each_place_and_bands_over_samples() -> None:
+    samples, steps = 11, 3
+    run = {
+        "step": np.repeat(np.arange(steps), 2 * samples),
+        "sigma": np.repeat([np.inf, 1.0, 0.0], 2 * samples),
+        "at": np.tile(np.repeat(["sample", "clean"], samples), steps),
+        "psi": np.tile(np.concatenate([np.arange(11.0), 10 * np.arange(11.0)]), steps),
+    }
+    figure = plot.trajectory(run)
+    (ax,) = figure.axes
+    at_sample, at_clean = ax.lines
+    np.testing.assert_array_equal(at_sample.get_xdata(), [0, 1, 2])
+    np.testing.assert_array_equal(at_sample.get_ydata(), [5, 5, 5])
+    np.testing.assert_array_equal(at_clean.get_ydata(), [50, 50, 50])
+    band = ax.collections[1].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (10, 90)  # the middle 80 %
+    (ax,) = plot.trajectory(run, "psi", against="sigma").axes
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [1.0])
+    assert ax.get_xscale() == "log"
+    assert ax.xaxis_inverted()
+    with pytest.raises(ValueError, match=r"columns of a recorded run, got none named 'nu' among"):
+        plot.trajectory(run, ["nu"])
+    with pytest.raises(ValueError, match=r"a run with described steps, got none: record some"):
+        plot.trajectory({name: column[:0] for name, column in run.items()})
+
+
+def test_the_band_of_one_sample_is_its_interval() -> None:
+    run = {"step": [0, 1], "at": ["sample"] * 2, "psi": [0.0, 1.0],
+           "psi_low": [-1.0, 0.0], "psi_high": [2.0, 4.0]}  # fmt: skip
+    (ax,) = plot.trajectory(run).axes
+    band = ax.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (-1, 4)
