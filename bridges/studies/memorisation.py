@@ -179,7 +179,7 @@ def auroc(scores: ArrayLike, labels: ArrayLike, strata: ArrayLike | None = None)
         ranks = stats.rankdata(x[within == stratum])
         above += float(ranks[of].sum()) - of.sum() * (of.sum() + 1) / 2
         pairs += int(of.sum() * (~of).sum())
-    return above / pairs if pairs else float("nan")
+    return float(above) / pairs if pairs else float("nan")
 
 
 # -- training and sampling -------------------------------------------------------------------------
