@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.matrices import Matrices, with_values
 from torch import Tensor
@@ -106,6 +106,7 @@ def test_values_in_float32_are_bounded_up_to_their_rounding():
         assert found.psi_interval.diff() < 0.1
 
 
+@example([(0.0, 1e-3), (2.0**-52, 0.0)], 0)
 @given(
     st.lists(
         st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1e-3, 0.3, 2.0])), min_size=1, max_size=5
@@ -117,9 +118,11 @@ def test_nu_between_bounds_is_no_less_and_no_more(ends: list[tuple[float, float]
     high = torch.tensor([a + b for a, b in ends]).double().sort(descending=True).values
     least, most = rank_between(low[None], high[None])[0].tolist()
     generator = torch.Generator().manual_seed(seed)
-    share = torch.rand(200, len(ends), generator=generator, dtype=torch.float64)
-    inside = low + share * (high - low)
-    levels = torch.linspace(0, 1, 2000).double()[:, None] * high[0]
+    drawn = torch.rand(200, len(ends), generator=generator, dtype=torch.float64)
+    inside = low + drawn * (high - low)
+    # tiny ends too: the level of most equal values may be any of them
+    share = torch.cat([torch.linspace(0, 1, 2000), torch.logspace(-20, 0, 500)]).double()
+    levels = torch.cat([share * high[0], low, high])[:, None]
     inside = _ranks(torch.cat([inside, levels.clamp(low, high)]))
     assert least <= inside.min() + 1e-9
     assert inside.max() - 1e-9 <= most <= inside.max() + 0.05
