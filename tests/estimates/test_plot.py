@@ -224,7 +224,7 @@ def test_trajectories_have_a_line_for_each_place_and_bands_over_samples() -> Non
     np.testing.assert_array_equal(at_sample.get_xdata(), [0, 1, 2])
     np.testing.assert_array_equal(at_sample.get_ydata(), [5, 5, 5])
     np.testing.assert_array_equal(at_clean.get_ydata(), [50, 50, 50])
-    band = ax.collections[1].get_paths()[0].vertices
+    band = np.asarray(ax.collections[1].get_paths()[0].vertices, dtype=float)
     assert (band[:, 1].min(), band[:, 1].max()) == (10, 90)  # the middle 80 %
     (ax,) = plot.trajectory(run, "psi", against="sigma").axes
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), [1.0])
@@ -240,5 +240,5 @@ def test_the_band_of_one_sample_is_its_interval() -> None:
     run = {"step": [0, 1], "at": ["sample"] * 2, "psi": [0.0, 1.0],
            "psi_low": [-1.0, 0.0], "psi_high": [2.0, 4.0]}  # fmt: skip
     (ax,) = plot.trajectory(run).axes
-    band = ax.collections[0].get_paths()[0].vertices
+    band = np.asarray(ax.collections[0].get_paths()[0].vertices, dtype=float)
     assert (band[:, 1].min(), band[:, 1].max()) == (-1, 4)
