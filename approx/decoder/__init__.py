@@ -17,7 +17,7 @@ from approx.decoder.checks import (
 from approx.decoder.failures import first_line, in_words, no_graph
 from approx.decoder.forward_rules import ForwardRules, Widened
 from approx.decoder.graph import hooked, narrowest, transpose
-from approx.decoder.loading import load_diffusers
+from approx.decoder.loading import Unquantised, load_diffusers
 from approx.decoder.memory import (
     LIVE,
     SHARE,
@@ -29,7 +29,7 @@ from approx.decoder.memory import (
     product_bytes,
     sized,
 )
-from approx.decoder.parts import as_latents, modules_of
+from approx.decoder.parts import as_latents, dtypes_of, modules_of
 from approx.decoder.running import (
     Prepared,
     deterministic,
@@ -50,6 +50,7 @@ __all__ = [
     "ForwardRules",
     "Output",
     "Prepared",
+    "Unquantised",
     "Widened",
     "as_latents",
     "bind",
@@ -59,6 +60,7 @@ __all__ = [
     "chunked",
     "columns_at_once",
     "deterministic",
+    "dtypes_of",
     "first_line",
     "forward",
     "free_bytes",

@@ -5,6 +5,7 @@ samples come out. Imports the tables, the spectra and the decoder.
 """
 
 from approx.diffusion import maps as maps
+from approx.diffusion import reward as reward
 from approx.diffusion.guidance import Guided, GuidedStep, guide
 from approx.diffusion.recording import Run, record
 from approx.diffusion.reward import ClassifierReward, ExactReward, SketchReward

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from approx.decoder import precision
-from approx.diffusion.reward.classifier import ClassifierReward
+from approx.diffusion.reward import ClassifierReward
 from approx.diffusion.schedules import Level, Prediction, Schedule, mean_of
 from approx.diffusion.stepping import GUIDES, Step, watched
 

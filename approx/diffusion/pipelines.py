@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from approx.decoder.loading import Unquantised
+from approx.decoder import Unquantised
 from approx.diffusion.schedules import mean_of
 from approx.diffusion.stepping import Step
 

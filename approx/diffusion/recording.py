@@ -15,15 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from approx.decoder import HALF, modules_of
-from approx.decoder.parts import dtypes_of
+from approx.decoder import HALF, dtypes_of, modules_of
 from approx.diffusion import maps
 from approx.diffusion.pipelines import Codes, Layout, decoder_of, denoiser_of, laid_out
 from approx.diffusion.schedules import Schedule
 from approx.diffusion.stepping import RECORDS, Step, watched
 from approx.spectra import draw_seed
-from approx.tables import DescribeError, Descriptors, concatenate, describe
-from approx.tables.table import imported
+from approx.tables import DescribeError, Descriptors, concatenate, describe, imported
 
 if TYPE_CHECKING:
     import pandas as pd

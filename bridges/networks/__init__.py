@@ -1,9 +1,9 @@
-"""Networks that everything is compared on: `toys`, `pretrained` ones, and the files in `data`.
+"""Networks that everything is compared on: `toys`, `pretrained` ones and diffusion models.
 
 The name of a toy, of a published network or of a file goes in; torch modules in evaluation mode,
 the domains they are looked at on, pictures and paths come out. Imports `cpwl`.
 """
 
-from bridges.networks import data, pretrained, toys
+from bridges.networks import data, diffusion, pipelines, pretrained, toys, training
 
-__all__ = ["data", "pretrained", "toys"]
+__all__ = ["data", "diffusion", "pipelines", "pretrained", "toys", "training"]
