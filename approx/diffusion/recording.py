@@ -387,6 +387,3 @@ def _fitting(decoder: Any, options: dict[str, Any]) -> dict[str, Any]:
     if asked or not dtypes_of(decoder) & set(HALF):  # "exact" takes float64 by itself
         return options
     return options | {"dtype": torch.float32}
-
-
-__all__ = ["Run", "Seen", "record"]

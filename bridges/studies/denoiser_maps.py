@@ -7,21 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from approx import describe
 from approx.diffusion import Schedule, maps, schedule_of
-
-Floats = NDArray[np.float64]
-
+from bridges.studies.digits import Floats, Table, described
 
 ANY = torch.tensor([-1])  # the label of no class
 
 
-def estimates(
-    pipe: Any, x: Tensor, step: int, labels: Tensor, guidance: float, **options: Any
-) -> dict[str, Floats]:
+def estimates(pipe: Any, x: Tensor, step: int, labels: Tensor, guidance: float) -> Table:
     """Return psi, nu and soft delta (N,) of the map from x_t to the estimate of x_0.
 
     All singular values, dense and in float64: 784 products for a picture.
@@ -30,8 +25,7 @@ def estimates(
     time = schedule.levels[step].time
     denoiser = maps.guided(pipe.unet, guidance, class_labels=ANY)
     map_ = maps.clean(denoiser, schedule, time, class_labels=labels)
-    table = describe(map_, x, method="exact", seed=0, progress=False, **options)
-    return {name: table.columns()[name] for name in ("psi", "nu", "soft")}
+    return described(map_, x, method="exact")
 
 
 def unrolled(

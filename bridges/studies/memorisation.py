@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,9 +26,16 @@ from approx.diffusion import Level, Schedule, maps
 from bridges.networks.diffusion import Denoiser, mnist_decoder, mnist_encoder
 from bridges.networks.pretrained import read_images
 from bridges.networks.training import train_denoiser
-from bridges.studies import trajectories
 from bridges.studies.claims import Claim, Invariant, Study
-from bridges.studies.trajectories import NAMES, SETTLED, WORDS
+from bridges.studies.digits import (
+    NAMES,
+    WORDS,
+    Floats,
+    Table,
+    described,
+    settled,
+    untrained_decoder,
+)
 
 PLANTED, TIMES = 10, 500
 """Digits that are planted, and how often each; they are half of the latents of that training."""
@@ -37,9 +44,6 @@ MEMORISED = 1 / 3
 """Below this ratio of distances to the nearest and to the second training digit."""
 
 STRATA = 5  # of compressed size
-
-Floats = NDArray[np.float64]
-Table = dict[str, Floats]
 
 
 class Size(NamedTuple):
@@ -229,23 +233,22 @@ def _trained(
         pictures = decoder(z)
     distinct = rows.unique()
     near = torch.cdist(pictures.flatten(1), everything.pictures[distinct]).topk(2, largest=False)
-    far = (clean - z).flatten(2).norm(dim=2) > SETTLED * z.flatten(1).norm(dim=1)
     ink = (255 * pictures.clamp(0, 1)).round().byte().flatten(1).numpy()
     table: dict[str, Any] = {
         "ratio": (near.values[:, 0] / near.values[:, 1]).double().numpy(),
         "bytes": np.array([float(len(zlib.compress(p.tobytes(), 9))) for p in ink]),
-        "settled": (torch.arange(1, size.steps + 1)[:, None] * far).amax(0).double().numpy(),
+        "settled": settled(clean, z),
         "guidance": guided.double().numpy(),
         "norm": z.flatten(1).norm(dim=1).double().numpy(),
     }
-    table |= {f"decoder {k}": v for k, v in trajectories._described(decoder, z).items()}
-    untrained = trajectories._untrained(seed)
-    table |= {f"untrained {k}": v for k, v in trajectories._described(untrained, z).items()}
+    table |= {f"decoder {k}": v for k, v in described(decoder, z).items()}
+    untrained = untrained_decoder(seed)
+    table |= {f"untrained {k}": v for k, v in described(untrained, z).items()}
     wide = functools.partial(_velocity, copy.deepcopy(denoiser).double())
     for time in size.times:
         step = schedule.index(time)
         estimate = maps.clean(wide, schedule, schedule.times[step], y=y.double())
-        found = trajectories._described(estimate, x[step].double(), method="exact")
+        found = described(estimate, x[step].double(), method="exact")
         table |= {f"denoiser {k}, t = {time:g}": v for k, v in found.items()}
         table[f"dimension, t = {time:g}"] = _dimension(denoiser, x[step], y, time)
     first = {"latents": z[:10].flatten(1).numpy(), "nearest": distinct[near.indices[:10, 0]]}

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from approx import describe
 from approx.diffusion import ExactReward, SketchReward, guide, reward, schedule_of
 from bridges.networks import pipelines, pretrained
-from bridges.networks.diffusion import mnist_classifier, mnist_decoder
+from bridges.networks.diffusion import mnist_classifier
+from bridges.studies import digits
 from bridges.studies.claims import Claim, Direction, Invariant, Study
+from bridges.studies.digits import NAMES, Floats, described, sampled
 from bridges.studies.quality import features, ink_and_edges, quality
 
 RHOS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -30,16 +30,12 @@ CLIP = 0.3
 UNIT = 25.0
 """Nats of psi in one unit of these rewards. A gradient of psi has a norm of 30 to 50 on this
 decoder, that of a classifier's log p about 1 to 2: divided by 25, the same rho means alike."""
-FITTED = ("psi", "nu", "soft", "ink", "edge")
-WORDS = {"psi": "local scaling", "nu": "local rank", "soft": "soft complexity", "ink": "ink",
-         "edge": "edge energy"}  # fmt: skip
+FITTED = (*NAMES, "ink", "edge")
+WORDS = digits.WORDS | {"ink": "ink", "edge": "edge energy"}
 KINDS = {"uniform": "classifier of uniform bins", "quantile": "classifier of quantile bins",
          "exact": "exact gradient", "sketch": "sketched log |J|_F^2"}  # fmt: skip
 QUALITY = ("kept", "vendi", "precision", "recall")
-# soft complexity is per unit radius: the radius counts the knots alone, which are not used here
-NEIGHBOURHOOD = (4, 1e-2)
 
-Floats = NDArray[np.float64]
 Numbers = dict[str, float]
 
 
@@ -150,11 +146,11 @@ def _parts(size: Size) -> Parts:
     """Return the networks, features of real digits, and codes with their values."""
     pipe = pipelines.mnist_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    decoder, lenet = mnist_decoder(), mnist_classifier()
+    decoder, lenet = pipe.vae.network, mnist_classifier()
     pixels = torch.from_numpy(pretrained.read_images("mnist", size.real).pixels)
     codes = _drawn(pipe, _normal(1_000_000, size.codes), size.steps)
     parts = Parts(pipe, decoder, lenet, features(lenet, pixels.view(-1, 1, 28, 28)), codes, {})
-    values = ink_and_edges(_pictures(parts, codes)) | _described(decoder, codes)
+    values = ink_and_edges(_pictures(parts, codes)) | described(decoder, codes, method="exact")
     return parts._replace(values=values)
 
 
@@ -179,14 +175,6 @@ def _pictures(parts: Parts, z: Tensor) -> Tensor:
         return parts.decoder(z).clamp(0, 1)
 
 
-def _described(decoder: nn.Module, z: Tensor) -> dict[str, Floats]:
-    """Return psi, nu and soft complexity (n,), of all singular values."""
-    table = describe(
-        decoder, z, method="exact", neighbourhood=NEIGHBOURHOOD, seed=0, progress=False
-    )
-    return {name: np.asarray(table.columns()[name]) for name in ("psi", "nu", "soft")}
-
-
 # -- one seed --------------------------------------------------------------------------------------
 
 
@@ -204,15 +192,15 @@ def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
                 parts, size, sign * parts.values[name], "quantile", seed
             )
     uniform, of_uniform = _fitted(parts, size, parts.values["psi"], "uniform", seed)
+    unguided, few_unguided = (_drawn(parts.pipe, z, size.steps) for z in (noise, few))
     rewards = {
-        "uniform": (uniform, noise, None),
-        "quantile": (fitted["psi", 1], noise, None),
-        "exact": (lambda z: exact(z) / UNIT, few, CLIP),
-        "sketch": (lambda z: sketch(z) / UNIT, few, CLIP),
+        "uniform": (uniform, noise, unguided, None),
+        "quantile": (fitted["psi", 1], noise, unguided, None),
+        "exact": (lambda z: exact(z) / UNIT, few, few_unguided, CLIP),
+        "sketch": (lambda z: sketch(z) / UNIT, few, few_unguided, CLIP),
     }
     results, same = {}, {}
-    for kind, (value, start, clip) in rewards.items():
-        plain = _drawn(parts.pipe, start, size.steps)
+    for kind, (value, start, plain, clip) in rewards.items():
         base = float(exact(plain[: size.described]).mean())
         rows = []
         for rho in size.rhos:
@@ -227,7 +215,7 @@ def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
             )
         results[kind] = {name: [row[name] for row in rows] for name in rows[0]}
 
-    drawn = [_drawn(parts.pipe, noise, size.steps)]
+    drawn = [unguided]
     for value in fitted.values():
         with guide(parts.pipe, value, max(size.rhos)):
             drawn.append(_drawn(parts.pipe, noise, size.steps))
@@ -236,8 +224,7 @@ def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     for (name, sign), values in zip(fitted, others, strict=True):
         moved = {k: v - before[k] for k, v in values.items()}
         after[name]["fitted" if sign > 0 else "flipped"] = moved
-    path = _path(parts.pipe, few, size.steps)
-    cosines, sigmas = _cosines(parts, path, uniform, fitted["psi", 1], exact, sketch)
+    cosines, sigmas = _cosines(parts, size, few, uniform, fitted["psi", 1], exact, sketch)
     report = reports["psi", 1]
     return {
         "rewards": results,
@@ -276,36 +263,25 @@ def _fitted(
 def _values(parts: Parts, size: Size, drawn: list[Tensor]) -> list[Numbers]:
     """Return means of all that classifiers are fitted to, for each batch that was drawn."""
     z = torch.stack(drawn)
-    described = _described(parts.decoder, z[:, : size.described].flatten(0, 1))
-    found = ink_and_edges(_pictures(parts, z.flatten(0, 1))) | described
+    few = z[:, : size.described].flatten(0, 1)
+    found = ink_and_edges(_pictures(parts, z.flatten(0, 1)))
+    found |= described(parts.decoder, few, method="exact")
     means = {name: values.reshape(len(z), -1).mean(axis=1) for name, values in found.items()}
     return [{name: float(means[name][i]) for name in FITTED} for i in range(len(z))]
 
 
-def _path(pipe: Any, noise: Tensor, steps: int) -> list[Tensor]:
-    """Return the samples before each step without a reward, and the last one."""
-    samples = [noise]
-
-    def keep(pipe: Any, step: int, time: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        samples.append(tensors["latents"])
-        return tensors
-
-    _drawn(pipe, noise, steps, callback_on_step_end=keep)
-    return samples
-
-
 def _cosines(
-    parts: Parts, path: list[Tensor], uniform: Any, quantile: Any, exact: Any, sketch: Any
+    parts: Parts, size: Size, noise: Tensor, uniform: Any, quantile: Any, exact: Any, sketch: Any
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Return mean cosines with the gradient of psi at every other step, and the sigmas there."""
+    samples, estimates, _ = sampled(
+        parts.pipe, _labels(len(noise)), noise, CLASSES, size.steps
+    )  # fmt: skip
     levels = schedule_of(parts.pipe.scheduler).levels
     found: dict[str, list[float]] = {"uniform": [], "quantile": [], "sketch": []}
     sigmas = []
-    for step in range(0, len(path) - 1, 2):
-        level, after = levels[step], levels[step + 1]
-        x = path[step]
-        # a step is on the line from the sample to the estimate
-        clean = x + level.sigma / (level.sigma - after.sigma) * (path[step + 1] - x)
+    for step in range(0, size.steps, 2):
+        level, x, clean = levels[step], samples[step], estimates[step]
         true = _gradient(exact, clean)
         others = {
             "uniform": _gradient(lambda v, at=level: uniform(v, at), x),

@@ -7,34 +7,35 @@ guidance, so that effects are differences within a seed. Needs the extra cpwl[di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from approx import describe
 from bridges.networks import pipelines
-from bridges.networks.diffusion import mnist_classifier, mnist_decoder
+from bridges.networks.diffusion import mnist_classifier
 from bridges.studies.claims import Claim, Direction, Invariant, Study
 from bridges.studies.denoiser_maps import estimates, unrolled
+from bridges.studies.digits import (
+    NAMES,
+    WORDS,
+    Floats,
+    Table,
+    described,
+    sampled,
+    settled,
+    untrained_decoder,
+)
 
 GUIDANCES = (0, 1, 3, 5, 7.5, 9)
 """Of Figure 8. Effects are over those from 1 on: at 0 the digit is not what was asked for."""
 
 GUIDED = 2.0  # the transformer
-SETTLED = 0.05  # of its end, the estimate of x_0 stays within
-NAMES = ("psi", "nu", "soft")
-WORDS = {"psi": "local scaling", "nu": "local rank", "soft": "soft complexity"}
 PLACES = ("sample", "clean")  # as `approx.diffusion.record` names them
-# soft complexity is per unit radius: the radius counts the knots alone, which are not used here
-NEIGHBOURHOOD = (4, 1e-2)
-
-Floats = NDArray[np.float64]
-Table = dict[str, Floats]
 
 
 class Size(NamedTuple):
@@ -109,7 +110,7 @@ def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
     with torch.no_grad():
         pictures = pipe.vae.decode(z.flatten(0, 1)).sample.clamp(0, 1)
         seen = mnist_classifier()(pictures).argmax(dim=1).view(len(runs), -1)
-    ends = _described(pipe.vae.decode, z)
+    ends = described(pipe.vae.decode, z)
     ends["norm"] = z.flatten(2).norm(dim=2).double().numpy()
     ends["right"] = (seen == labels).double().numpy()
     ends["settled"] = np.stack([r.settled for r in runs])
@@ -172,51 +173,14 @@ class Run(NamedTuple):
 
 def _sampled(pipe: Any, labels: Tensor, noise: Tensor, guidance: float, size: Size) -> Run:
     """Draw a sample for each seed, and describe the decoder along the way."""
-    x, clean, sigmas = _path(pipe, labels, noise, guidance, size.steps)
+    x, clean, sigmas = sampled(pipe, labels, noise, guidance, size.steps)
     steps = list(range(0, size.steps, size.every))
     along = {
-        place: _described(pipe.vae.decode, values[steps])
+        place: described(pipe.vae.decode, values[steps])
         for place, values in zip(PLACES, (x, clean), strict=True)
     }
-    far = (clean - x[-1]).flatten(2).norm(dim=2) > SETTLED * x[-1].flatten(1).norm(dim=1)
-    # the step behind the last one that is too far
-    settled = (torch.arange(1, size.steps + 1)[:, None] * far).amax(dim=0).double().numpy()
-    return Run(x[-1], clean[-1], settled, steps, [sigmas[s] for s in steps], along)
-
-
-def _path(
-    pipe: Any, labels: Tensor, noise: Tensor, guidance: float, steps: int
-) -> tuple[Tensor, Tensor, list[float]]:
-    """Return the samples (steps + 1, N, ...), estimates of x_0 (steps, N, ...), and sigmas."""
-    samples = [noise]
-
-    def keep(pipe: Any, step: int, time: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        samples.append(tensors["latents"])
-        return tensors
-
-    pipe(
-        labels,
-        guidance_scale=guidance,
-        num_inference_steps=steps,
-        latents=noise,
-        output_type="latent",
-        callback_on_step_end=keep,
-    )
-    x = torch.stack(samples)
-    sigmas = pipe.scheduler.sigmas.view(-1, *[1] * noise.ndim)
-    # a step is on the line from the sample to the estimate
-    clean = (sigmas[:-1] * x[1:] - sigmas[1:] * x[:-1]) / (sigmas[:-1] - sigmas[1:])
-    return x, clean, pipe.scheduler.sigmas.tolist()
-
-
-def _described(decoder: Callable[[Tensor], Any], z: Tensor, **options: Any) -> Table:
-    """Return the descriptors at latents (*axes, N, 1, side, side), as (*axes, N) arrays."""
-    flat = z.flatten(0, -4)
-    table = describe(
-        decoder, flat, neighbourhood=NEIGHBOURHOOD, seed=0, progress=False, **options
-    )  # fmt: skip
-    columns = table.columns()
-    return {name: np.asarray(columns[name]).reshape(z.shape[:-3]) for name in NAMES}
+    still = settled(clean, x[-1])
+    return Run(x[-1], clean[-1], still, steps, [sigmas[s] for s in steps], along)
 
 
 def _normal(seeds: Sequence[int], shape: tuple[int, ...], stream: int = 0) -> Tensor:
@@ -235,27 +199,16 @@ def _compared(pipe: Any, z: Tensor, size: Size, seeds: Sequence[int]) -> dict[st
     directions = _normal(seeds, (1, 6, 6), stream=1)
     directions = directions / directions.flatten(1).norm(dim=1)[:, None, None, None]
     untrained = [
-        _described(_untrained(seed), z[:, i : i + 1])
+        described(untrained_decoder(seed), z[:, i : i + 1])
         for i, seed in enumerate(tqdm(seeds, "controls"))
     ]  # fmt: skip
     return {
-        "equal norm": _described(pipe.vae.decode, z * (norm[first] / norm)),
-        "random": _described(pipe.vae.decode, norm * directions),
+        "equal norm": described(pipe.vae.decode, z * (norm[first] / norm)),
+        "random": described(pipe.vae.decode, norm * directions),
         "untrained": {
             name: np.concatenate([t[name] for t in untrained], axis=1) for name in NAMES
         },
     }  # fmt: skip
-
-
-def _untrained(seed: int) -> nn.Module:
-    """Return the decoder with new weights, as torch draws them."""
-    decoder = mnist_decoder()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in decoder.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.reset_parameters()
-    return decoder
 
 
 def _claims(
@@ -362,11 +315,10 @@ def _transformer(size: Size, seeds: Sequence[int]) -> tuple[dict[str, Any], list
     pipe.set_progress_bar_config(disable=True)
     labels = torch.tensor([seed % 10 for seed in seeds])
     noise = _normal(seeds, (1, 28, 28))
-    x, _, sigmas = _path(pipe, labels, noise, GUIDED, size.steps)
+    x, _, sigmas = sampled(pipe, labels, noise, GUIDED, size.steps)
     steps = np.linspace(0, size.steps - 1, size.points).round().astype(int).tolist()
     found = [
-        estimates(pipe, x[step], step, labels, GUIDED, neighbourhood=NEIGHBOURHOOD)
-        for step in tqdm(steps, desc="transformer")
+        estimates(pipe, x[step], step, labels, GUIDED) for step in tqdm(steps, desc="transformer")
     ]
     values = {name: np.stack([table[name] for table in found]) for name in NAMES}
     data = {
