@@ -62,7 +62,7 @@ figure.legend(
     *axes[0, 0].get_legend_handles_labels(), title="guidance", ncols=6, loc="outside upper center"
 )
 figure.savefig(FIGURES / "05_guidance.png", dpi=200)
-plt.close(figure)
+plt.show()
 
 # %% [markdown]
 # ψ falls with guidance as published, and ν rises, against what is published. The norm of the latent
@@ -92,7 +92,7 @@ for row, guidance in zip(axes, (1, 3, 9), strict=True):
         ax.set(xticks=[], yticks=[], title=f"step {step + 1}" if guidance == 1 else "")
     row[0].set_ylabel(f"guidance {guidance}")
 figure.savefig(FIGURES / "05_steps.png", dpi=200)
-plt.close(figure)
+plt.show()
 
 # %% [markdown]
 # ## Memorisation

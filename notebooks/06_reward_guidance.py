@@ -74,4 +74,4 @@ for row, rho in zip(axes, strengths, strict=True):
     )  # fmt: skip
 figure.subplots_adjust(0.09, 0.005, 0.995, 0.995, 0.03, 0.03)
 figure.savefig(FIGURES / "06_guidance.png", dpi=200)
-plt.close(figure)
+plt.show()
