@@ -75,7 +75,7 @@ class Size(NamedTuple):
     times: tuple[float, ...]
 
 
-FULL = Size(5, ("10", "100", "1000", "10000", "planted"), 10_000, 400, 32, 40, 20, (0.5, 0.8))
+FULL = Size(5, ("10", "100", "1000", "10000", "planted"), 10_000, 3_000, 64, 100, 20, (0.5, 0.8))
 SMALL = Size(2, ("4", "planted"), 40, 30, 8, 6, 5, (0.8,))
 
 
@@ -93,7 +93,7 @@ def run(*, full: bool, seeds: Sequence[int] | None = None) -> Study:
     Parameters
     ----------
     full : bool
-        At the size of the published results, some ten minutes of one core; or as a try.
+        At the size of the published results, some half an hour of one core; or as a try.
     seeds : sequence of int, optional
         Of digits, training and sampling.
 
