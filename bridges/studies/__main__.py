@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from bridges.studies.claims import Study, save_study
+from bridges.studies.claims import Study, provenance, save_study
 
 NAMES = ("trajectories", "memorisation", "reward_guidance")
 """Modules of this package with a `run(*, full, seeds)` that returns a `Study`."""
@@ -24,6 +25,7 @@ def main(name: str, full: bool, seeds: int | None, out: Path | None) -> None:
 
     The exit status is 1 where an invariant of our own does not hold, whatever the verdicts are.
     """
+    made_by = provenance(" ".join(["python -m bridges.studies", *sys.argv[1:]]))
     module = importlib.import_module(f"bridges.studies.{name}")
     study: Study = module.run(full=full, seeds=None if seeds is None else range(seeds))
     click.echo(study.table().to_string(index=False))
@@ -32,7 +34,7 @@ def main(name: str, full: bool, seeds: int | None, out: Path | None) -> None:
         click.echo(f"{state}: {invariant.name}: {invariant.measured}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_study(study, out, " ".join(["python -m bridges.studies", *sys.argv[1:]]))
+        save_study(replace(study, made_by=made_by), out)
     sys.exit(1 if study.failed() else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 
 from bridges.studies import Claim, Invariant, Study, interval, load_study, save_study
 from bridges.studies.__main__ import main
+from bridges.studies.claims import provenance
 
 
 def claim(paper, values):
@@ -57,7 +59,7 @@ def study():
 
 def test_a_study_is_read_as_it_was_written(tmp_path):
     file = tmp_path / "s.json"
-    save_study(study(), file, "python -m x")
+    save_study(replace(study(), made_by=provenance("python -m x")), file)
     found = load_study(file)
     assert found.claims == study().claims
     assert found.invariants == study().invariants

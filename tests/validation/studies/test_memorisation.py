@@ -79,7 +79,7 @@ def test_the_study_at_a_tiny_size(tiny, tmp_path):
     controls = [c for c in tiny.claims if c.claim.startswith("control")]
     assert {c.paper for c in controls} == {"none"}
     assert len(controls) == 6
-    save_study(tiny, tmp_path / "study.json", "by hand")
+    save_study(tiny, tmp_path / "study.json")
     assert load_study(tmp_path / "study.json").data["trainings"] == ["2", "planted"]
 
 
