@@ -12,7 +12,7 @@ import click
 from bridges.studies.claims import Study, provenance, save_study
 
 NAMES = ("trajectories", "memorisation", "reward_guidance")
-"""Modules of this package with a `run(*, full, seeds)` that returns a `Study`."""
+"""Modules of this package with a `study(size, seeds)`, and sizes `FULL` and `SMALL`."""
 
 
 @click.command()
@@ -27,7 +27,8 @@ def main(name: str, full: bool, seeds: int | None, out: Path | None) -> None:
     """
     made_by = provenance(" ".join(["python -m bridges.studies", *sys.argv[1:]]))
     module = importlib.import_module(f"bridges.studies.{name}")
-    study: Study = module.run(full=full, seeds=None if seeds is None else range(seeds))
+    size = module.FULL if full else module.SMALL
+    study: Study = module.study(size, range(seeds or size.seeds))
     click.echo(study.table().to_string(index=False))
     for invariant in study.invariants:
         state = "holds" if invariant.holds else "FAILS"

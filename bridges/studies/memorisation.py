@@ -87,28 +87,10 @@ class Digits(NamedTuple):
     labels: Tensor
 
 
-def run(*, full: bool, seeds: Sequence[int] | None = None) -> Study:
-    """Study whether the descriptors tell memorised samples from others.
+def study(size: Size, seeds: Sequence[int]) -> Study:
+    """Run the study at some size; `FULL` takes some half an hour of one core.
 
-    Parameters
-    ----------
-    full : bool
-        At the size of the published results, some half an hour of one core; or as a try.
-    seeds : sequence of int, optional
-        Of digits, training and sampling.
-
-    Returns
-    -------
-    Study
-        Its data are described where they are made, in `study`. After Ctrl-C, of the seeds that are
-        whole.
-    """
-    size = FULL if full else SMALL
-    return study(size, range(size.seeds) if seeds is None else seeds, full=full)
-
-
-def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
-    """Run the study at some size.
+    After Ctrl-C it is of the seeds that are whole.
 
     Its data: `trainings`; `share` that is memorised, by training, a number a seed; `samples`, one
     table a seed with a row for each sample: training (its number), ratio, bytes, settled, and every
@@ -151,7 +133,7 @@ def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
         Invariant("the ratio tells its own label", right, f"AUROC {own}"),
     )
     claims = tuple(_claims(tables, seeds, size))
-    return Study("memorisation", full, tuple(seeds), claims, invariants, data)
+    return Study("memorisation", size == FULL, tuple(seeds), claims, invariants, data)
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike, strata: ArrayLike | None = None) -> float:

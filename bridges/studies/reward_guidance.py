@@ -87,32 +87,8 @@ class Parts(NamedTuple):
     values: Mapping[str, Floats]
 
 
-def run(*, full: bool, seeds: Sequence[int] | None = None) -> Study:
-    """Study guidance by rewards.
-
-    Parameters
-    ----------
-    full : bool
-        At the size of the published results, some twenty minutes of one core; or as a try.
-    seeds : sequence of int, optional
-        Of noise, of the noise of training and of the classifiers' weights.
-
-    Returns
-    -------
-    Study
-        Its data are described where they are made, in `study`.
-
-    Raises
-    ------
-    ImportError
-        Without diffusers.
-    """
-    size = FULL if full else SMALL
-    return study(size, range(size.seeds) if seeds is None else seeds, full=full)
-
-
-def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
-    """Run the study at some size.
+def study(size: Size, seeds: Sequence[int]) -> Study:
+    """Run the study at some size; `FULL` takes some twenty minutes of one core.
 
     Its data: `rhos`; `rewards`, by kind and quantity (rhos, seeds), where `psi` is the difference
     to no guidance and all others are as measured; `fitted`, by what a classifier was fitted to and
@@ -129,7 +105,7 @@ def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
     held = _invariants(size, parts, stacked)
     for name in ("same", "sigmas", "times"):
         stacked.pop(name)
-    return Study("reward_guidance", full, tuple(seeds), tuple(claims), tuple(held), data)
+    return Study("reward_guidance", size == FULL, tuple(seeds), tuple(claims), tuple(held), data)
 
 
 def _stacked(found: list[Any]) -> Any:

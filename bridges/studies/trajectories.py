@@ -69,32 +69,8 @@ FULL = Size(40, GUIDANCES, 50, 5, 8, 6, 4)
 SMALL = Size(4, (1, 5, 9), 10, 5, 1, 2, 2)
 
 
-def run(*, full: bool, seeds: Sequence[int] | None = None) -> Study:
-    """Study the descriptors along sampling.
-
-    Parameters
-    ----------
-    full : bool
-        At the size of the published results, some ten minutes of one core; or as a try.
-    seeds : sequence of int, optional
-        Of the noise; the digit of each is its last one.
-
-    Returns
-    -------
-    Study
-        Its data are described where they are made, in `study`.
-
-    Raises
-    ------
-    ImportError
-        Without diffusers.
-    """
-    size = FULL if full else SMALL
-    return study(size, range(size.seeds) if seeds is None else seeds, full=full)
-
-
-def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
-    """Run the study at some size.
+def study(size: Size, seeds: Sequence[int]) -> Study:
+    """Run the study at some size; `FULL` takes some ten minutes of one core.
 
     Its data: `guidances`; `steps`, those that were described, with `sigmas`; `curves`, by
     descriptor, place and guidance (steps, 5): mean over seeds, its 95 % interval, quartiles;
@@ -143,7 +119,7 @@ def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
     }  # fmt: skip
     claims = [*_claims(size, ends, along, compared), *dit]
     held = _invariants(pipe, labels, noise, runs, size, transformer)
-    return Study("trajectories", full, tuple(seeds), tuple(claims), tuple(held), data)
+    return Study("trajectories", size == FULL, tuple(seeds), tuple(claims), tuple(held), data)
 
 
 # -- sampling ------------------------------------------------------------------------------------

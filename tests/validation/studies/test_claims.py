@@ -83,14 +83,15 @@ def test_the_exit_status_is_that_of_the_invariants(monkeypatch, tmp_path):
 
     made = types.ModuleType("bridges.studies.trajectories")
     opposite = Study("s", False, (0, 1, 2), (claim("falls", (1, 1.1, 1.2)),), (), {})
-    made.run = lambda *, full, seeds: opposite
+    made.FULL = made.SMALL = types.SimpleNamespace(seeds=3)
+    made.study = lambda size, seeds: opposite
     monkeypatch.setitem(sys.modules, "bridges.studies.trajectories", made)
     done = CliRunner().invoke(main, ["trajectories", "--out", str(tmp_path / "new" / "s.json")])
     assert done.exit_code == 0
     assert "opposite" in done.output
     assert load_study(tmp_path / "new" / "s.json").name == "s"
     broken = Study("s", False, (0,), (), (Invariant("exact", False, "3 of 4"),), {})
-    made.run = lambda *, full, seeds: broken
+    made.study = lambda size, seeds: broken
     done = CliRunner().invoke(main, ["trajectories"])
     assert done.exit_code == 1
     assert "FAILS: exact: 3 of 4" in done.output
