@@ -30,7 +30,8 @@ import torch
 
 from approx.diffusion import record
 from bridges.networks import pipelines
-from bridges.studies import load_study
+from bridges.networks.pretrained import read_images
+from bridges.studies import interval, load_study
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path()
 FIGURES = Path(os.environ.get("CPWL_FIGURES", HERE / "figures"))
@@ -120,4 +121,53 @@ plt.show()
 # %% [markdown]
 # ## Memorisation
 #
-# The place of `bridges.studies.memorisation`.
+# A denoiser of 16,000 parameters is trained on 10, 100, 1,000 and 10,000 digits, and on 5,000 with
+# ten planted 500 times. A sample is memorised where the nearest training digit is less than a third
+# as far as the second. Do the descriptors tell? `python -m bridges.studies memorisation --full`
+# makes the results again.
+
+# %%
+memory = load_study(HERE / "results" / "memorisation.json")
+print(memory.table().drop(columns="effect").to_string(index=False))
+assert not memory.failed(), "Expected the invariants to hold"
+shown = memory.data["shown"]
+digits = read_images("mnist", memory.data["size"]["digits"], part="train").pixels
+
+figure, axes = plt.subplots(2 * len(shown), 10, figsize=(WIDTH, 1.42 * len(shown)))
+for pair, (training, first) in zip(axes.reshape(-1, 2, 10), shown.items(), strict=True):
+    z = torch.tensor(first["latents"]).view(-1, 1, 6, 6)
+    with torch.no_grad():
+        drawn = pipe.vae.decode(z).sample[:, 0]
+    for row, pictures in zip(pair, (drawn, digits[first["nearest"]]), strict=True):
+        for ax, picture in zip(row, pictures, strict=True):
+            ax.imshow(picture.reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    pair[0, 0].set_ylabel(training, rotation=0, ha="right", va="center")
+    pair[1, 0].set_ylabel("nearest", rotation=0, ha="right", va="center", color="0.5")
+figure.subplots_adjust(0.08, 0.01, 0.99, 0.99, 0.03, 0.06)
+figure.savefig(FIGURES / "05_memorised.png", dpi=200)
+plt.show()
+
+# %%
+WAYS = {"planted": "within planted", "matched": "all, matched by compressed size"}
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(WIDTH, 3.4), layout="constrained", width_ratios=(1, 2)
+)
+for place, values in enumerate(memory.data["share"].values()):
+    left.plot([place] * len(values), values, "o", color="C0", ms=3, alpha=0.6)
+left.set_xticks(range(len(shown)), list(shown))
+left.set(title="share of memorised samples", xlabel="training digits", ylim=(-0.03, 1))
+for shift, (way, words) in enumerate(WAYS.items()):
+    claims = [c for c in memory.claims if c.effect.endswith(way) and "control" not in c.claim]
+    mean, low, high = np.array([interval(c.values) for c in claims]).T
+    places = np.arange(len(claims)) + 0.3 * shift
+    right.errorbar(mean + 0.5, places, xerr=[mean - low, high - mean], fmt="o", ms=3, lw=1,
+                   label=words)  # fmt: skip
+right.set_yticks(np.arange(len(claims)) + 0.15, [c.claim for c in claims])
+right.axvline(0.5, color="0.7", lw=0.7)
+right.invert_yaxis()
+right.set(title="AUROC of memorised, 95 % interval over seeds", xlim=(0, 1))
+right.legend(loc="lower left")
+figure.savefig(FIGURES / "05_auroc.png", dpi=200)
+plt.show()
