@@ -483,13 +483,13 @@ def test_options_that_do_not_fit_are_refused_before_anything_runs() -> None:
         ({"at": ()}, r"at as 'sample', 'clean' or both, got \(\)"),
         ({"at": ("clean", "clean")}, "'clean' or both, got"),
         ({"colour": 1}, "options of describe .* got colour"),
-        ({"generator": 3, "seed": 1}, "seed= or generator=, got both"),
+        ({"generator": 3, "seed": 1}, "seed= or generator=, got seed=1 and generator=3"),
     ):
         with pytest.raises(ValueError, match=text):
             _recorded(pipe, **options)
     with pytest.raises(ValueError, match=r"whose \.scheduler steps"):
         _recorded(SimpleNamespace(vae=pipe.vae))
-    with pytest.raises(ValueError, match=r"a pipeline with a vae, .* with neither: give decoder="):
+    with pytest.raises(ValueError, match=r"a pipeline with a vae, .* with neither: give denoiser="):
         _recorded(_Pipe())
     pixels = _case("ddpm-ddpm").build()
     with pytest.raises(ValueError, match="at='sample' for a DDPMPipeline, which has no autoenc"):
