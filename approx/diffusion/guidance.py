@@ -156,6 +156,7 @@ def guide(
     The prediction is changed before the scheduler sees it: solvers of several steps keep guided
     predictions in their history, and what they cost is the gradient alone. It is computed in
     float32 (float64 for samples in float64), also where the pipeline runs in half precision.
+    Schedulers that draw noise draw the same at any rho, so that runs of one seed are pairs.
     """
     noisy = isinstance(reward, ClassifierReward)
     if not math.isfinite(rho):

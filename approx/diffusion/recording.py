@@ -176,8 +176,8 @@ def record(
     ------
     ValueError
         On entry: a pipeline without a scheduler, options that do not fit. In the pipeline: an
-        unknown scheduler, latents of another shape than in the first call. On exit: weights that
-        are offloaded, latents that are not those which the pipeline decodes.
+        unknown scheduler, latents of another shape than in the first call. On exit: no step was
+        taken, weights that are offloaded, latents that are not those which the pipeline decodes.
     DecoderError, DescribeError
         On exit, as `describe` does; the rows before are in the table. After an error in the
         pipeline that one is raised, with this as a note.
@@ -192,6 +192,8 @@ def record(
     Latents are taken in at least float32, and half-precision decoders are run as `describe` does:
     as copies in float32. What is described is what the pipeline runs, with tiling where that is
     switched on and the latents are larger than a tile; psi is then that of the blended tiles.
+
+    Schedulers that draw noise draw the same as without: samples have it, estimates of x_0 do not.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.pipelines import CASES, PROMPTS, STEPS, PipelineCase
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from approx import DecoderError, DescribeError, describe
 from approx.diffusion import Level, Run, Schedule, guide, record
@@ -344,6 +345,39 @@ def test_what_was_seen_before_an_interrupt_is_described(error: Any, stop: int) -
     assert np.array_equal(_pictures(case, pipe), plain)
 
 
+def test_an_interrupt_in_the_denoiser_keeps_what_was_seen() -> None:
+    case = _case("sd-dpm")
+    pipe = case.build()
+    plain = _pictures(case, pipe)
+    for stop in range(STEPS):
+        calls = 0
+
+        def stopping(*_: Any, last: int = stop) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > last:
+                raise KeyboardInterrupt
+
+        handle = pipe.unet.register_forward_pre_hook(stopping)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            guide(pipe, _some_reward, 0.1) as guided,
+            record(pipe, at="sample", **QUICK) as run,
+        ):
+            _pictures(case, pipe)
+        handle.remove()
+        assert [step.number for step in guided.steps] == list(range(stop))
+        assert run.columns()["step"].tolist() == [n for n in range(stop) for _ in range(PROMPTS)]
+        assert len(run.table) == stop * PROMPTS
+        assert "step" not in vars(pipe.scheduler)
+        assert "decode" not in vars(pipe.vae)
+    assert np.array_equal(_pictures(case, pipe), plain)
+
+
+def _some_reward(z: Tensor) -> Tensor:
+    return _some(z).sum(1)
+
+
 class _Stepping:
     """A scheduler of four steps to 0, without timesteps."""
 
@@ -410,10 +444,33 @@ def test_all_rows_have_the_same_probes_and_are_those_of_describe() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_pipeline_may_run_without_gradients(mode: Any) -> None:
     decoder, x = _linear(), torch.randn(2, 3)
-    expected = _recorded(_Pipe(decoder), x).columns()["psi"]
+    expected = _recorded(_Pipe(decoder), x).columns()
     with mode():
-        found = _recorded(_Pipe(decoder), x.clone()).columns()["psi"]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+        found = _recorded(_Pipe(decoder), x.clone()).columns()
+    for name, column in expected.items():  # the same operations on the same numbers
+        np.testing.assert_array_equal(found[name], column)
+
+
+def test_recording_takes_the_products_of_describe_and_no_more() -> None:
+    decoder = nn.Sequential(nn.Linear(128, 512), nn.Tanh(), nn.Linear(512, 256))
+    passes = {}
+    for products in (8, 16):
+        options: dict[str, Any] = PLAIN | {
+            "method": "predict",
+            "k": 17,
+            "products": products,
+            "batch": 5,
+        }
+        with FlopCounterMode(display=False) as recorded:  # the pipeline itself multiplies nothing
+            run = _recorded(_Pipe(decoder), torch.randn(2, 128), at="sample", **options)
+        latents = torch.cat([s.latents for s in run.seen])
+        with FlopCounterMode(display=False) as alone:
+            assert describe(decoder, latents, **options).ran() == "predict"
+        assert recorded.get_total_flops() == alone.get_total_flops()
+        pass_ = 2 * 512 * (128 + 256)
+        passes[products] = alone.get_total_flops() / pass_ / len(latents)
+    assert (passes[16] - passes[8]) / 8 == pytest.approx(1, abs=0.05)
+    assert passes[8] < 8 + 8  # values, and the checks of a decoder
 
 
 def test_tables_are_kept_in_files(tmp_path: Path) -> None:
@@ -424,7 +481,9 @@ def test_tables_are_kept_in_files(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again, run.table)
     assert again.attrs == run.table.attrs
     assert again.attrs["of"] == "decoder"
-    assert 0 < again.attrs["share_describing"] < 1
+    seconds = [again.attrs[f"seconds_{name}"] for name in ("describing", "recording", "all")]
+    assert 0 < again.attrs["share_describing"] == seconds[0] / seconds[2] < 1
+    assert 0 < sum(seconds[:2]) < seconds[2]
     assert list(again.columns)[:7] == [
         "call", "step", "timestep", "sigma", "sample", "at", "norm"]  # fmt: skip
 
@@ -449,6 +508,58 @@ def test_what_is_recorded_is_what_guidance_made_of_it(outer: str) -> None:
     # at pure noise a velocity is changed by -rho times the gradient
     torch.testing.assert_close(run.seen[1].latents, x - (x.tanh() - 0.5 * slope))
     assert "step" not in vars(pipe.scheduler)
+
+
+def test_what_listens_to_a_decoder_is_not_described() -> None:
+    class Decoding(_Pipe):
+        def __call__(self, x: Tensor) -> Tensor:
+            self.vae.decode(x)  # a preview, which is not the finished sample
+            return self.vae.decode(super().__call__(x))
+
+    pipe, x = Decoding(_linear()), torch.randn(2, 3)
+    options = {"schedule": _LEVELS, **QUICK}
+    with record(pipe, **options) as outer, record(pipe, **options) as inner:
+        pipe(x)
+        pipe(2 * x)
+    assert outer.complete
+    assert inner.complete
+    np.testing.assert_array_equal(outer.columns()["psi"], inner.columns()["psi"])
+
+
+def test_a_denoiser_may_be_named() -> None:
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    told = []
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:  # that of the pipeline, with what it needs
+        told.append(t)
+        return torch.tanh(x)
+
+    run = _recorded(_Pipe(), x, denoiser=denoiser, method="exact", k=3)
+    for seen, psi in zip(run.seen, run.columns()["psi"].reshape(-1, 2), strict=True):
+        slopes = 1 - seen.time / 4 * (1 - seen.latents.double().tanh() ** 2)
+        np.testing.assert_allclose(psi, slopes.abs().log().sum(1), rtol=1e-4)
+    assert told
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            return torch.tanh(x) + labels[:, None]
+
+    class Doubled(_Pipe):
+        net = Net()
+
+        def __call__(self, x: Tensor) -> Tensor:
+            labels = torch.arange(2).repeat_interleave(len(x))
+            for t in (4, 3, 2, 1):
+                both = torch.cat([x, x])
+                free, with_label = self.net(both, labels).chunk(2)
+                guided = 2 * with_label - free
+                x = self.scheduler.step(torch.cat([guided, guided]), t, both)[: len(x)]
+            return x
+
+    pipe = Doubled(_linear())
+    for named, rows in ((None, 4), (pipe.net, 2)):
+        run = _recorded(pipe, x, denoiser=named)
+        assert {len(s.latents) for s in run.seen} == {rows}
 
 
 def test_rows_before_one_that_fails_are_kept() -> None:
