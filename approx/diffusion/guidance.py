@@ -219,7 +219,11 @@ def _rewarded(
     level = step.level
     noisy = isinstance(reward, ClassifierReward)
     z = layout(x if noisy else _estimate(step, x, predicted, denoiser), scaled=noisy)
-    values = reward(z, level) if noisy else reward(z)
+    try:
+        values = reward(z, level) if noisy else reward(z)
+    except Exception as error:
+        error.add_note(f"This was the reward in step {step.number}, at time {level.time:g}.")
+        raise
     rows = len(z)
     if not isinstance(values, Tensor) or values.shape != (rows,):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

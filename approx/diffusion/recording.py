@@ -145,7 +145,7 @@ def record(
         its samples are bitwise those that it draws without.
     every : int
         Record each `every`-th step from 0. The first and the last step and the finished sample are
-        always recorded.
+        always recorded, where the pipeline comes to them.
     at : {"sample", "clean"} or several of them, optional
         At the sample x_t, at the estimate of x_0, or by default at both. Without an autoencoder, at
         the sample alone.

@@ -222,7 +222,7 @@ def test_rewards_that_do_not_fit_are_refused_with_their_step() -> None:
         (lambda z: 1.0, r"a reward of shape \(2,\), .* got float in step 0"),
         (lambda z: z.detach().sum(1), "depends on its latents, got no gradient in step 0"),
         (lambda z: (0 * z).sqrt().sum(1), r"got NaN or infinity in step 0 \(time 2\)"),
-        (ExactReward(nn.Linear(5, 6)), r"runs on latents of shape \(B, 3\)"),
+        (ExactReward(nn.Linear(5, 6)), r"runs on latents of shape \(B, 3\), [^$]* in step 0"),
     ):
         with pytest.raises(ValueError, match=text):
             _stepped(_NEAR, "epsilon", x, x, score)
@@ -466,6 +466,27 @@ def test_the_gradient_of_a_decoder_passes_its_scaling_and_a_pipeline_in_half_pre
             found.append(_pictures(case, torch.bfloat16, pipe))
     assert set(seen) == {torch.float32}
     np.testing.assert_allclose(found[0], found[1], atol=0.02)
+
+
+def test_rewards_of_latents_that_are_not_decoded_are_refused() -> None:
+    scheduler, decoded = _Stepping(), []
+    pipe = SimpleNamespace(scheduler=scheduler, vae=SimpleNamespace(decode=decoded.append))
+    schedule = Schedule((_NEAR, _NEAR._replace(time=1)), "epsilon")
+    x = torch.ones(1, 3)
+
+    def sampled(**options: Any) -> None:
+        with guide(pipe, _linear, schedule=schedule, **options):
+            pipe.vae.decode(5 * x)  # a preview
+            scheduler.step(x, 2, x)
+            pipe.vae.decode(3 * x)
+
+    with pytest.raises(ValueError, match="to decode the sample behind its last step, got other"):
+        sampled()
+    sampled(rho=0)
+    sampled(codes=lambda z: 3 * z)
+    pipe.vae.config = SimpleNamespace(scaling_factor=1 / 3)
+    sampled()
+    assert len(decoded) == 8
 
 
 # the pretrained pair
