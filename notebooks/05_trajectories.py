@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from approx.diffusion import record
 from bridges.networks import pipelines
 from bridges.studies import load_study
 
@@ -69,29 +70,51 @@ plt.show()
 # more than doubles over the same guidances, and random latents of these norms do the same. At equal
 # norm two comparisons disagree on ψ: scaled to one norm it rises, in a regression it falls.
 
+# %% [markdown]
+# ## One run
+#
+# `record` watches the scheduler of any pipeline of diffusers while it draws, and describes its
+# decoder on exit. Below, one digit at three strengths of guidance: the decoded estimates of x_0,
+# and their ψ.
+
 # %%
 pipe = pipelines.mnist_pipeline()
 pipe.set_progress_bar_config(disable=True)
-shown, samples = range(0, 50, 7), []
-
-
-def keep(pipe, number, time, tensors):
-    """Decode the sample behind some steps."""
-    if number in shown:
-        samples.append(pipe.vae.decode(tensors["latents"]).sample[:, 0])
-    return tensors
-
-
 noise = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(3))
-figure, axes = plt.subplots(3, len(shown), figsize=(WIDTH, 2.9), layout="constrained")
+figure, axes = plt.subplots(3, 8, figsize=(WIDTH, 3.1), layout="constrained")
 for row, guidance in zip(axes, (1, 3, 9), strict=True):
-    samples.clear()
-    pipe([3], guidance, latents=noise, callback_on_step_end=keep)
-    for ax, picture, step in zip(row, samples, shown, strict=True):
-        ax.imshow(picture[0], cmap="gray_r", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[], title=f"step {step + 1}" if guidance == 1 else "")
+    with record(pipe, every=7, at="clean", seed=0, progress=False) as run:
+        pipe([3], guidance, latents=noise)
+    with torch.no_grad():
+        pictures = [pipe.vae.decode(seen.latents).sample[0, 0] for seen in run.seen]
+    for ax, picture, step, psi in zip(row, pictures, run.table.step, run.table.psi, strict=True):
+        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[], xlabel=rf"$\psi = {psi:.0f}$")
+        if guidance == 1:
+            ax.set_title(f"step {step}")
     row[0].set_ylabel(f"guidance {guidance}")
 figure.savefig(FIGURES / "05_steps.png", dpi=200)
+plt.show()
+print(run.table[["step", "timestep", "sigma", "sample", "at", "norm", "psi", "nu", "density"]])
+
+# %% [markdown]
+# The left panel below is Figure 12: when the estimate of x_0 comes within 5 % of the end for good.
+# The others are of a diffusion transformer on pixels: ψ, ν and δ of its map from x_t to the
+# estimate of x_0, all 784 singular values. ψ of all its steps at once is the sum over the steps,
+# to rounding.
+
+# %%
+figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 1.9), layout="constrained")
+settled = study.data["ends"]["settled"]
+axes[0].boxplot(list(settled.values()), tick_labels=list(settled), widths=0.6)
+axes[0].set(title="step that settles", xlabel="guidance")
+transformer = study.data["transformer"]
+for ax, (name, label) in zip(axes[1:], LABELS.items(), strict=True):
+    mean, low, high = np.array(transformer["curves"][name]).T[:3]
+    ax.plot(transformer["steps"], mean, "o-", ms=2, lw=1)
+    ax.fill_between(transformer["steps"], low, high, alpha=0.2, lw=0)
+    ax.set(title=label, xlabel="step")
+figure.savefig(FIGURES / "05_transformer.png", dpi=200)
 plt.show()
 
 # %% [markdown]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from bridges.studies.claims import Study, save_study
+from bridges.studies.claims import Study, provenance, save_study
 
 NAMES = ("trajectories", "memorisation", "reward_guidance")
-"""Modules of this package with a `run(*, full, seeds)` that returns a `Study`."""
+"""Modules of this package with a `study(size, seeds)`, and sizes `FULL` and `SMALL`."""
 
 
 @click.command()
@@ -24,15 +25,17 @@ def main(name: str, full: bool, seeds: int | None, out: Path | None) -> None:
 
     The exit status is 1 where an invariant of our own does not hold, whatever the verdicts are.
     """
+    made_by = provenance(" ".join(["python -m bridges.studies", *sys.argv[1:]]))
     module = importlib.import_module(f"bridges.studies.{name}")
-    study: Study = module.run(full=full, seeds=None if seeds is None else range(seeds))
+    size = module.FULL if full else module.SMALL
+    study: Study = module.study(size, range(seeds or size.seeds))
     click.echo(study.table().to_string(index=False))
     for invariant in study.invariants:
         state = "holds" if invariant.holds else "FAILS"
         click.echo(f"{state}: {invariant.name}: {invariant.measured}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_study(study, out, " ".join(["python -m bridges.studies", *sys.argv[1:]]))
+        save_study(replace(study, made_by=made_by), out)
     sys.exit(1 if study.failed() else 0)
 
 

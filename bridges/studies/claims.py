@@ -131,7 +131,7 @@ class Study:
     data : mapping
         Numbers, strings, lists and dictionaries of them: what the figures show.
     made_by : mapping of str
-        Command, commit and versions; filled by `save_study`.
+        As `provenance` has it before the run.
     """
 
     name: str
@@ -166,13 +166,16 @@ class Study:
         return [invariant for invariant in self.invariants if not invariant.holds]
 
 
-def save_study(study: Study, path: str | PathLike[str], command: str) -> None:
-    """Write a study as JSON, with the command and the commit that made it; whole or not at all."""
+def provenance(command: str) -> dict[str, str]:
+    """Return what makes a study: the command, the commit as it is now, and torch's version."""
     import torch
 
-    made_by = {"command": command, "commit": _commit(), "torch": torch.__version__}
-    content = asdict(study) | {"made_by": made_by}
-    text = json.dumps(content, indent=1, default=_plain, allow_nan=True)
+    return {"command": command, "commit": _commit(), "torch": torch.__version__}
+
+
+def save_study(study: Study, path: str | PathLike[str]) -> None:
+    """Write a study as JSON, whole or not at all."""
+    text = json.dumps(asdict(study), indent=1, default=_plain, allow_nan=True)
     with atomic_path(Path(path)) as part:
         part.write_text(_narrow(text) + "\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ NAMES = ("psi", "nu", "soft")
 WORDS = {"psi": "local scaling", "nu": "local rank", "soft": "soft complexity"}
 SETTLED = 0.05  # of its end, the estimate of x_0 stays within
 # soft complexity is per unit radius: the radius counts the knots alone, which are not used here
-NEIGHBOURHOOD = (4, 1e-2)
+OPTIONS: Mapping[str, Any] = {"neighbourhood": (4, 1e-2), "seed": 0, "progress": False}
 
 Floats = NDArray[np.float64]
 Table = dict[str, Floats]
@@ -25,9 +25,7 @@ Table = dict[str, Floats]
 
 def described(decoder: Callable[[Tensor], Any], z: Tensor, **options: Any) -> Table:
     """Return the descriptors at latents (*axes, N, 1, side, side), as (*axes, N) arrays."""
-    table = describe(
-        decoder, z.flatten(0, -4), neighbourhood=NEIGHBOURHOOD, seed=0, progress=False, **options
-    )
+    table = describe(decoder, z.flatten(0, -4), **OPTIONS, **options)
     columns = table.columns()
     return {name: np.asarray(columns[name]).reshape(z.shape[:-3]) for name in NAMES}
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from approx.diffusion import record
 from bridges.networks import pipelines
 from bridges.networks.diffusion import mnist_classifier
 from bridges.studies.claims import Claim, Direction, Invariant, Study
 from bridges.studies.denoiser_maps import estimates, unrolled
 from bridges.studies.digits import (
     NAMES,
+    OPTIONS,
     WORDS,
     Floats,
     Table,
@@ -35,7 +37,7 @@ GUIDANCES = (0, 1, 3, 5, 7.5, 9)
 """Of Figure 8. Effects are over those from 1 on: at 0 the digit is not what was asked for."""
 
 GUIDED = 2.0  # the transformer
-PLACES = ("sample", "clean")  # as `approx.diffusion.record` names them
+PLACES = ("sample", "clean")  # of `record`
 
 
 class Size(NamedTuple):
@@ -67,32 +69,8 @@ FULL = Size(40, GUIDANCES, 50, 5, 8, 6, 4)
 SMALL = Size(4, (1, 5, 9), 10, 5, 1, 2, 2)
 
 
-def run(*, full: bool, seeds: Sequence[int] | None = None) -> Study:
-    """Study the descriptors along sampling.
-
-    Parameters
-    ----------
-    full : bool
-        At the size of the published results, some ten minutes of one core; or as a try.
-    seeds : sequence of int, optional
-        Of the noise; the digit of each is its last one.
-
-    Returns
-    -------
-    Study
-        Its data are described where they are made, in `study`.
-
-    Raises
-    ------
-    ImportError
-        Without diffusers.
-    """
-    size = FULL if full else SMALL
-    return study(size, range(size.seeds) if seeds is None else seeds, full=full)
-
-
-def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
-    """Run the study at some size.
+def study(size: Size, seeds: Sequence[int]) -> Study:
+    """Run the study at some size; `FULL` takes some ten minutes of one core.
 
     Its data: `guidances`; `steps`, those that were described, with `sigmas`; `curves`, by
     descriptor, place and guidance (steps, 5): mean over seeds, its 95 % interval, quartiles;
@@ -110,7 +88,7 @@ def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
     with torch.no_grad():
         pictures = pipe.vae.decode(z.flatten(0, 1)).sample.clamp(0, 1)
         seen = mnist_classifier()(pictures).argmax(dim=1).view(len(runs), -1)
-    ends = described(pipe.vae.decode, z)
+    ends = {name: np.stack([r.ends[name] for r in runs]) for name in NAMES}
     ends["norm"] = z.flatten(2).norm(dim=2).double().numpy()
     ends["right"] = (seen == labels).double().numpy()
     ends["settled"] = np.stack([r.settled for r in runs])
@@ -141,7 +119,7 @@ def study(size: Size, seeds: Sequence[int], *, full: bool = False) -> Study:
     }  # fmt: skip
     claims = [*_claims(size, ends, along, compared), *dit]
     held = _invariants(pipe, labels, noise, runs, size, transformer)
-    return Study("trajectories", full, tuple(seeds), tuple(claims), tuple(held), data)
+    return Study("trajectories", size == FULL, tuple(seeds), tuple(claims), tuple(held), data)
 
 
 # -- sampling ------------------------------------------------------------------------------------
@@ -161,6 +139,8 @@ class Run(NamedTuple):
         Those that are described.
     along : dict of dict
         By place and descriptor, (S, N) float64.
+    ends : dict
+        By descriptor, (N,) float64, at the end.
     """
 
     end: Tensor
@@ -169,18 +149,23 @@ class Run(NamedTuple):
     steps: list[int]
     sigmas: list[float]
     along: dict[str, Table]
+    ends: Table
 
 
 def _sampled(pipe: Any, labels: Tensor, noise: Tensor, guidance: float, size: Size) -> Run:
     """Draw a sample for each seed, and describe the decoder along the way."""
-    x, clean, sigmas = sampled(pipe, labels, noise, guidance, size.steps)
-    steps = list(range(0, size.steps, size.every))
-    along = {
-        place: described(pipe.vae.decode, values[steps])
-        for place, values in zip(PLACES, (x, clean), strict=True)
+    with record(pipe, every=size.every, at=PLACES, **OPTIONS) as run:
+        x, clean, sigmas = sampled(pipe, labels, noise, guidance, size.steps)
+    found = run.columns()
+    rows = {
+        place: {name: found[name][found["at"] == place].reshape(-1, len(noise)) for name in NAMES}
+        for place in PLACES
     }
+    steps = found["step"][found["at"] == "clean"][:: len(noise)].tolist()
+    along = {place: {k: v[: len(steps)] for k, v in rows[place].items()} for place in PLACES}
+    ends = {name: values[-1] for name, values in rows["sample"].items()}  # behind the last step
     still = settled(clean, x[-1])
-    return Run(x[-1], clean[-1], still, steps, [sigmas[s] for s in steps], along)
+    return Run(x[-1], clean[-1], still, steps, [sigmas[s] for s in steps], along, ends)
 
 
 def _normal(seeds: Sequence[int], shape: tuple[int, ...], stream: int = 0) -> Tensor:

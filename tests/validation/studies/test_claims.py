@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 
 from bridges.studies import Claim, Invariant, Study, interval, load_study, save_study
 from bridges.studies.__main__ import main
+from bridges.studies.claims import provenance
 
 
 def claim(paper, values):
@@ -57,7 +59,7 @@ def study():
 
 def test_a_study_is_read_as_it_was_written(tmp_path):
     file = tmp_path / "s.json"
-    save_study(study(), file, "python -m x")
+    save_study(replace(study(), made_by=provenance("python -m x")), file)
     found = load_study(file)
     assert found.claims == study().claims
     assert found.invariants == study().invariants
@@ -81,14 +83,15 @@ def test_the_exit_status_is_that_of_the_invariants(monkeypatch, tmp_path):
 
     made = types.ModuleType("bridges.studies.trajectories")
     opposite = Study("s", False, (0, 1, 2), (claim("falls", (1, 1.1, 1.2)),), (), {})
-    made.run = lambda *, full, seeds: opposite
+    made.FULL = made.SMALL = types.SimpleNamespace(seeds=3)
+    made.study = lambda size, seeds: opposite
     monkeypatch.setitem(sys.modules, "bridges.studies.trajectories", made)
     done = CliRunner().invoke(main, ["trajectories", "--out", str(tmp_path / "new" / "s.json")])
     assert done.exit_code == 0
     assert "opposite" in done.output
     assert load_study(tmp_path / "new" / "s.json").name == "s"
     broken = Study("s", False, (0,), (), (Invariant("exact", False, "3 of 4"),), {})
-    made.run = lambda *, full, seeds: broken
+    made.study = lambda size, seeds: broken
     done = CliRunner().invoke(main, ["trajectories"])
     assert done.exit_code == 1
     assert "FAILS: exact: 3 of 4" in done.output

@@ -44,7 +44,7 @@ def test_a_row_at_full_size_is_the_kept_one(data):
     """One seed again at full size gives its values again."""
     pytest.importorskip("diffusers", reason="needs the extra cpwl[diffusers]")
     kept = load_study(RESULTS)
-    again = trajectories.study(trajectories.FULL, kept.seeds[:1], full=True)
+    again = trajectories.study(trajectories.FULL, kept.seeds[:1])
     for name in trajectories.NAMES:
         for guidance, values in again.data["ends"][name].items():
             before = kept.data["ends"][name][guidance][:1]
