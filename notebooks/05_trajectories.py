@@ -150,24 +150,34 @@ figure.savefig(FIGURES / "05_memorised.png", dpi=200)
 plt.show()
 
 # %%
+for training, values in memory.data["share"].items():
+    print(
+        f"{training} digits: {np.mean(values):.0%} memorised, from {min(values)} to {max(values)}"
+    )
 WAYS = {"planted": "within planted", "matched": "all, matched by compressed size"}
-figure, (left, right) = plt.subplots(
-    1, 2, figsize=(WIDTH, 3.4), layout="constrained", width_ratios=(1, 2)
-)
-for place, values in enumerate(memory.data["share"].values()):
-    left.plot([place] * len(values), values, "o", color="C0", ms=3, alpha=0.6)
-left.set_xticks(range(len(shown)), list(shown))
-left.set(title="share of memorised samples", xlabel="training digits", ylim=(-0.03, 1))
+figure, ax = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
 for shift, (way, words) in enumerate(WAYS.items()):
     claims = [c for c in memory.claims if c.effect.endswith(way) and "control" not in c.claim]
     mean, low, high = np.array([interval(c.values) for c in claims]).T
     places = np.arange(len(claims)) + 0.3 * shift
-    right.errorbar(mean + 0.5, places, xerr=[mean - low, high - mean], fmt="o", ms=3, lw=1,
-                   label=words)  # fmt: skip
-right.set_yticks(np.arange(len(claims)) + 0.15, [c.claim for c in claims])
-right.axvline(0.5, color="0.7", lw=0.7)
-right.invert_yaxis()
-right.set(title="AUROC of memorised, 95 % interval over seeds", xlim=(0, 1))
-right.legend(loc="lower left")
+    ax.errorbar(mean + 0.5, places, xerr=[mean - low, high - mean], fmt="o", ms=3, lw=1,
+                label=words)  # fmt: skip
+ax.set_yticks(np.arange(len(claims)) + 0.15, [c.claim.split(": ")[-1] for c in claims])
+ax.axvline(0.5, color="0.7", lw=0.7)
+ax.invert_yaxis()
+ax.set(xlabel="AUROC of memorised, 95 % interval over seeds", xlim=(0, 1))
+figure.legend(ncols=2, loc="outside upper right")
 figure.savefig(FIGURES / "05_auroc.png", dpi=200)
 plt.show()
+within = {c.claim: interval(c.values).mean for c in memory.claims if c.effect.endswith("planted")}
+assert abs(within["local scaling of the decoder"]) < 0.1  # it does not see what was trained on
+assert within["local scaling of the denoiser, t = 0.8"] < -0.4
+assert within["baseline: local dimension, t = 0.8"] < -0.4
+
+# %% [markdown]
+# Ten digits are memorised, a hundred hardly, and of those planted one sample in five. ψ of the
+# denoiser's map from x_t to x_0 tells them: it is smaller where a sample is memorised, also within
+# one denoiser (AUROC 0.94). An estimate of the local dimension tells as well (0.96), and the norm
+# of what the label changes less (0.86). ψ, ν and δ of the decoder tell next to nothing (0.44 to
+# 0.58): it has not seen the training set of the denoiser. That the estimate of x_0 would settle
+# early in memorised samples is undecided within one denoiser.
