@@ -10,7 +10,7 @@ import click
 
 from bridges.studies.claims import Study, save_study
 
-NAMES = ("trajectories", "memorisation", "reward_guidance")
+NAMES = ("trajectories", "memorisation", "reward_guidance", "toy_diffusion")
 """Modules of this package with a `run(*, full, seeds)` that returns a `Study`."""
 
 
