@@ -50,12 +50,12 @@ class ExactMap(nn.Module):
         return self.a * x + self.b * self.denoiser(x, t)
 
 
-def exact_partition(denoiser: nn.Module, name: str, t: int) -> cpwl.Partition:
-    """Return the cells of one of `MAPS` on the square: `cpwl` has psi and nu of each."""
+def exact_partition(denoiser: nn.Module, name: str, t: int, half: float = HALF) -> cpwl.Partition:
+    """Return the cells of one of `MAPS` on [-half, half]^2: `cpwl` has psi and nu of each."""
     network = cpwl.Network.from_torch(
         ExactMap(denoiser, name, t), (2,), fixed={"t": torch.tensor([t])}
     )
-    return cpwl.subdivide(network, cpwl.box([-HALF] * 2, [HALF] * 2), progress=False)
+    return cpwl.subdivide(network, cpwl.box([-half] * 2, [half] * 2), progress=False)
 
 
 def cells_nearby(partition: cpwl.Partition, points: Floats) -> Floats:
