@@ -57,7 +57,7 @@ points = read_datasaurus()
 trained = toy_ddpm(points, steps=marks[-1], marks=marks[:2]).denoisers
 rows = {"early": trained[marks[1]], "late": trained[marks[-1]]}
 rows["ideal"] = IdealDenoiser(points, signal_shares())
-PIXELS = 48
+PIXELS = 40
 found = {
     (name, t): estimated(denoiser, t, plane(PIXELS), delta=name != "ideal")
     for name, denoiser in rows.items()
@@ -68,7 +68,7 @@ SHOWN = {
     "step nu": (r"$\nu$", "cividis", ("early", "late", "ideal")),
     "delta": (r"$\delta$", "magma", ("early", "late")),
 }
-figure, axes = plt.subplots(8, len(times), figsize=(WIDTH, 11.2), layout="constrained")
+figure, axes = plt.subplots(8, len(times), figsize=(WIDTH, 11), layout="constrained")
 lines = [(key, name) for key, (_, _, names) in SHOWN.items() for name in names]
 for column, t in zip(axes.T, times, strict=True):
     data = (signal_shares()[t].sqrt() * points).numpy()
@@ -83,40 +83,43 @@ for column, t in zip(axes.T, times, strict=True):
         ax.plot(*data.T, ".", ms=1, color="white", alpha=0.7, mew=0)
         ax.set(xticks=[], yticks=[])
         if name == "early":
-            figure.colorbar(picture, ax=column[[k == key for k, _ in lines]], location="bottom",
-                            aspect=18, pad=0.02).ax.tick_params(labelsize=5)  # fmt: skip
+            bar = figure.colorbar(picture, ax=column[[k == key for k, _ in lines]], aspect=18,
+                                  location="bottom", pad=0.02)  # fmt: skip
+            bar.set_ticks([low, high], labels=[f"{low:.4g}", f"{high:.4g}"])
+            bar.ax.tick_params(labelsize=6)
         if t == times[0]:
             ax.set_ylabel(f"{label} {name}")
     column[0].set_title(f"$t = {t}$")
-figure.savefig(FIGURES / "04_maps.png", dpi=130)
+figure.savefig(FIGURES / "04_maps.png", dpi=120)
 plt.show()
 
 # %% [markdown]
 # ## Exact cells beside the estimates
 #
-# ψ of the step at t = 6: by `approx` at pixels, and of the exact cells with their edges, in the
-# middle of the plane.
+# ψ of the step at t = 6, in the middle of the plane: by `approx` at pixels, and of the exact cells,
+# with their edges.
 
 # %%
-figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 4.9), layout="constrained")
-for row, name in zip(axes, ("early", "late"), strict=True):
-    partition = exact_partition(rows[name], "step", times[0], half=1.0)
+MIDDLE = 0.5
+pixels = MIDDLE / HALF * plane(80)
+figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.3), layout="constrained", sharey=True)
+for pair, name in zip((axes[:2], axes[2:]), ("early", "late"), strict=True):
+    partition = exact_partition(rows[name], "step", times[0], MIDDLE)
     psi = cpwl.local_scaling(partition)
-    pixels = plane(80) / HALF
     estimate = estimated(rows[name], times[0], pixels)["step psi"]
     exact = psi[cpwl.locate(partition, pixels.numpy())]
     print(f"{name}: {partition.num_cells:,} cells, apart by {np.abs(exact - estimate).max():.1e}")
-    limits = tuple(np.quantile(exact, [0.01, 0.99]))
-    row[0].imshow(estimate.reshape(80, 80), origin="lower", extent=[-1, 1, -1, 1],
-                  vmin=limits[0], vmax=limits[1])  # fmt: skip
-    cpwl.plot.partition(partition, psi, ax=row[1], limits=limits, knots=False, label=r"$\psi$")
-    cpwl.plot.partition(partition, ax=row[2], legend=False)
-    row[0].set_title(f"{name}: pixels of approx")
-    row[1].set_title("exact cells")
-    row[2].set_title(f"their edges, {partition.num_cells:,} cells")
-    for ax in row:
-        ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1], xlabel="", ylabel="", aspect="equal")
-figure.savefig(FIGURES / "04_exact.png", dpi=150)
+    low, high = np.quantile(exact, [0.01, 0.99])
+    picture = pair[0].imshow(
+        estimate.reshape(80, 80), origin="lower", extent=[-MIDDLE, MIDDLE] * 2, vmin=low, vmax=high
+    )
+    cpwl.plot.partition(partition, psi, ax=pair[1], limits=(low, high), colorbar=False)
+    pair[0].set_title(f"{name}: pixels of approx")
+    pair[1].set_title(f"{name}: {partition.num_cells:,} cells")
+    figure.colorbar(picture, ax=list(pair), location="bottom", label=r"$\psi$", aspect=30)
+    for ax in pair:
+        ax.set(xticks=[-MIDDLE, 0, MIDDLE], yticks=[-MIDDLE, 0, MIDDLE], xlabel="", ylabel="")
+figure.savefig(FIGURES / "04_exact.png", dpi=170)
 plt.show()
 
 # %% [markdown]
