@@ -64,16 +64,16 @@ found = {
     for t in times
 }
 SHOWN = {
-    "step psi": (r"$\psi$", "viridis", ("early", "late", "ideal")),
-    "step nu": (r"$\nu$", "cividis", ("early", "late", "ideal")),
-    "delta": (r"$\delta$", "magma", ("early", "late")),
+    "step psi": (r"$\psi$", "viridis", ".3f", ("early", "late", "ideal")),
+    "step nu": (r"$\nu$", "cividis", ".4f", ("early", "late", "ideal")),
+    "delta": (r"$\delta$", "magma", ".0f", ("early", "late")),
 }
 figure, axes = plt.subplots(8, len(times), figsize=(WIDTH, 11), layout="constrained")
-lines = [(key, name) for key, (_, _, names) in SHOWN.items() for name in names]
+lines = [(key, name) for key, (*_, names) in SHOWN.items() for name in names]
 for column, t in zip(axes.T, times, strict=True):
     data = (signal_shares()[t].sqrt() * points).numpy()
     for ax, (key, name) in zip(column, lines, strict=True):
-        label, cmap, names = SHOWN[key]
+        label, cmap, digits, names = SHOWN[key]
         both = np.concatenate([found[n, t][key] for n in names if n != "ideal"])
         low, high = np.quantile(both, [0.01, 0.99])
         picture = ax.imshow(
@@ -85,8 +85,9 @@ for column, t in zip(axes.T, times, strict=True):
         if name == "early":
             bar = figure.colorbar(picture, ax=column[[k == key for k, _ in lines]], aspect=18,
                                   location="bottom", pad=0.02)  # fmt: skip
-            bar.set_ticks([low, high], labels=[f"{low:.4g}", f"{high:.4g}"])
-            bar.ax.tick_params(labelsize=6)
+            bar.set_ticks([low, high], labels=[f"{end:{digits}}" for end in (low, high)])
+            for text, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
+                text.set(ha=side, fontsize=6)
         if t == times[0]:
             ax.set_ylabel(f"{label} {name}")
     column[0].set_title(f"$t = {t}$")
@@ -102,7 +103,7 @@ plt.show()
 # %%
 MIDDLE = 0.5
 pixels = MIDDLE / HALF * plane(80)
-figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.3), layout="constrained", sharey=True)
+figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.75), layout="constrained", sharey=True)
 for pair, name in zip((axes[:2], axes[2:]), ("early", "late"), strict=True):
     partition = exact_partition(rows[name], "step", times[0], MIDDLE)
     psi = cpwl.local_scaling(partition)
@@ -119,7 +120,7 @@ for pair, name in zip((axes[:2], axes[2:]), ("early", "late"), strict=True):
     figure.colorbar(picture, ax=list(pair), location="bottom", label=r"$\psi$", aspect=30)
     for ax in pair:
         ax.set(xticks=[-MIDDLE, 0, MIDDLE], yticks=[-MIDDLE, 0, MIDDLE], xlabel="", ylabel="")
-figure.savefig(FIGURES / "04_exact.png", dpi=170)
+figure.savefig(FIGURES / "04_exact.png", dpi=150)
 plt.show()
 
 # %% [markdown]

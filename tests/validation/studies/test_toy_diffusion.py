@@ -108,7 +108,7 @@ def test_a_row_at_full_size_is_the_kept_one(data, monkeypatch):
     kept = load_study(RESULTS)
     again = toy_diffusion.study(toy_diffusion.FULL, kept.seeds[:1], full=True)
     for name in toy_diffusion.QUANTITIES:
-        for mark, tolerance in (("0", 1e-4), ("100", 0.02), ("6000", 0.1)):
-            before = kept.data["correlations"]["plane"][name][mark][0]
-            found = again.data["correlations"]["plane"][name][mark][0]
+        for mark, tolerance in zip(toy_diffusion.FULL.marks, (1e-4, 0.02, 0.1, 0.1), strict=True):
+            before = kept.data["correlations"]["plane"][name][str(mark)][0]
+            found = again.data["correlations"]["plane"][name][str(mark)][0]
             np.testing.assert_allclose(found, before, atol=tolerance, err_msg=f"{name} {mark}")
