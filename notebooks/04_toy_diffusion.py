@@ -103,7 +103,7 @@ plt.show()
 # %%
 MIDDLE = 0.5
 pixels = MIDDLE / HALF * plane(80)
-figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.75), layout="constrained", sharey=True)
+figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.5), layout="constrained", sharey=True)
 for pair, name in zip((axes[:2], axes[2:]), ("early", "late"), strict=True):
     partition = exact_partition(rows[name], "step", times[0], MIDDLE)
     psi = cpwl.local_scaling(partition)
@@ -120,7 +120,7 @@ for pair, name in zip((axes[:2], axes[2:]), ("early", "late"), strict=True):
     figure.colorbar(picture, ax=list(pair), location="bottom", label=r"$\psi$", aspect=30)
     for ax in pair:
         ax.set(xticks=[-MIDDLE, 0, MIDDLE], yticks=[-MIDDLE, 0, MIDDLE], xlabel="", ylabel="")
-figure.savefig(FIGURES / "04_exact.png", dpi=150)
+figure.savefig(FIGURES / "04_exact.png", dpi=130)
 plt.show()
 
 # %% [markdown]
