@@ -50,8 +50,8 @@ times, marks = study.data["times"], study.data["marks"]
 # %% [markdown]
 # The table looks over the plane; the same change from early to late at samples x_t, where the
 # network was trained, is below. Rows were chosen after a first look at small size and are not
-# corrected for their number; of ψ the two places disagree. "Reflects the data" is our reading: the size of
-# a rank correlation with the distance to the data.
+# corrected for their number; of ψ of the step the two places disagree. "Reflects the data" is our
+# reading: the size of a rank correlation with the distance to the data.
 
 # %%
 noisy = study.data["correlations"]["noisy"]
@@ -161,7 +161,8 @@ for i, (t, colour) in enumerate(zip(times, colours, strict=True)):
     axes[0].plot(marks, mean, color=colour, label=f"$t = {t}$", marker=".", ms=3, lw=1)
     axes[0].fill_between(marks, low, high, color=colour, alpha=0.2, lw=0)
 axes[0].set_xscale("symlog", linthresh=50)
-axes[0].set_xticks(marks, marks, minor=False)
+axes[0].set_xticks(marks, marks)
+axes[0].minorticks_off()
 axes[0].set(yscale="log", xlabel="training steps", title=r"$|\psi - \psi_{\mathrm{ideal}}|$")
 axes[0].legend(fontsize=6)
 words = {marks[0]: "untrained", marks[1]: "early", marks[-1]: "late"}
