@@ -28,10 +28,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 
 import cpwl
 from bridges.networks.datasaurus import IdealDenoiser, read_datasaurus, signal_shares, toy_ddpm
-from bridges.studies import interval, load_study
+from bridges.studies import Claim, interval, load_study
 from bridges.studies.toy_maps import HALF, estimated, exact_partition, plane
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path()
@@ -45,6 +46,21 @@ study = load_study(HERE / "results" / "toy_diffusion.json")
 print(study.table().drop(columns="effect").to_string(index=False))
 assert not study.failed(), "Expected the invariants to hold"
 times, marks = study.data["times"], study.data["marks"]
+
+# %% [markdown]
+# The table looks over the plane; the same change from early to late at samples x_t, where the
+# network was trained, is below. Rows were chosen after a first look at small size and are not
+# corrected for their number; of ψ of the step the two places disagree. "Reflects the data" is our
+# reading: the size of a rank correlation with the distance to the data.
+
+# %%
+noisy = study.data["correlations"]["noisy"]
+for name, by_mark in noisy.items():
+    early, late = (np.abs(by_mark[str(mark)]) for mark in (marks[1], marks[-1]))
+    for when, change in (("t = 6", (late - early)[:, 0]), ("mean", (late - early).mean(axis=1))):
+        claim = Claim(name, "rises", "late minus early", tuple(change))
+        mean, low, high = interval(change)
+        print(f"{name:10} {when:6} {mean:6.3f} [{low:6.3f}, {high:6.3f}] {claim.verdict}")
 
 # %% [markdown]
 # ## Maps by time
@@ -117,7 +133,8 @@ for pair, name in zip((axes[:2], axes[2:]), ("early", "late"), strict=True):
     cpwl.plot.partition(partition, psi, ax=pair[1], limits=(low, high), colorbar=False)
     pair[0].set_title(f"{name}: pixels of approx")
     pair[1].set_title(f"{name}: {partition.num_cells:,} cells")
-    figure.colorbar(picture, ax=list(pair), location="bottom", label=r"$\psi$", aspect=30)
+    figure.colorbar(picture, ax=list(pair), location="bottom", label=r"$\psi$", aspect=30,
+                    ticks=MaxNLocator(4))  # fmt: skip
     for ax in pair:
         ax.set(xticks=[-MIDDLE, 0, MIDDLE], yticks=[-MIDDLE, 0, MIDDLE], xlabel="", ylabel="")
 figure.savefig(FIGURES / "04_exact.png", dpi=130)
@@ -129,6 +146,11 @@ plt.show()
 # Left: how far ψ of the step is from the ideal denoiser's, at samples x_t. Middle and right: the
 # correlation of ψ and δ with the distance to the data over the plane. Bands and bars are 95 %
 # intervals over seeds.
+#
+# Training brings ψ nearer to the ideal at t = 6, from 0.070 to 0.028, and hardly or not at all from
+# t = 17 on, where an early network is already as near. There the ideal is almost constant, and what
+# the networks show from t = 28 on is their own. δ is larger near the data, and most of that is the
+# initialisation: untrained networks have -0.5 of the late -0.7 to -0.8.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.4), layout="constrained")
@@ -139,6 +161,8 @@ for i, (t, colour) in enumerate(zip(times, colours, strict=True)):
     axes[0].plot(marks, mean, color=colour, label=f"$t = {t}$", marker=".", ms=3, lw=1)
     axes[0].fill_between(marks, low, high, color=colour, alpha=0.2, lw=0)
 axes[0].set_xscale("symlog", linthresh=50)
+axes[0].set_xticks(marks, marks)
+axes[0].minorticks_off()
 axes[0].set(yscale="log", xlabel="training steps", title=r"$|\psi - \psi_{\mathrm{ideal}}|$")
 axes[0].legend(fontsize=6)
 words = {marks[0]: "untrained", marks[1]: "early", marks[-1]: "late"}

@@ -20,7 +20,7 @@ from bridges.studies.digits import Floats, Table
 HALF = 3.0
 """Half the side of the square that the maps show; the data have unit variance."""
 
-RADIUS = 0.1  # of the neighbourhoods, as long as two pixels of 120
+RADIUS = 0.1  # of the neighbourhoods, two thirds of a pixel at full size
 MAPS: dict[str, Callable[..., Any]] = {"step": maps.step, "clean": maps.clean}
 
 
