@@ -39,7 +39,6 @@ from bridges.studies.toy_maps import (
     plane,
     related,
 )
-from bridges.validation.spectra.haar import psi_nu
 
 TIMES = (6, 17, 28, 39, 50)
 """Of the figures, out of 1, ..., 50."""
@@ -211,15 +210,18 @@ def _beside(
     found = {"step": A, "clean": clean.a * eye + clean.b / step.b * (A - step.a * eye)}
     off = 0.0
     for name, jacobians in found.items():
-        exact = psi_nu(_singular(jacobians), 0.0)
+        exact = _psi_nu(jacobians)
         for kind, values in zip(("psi", "nu"), exact, strict=True):
             gaps = np.abs(values - table[f"{name} {kind}"][: len(grid)])
             off = max(off, float(gaps.max()))
     return partition, off
 
 
-def _singular(jacobians: Floats) -> Floats:
-    return np.asarray(np.linalg.svd(jacobians, compute_uv=False), dtype=np.float64)
+def _psi_nu(jacobians: Floats) -> tuple[Floats, Floats]:
+    """Return psi and nu of regular matrices (N, 2, 2)."""
+    sigma = np.linalg.svd(jacobians, compute_uv=False)
+    shares = sigma / sigma.sum(axis=1, keepdims=True)
+    return np.log(sigma).sum(axis=1), np.exp(-(shares * np.log(shares)).sum(axis=1))
 
 
 def _stacked(seeds: Sequence[dict[str, dict[str, list[float]]]]) -> dict[str, dict[str, Floats]]:
@@ -320,7 +322,7 @@ def _invariants(points: Tensor, found: list[Seed], size: Size, seed: int) -> tup
         x = noisy(points, t, size.samples, seed)
         table = estimated(ideal, t, x, delta=False)
         closed = ideal.jacobian(x, torch.full((len(x),), t))
-        psi, nu = psi_nu(_singular(closed.numpy()), 0.0)
+        psi, nu = _psi_nu(closed.numpy())
         gaps += [np.abs(psi - table["clean psi"]).max(), np.abs(nu - table["clean nu"]).max()]
         flat.append(np.abs(estimated(_Constant(), t, x, delta=False)["step psi"] - constant).max())
     untrained = toy_ddpm(points, steps=0, marks=(), width=size.width, seed=seed).denoisers[0]
