@@ -5,6 +5,7 @@ its interval or its p-value. Imports the tables, and scipy.
 """
 
 from approx.populations.comparisons import Comparison, compare
+from approx.populations.levels import LevelSets, level_sets
 from approx.populations.matching import Matched, matched
 from approx.populations.scorers import (
     classifier_margin,
@@ -13,18 +14,25 @@ from approx.populations.scorers import (
     reconstruction_error,
     vendi,
 )
+from approx.populations.scores import ScoreError, SetScores
+from approx.populations.scoring import score_sets
 from approx.populations.separation import Auroc, auroc
 
 __all__ = [
     "Auroc",
     "Comparison",
+    "LevelSets",
     "Matched",
+    "ScoreError",
+    "SetScores",
     "auroc",
     "classifier_margin",
     "compare",
     "compressed_size",
     "confounds",
+    "level_sets",
     "matched",
     "reconstruction_error",
+    "score_sets",
     "vendi",
 ]
