@@ -16,7 +16,7 @@ from approx.tables import DescribeError, Descriptors, concatenate, describe
 
 if TYPE_CHECKING:
     from approx import diffusion, plot, populations  # noqa: F401 - for type checkers; see `__getattr__`
-    from approx.populations import level_sets, score_sets
+    from approx.populations import level_sets, order, score_sets
 
 __all__ = [
     "DecoderError",
@@ -36,6 +36,7 @@ __all__ = [
     "latents_at",
     "level_sets",
     "neighbourhood",
+    "order",
     "score_sets",
     "spectrum",
 ]
@@ -50,6 +51,6 @@ def __getattr__(name: str) -> Any:
 
     if name in ("diffusion", "plot", "populations"):
         return importlib.import_module(f"approx.{name}")
-    if name in ("level_sets", "score_sets"):
+    if name in ("level_sets", "order", "score_sets"):
         return getattr(importlib.import_module("approx.populations"), name)
     raise AttributeError(f"module 'approx' has no attribute {name!r}")

@@ -7,6 +7,7 @@ its interval or its p-value. Imports the tables, and scipy.
 from approx.populations.comparisons import Comparison, compare
 from approx.populations.levels import LevelSets, level_sets
 from approx.populations.matching import Matched, matched
+from approx.populations.ordering import Ordered, order
 from approx.populations.scorers import (
     classifier_margin,
     compressed_size,
@@ -23,6 +24,7 @@ __all__ = [
     "Comparison",
     "LevelSets",
     "Matched",
+    "Ordered",
     "ScoreError",
     "SetScores",
     "auroc",
@@ -32,6 +34,7 @@ __all__ = [
     "confounds",
     "level_sets",
     "matched",
+    "order",
     "reconstruction_error",
     "score_sets",
     "vendi",
