@@ -70,8 +70,8 @@ def joint(
     --------
     >>> from approx import plot
     >>> table = {"psi": [0.1, 0.3, 0.2, 0.5], "nu": [2.0, 4.0, 3.0, 5.0]}
-    >>> [text.get_text() for text in plot.joint(table, ["psi", "nu"]).axes[1].texts]
-    ['$r_s$ = 1.00']
+    >>> plot.joint(table, ["psi", "nu"]).axes[1].get_title(loc="left")
+    '$r_s$ = 1.00'
     """
     data = table.columns() if isinstance(table, Descriptors) else table
     for name in by:
@@ -124,7 +124,8 @@ def _dots(ax: Axes, x: NDArray[Any], y: NDArray[Any], member: NDArray[Any], alon
     # mixed, so that no class lies on top of the others
     rows = np.random.default_rng(0).permutation(np.flatnonzero(finite))
     colours = np.array(_COLOURS)[member[rows]]
-    ax.scatter(x[rows], y[rows], s=4, c=colours, alpha=0.4, lw=0, rasterized=len(rows) > 2000)
+    size = min(18, max(4, 4000 / max(len(rows), 1)))
+    ax.scatter(x[rows], y[rows], s=size, c=colours, alpha=0.5, lw=0, rasterized=len(rows) > 2000)
     for ends, limits in ((x, ax.set_xlim), (y, ax.set_ylim)):
         low, high = np.quantile(ends[finite], [0.005, 0.995]) if finite.any() else (0.0, 1.0)
         room = 0.05 * (high - low) or 0.5
@@ -133,8 +134,8 @@ def _dots(ax: Axes, x: NDArray[Any], y: NDArray[Any], member: NDArray[Any], alon
     if len(groups) > 1:
         inner = [_rank(x[g], y[g]) for g in groups if g.sum() > 2]
         sizes = [int(g.sum()) for g in groups if g.sum() > 2]
-        text += f"\nwithin {np.average(inner, weights=sizes):.2f}" if inner else ""
-    ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize="small")
+        text += f", within {np.average(inner, weights=sizes):.2f}" if inner else ""
+    ax.set_title(text.replace("-", "\N{MINUS SIGN}"), fontsize="small", loc="left", pad=4)
 
 
 def _rank(x: NDArray[Any], y: NDArray[Any]) -> float:
@@ -197,6 +198,7 @@ def set_scores(
             ax.plot(x[far], y[far], "o", color=_BLUE, mfc=face, ms=5)
         edges = [*scores.from_value[rows], scores.to_value[rows][-1]]
         ax.set_xticks(np.arange(len(x) + 1) - 0.5, [short(float(e)) for e in edges])
+        ax.tick_params(axis="x", labelrotation=45)
         ax.set(xlabel=symbol(scores.by), ylabel=(names or {}).get(name, name))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize="small", loc="best")

@@ -12,6 +12,8 @@ from torch import Tensor
 from approx.populations.columns import Floats, Integers
 from approx.tables import KNOTS, LONG_NAMES, Descriptors, describe
 
+_AT_A_TIME = 64  # images that are encoded at a time
+
 
 class Ordered(NamedTuple):
     """Images in the order of a descriptor; made by `order`.
@@ -51,8 +53,6 @@ def order(
     encoder: Callable[[Tensor], Any],
     decoder: Callable[[Tensor], Any],
     by: str = "psi",
-    *,
-    batch: int = 64,
     **options: Any,
 ) -> Ordered:
     """Order images by a descriptor of a decoder at their latents.
@@ -68,8 +68,6 @@ def order(
         As for `describe`.
     by : str
         A column of `Descriptors`.
-    batch : int
-        Images that are encoded at a time.
     **options
         As for `describe`: method, neighbourhood, seed, ...
 
@@ -109,7 +107,7 @@ def order(
     made: list[Tensor] = []
 
     def latents() -> Iterator[Tensor]:
-        for part in images.split(batch):
+        for part in images.split(_AT_A_TIME):
             with torch.no_grad():
                 z = _latents(encoder(part), len(part))
             made.append(z)
