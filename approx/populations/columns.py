@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from approx.decoder import HALF
 from approx.tables import Descriptors
 
 Floats = NDArray[np.float64]
@@ -67,4 +69,7 @@ def fitting(labels: Any, count: int, what: str = "label") -> NDArray[Any]:
 
 def as_array(values: Any) -> NDArray[Any]:
     """Return a tensor of any device, or anything else, as an array."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    held = values.detach().cpu()
+    return (held.float() if held.dtype in HALF else held).numpy()

@@ -199,6 +199,8 @@ class _Found:
 
 def _tables(data: Any, scorers: Mapping[str, Scorer], count: int) -> dict[str, Any]:
     """Return the data of each scorer, as many rows as the table has."""
+    if not scorers:
+        raise ValueError("Expected at least one scorer, got none: give a name and a function.")
     found = {}
     for name in scorers:
         rows = data.get(name, ()) if isinstance(data, Mapping) else data

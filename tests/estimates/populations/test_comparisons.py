@@ -83,6 +83,8 @@ def test_bad_input_is_one_clear_error():
         compare(table, labels=[0, 0, 1, 1], columns=["nu"])
     with pytest.raises(ValueError, match="got 3 of 'a' and 1 of 'b'"):
         compare(table, labels=list("aaab"))
+    with pytest.raises(ValueError, match="Expected columns to compare, got none of x"):
+        compare({"x": [1.0, 2.0]}, labels=[0, 1])
     with pytest.raises(ValueError, match="Expected two classes or more"):
         compare(table, labels=[1, 1, 1, 1])
     with pytest.raises(ValueError, match="Expected columns of one length"):

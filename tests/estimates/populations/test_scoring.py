@@ -162,6 +162,8 @@ def test_a_seed_gives_the_same_scores_and_tensors_will_do():
     for name, column in one.columns().items():
         np.testing.assert_array_equal(column, again.columns()[name])
     assert (score_sets(two(40), data, scorers, seed=1, **options).score != one.score).any()
+    half = {"mean": lambda x: x.bfloat16().mean((1, 2))}
+    assert np.isfinite(score_sets(two(40), data, half, **options).score).all()
     frame = one.to_pandas()
     assert frame.shape == (4, 12)
 
@@ -230,5 +232,7 @@ def test_score_sets_refuse_bad_input():
         score_sets(sets, data[1:], {"m": same}, n=5)
     with pytest.raises(ValueError, match="of 40 latents, got 0 for 'm'"):
         score_sets(sets, {"other": data}, {"m": same}, n=5)
+    with pytest.raises(ValueError, match="Expected at least one scorer, got none"):
+        score_sets(sets, data, {}, n=5)
     with pytest.raises(ValueError, match="Expected within 'label' or None"):
         score_sets(sets, data, {"m": same}, within="class")  # pyright: ignore
