@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from approx.decoder import precision
+from approx.diffusion.pipelines import Codes, Layout, laid_out
 from approx.diffusion.reward import ClassifierReward
 from approx.diffusion.schedules import Level, Prediction, Schedule, mean_of
 from approx.diffusion.stepping import GUIDES, Step, watched
@@ -26,7 +27,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 class GuidedStep(NamedTuple):
-    """What guidance did in one step, a number for each sample that the pipeline steps.
+    """What guidance did in one step, a number for each latent: doubled samples count once.
 
     Attributes
     ----------
@@ -37,8 +38,8 @@ class GuidedStep(NamedTuple):
     through : {"sample", "clean", "denoiser"}
         How the gradient was taken: of a classifier of noisy samples; at the estimate of x_0 with
         the prediction held fixed; or through the denoiser.
-    reward : (b,) float64
-        Before the step, for each latent: half as many as samples where those are doubled.
+    reward : (B,) float64
+        Before the step.
     gradient : (B,) float64
         Norms of the gradient by the sample.
     change : (B,) float64
@@ -96,7 +97,7 @@ def guide(
     clip: float | None = None,
     through: Literal["clean", "denoiser"] = "clean",
     denoiser: Denoiser | None = None,
-    codes: Callable[[Tensor], Tensor] | None = None,
+    codes: Codes | None = None,
     schedule: Schedule | None = None,
 ) -> Iterator[Guided]:
     r"""Steer a pipeline by a reward: rho > 0 raises it, rho < 0 lowers it.
@@ -120,8 +121,9 @@ def guide(
         (samples (B, ...) times the level's scale, times (B,)) -> what goes into the step; for
         "denoiser" alone.
     codes : callable, optional
-        Latents as the pipeline steps them -> as the reward takes them, differentiable: unpacked,
-        undoubled, and for a decoder divided by the scaling factor. Left out where they are alike.
+        Latents as the pipeline steps them -> as the reward takes them, differentiable. By default
+        as in `record`: doubled batches are halved, packed latents unpacked, and for rewards of
+        clean latents scaling and shift undone.
     schedule : Schedule, optional
         The noise levels, where `schedule_of` does not know the scheduler.
 
@@ -135,7 +137,8 @@ def guide(
     ValueError
         On entry: options that do not fit. In the pipeline, with the step: a reward of another shape
         of latents or without a gradient, gradients that are not finite, and for a classifier times
-        outside of its training.
+        outside of its training. On exit: no step was taken, or, for rewards of clean latents, the
+        pipeline decodes others than those that were rewarded.
 
     Notes
     -----
@@ -153,6 +156,7 @@ def guide(
     The prediction is changed before the scheduler sees it: solvers of several steps keep guided
     predictions in their history, and what they cost is the gradient alone. It is computed in
     float32 (float64 for samples in float64), also where the pipeline runs in half precision.
+    Schedulers that draw noise draw the same at any rho, so that runs of one seed are pairs.
     """
     noisy = isinstance(reward, ClassifierReward)
     if not math.isfinite(rho):
@@ -181,6 +185,7 @@ def guide(
     told = "sample" if noisy else through
 
     def watcher(step: Step) -> Tensor:
+        layout.begins(step)
         if rho == 0:
             return step.predicted
         with torch.inference_mode(False), torch.enable_grad(), precision(step.sample.device, None):
@@ -188,12 +193,18 @@ def guide(
             # out of inference mode only a copy of its tensors can be differentiated
             x, predicted = (t.detach().clone().to(wide) for t in (step.sample, step.predicted))
             x.requires_grad_()
-            values = _rewarded(reward, step, x, predicted, denoiser, codes)
+            values = _rewarded(reward, step, x, predicted, denoiser, layout)
             gradient = _gradient_of(values, x, step)
         return _changed(step, predicted, gradient, values, guided, clip, told)
 
-    with watched(getattr(pipe, "scheduler", None), watcher, GUIDES, schedule):
+    scheduler = getattr(pipe, "scheduler", None)
+    with (
+        laid_out(pipe, codes) as layout,
+        watched(scheduler, watcher, GUIDES, schedule, ended=layout.ended),
+    ):
         yield guided
+    if rho != 0 and not noisy:
+        layout.check()
 
 
 def _rewarded(
@@ -202,14 +213,17 @@ def _rewarded(
     x: Tensor,
     predicted: Tensor,
     denoiser: Denoiser | None,
-    codes: Callable[[Tensor], Tensor] | None,
+    layout: Layout,
 ) -> Tensor:
     """Return the rewards (b,) as a function of the samples x."""
     level = step.level
     noisy = isinstance(reward, ClassifierReward)
-    z = x if noisy else _estimate(step, x, predicted, denoiser)
-    z = z if codes is None else codes(z)
-    values = reward(z, level) if noisy else reward(z)
+    z = layout(x if noisy else _estimate(step, x, predicted, denoiser), scaled=noisy)
+    try:
+        values = reward(z, level) if noisy else reward(z)
+    except Exception as error:
+        error.add_note(f"This was the reward in step {step.number}, at time {level.time:g}.")
+        raise
     rows = len(z)
     if not isinstance(values, Tensor) or values.shape != (rows,):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -278,11 +292,12 @@ def _changed(
             f"Expected a guided prediction that {result.dtype} can hold, got infinity in step "
             f"{step.number}: give clip=, or a smaller rho."
         )
-    columns = (values, gradient.flatten(1).norm(dim=1), share * shorter, cosine)
-    reward, norms, share, cosine = (c.detach().double().cpu().numpy() for c in columns)
-    clipped = (shorter < 1).cpu().numpy()
+    columns = (values, gradient.flatten(1).norm(dim=1), share * shorter, cosine, shorter < 1)
+    # of doubled samples the second ones have no part in the reward
+    kept = (c.detach()[: len(values)].cpu() for c in columns)
+    reward, norms, share, cosine, clipped = (c.double().numpy() for c in kept)
     guided.steps.append(
-        GuidedStep(step.number, step.level.time, through, reward, norms, share, clipped, cosine)
+        GuidedStep(step.number, step.level.time, through, reward, norms, share, clipped > 0, cosine)
     )
     return result
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from approx.decoder import Unquantised
+from approx.decoder import Unquantised, modules_of
 from approx.diffusion.schedules import mean_of
 from approx.diffusion.stepping import Step
 
@@ -38,11 +38,13 @@ def decoder_of(pipe: Any) -> Callable[[Tensor], Any] | None:
     part = autoencoder_of(pipe)
     if part is None:
         return None
-    return Unquantised(part).eval() if type(part).__name__ == "VQModel" else part.decode
+    if type(part).__name__ == "VQModel":
+        return Unquantised(part).eval()
+    return getattr(part.decode, "behind", part.decode)  # not what listens to it
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    """Return the denoiser of a pipeline without an autoencoder.
+    """Return the denoiser of a pipeline, of samples and times alone.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
     if found is None:
         raise ValueError(
             f"Expected a pipeline with a vae, or with a unet or transformer of samples and times, "
-            f"got {type(pipe).__name__} with neither: give decoder=."
+            f"got {type(pipe).__name__} with neither: give denoiser= or decoder=."
         )
     needed = [
         name
@@ -63,8 +65,8 @@ def denoiser_of(pipe: Any) -> nn.Module:
     if needed:
         raise ValueError(
             f"Expected a vae, or a denoiser of samples and times alone, got a "
-            f"{type(found).__name__} that needs {', '.join(needed)}: give decoder=, such as "
-            "approx.diffusion.maps.clean(denoiser, scheduler, t, ...)."
+            f"{type(found).__name__} that needs {', '.join(needed)}: give denoiser= with those "
+            "bound."
         )
     return found
 
@@ -114,7 +116,7 @@ def unpacked(z: Tensor, ids: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Layout:
-    """How one call of a pipeline lays its latents out, as its denoiser was last told.
+    """How a pipeline lays its latents out, as its denoiser was last told.
 
     Attributes
     ----------
@@ -125,37 +127,52 @@ class Layout:
         Arguments of the denoiser by name.
     doubled : bool
         Whether a sample has every latent twice, for guidance. Settled in a call's first step.
-    latest : Tensor or None
-        The sample behind the last step.
+    call : int
+        Of the pipeline, from 0; -1 before any.
+    begun : int
+        Its number among the runs that are watched.
+    finished : Tensor or None
+        The sample behind a call's last step.
     decodes : dict of int to bool
-        By call, whether the pipeline decoded what `codes` makes of `latest`.
+        By call, whether the pipeline then decoded what this makes of it.
     """
 
     part: Any
     codes: Codes | None
     told: dict[str, Any] = field(default_factory=dict)
     doubled: bool = False
-    latest: Tensor | None = None
+    call: int = -1
+    begun: int = -1
+    finished: Tensor | None = None
     decodes: dict[int, bool] = field(default_factory=dict)
 
-    def begin(self, step: Step) -> None:
-        """Settle at the first step of a call whether its samples are doubled.
+    def begins(self, step: Step) -> bool:
+        """Tell whether a step is the first of a call, and settle whether samples are doubled.
 
         Two equal latents may be two prompts, so equality is not enough. The halves of sample and
         prediction are bitwise equal, and the denoiser was called with as many rows, under
         conditions that differ between the halves. Prompts that differ have different predictions,
         and those that do not have the same conditions.
         """
+        if step.call == self.begun:
+            return False
+        self.begun, self.call, self.finished = step.call, self.call + 1, None
         x = step.sample
         self.doubled = (
             len(x) % 2 == 0
             and _repeats(x)
-            and _repeats(mean_of(step.predicted, x))
+            and _repeats(mean_of(step.given, x))
             and any(len(t) == len(x) and not _repeats(t) for t in self.told.values() if _listed(t))
         )
+        return True
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Return latents as the decoder takes them, in at least float32."""
+    def ended(self, step: Step, sample: Tensor) -> None:
+        """Keep the sample behind the last step: what was decoded before is a preview."""
+        if step.number == len(step.schedule) - 1:
+            self.finished = sample
+
+    def __call__(self, z: Tensor, *, scaled: bool = False) -> Tensor:
+        """Return latents as the decoder takes them, or still scaled, in at least float32."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         if self.codes is not None:
             return self.codes(z)
@@ -164,7 +181,7 @@ class Layout:
         ids = self.told.get("img_ids")
         if z.ndim == 3 and isinstance(ids, Tensor):
             z = unpacked(z, ids)
-        return unscaled(z, self.part)
+        return z if scaled else unscaled(z, self.part)
 
     def check(self) -> None:
         """Refuse latents that are not those which the pipeline decoded."""
@@ -178,14 +195,12 @@ class Layout:
 
 
 @contextmanager
-def laid_out(pipe: Any, codes: Codes | None, call: Callable[[], int]) -> Iterator[Layout]:
-    """Listen to a pipeline's denoiser and to what it decodes; it is as before afterwards.
-
-    `call` is the number of the pipeline's call.
-    """
+def laid_out(pipe: Any, codes: Codes | None, denoiser: Any = None) -> Iterator[Layout]:
+    """Listen to a pipeline's denoiser and to what it decodes; it is as before afterwards."""
     part: Any = autoencoder_of(pipe)
     layout = Layout(part, codes)
-    parts = [getattr(pipe, name, None) for name in _DENOISERS]
+    named = [getattr(pipe, name, None) for name in _DENOISERS]
+    parts = named if denoiser is None else modules_of(denoiser)
 
     def told(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         layout.told = {**{str(n): a for n, a in enumerate(args)}, **kwargs}
@@ -201,16 +216,17 @@ def laid_out(pipe: Any, codes: Codes | None, call: Callable[[], int]) -> Iterato
 
         def decoding(*args: Any, **kwargs: Any) -> Any:
             given = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(given, Tensor) and layout.latest is not None:
-                right = _close(given, layout(layout.latest))
-                layout.decodes[call()] = right or layout.decodes.get(call(), False)
+            if isinstance(given, Tensor) and layout.finished is not None:
+                right = _close(given, layout(layout.finished))
+                layout.decodes[layout.call] = right or layout.decodes.get(layout.call, False)
             return decode(*args, **kwargs)
 
+        vars(decoding)["behind"] = getattr(decode, "behind", decode)
         part.decode = decoding
     try:
         yield layout
     finally:
-        layout.told, layout.latest = {}, None
+        layout.told, layout.finished = {}, None
         for hook in hooks:
             hook.remove()
         if part is not None:

@@ -20,8 +20,7 @@ from approx.diffusion import maps
 from approx.diffusion.pipelines import Codes, Layout, decoder_of, denoiser_of, laid_out
 from approx.diffusion.schedules import Schedule
 from approx.diffusion.stepping import RECORDS, Step, watched
-from approx.spectra import draw_seed
-from approx.tables import DescribeError, Descriptors, concatenate, describe, imported
+from approx.tables import DescribeError, Descriptors, concatenate, describe, imported, seed_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,6 +131,7 @@ def record(
     every: int = 1,
     at: str | Sequence[str] | None = None,
     decoder: Callable[[Tensor], Any] | None = None,
+    denoiser: maps.Denoiser | None = None,
     codes: Codes | None = None,
     schedule: Schedule | None = None,
     **describe_options: Any,
@@ -145,7 +145,7 @@ def record(
         its samples are bitwise those that it draws without.
     every : int
         Record each `every`-th step from 0. The first and the last step and the finished sample are
-        always recorded.
+        always recorded, where the pipeline comes to them.
     at : {"sample", "clean"} or several of them, optional
         At the sample x_t, at the estimate of x_0, or by default at both. Without an autoencoder, at
         the sample alone.
@@ -153,6 +153,9 @@ def record(
         Whose descriptors; by default the pipeline's `vae.decode` (of a VQModel without its
         quantiser). Without an autoencoder, it is the map from x_t to the estimate of x_0, before it
         is clipped, at each step's time, and the finished sample has none.
+    denoiser : callable, optional
+        (samples, times) -> prediction, by default the pipeline's `unet` or `transformer`. Needed
+        under another name, and without an autoencoder for one that takes conditions: bind them.
     codes : callable, optional
         Latents as the pipeline steps them -> as the decoder takes them. By default doubled batches
         are halved, packed latents unpacked where the transformer is told `img_ids`, and scaling and
@@ -173,8 +176,8 @@ def record(
     ------
     ValueError
         On entry: a pipeline without a scheduler, options that do not fit. In the pipeline: an
-        unknown scheduler, latents of another shape than in the first call. On exit: weights that
-        are offloaded, latents that are not those which the pipeline decodes.
+        unknown scheduler, latents of another shape than in the first call. On exit: no step was
+        taken, weights that are offloaded, latents that are not those which the pipeline decodes.
     DecoderError, DescribeError
         On exit, as `describe` does; the rows before are in the table. After an error in the
         pipeline that one is raised, with this as a note.
@@ -189,6 +192,8 @@ def record(
     Latents are taken in at least float32, and half-precision decoders are run as `describe` does:
     as copies in float32. What is described is what the pipeline runs, with tiling where that is
     switched on and the latents are larger than a tile; psi is then that of the blended tiles.
+
+    Schedulers that draw noise draw the same as without: samples have it, estimates of x_0 do not.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(
@@ -199,13 +204,10 @@ def record(
     if inner is not None:
         of = "decoder"
     else:
-        denoiser_of(pipe)  # refuses what it cannot be
+        denoiser = denoiser or denoiser_of(pipe)
         of = "estimate of x_0 by x_t before it is clipped, at each step's time"
     options = _options(describe_options)
-    run, first = Run(of), -1
-
-    def call() -> int:
-        return run.seen[-1].call if run.seen else 0
+    run = Run(of)
 
     def keep(step: Step, number: int, level: Any, at: str, x: Tensor, of: Layout) -> None:
         with torch.inference_mode(False), torch.no_grad():
@@ -218,17 +220,12 @@ def record(
             )
         sigma = level.sigma / level.alpha if level.alpha else math.inf
         time_ = level.time if number < len(step.schedule) else math.nan
-        run.seen.append(Seen(step.call - first, number, time_, sigma, at, z, step.schedule))
+        run.seen.append(Seen(layout.call, number, time_, sigma, at, z, step.schedule))
 
     def watcher(step: Step) -> Tensor:
-        nonlocal first
         begun = time.perf_counter()
-        first = step.call if first < 0 else first
-        beginning = not run.seen or run.seen[-1].call != step.call - first
-        if beginning:
-            layout.begin(step)
-            home.append(step.sample.device)
-        if beginning or step.number % every == 0 or step.number == len(step.schedule) - 1:
+        home[:] = [step.sample.device]
+        if layout.begins(step) or step.number % every == 0 or step.number == len(step.schedule) - 1:
             wide = torch.promote_types(step.sample.dtype, torch.float32)
             for place in chosen:
                 x = step.sample.to(wide)
@@ -239,7 +236,7 @@ def record(
         return step.predicted
 
     def ended(step: Step, sample: Tensor) -> None:
-        layout.latest = sample
+        layout.ended(step, sample)
         if step.number == len(step.schedule) - 1 and inner is not None and "sample" in chosen:
             keep(step, step.number + 1, step.schedule.levels[-1], "sample", sample, layout)
 
@@ -248,19 +245,19 @@ def record(
     scheduler = getattr(pipe, "scheduler", None)
     try:
         with (
-            laid_out(pipe, codes, call) as layout,
+            laid_out(pipe, codes, denoiser) as layout,
             watched(scheduler, watcher, RECORDS, schedule, ended=ended),
         ):
             yield run
     except BaseException as error:
         try:
-            _describe(run, pipe, inner, home, options)
+            _describe(run, inner, denoiser, home, options)
         except Exception as second:
             error.add_note(f"What was recorded could not be described: {second}")
         raise
     else:
         layout.check()
-        _describe(run, pipe, inner, home, options)
+        _describe(run, inner, denoiser, home, options)
         run.complete = run.descriptors is not None and run.descriptors.complete
     finally:
         run.seconds["all"] = time.perf_counter() - begun
@@ -294,15 +291,13 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
             f"Expected options of describe ({', '.join(sorted(taken))}), got {unknown[0]}: see "
             "approx.describe."
         )
-    if given.get("seed") is not None and given.get("generator") is not None:
-        raise ValueError("Expected seed= or generator=, got both: leave one of them out.")
-    rest = {name: value for name, value in given.items() if name not in ("seed", "generator")}
-    seed = given.get("seed")
-    return rest | {"seed": draw_seed(given.get("generator") if seed is None else seed)}
+    return given | {
+        "generator": None, "seed": seed_of(given.get("generator"), given.get("seed"))
+    }  # fmt: skip
 
 
 def _describe(
-    run: Run, pipe: Any, decoder: Any, home: list[torch.device], options: dict[str, Any]
+    run: Run, decoder: Any, denoiser: Any, home: list[torch.device], options: dict[str, Any]
 ) -> None:
     """Describe what was seen, as far as it goes."""
     if not run.seen:
@@ -313,7 +308,6 @@ def _describe(
             with _loaded(decoder, home[0]) as device:
                 done.append(_described(done, decoder, run.seen, device, options))
             return
-        denoiser = denoiser_of(pipe)
         with _loaded(denoiser, home[0]) as device:
             # a job for each time: several calls of a pipeline come to the same ones
             groups: dict[float, list[Seen]] = {}

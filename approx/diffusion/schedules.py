@@ -236,7 +236,15 @@ def schedule_of(scheduler: Any) -> Schedule:
     Raises
     ------
     ValueError
-        An unknown scheduler, one without time steps, or a prediction of another kind.
+        An unknown scheduler, one without time steps or with `thresholding`, or a prediction of
+        another kind.
+
+    Notes
+    -----
+    Levels are those of which the denoiser is told. DDIM's and PNDM's schedulers step by the whole
+    quotient of training times and steps whatever their `timestep_spacing` is. Each step may then
+    end beside the next level: by 1 of 1,000 times with "trailing" where steps do not divide them,
+    and by 34 with "linspace" and 6 steps.
     """
     names = {cls.__name__ for cls in type(scheduler).__mro__}
     if not names & (_DISCRETE | _PRESERVING | _EXPLODING | _FLOW):
@@ -252,6 +260,12 @@ def schedule_of(scheduler: Any) -> Schedule:
             "set_timesteps(number of steps) first."
         )
     config = scheduler.config
+    if getattr(config, "thresholding", False):
+        raise ValueError(
+            f"Expected a {type(scheduler).__name__} without thresholding, got thresholding=True: "
+            "quantiles of each estimate of x_0 bound it. Set thresholding=False, or give the noise "
+            "levels as an approx.diffusion.Schedule, whose estimates are those before that."
+        )
     times = [float(t) for t in times]
     prediction: Any = getattr(config, "prediction_type", "epsilon")
     if is_flow(scheduler):

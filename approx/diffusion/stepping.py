@@ -27,7 +27,9 @@ class Step(NamedTuple):
     schedule : Schedule
         Of the run.
     sample, predicted : Tensor
-        As the pipeline passes them: packed, doubled and scaled where it does so.
+        As they go into the step: packed, doubled and scaled where the pipeline does so.
+    given : Tensor
+        The prediction as the pipeline passed it, before any guide changed it.
     call : int
         Number of the run among those watched, from 0.
     """
@@ -37,7 +39,8 @@ class Step(NamedTuple):
     schedule: Schedule
     sample: Tensor
     predicted: Tensor
-    call: int = 0
+    given: Tensor
+    call: int
 
     @property
     def clean(self) -> Tensor:
@@ -77,6 +80,11 @@ def watched(
         The noise levels, where `schedule_of` does not know the scheduler.
     ended : callable, optional
         Shown what the step returned.
+
+    Raises
+    ------
+    ValueError
+        On entry, something that does not step; on exit, if no step was taken.
     """
     if not callable(getattr(scheduler, "step", None)):
         raise ValueError(
@@ -87,11 +95,18 @@ def watched(
         scheduler.step = _wrapper(scheduler, vars(scheduler).get("step"))
     wrapper: Any = scheduler.step
     chain: list[Any] = wrapper.watchers
+    before = wrapper.run["steps"]
     entry = (place, watcher, schedule, ended)
     chain.append(entry)
     chain.sort(key=lambda e: e[0])
     try:
         yield
+        if wrapper.run["steps"] == before:
+            raise ValueError(
+                f"Expected steps of the pipeline's {type(scheduler).__name__}, got none: call the "
+                "pipeline within the `with`; one that steps a copy has to be given that as its "
+                ".scheduler."
+            )
     finally:
         chain.remove(entry)
         if not chain:
@@ -107,7 +122,7 @@ def _wrapper(scheduler: Any, before: Any) -> Callable[..., Any]:
     `before` is the one that the instance itself had, or None.
     """
     step, chain = scheduler.step, []
-    run: dict[str, Any] = {"times": None, "number": -1, "schedule": None, "call": -1}
+    run: dict[str, Any] = {"times": None, "number": -1, "schedule": None, "call": -1, "steps": 0}
 
     # of the same signature: pipelines look whether it takes eta or a generator
     @functools.wraps(step)
@@ -126,7 +141,9 @@ def _wrapper(scheduler: Any, before: Any) -> Callable[..., Any]:
             number = schedule.index(timestep)
             run["call"] += 1
         run["number"] = number
-        shown = Step(number, schedule.levels[number], schedule, sample, model_output, run["call"])
+        run["steps"] += 1
+        level, call = schedule.levels[number], run["call"]
+        shown = Step(number, level, schedule, sample, model_output, model_output, call)
         entries = list(chain)
         for _, watcher, _, _ in entries:
             shown = shown._replace(predicted=watcher(shown))
@@ -136,7 +153,7 @@ def _wrapper(scheduler: Any, before: Any) -> Callable[..., Any]:
                 ended(shown, found[0] if isinstance(found, tuple) else _sample(found))
         return found
 
-    vars(watched_step).update(watchers=chain, before=before)
+    vars(watched_step).update(watchers=chain, before=before, run=run)
     return watched_step
 
 

@@ -4,7 +4,7 @@ A decoder and a stream of latents go in; a table of `Descriptors` comes out, one
 Imports the spectra, the complexity and the operator.
 """
 
-from approx.tables.description import describe
+from approx.tables.description import describe, seed_of
 from approx.tables.loop import DescribeError
 from approx.tables.table import KNOTS, LONG_NAMES, Descriptors, concatenate, imported, label
 
@@ -17,4 +17,5 @@ __all__ = [
     "describe",
     "imported",
     "label",
+    "seed_of",
 ]

@@ -152,7 +152,7 @@ def describe(
         method=method,
         batch=batch,
         progress=progress,
-        seed=_seed(generator, seed),
+        seed=seed_of(generator, seed),
         output=output,
         dtype=dtype,
         products=products,
@@ -169,7 +169,8 @@ def describe(
     return run(settle(decoder, source, options), source, total if count is None else count)
 
 
-def _seed(generator: torch.Generator | int | None, seed: int | None) -> int:
+def seed_of(generator: torch.Generator | int | None, seed: int | None) -> int:
+    """Return the seed of a job: the one that is given, or one that is drawn."""
     if generator is not None and seed is not None:
         raise ValueError(
             f"Expected seed= or generator=, got seed={seed} and generator={generator}: leave one "

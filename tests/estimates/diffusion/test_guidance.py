@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from approx.diffusion import (
     Schedule,
     diffusion_levels,
     guide,
+    record,
     reward,
     schedule_of,
 )
@@ -221,7 +224,7 @@ def test_rewards_that_do_not_fit_are_refused_with_their_step() -> None:
         (lambda z: 1.0, r"a reward of shape \(2,\), .* got float in step 0"),
         (lambda z: z.detach().sum(1), "depends on its latents, got no gradient in step 0"),
         (lambda z: (0 * z).sqrt().sum(1), r"got NaN or infinity in step 0 \(time 2\)"),
-        (ExactReward(nn.Linear(5, 6)), r"runs on latents of shape \(B, 3\)"),
+        (ExactReward(nn.Linear(5, 6)), r"runs on latents of shape \(B, 3\), [^$]* in step 0"),
     ):
         with pytest.raises(ValueError, match=text):
             _stepped(_NEAR, "epsilon", x, x, score)
@@ -404,15 +407,6 @@ def test_gaussians_are_shifted_as_the_tilted_density_asks() -> None:
 # pipelines
 
 
-def _laid_out(case: PipelineCase, z: Tensor) -> Tensor:
-    """Return what a pipeline steps as (prompts, channels, height, width)."""
-    if case.name.startswith("flux"):  # packed: 2 x 2 pixels in the channels of a token
-        c, h, w = case.shape
-        z = z.reshape(len(z), h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        z = z.reshape(len(z), c, h, w)
-    return z[:PROMPTS]  # DiT doubles them
-
-
 def _pictures(case: PipelineCase, dtype: torch.dtype, pipe: Any) -> np.ndarray:
     arguments = case.arguments(dtype)
     made = pipe(generator=torch.Generator().manual_seed(0), **arguments).images
@@ -424,21 +418,32 @@ def test_every_pipeline_is_guided_and_is_the_old_one_afterwards(case: PipelineCa
     pipe = case.build()
     plain = _pictures(case, torch.float32, pipe)
 
-    def codes(z: Tensor) -> Tensor:
-        return _laid_out(case, z)
+    rewarded = []
 
     def bright(z: Tensor) -> Tensor:
         assert z.shape == (PROMPTS, *case.shape)
+        rewarded.append(z.detach())
         return z.flatten(1).sum(1)
 
-    with guide(pipe, bright, rho=0, codes=codes):
+    with guide(pipe, bright, rho=0):
         assert np.array_equal(_pictures(case, torch.float32, pipe), plain)
+    assert not rewarded
+    # what is recorded is compared with loops by hand in test_recording
+    recording = record(
+        pipe, at="clean", decoder=torch.tanh, k=2, method="paper", neighbourhood=None,
+        progress=False,
+    )  # fmt: skip
+    with guide(pipe, bright, 1e-30), recording as seen:
+        _pictures(case, torch.float32, pipe)
+    torch.testing.assert_close(torch.stack(rewarded), torch.stack([s.latents for s in seen.seen]))
     raised = []
     for rho in (-0.5, 0.5):
-        with guide(pipe, bright, rho, codes=codes, clip=0.5) as run:
+        with guide(pipe, bright, rho, clip=0.5) as run:
             found = _pictures(case, torch.float32, pipe)
         assert [step.number for step in run.steps] == list(range(STEPS))
         assert not np.array_equal(found, plain)
+        assert all(step.cosine.shape == (PROMPTS,) for step in run.steps)
+        assert np.isfinite(run.columns()["cosine"]).all()
         raised.append(run.steps[-1].reward)
     assert (raised[0] < raised[1]).all()
     assert "step" not in vars(pipe.scheduler)
@@ -450,9 +455,6 @@ def test_the_gradient_of_a_decoder_passes_its_scaling_and_a_pipeline_in_half_pre
     pipe = case.build(torch.bfloat16)
     scaling = pipe.vae.config.scaling_factor
 
-    def codes(z: Tensor) -> Tensor:
-        return z / scaling
-
     seen = []
 
     def watching(z: Tensor) -> Tensor:
@@ -460,11 +462,33 @@ def test_the_gradient_of_a_decoder_passes_its_scaling_and_a_pipeline_in_half_pre
         return z.flatten(1).sum(1) * scaling
 
     found = []
-    for score, options in ((watching, {"codes": codes}), (lambda z: z.flatten(1).sum(1), {})):
+    plain = {"codes": lambda z: z}
+    for score, options in ((watching, {}), (lambda z: z.flatten(1).sum(1), plain)):
         with guide(pipe, score, 0.1, **options):
             found.append(_pictures(case, torch.bfloat16, pipe))
     assert set(seen) == {torch.float32}
     np.testing.assert_allclose(found[0], found[1], atol=0.02)
+
+
+def test_rewards_of_latents_that_are_not_decoded_are_refused() -> None:
+    scheduler, decoded = _Stepping(), []
+    pipe = SimpleNamespace(scheduler=scheduler, vae=SimpleNamespace(decode=decoded.append))
+    schedule = Schedule((_NEAR, _NEAR._replace(time=1)), "epsilon")
+    x = torch.ones(1, 3)
+
+    def sampled(**options: Any) -> None:
+        with guide(pipe, _linear, schedule=schedule, **options):
+            pipe.vae.decode(5 * x)  # a preview
+            scheduler.step(x, 2, x)
+            pipe.vae.decode(3 * x)
+
+    with pytest.raises(ValueError, match="to decode the sample behind its last step, got other"):
+        sampled()
+    sampled(rho=0)
+    sampled(codes=lambda z: 3 * z)
+    pipe.vae.config = SimpleNamespace(scaling_factor=1 / 3)
+    sampled()
+    assert len(decoded) == 8
 
 
 # the pretrained pair
@@ -496,3 +520,15 @@ def test_psi_of_digits_rises_and_falls_with_the_sign_of_rho() -> None:
     low, plain, high = psi(-1), psi(0), psi(1)
     for gap in (high - plain, plain - low):  # paired by seed, in standard errors
         assert float(gap.mean()) > 2 * float(gap.std()) / 4
+
+
+def test_the_lines_of_the_readme_run(data: Path) -> None:
+    """They are no doctest, since they need a published model."""
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (lines,) = [block for block in blocks if "mnist_pipeline" in block]
+    assert "torch.arange(200)" in lines
+    names: dict[str, Any] = {}
+    exec(lines.replace("torch.arange(200)", "torch.arange(12)"), names)
+    assert set(names["run"].table.step) == {0, 10, 20, 30, 40, 49, 50}
+    assert [image.size for image in names["images"]] == [(28, 28)] * 2

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.pipelines import CASES, PROMPTS, STEPS, PipelineCase
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from approx import DecoderError, DescribeError, describe
 from approx.diffusion import Level, Run, Schedule, guide, record
@@ -225,8 +226,8 @@ def test_slices_and_tiles_are_described_as_they_run() -> None:
         if switch:
             getattr(pipe.vae, switch)()
         pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 4, 8
-        with record(pipe, every=9, at="sample", **QUICK) as run:
-            _pictures(case, pipe)
+        with record(pipe, at="sample", **QUICK) as run:
+            _pictures(case, pipe, num_inference_steps=1)
         runs.append(run.columns()["psi"])
     np.testing.assert_allclose(runs[1], runs[0], rtol=1e-5)
     assert (np.abs(runs[2] - runs[0]) > 1e-3).all()  # blended tiles are another map
@@ -239,7 +240,7 @@ def test_half_precision_is_described_in_float32(dtype: torch.dtype) -> None:
     case = _case("sd-ddim")
     pipe = case.build(dtype)
     plain = _pictures(case, pipe, dtype)
-    with record(pipe, every=2, **QUICK) as run:
+    with record(pipe, every=9, at="sample", **QUICK) as run:
         assert np.array_equal(_pictures(case, pipe, dtype), plain)
     assert {s.latents.dtype for s in run.seen} == {torch.float32}
     assert run.attributes()["dtype"] == "float32"
@@ -265,13 +266,14 @@ def test_means_and_deviations_of_channels_are_undone() -> None:
 def test_models_that_are_moved_as_a_whole_are_described_and_layers_refused() -> None:
     accelerate = pytest.importorskip("accelerate")
     case = _case("sd-ddim")
-    with record(plain := case.build(), every=2, **QUICK) as expected:
+    options: dict[str, Any] = QUICK | {"every": 9, "at": "sample"}
+    with record(plain := case.build(), **options) as expected:
         _pictures(case, plain)
     pipe, cpu = case.build(), torch.device("cpu")
     _, hook = accelerate.cpu_offload_with_hook(pipe.unet, cpu)
     accelerate.cpu_offload_with_hook(pipe.vae, cpu, prev_module_hook=hook)
     before = pipe.vae._hf_hook
-    with record(pipe, every=2, **QUICK) as run:
+    with record(pipe, **options) as run:
         _pictures(case, pipe)
     np.testing.assert_array_equal(run.columns()["psi"], expected.columns()["psi"])
     assert pipe.vae._hf_hook is before
@@ -279,9 +281,9 @@ def test_models_that_are_moved_as_a_whole_are_described_and_layers_refused() -> 
     for module in (pipe.vae, pipe.unet):
         accelerate.cpu_offload(module, cpu)
     text = "weights of AutoencoderKL in memory, got them offloaded layer by layer: use"
-    with pytest.raises(ValueError, match=text), record(pipe, every=2, **QUICK) as run:
+    with pytest.raises(ValueError, match=text), record(pipe, **options) as run:
         _pictures(case, pipe)
-    assert len(run.seen) == 7  # steps 0, 2 and 3 at both, and the finished sample
+    assert len(run.seen) == 3  # the first and the last step, and the finished sample
     assert len(run.table) == 0
     assert not run.complete
 
@@ -294,13 +296,14 @@ def test_equal_latents_of_two_prompts_are_two_samples() -> None:
     case = _case("sd-ddim")
     for given in ({}, {"guidance_scale": 1.0}):
         pipe = case.build()
-        with record(pipe, every=9, at="sample", **QUICK) as run:
-            _pictures(case, pipe, latents=noise.clone(), **given)
+        with record(pipe, at="sample", **QUICK) as run:
+            _pictures(case, pipe, latents=noise.clone(), num_inference_steps=1, **given)
         assert {len(s.latents) for s in run.seen} == {2}
     # the same prompt twice
     one = {name: value[:1].repeat(2, 1, 1) for name, value in case.arguments().items()
            if isinstance(value, Tensor)}  # fmt: skip
-    with record(pipe, every=9, at="sample", **QUICK) as run:
+    one["num_inference_steps"] = 1
+    with record(pipe, at="sample", **QUICK) as run:
         _pictures(case, pipe, latents=noise.clone(), guidance_scale=1.0, **one)
     assert {len(s.latents) for s in run.seen} == {2}
 
@@ -311,7 +314,7 @@ def test_doubled_batches_are_halved_only_where_there_is_guidance(
 ) -> None:
     case = _case("dit-ddim")
     pipe = case.build()
-    with record(pipe, every=9, **QUICK) as run:
+    with record(pipe, decoder=_some, every=9, **QUICK) as run:
         _pictures(case, pipe, class_labels=labels, guidance_scale=guidance)
     assert {len(s.latents) for s in run.seen} == {len(labels)}
 
@@ -342,6 +345,39 @@ def test_what_was_seen_before_an_interrupt_is_described(error: Any, stop: int) -
     assert "step" not in vars(pipe.scheduler)
     assert "decode" not in vars(pipe.vae)
     assert np.array_equal(_pictures(case, pipe), plain)
+
+
+def test_an_interrupt_in_the_denoiser_keeps_what_was_seen() -> None:
+    case = _case("sd-dpm")
+    pipe = case.build()
+    plain = _pictures(case, pipe)
+    for stop in range(STEPS):
+        calls = 0
+
+        def stopping(*_: Any, last: int = stop) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > last:
+                raise KeyboardInterrupt
+
+        handle = pipe.unet.register_forward_pre_hook(stopping)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            guide(pipe, _some_reward, 0.1) as guided,
+            record(pipe, decoder=_some, at="sample", **QUICK) as run,
+        ):
+            _pictures(case, pipe)
+        handle.remove()
+        assert [step.number for step in guided.steps] == list(range(stop))
+        assert run.columns()["step"].tolist() == [n for n in range(stop) for _ in range(PROMPTS)]
+        assert len(run.table) == stop * PROMPTS
+        assert "step" not in vars(pipe.scheduler)
+        assert "decode" not in vars(pipe.vae)
+    assert np.array_equal(_pictures(case, pipe), plain)
+
+
+def _some_reward(z: Tensor) -> Tensor:
+    return _some(z).sum(1)
 
 
 class _Stepping:
@@ -410,10 +446,32 @@ def test_all_rows_have_the_same_probes_and_are_those_of_describe() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_pipeline_may_run_without_gradients(mode: Any) -> None:
     decoder, x = _linear(), torch.randn(2, 3)
-    expected = _recorded(_Pipe(decoder), x).columns()["psi"]
+    expected = _recorded(_Pipe(decoder), x).columns()
     with mode():
-        found = _recorded(_Pipe(decoder), x.clone()).columns()["psi"]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+        found = _recorded(_Pipe(decoder), x.clone()).columns()
+    for name, column in expected.items():  # the same operations on the same numbers
+        np.testing.assert_array_equal(found[name], column)
+
+
+def test_recording_takes_the_products_of_describe_and_no_more() -> None:
+    decoder = nn.Sequential(nn.Linear(128, 512), nn.Tanh(), nn.Linear(512, 256))
+    passes = {}
+    for products in (8, 16):
+        options: dict[str, Any] = PLAIN | {
+            "method": "predict",
+            "k": 17,
+            "products": products,
+            "batch": 5,
+        }
+        with FlopCounterMode(display=False) as recorded:  # the pipeline itself multiplies nothing
+            run = _recorded(_Pipe(decoder), torch.randn(1, 128), at="sample", **options)
+        latents = torch.cat([s.latents for s in run.seen])
+        with FlopCounterMode(display=False) as alone:
+            assert describe(decoder, latents, **options).ran() == "predict"
+        assert recorded.get_total_flops() == alone.get_total_flops()
+        pass_ = 2 * 512 * (128 + 256)
+        passes[products] = alone.get_total_flops() / pass_ / len(latents)
+    assert (passes[16] - passes[8]) / 8 == pytest.approx(1, abs=0.05)
 
 
 def test_tables_are_kept_in_files(tmp_path: Path) -> None:
@@ -424,7 +482,9 @@ def test_tables_are_kept_in_files(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again, run.table)
     assert again.attrs == run.table.attrs
     assert again.attrs["of"] == "decoder"
-    assert 0 < again.attrs["share_describing"] < 1
+    seconds = [again.attrs[f"seconds_{name}"] for name in ("describing", "recording", "all")]
+    assert 0 < again.attrs["share_describing"] == seconds[0] / seconds[2] < 1
+    assert 0 < sum(seconds[:2]) < seconds[2]
     assert list(again.columns)[:7] == [
         "call", "step", "timestep", "sigma", "sample", "at", "norm"]  # fmt: skip
 
@@ -449,6 +509,58 @@ def test_what_is_recorded_is_what_guidance_made_of_it(outer: str) -> None:
     # at pure noise a velocity is changed by -rho times the gradient
     torch.testing.assert_close(run.seen[1].latents, x - (x.tanh() - 0.5 * slope))
     assert "step" not in vars(pipe.scheduler)
+
+
+def test_what_listens_to_a_decoder_is_not_described() -> None:
+    class Decoding(_Pipe):
+        def __call__(self, x: Tensor) -> Tensor:
+            self.vae.decode(x)  # a preview, which is not the finished sample
+            return self.vae.decode(super().__call__(x))
+
+    pipe, x = Decoding(_linear()), torch.randn(2, 3)
+    options = {"schedule": _LEVELS, **QUICK}
+    with record(pipe, **options) as outer, record(pipe, **options) as inner:
+        pipe(x)
+        pipe(2 * x)
+    assert outer.complete
+    assert inner.complete
+    np.testing.assert_array_equal(outer.columns()["psi"], inner.columns()["psi"])
+
+
+def test_a_denoiser_may_be_named() -> None:
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    told = []
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:  # that of the pipeline, with what it needs
+        told.append(t)
+        return torch.tanh(x)
+
+    run = _recorded(_Pipe(), x, denoiser=denoiser, method="exact", k=3)
+    for seen, psi in zip(run.seen, run.columns()["psi"].reshape(-1, 2), strict=True):
+        slopes = 1 - seen.time / 4 * (1 - seen.latents.double().tanh() ** 2)
+        np.testing.assert_allclose(psi, slopes.abs().log().sum(1), rtol=1e-4)
+    assert told
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            return torch.tanh(x) + labels[:, None]
+
+    class Doubled(_Pipe):
+        net = Net()
+
+        def __call__(self, x: Tensor) -> Tensor:
+            labels = torch.arange(2).repeat_interleave(len(x))
+            for t in (4, 3, 2, 1):
+                both = torch.cat([x, x])
+                free, with_label = self.net(both, labels).chunk(2)
+                guided = 2 * with_label - free
+                x = self.scheduler.step(torch.cat([guided, guided]), t, both)[: len(x)]
+            return x
+
+    pipe = Doubled(_linear())
+    for named, rows in ((None, 4), (pipe.net, 2)):
+        run = _recorded(pipe, x, denoiser=named)
+        assert {len(s.latents) for s in run.seen} == {rows}
 
 
 def test_rows_before_one_that_fails_are_kept() -> None:
@@ -483,13 +595,13 @@ def test_options_that_do_not_fit_are_refused_before_anything_runs() -> None:
         ({"at": ()}, r"at as 'sample', 'clean' or both, got \(\)"),
         ({"at": ("clean", "clean")}, "'clean' or both, got"),
         ({"colour": 1}, "options of describe .* got colour"),
-        ({"generator": 3, "seed": 1}, "seed= or generator=, got both"),
+        ({"generator": 3, "seed": 1}, "seed= or generator=, got seed=1 and generator=3"),
     ):
         with pytest.raises(ValueError, match=text):
             _recorded(pipe, **options)
     with pytest.raises(ValueError, match=r"whose \.scheduler steps"):
         _recorded(SimpleNamespace(vae=pipe.vae))
-    with pytest.raises(ValueError, match=r"a pipeline with a vae, .* with neither: give decoder="):
+    with pytest.raises(ValueError, match=r"a pipeline with a vae, .* with neither: give denoiser="):
         _recorded(_Pipe())
     pixels = _case("ddpm-ddpm").build()
     with pytest.raises(ValueError, match="at='sample' for a DDPMPipeline, which has no autoenc"):

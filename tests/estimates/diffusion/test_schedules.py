@@ -141,6 +141,11 @@ def test_bad_input_gets_one_clear_error() -> None:
     )
     inverted = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     inverted.set_timesteps(3)
+    thresholded = diffusers.DDIMScheduler(thresholding=True)
+    thresholded.set_timesteps(3)
+    # rounding: their last time is -1
+    trailing = diffusers.DDIMScheduler(timestep_spacing="trailing")
+    trailing.set_timesteps(61)
     for make, words in (
         (lambda: Schedule((level, end), "noise"),  # type: ignore[arg-type]
          "Expected prediction as one of epsilon, sample, v_prediction, flow_prediction, got "
@@ -164,6 +169,9 @@ def test_bad_input_gets_one_clear_error() -> None:
          "none: call its set_timesteps(number of steps) first."),
         (lambda: schedule_of(inverted), "Expected sigmas that fall from noise to data, got "
          "invert_sigmas=True: give the noise levels as an approx.diffusion.Schedule."),
+        (lambda: schedule_of(thresholded), "Expected a DDIMScheduler without thresholding, got "
+         "thresholding=True: quantiles of each estimate of x_0 bound it. Set thresholding=False"),
+        (lambda: schedule_of(trailing), "Expected times from 0 to 999, as in training, got -1"),
     ):  # fmt: skip
         refused(make, ValueError, words)
     pure = Level(9, 0, 1)

@@ -30,6 +30,7 @@ def test_the_interval_is_that_of_a_t_test():
     [
         ("rises", (1, 1.1, 1.2), "replicates"),
         ("falls", (1, 1.1, 1.2), "opposite"),
+        ("falls", (-6.8e-17, -6.9e-17, -7e-17), "undecided"),
         ("falls", (-1, -1.1, -1.2), "replicates"),
         ("rises", (-1, 1.1, 1.2), "undecided"),
         ("rises", (5,), "undecided"),

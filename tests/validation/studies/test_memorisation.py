@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from bridges.networks import diffusion
 from bridges.studies import load_study, memorisation, save_study
 from bridges.studies.memorisation import FULL, SMALL
 
+RESULTS = Path(__file__).parents[3] / "notebooks" / "results" / "memorisation.json"
 TINY = SMALL._replace(trainings=("2", "planted"), digits=20, training=10, samples=3, steps=3,
                       times=(1 / 3,))  # fmt: skip
 
@@ -84,3 +88,29 @@ def test_an_interrupt_keeps_whole_seeds(tiny, monkeypatch):
     assert memorisation.study(TINY, [0, 1]).seeds == (0,)
     with pytest.raises(KeyboardInterrupt):
         memorisation.study(TINY, [1])
+
+
+def test_the_kept_results_are_whole():
+    study = load_study(RESULTS)
+    assert study.full
+    assert study.seeds == tuple(range(FULL.seeds))
+    assert not study.failed()
+    assert all(len(claim.values) == len(study.seeds) for claim in study.claims)
+    for number, table in enumerate(study.data["samples"]):
+        assert {len(v) for v in table.values()} == {len(FULL.trainings) * FULL.samples}
+        # shares by hand, from the distances alone
+        share = [float(np.mean(r)) for r in (np.array(table["ratio"]) < 1 / 3).reshape(5, -1)]
+        assert share[0] > share[2]
+        assert share == [study.data["share"][t][number] for t in FULL.trainings]
+
+
+@pytest.mark.nightly
+def test_a_row_at_full_size_is_the_kept_one(data, one_thread):
+    """A training again, of a kept seed, is as other seeds are: trainings differ by machine."""
+    kept = load_study(RESULTS)
+    again = memorisation.study(FULL._replace(trainings=("10",)), [0])
+    for name in ("ratio", "decoder psi", "decoder nu"):
+        means = [np.mean(t[name][: FULL.samples]) for t in kept.data["samples"]]
+        half = stats.t.ppf(0.9995, len(means) - 1) * np.std(means, ddof=1) * (1 + 1 / 5) ** 0.5
+        found = np.mean(again.data["samples"][0][name])
+        assert abs(found - np.mean(means)) < half, name
