@@ -15,7 +15,8 @@ from approx.spectra import Spectrum, draw_seed, spectrum
 from approx.tables import DescribeError, Descriptors, concatenate, describe
 
 if TYPE_CHECKING:
-    from approx import diffusion, plot  # noqa: F401 - for type checkers; see `__getattr__`
+    from approx import diffusion, plot, populations  # noqa: F401 - for type checkers; see `__getattr__`
+    from approx.populations import level_sets, order, score_sets
 
 __all__ = [
     "DecoderError",
@@ -33,18 +34,23 @@ __all__ = [
     "field",
     "knots",
     "latents_at",
+    "level_sets",
     "neighbourhood",
+    "order",
+    "score_sets",
     "spectrum",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `approx.plot` and `approx.diffusion` when they are asked for.
+    """Import `plot`, `diffusion` and `populations`, and what is of these, when it is asked for.
 
-    matplotlib takes longer than all the rest.
+    matplotlib and scipy take longer than all the rest.
     """
-    if name in ("diffusion", "plot"):
-        import importlib
+    import importlib
 
+    if name in ("diffusion", "plot", "populations"):
         return importlib.import_module(f"approx.{name}")
+    if name in ("level_sets", "order", "score_sets"):
+        return getattr(importlib.import_module("approx.populations"), name)
     raise AttributeError(f"module 'approx' has no attribute {name!r}")

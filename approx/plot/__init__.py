@@ -6,6 +6,17 @@ viridis and line colours those of Okabe and Ito, which colour-blind readers can 
 """
 
 from approx.plot.figures import distribution, fields, gallery, path
+from approx.plot.populations import ends, joint, plate, set_scores
 from approx.plot.runs import trajectory
 
-__all__ = ["distribution", "fields", "gallery", "path", "trajectory"]
+__all__ = [
+    "distribution",
+    "ends",
+    "fields",
+    "gallery",
+    "joint",
+    "path",
+    "plate",
+    "set_scores",
+    "trajectory",
+]

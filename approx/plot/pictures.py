@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +100,13 @@ def pictures(
             prepared.at(torch.tensor([number]))(one[None])[0].cpu()
             for number, one in zip(numbers.tolist(), z, strict=True)
         ]
+    return shown(outputs, image)
+
+
+def shown(
+    outputs: Sequence[Tensor], image: Callable[[Tensor], ArrayLike] | None
+) -> list[NDArray[np.float64]]:
+    """Return outputs as arrays for imshow, on one scale in [0, 1] unless `image` is given."""
     if image is not None:
         return [np.asarray(image(y)) for y in outputs]
     low = min(float(y.min()) for y in outputs)

@@ -6,9 +6,10 @@ Imports the spectra, the complexity and the operator.
 
 from approx.tables.description import describe, seed_of
 from approx.tables.loop import DescribeError
-from approx.tables.table import LONG_NAMES, Descriptors, concatenate, imported, label
+from approx.tables.table import KNOTS, LONG_NAMES, Descriptors, concatenate, imported, label
 
 __all__ = [
+    "KNOTS",
     "LONG_NAMES",
     "DescribeError",
     "Descriptors",

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import copy
 import functools
-import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from approx.diffusion import Level, Schedule, maps
+from approx.populations import auroc, compressed_size
 from bridges.networks.diffusion import Denoiser, mnist_decoder, mnist_encoder
 from bridges.networks.pretrained import read_images
 from bridges.networks.training import train_denoiser
@@ -139,38 +137,6 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     return Study("memorisation", size == FULL, tuple(seeds), claims, invariants, data)
 
 
-def auroc(scores: ArrayLike, labels: ArrayLike, strata: ArrayLike | None = None) -> float:
-    """Return the chance that a score of a label is above one of those without, ties as one half.
-
-    Parameters
-    ----------
-    scores : (N,) array_like
-    labels : (N,) array_like of bool
-    strata : (N,) array_like, optional
-        Pairs are those within a stratum.
-
-    Returns
-    -------
-    float
-        NaN where there are no pairs.
-
-    Examples
-    --------
-    >>> from bridges.studies.memorisation import auroc
-    >>> auroc([3, 2, 1, 0], [True, False, True, False])
-    0.75
-    """
-    x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
-    within = np.zeros(len(x)) if strata is None else np.asarray(strata)
-    above, pairs = 0.0, 0
-    for stratum in np.unique(within):
-        of = y[within == stratum]
-        ranks = stats.rankdata(x[within == stratum])
-        above += float(ranks[of].sum()) - of.sum() * (of.sum() + 1) / 2
-        pairs += int(of.sum() * (~of).sum())
-    return float(above) / pairs if pairs else float("nan")
-
-
 # -- training and sampling -------------------------------------------------------------------------
 
 
@@ -218,10 +184,9 @@ def _trained(
         pictures = decoder(z)
     distinct = rows.unique()
     near = torch.cdist(pictures.flatten(1), everything.pictures[distinct]).topk(2, largest=False)
-    ink = (255 * pictures.clamp(0, 1)).round().byte().flatten(1).numpy()
     table: dict[str, Any] = {
         "ratio": (near.values[:, 0] / near.values[:, 1]).double().numpy(),
-        "bytes": np.array([float(len(zlib.compress(p.tobytes(), 9))) for p in ink]),
+        "bytes": compressed_size(pictures),
         "settled": settled(clean, z),
         "guidance": guided.double().numpy(),
         "norm": z.flatten(1).norm(dim=1).double().numpy(),
@@ -322,10 +287,16 @@ def _effect(table: Table, name: str, way: str, seed: int) -> float:
     score, label = table[name], table["ratio"] < MEMORISED
     if way == "matched":
         inner = np.quantile(table["bytes"], np.linspace(0, 1, STRATA + 1)[1:-1])
-        return auroc(score, label, np.searchsorted(inner, table["bytes"])) - 0.5
+        return _auroc(score, label, np.searchsorted(inner, table["bytes"])) - 0.5
     if way == "shuffled":
         label = np.random.default_rng(seed).permutation(label)
     if way == "planted":
         of = table["training"] == table["training"].max()
         score, label = score[of], label[of]
-    return auroc(score, label) - 0.5
+    return _auroc(score, label) - 0.5
+
+
+def _auroc(score: Floats, label: Any, strata: Any | None = None) -> float:
+    """Return the AUROC of a label, over all pairs or those within a stratum."""
+    within = None if strata is None else (strata[label], strata[~label])
+    return auroc(score[label], score[~label], within).value

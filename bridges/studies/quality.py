@@ -8,28 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
+from approx.populations import vendi
+
 Floats = NDArray[np.float64]
-
-
-def vendi(features: ArrayLike) -> float:
-    """Return the Vendi score of features (n, F): an effective number of different ones, 1 to n.
-
-    exp of the entropy of the eigenvalues of K / n, where K holds the cosines (D. Friedman, A. B.
-    Dieng, "The Vendi score", 2023). A row of zeros has no cosine, and gives NaN.
-
-    Examples
-    --------
-    >>> from bridges.studies.quality import vendi
-    >>> round(vendi([[1, 0], [0, 2]]), 6)
-    2.0
-    """
-    x = np.asarray(features, dtype=np.float64)
-    sizes = np.linalg.norm(x, axis=1, keepdims=True)
-    if not len(x) or not (sizes > 0).all():
-        return float("nan")
-    shares = np.linalg.svd(x / sizes, compute_uv=False) ** 2 / len(x)
-    shares = shares[shares > 0]
-    return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""AUROC against another's, and the study at a tiny size."""
+"""Parts of the study, and all of it at a tiny size."""
 
 from __future__ import annotations
 
@@ -11,37 +11,20 @@ from scipy import stats
 
 from bridges.networks import diffusion
 from bridges.studies import load_study, memorisation, save_study
-from bridges.studies.memorisation import FULL, SMALL, auroc
+from bridges.studies.memorisation import FULL, SMALL
 
 RESULTS = Path(__file__).parents[3] / "notebooks" / "results" / "memorisation.json"
 TINY = SMALL._replace(trainings=("2", "planted"), digits=20, training=10, samples=3, steps=3,
                       times=(1 / 3,))  # fmt: skip
 
 
-def test_auroc_is_that_of_the_rank_sum_test():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.integers(0, 6, 50), rng.random(50) < 0.3  # with ties
-    one, other = scores[labels], scores[~labels]
-    u = stats.mannwhitneyu(one, other).statistic
-    assert auroc(scores, labels) == pytest.approx(u / (len(one) * len(other)), abs=1e-14)
-    assert auroc(-scores, labels) == pytest.approx(1 - auroc(scores, labels), abs=1e-14)
-    assert np.isnan(auroc(scores, np.ones(50, dtype=bool)))
-
-
-def test_a_score_that_only_knows_the_stratum_has_no_effect_when_matched():
-    strata = np.repeat([0, 1], 20)
-    labels = np.arange(40) % np.where(strata, 2, 5) == 0
-    assert auroc(strata, labels) > 0.6
-    assert auroc(strata, labels, strata) == 0.5
-    # pairs counted one by one
-    scores = np.random.default_rng(1).normal(size=40)
-    pairs = [
-        float(scores[i] > scores[j])
-        for i in range(40)
-        for j in range(40)
-        if labels[i] and not labels[j] and strata[i] == strata[j]
-    ]
-    assert auroc(scores, labels, strata) == pytest.approx(np.mean(pairs), abs=1e-14)
+def test_scores_are_compared_within_strata_of_compressed_size():
+    """Sizes of two strata, a score that knows the size alone: no pair within a stratum differs."""
+    size = np.repeat([100.0, 200.0], 20)
+    memorised = np.arange(40) % np.where(size > 150, 2, 5) == 0
+    table = {"ratio": np.where(memorised, 0.1, 0.9), "bytes": size, "x": size}
+    assert memorisation._effect(table, "x", "all", 0) > 0.1
+    assert memorisation._effect(table, "x", "matched", 0) == 0
 
 
 def test_planted_digits_are_half_of_the_training():

@@ -1,4 +1,4 @@
-"""Vendi score against closed forms, precision and recall against loops written by hand."""
+"""Precision and recall against loops written by hand, ink and edges."""
 
 from __future__ import annotations
 
@@ -8,26 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bridges.studies.quality import ink_and_edges, precision_recall, vendi
-
-
-def test_vendi_counts_equal_features_once_and_orthogonal_ones_each():
-    assert vendi(np.tile([[3.0, 4.0, 0.0]], (7, 1))) == pytest.approx(1, abs=1e-9)
-    assert vendi(np.diag([1.0, 2.0, 5.0, 0.1])) == pytest.approx(4, abs=1e-9)
-
-
-def test_vendi_of_two_features_is_its_closed_form():
-    """K / 2 has the eigenvalues (1 +- cosine) / 2."""
-    cosine = 0.3
-    ends = ((1 + cosine) / 2, (1 - cosine) / 2)
-    expected = math.exp(-sum(p * math.log(p) for p in ends))
-    found = vendi([[1.0, 0.0], [2 * cosine, 2 * math.sqrt(1 - cosine**2)]])
-    assert found == pytest.approx(expected, abs=1e-12)
-
-
-def test_vendi_of_a_feature_without_direction_is_not_known():
-    assert math.isnan(vendi([[0.0, 0.0], [1.0, 0.0]]))
-    assert math.isnan(vendi(np.zeros((0, 3))))
+from bridges.studies.quality import ink_and_edges, precision_recall
 
 
 def _share(inside, around, k):

@@ -1,0 +1,132 @@
+"""AUROC: how far one number tells the members of a group from others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from approx.populations.columns import Floats, fitting
+
+
+class Auroc(NamedTuple):
+    """How far a number tells those inside from those outside.
+
+    Attributes
+    ----------
+    value : float
+        The chance that one inside is above one outside, ties as one half; NaN without pairs.
+    low, high : float
+        95 % interval.
+    direction : {"higher", "lower", "undecided"}
+        Those inside against those outside; undecided where the interval holds 1/2.
+    inside, outside : int
+        Numbers that were compared.
+
+    Examples
+    --------
+    >>> from approx.populations import Auroc
+    >>> Auroc(0.8, 0.7, 0.9, "higher", 50, 50).direction
+    'higher'
+    """
+
+    value: float
+    low: float
+    high: float
+    direction: str
+    inside: int
+    outside: int
+
+
+def auroc(
+    inside: ArrayLike,
+    outside: ArrayLike,
+    strata: tuple[ArrayLike, ArrayLike] | None = None,
+) -> Auroc:
+    """Return the area under the ROC curve, with its interval and direction.
+
+    Parameters
+    ----------
+    inside, outside : (m,) and (n,) array_like
+        The number of each member. NaN is left out.
+    strata : pair of (m,) and (n,) array_like, optional
+        Stratum of each. Pairs are then those within a stratum.
+
+    Returns
+    -------
+    Auroc
+
+    Raises
+    ------
+    ValueError
+        Not one stratum for each number.
+
+    Notes
+    -----
+    The variance is that of E. DeLong et al., 1988, and the interval is symmetric on the logit's
+    scale, which keeps it within 0 and 1. Strata are weighted by their pairs; the variance of a side
+    with one member is unknown, and its bound A (1 - A) is taken. Where all pairs agree that
+    variance is 0. Then k = min(m, n) pairs without a common member agree, summed over the strata,
+    and the end of the interval is the A with A**k = 0.025.
+
+    Cost: O(N log N).
+
+    Examples
+    --------
+    >>> from approx.populations import auroc
+    >>> found = auroc([3, 1, 4, 6], [2, 0, 1])
+    >>> round(found.value, 3), found.direction
+    (0.875, 'undecided')
+    """
+    sides = [np.asarray(x, dtype=np.float64).ravel() for x in (inside, outside)]
+    groups = [np.zeros(len(x), dtype=np.int64) for x in sides]
+    if strata is not None:
+        given = [fitting(s, len(x), "stratum") for s, x in zip(strata, sides, strict=True)]
+        _, numbers = np.unique(np.concatenate(given), return_inverse=True)
+        groups = [numbers[: len(sides[0])], numbers[len(sides[0]) :]]
+    groups = [g[~np.isnan(x)] for g, x in zip(groups, sides, strict=True)]
+    sides = [x[~np.isnan(x)] for x in sides]
+    total = variance = 0.0
+    pairs = apart = 0
+    for stratum in np.intersect1d(groups[0], groups[1]):
+        x, y = (side[g == stratum] for side, g in zip(sides, groups, strict=True))
+        weight = len(x) * len(y)
+        above_y, below_x = _placements(x, y)
+        value = float(above_y.mean())
+        total += weight * value
+        pairs += weight
+        apart += min(len(x), len(y))
+        unknown = value * (1 - value)
+        for shares in (above_y, below_x):
+            spread = float(shares.var(ddof=1)) if len(shares) > 1 else unknown
+            variance += weight**2 * spread / len(shares)
+    count = (len(sides[0]), len(sides[1]))
+    if not pairs:
+        return Auroc(float("nan"), float("nan"), float("nan"), "undecided", *count)
+    value, error = total / pairs, float(np.sqrt(variance)) / pairs
+    low, high = _interval(value, error, apart)
+    direction = "higher" if low > 0.5 else "lower" if high < 0.5 else "undecided"
+    return Auroc(value, low, high, direction, *count)
+
+
+def _placements(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return for each x the share of y below it, and for each y the share of x above it."""
+    both = stats.rankdata(np.concatenate([x, y]))
+    above = (both[: len(x)] - stats.rankdata(x)) / len(y)
+    below = 1 - (both[len(x) :] - stats.rankdata(y)) / len(x)
+    return above, below
+
+
+def _interval(value: float, error: float, apart: int) -> tuple[float, float]:
+    """Return the 95 % interval of an AUROC from its standard error and its disjoint pairs."""
+    end = 0.025 ** (1 / apart)
+    if value >= 1 - 1e-12:
+        return end, 1.0
+    if value <= 1e-12:
+        return 0.0, 1 - end
+    middle = np.log(value / (1 - value))
+    wide = float(stats.norm.ppf(0.975)) * error / (value * (1 - value))
+    low, high = (float(1 / (1 + np.exp(-(middle + side)))) for side in (-wide, wide))
+    return low, high
