@@ -15,7 +15,7 @@ from approx.spectra import Spectrum, draw_seed, spectrum
 from approx.tables import DescribeError, Descriptors, concatenate, describe
 
 if TYPE_CHECKING:
-    from approx import diffusion, plot  # noqa: F401 - for type checkers; see `__getattr__`
+    from approx import diffusion, plot, sampling  # noqa: F401 - for type checkers; see `__getattr__`
 
 __all__ = [
     "DecoderError",
@@ -39,11 +39,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `approx.plot` and `approx.diffusion` when they are asked for.
+    """Import `approx.plot`, `approx.diffusion` and `approx.sampling` when they are asked for.
 
     matplotlib takes longer than all the rest.
     """
-    if name in ("diffusion", "plot"):
+    if name in ("diffusion", "plot", "sampling"):
         import importlib
 
         return importlib.import_module(f"approx.{name}")
