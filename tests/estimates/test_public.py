@@ -12,10 +12,11 @@ import pytest
 import approx
 import approx.diffusion
 import approx.plot
+import approx.sampling
 
 PUBLIC = [
     (package, name)
-    for package in (approx, approx.diffusion.maps, approx.plot)
+    for package in (approx, approx.diffusion.maps, approx.plot, approx.sampling)
     for name in package.__all__
 ]
 FACES = [
