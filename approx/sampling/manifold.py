@@ -331,8 +331,8 @@ def _resampled(
     indices = systematic(weights, n, np.random.default_rng([seed, 0, 1]))
     try:
         latents = pool.latents(indices)
-    except Exception as error:
-        raise PoolError(str(error), pool) from error
+    except (Exception, KeyboardInterrupt) as error:
+        raise PoolError(str(error) or "Interrupted while latents were read again.", pool) from error
     return Sample(
         latents=latents,
         images=None,

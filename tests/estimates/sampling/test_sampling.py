@@ -132,6 +132,17 @@ def test_systematic_resampling_takes_the_floor_or_the_ceiling():
     assert np.abs(counts.mean(axis=0) - expected).max() < 5 * 0.5 / math.sqrt(400)
 
 
+class Lowest(np.random.Generator):
+    def random(self):
+        return 0.0
+
+
+def test_weights_of_zero_are_never_taken():
+    """Not at the lowest offset either, which lands on the edge between two."""
+    rng = Lowest(np.random.PCG64(0))
+    assert systematic(np.array([0.0, 1.0, 0.0, 1.0, 0.0]), 2, rng).tolist() in ([1, 3], [3, 1])
+
+
 def test_a_sample_comes_in_random_order():
     found = systematic(np.ones(1_000), 1_000, np.random.default_rng(0))
     assert abs(np.corrcoef(found, np.arange(1_000))[0, 1]) < 0.1
@@ -236,6 +247,18 @@ def test_ctrl_c_keeps_what_is_measured():
     np.testing.assert_array_equal(found.pool.table.psi, whole.table.psi[: len(found.pool)])
 
 
+def test_ctrl_c_while_latents_are_read_again_keeps_the_pool():
+    class Interrupted(Stream):
+        def __iter__(self):
+            if self.read == 2:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    error = refused(PoolError, polarity, square, Interrupted(), 10, 1.0)
+    assert "Interrupted" in str(error)
+    assert len(error.pool) == 1_200
+
+
 def test_ctrl_c_while_images_are_made_keeps_the_latents():
     pool = measure(square, box(1), 500, **QUIET)
 
@@ -298,7 +321,7 @@ def test_psi_of_less_than_the_jacobian_is_refused_before_the_pool(options, name)
         seen += len(z)
         return z.sin()
 
-    error = refused(ValueError, polarity, counted, box(2), 10, 1.0, size=10**9, **options)
+    error = refused(ValueError, polarity, counted, box(2), 10, 1.0, size=10_000, **options)
     assert f"got {name} (" in str(error)
     assert seen < 200
 
