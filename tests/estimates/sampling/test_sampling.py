@@ -63,7 +63,7 @@ def p_value(found, module, partition, rho: float) -> float:
     rng = np.random.default_rng(1)
     exact = cpwl.sample_image(partition, 700, rng, rho=rho).outputs
     images = found.images if isinstance(found, approx.sampling.Sample) else module(found).detach()
-    return energy_test(exact, images.numpy(), 999, rng).p_value
+    return energy_test(exact, images.numpy(), 399, rng).p_value
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["flat", "dense at sides"])
