@@ -7,7 +7,7 @@ evidence only because the two share no code. `import-linter` enforces it.
 from typing import TYPE_CHECKING, Any
 
 from approx.complexity import Knots, knots, neighbourhood
-from approx.decoder import DecoderError, bind
+from approx.decoder import DecoderError, Whitening, bind, whitening
 from approx.fields import along, field, latents_at
 from approx.operator import JacobianOperator
 from approx.sketches import Sketch
@@ -25,6 +25,7 @@ __all__ = [
     "Knots",
     "Sketch",
     "Spectrum",
+    "Whitening",
     "along",
     "bind",
     "concatenate",
@@ -35,6 +36,7 @@ __all__ = [
     "latents_at",
     "neighbourhood",
     "spectrum",
+    "whitening",
 ]
 
 
