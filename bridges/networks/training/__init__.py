@@ -5,7 +5,8 @@ Images, or latents with labels, and options go in; a module with its losses come
 `bridges.networks` and `cpwl.files`.
 """
 
+from bridges.networks.training.autoencoder import cached_vae, load_vae, train_vae
 from bridges.networks.training.denoiser import train_denoiser
 from bridges.networks.training.loop import Trained
 
-__all__ = ["Trained", "train_denoiser"]
+__all__ = ["Trained", "cached_vae", "load_vae", "train_denoiser", "train_vae"]
