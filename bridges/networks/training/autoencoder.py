@@ -93,7 +93,7 @@ def train_vae(
     Notes
     -----
     D. P. Kingma, M. Welling, "Auto-encoding variational Bayes", 2014; I. Higgins et al.,
-    "beta-VAE", 2017. A step of 128 images of MNIST takes about 4 ms on one core.
+    "beta-VAE", 2017. A step of 128 images of MNIST takes 5 to 7 ms on one core.
 
     Examples
     --------
