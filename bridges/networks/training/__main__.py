@@ -30,6 +30,8 @@ def main() -> None:
 @click.option("--rate", type=LEVEL, default=1e-3, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--beta", type=LEVEL, default=1.0, show_default=True, help="Weight of the KL term.")
+@click.option("--warmup", type=click.IntRange(min=0), default=1000, show_default=True,
+              help="Steps in which that weight rises from 0.")  # fmt: skip
 @click.option("--latents", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--width", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--depth", type=click.IntRange(min=1), default=5, show_default=True)
