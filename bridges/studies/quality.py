@@ -36,12 +36,14 @@ def precision_recall(real: ArrayLike, drawn: ArrayLike, k: int = 3) -> tuple[flo
             f"Expected more than k = {k} features on each side, got {len(x)} and {len(y)}: give "
             "more, or a smaller k."
         )
+    return float(near(y, x, k).mean()), float(near(x, y, k).mean())
+
+
+def near(points: Floats, others: Floats, k: int = 3) -> NDArray[np.bool_]:
+    """Return which points are as near to some other as that is to its own k-th neighbour."""
     # each is its own nearest neighbour, at 0
-    around_x, around_y = (np.sort(cdist(v, v), axis=1)[:, k] for v in (x, y))
-    apart = cdist(x, y)
-    precision = (apart <= around_x[:, None]).any(axis=0).mean()
-    recall = (apart <= around_y).any(axis=1).mean()
-    return float(precision), float(recall)
+    around = np.sort(cdist(others, others), axis=1)[:, k]
+    return np.any(cdist(points, others) <= around, axis=1)
 
 
 def features(lenet: nn.Sequential, pictures: Tensor) -> Floats:
