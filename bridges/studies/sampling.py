@@ -146,8 +146,8 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
 
 def _largest(size: Size, values: Floats) -> float:
     """Return the largest rho whose samples (rhos, seeds) are there in both signs; 0 without."""
-    there: list[bool] = np.isfinite(values).all(axis=1).tolist()
-    both = [r for r, a, b in zip(size.rhos, there, there[::-1], strict=True) if a and b]
+    there = np.all(np.isfinite(values), axis=1)
+    both = [r for r, a, b in zip(size.rhos, there, np.flip(there), strict=True) if a and b]
     return max(both, default=0.0)
 
 
@@ -333,5 +333,6 @@ def _invariants(size: Size, found: Mapping[str, Any], off: Floats) -> list[Invar
         Invariant("rho = 0 is the whole pool", bool(np.allclose(plain, size.pool)),
                   f"{np.min(plain):,.0f} of {size.pool:,}"),
         Invariant("samples have the mean psi that their weights give",
-                  bool((np.abs(errors) < 5).all()), f"within {np.abs(errors).max():.1f} standard errors"),
+                  bool((np.abs(errors) < 5).all()),
+                  f"within {np.abs(errors).max():.1f} standard errors"),
     ]  # fmt: skip
