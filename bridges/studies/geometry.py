@@ -197,19 +197,19 @@ def _radii(size: Size, cells: Mapping[str, Any]) -> list[Claim]:
 
 
 def _ranks(text: str, values: Floats, others: Floats) -> list[Claim]:
-    """Return Spearman's correlation over latents (latents, seeds), and that with others' values.
+    """Return Spearman's correlation over latents (latents, seeds), and that with other latents.
 
     There is no claim where delta is the same at all latents of a seed.
     """
     found = [
-        [related(a, np.roll(b, by)) for a, b in zip(values.T, others.T, strict=True)]
+        [related(a, b) for a, b in zip(values.T, np.roll(others, by, axis=1).T, strict=True)]
         for by in (0, 1)
     ]
     if not np.isfinite(found).all():
         return []
     return [
         Claim(text, "not said", "Spearman's correlation", tuple(found[0])),
-        Claim(f"control: {text}, of the next latent", "none", "Spearman's correlation",
+        Claim(f"control: {text}, of another seed's latents", "none", "Spearman's correlation",
               tuple(found[1])),
     ]  # fmt: skip
 

@@ -119,7 +119,8 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     Its data: `rhos`; by network, `polarity` and `magnet`, each with `ess`, and of samples `psi`,
     `distinct`, `precision`, `recall` and `entropy`, each (rhos, seeds) for polarity and (seeds,)
     for MaGNET, NaN where the weights are refused; under `shuffled` the means of the same with
-    shuffled weights, and under `null` those of one more shuffle; `std`, of psi over the pool. `rho`
+    shuffled weights, and under `null` those of one more shuffle; `std`, of psi over the pool, and
+    `lost`, the share of it where the Jacobian loses rank, and the weight is 0. `rho`
     is the largest that no seed refuses in either sign. `whole`: of the GAN on all of its 64
     coordinates, the `ranks` of its Jacobian (seeds, latents), Spearman's `correlation` of psi with
     them, and `ess` at the smallest rho above 0. Ctrl-C keeps the seeds before it.
@@ -194,6 +195,7 @@ def _seed(lenet: nn.Sequential, real: Floats, size: Size, seed: int) -> dict[str
                 row[kind] = look(1.0, partial(sampling.magnet, None, pool, size.drawn, seed=seed))
             else:
                 row["std"] = pool.table.psi.std()
+                row["lost"] = np.mean(pool.table.rank < d)
                 draw = partial(sampling.polarity, None, pool, size.drawn, seed=seed)
                 row[kind] = stacked([look(rho, partial(draw, rho)) for rho in size.rhos])
         found[name] = row
@@ -217,7 +219,9 @@ def _sampled(
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a sample and its shuffles are like; NaN where its weights are refused."""
     psi = pool.table.psi
-    weights = special.softmax(rho * psi)
+    # a latent whose image has no volume weighs nothing
+    lost = (pool.table.rank < pool.table.k) & (rho != 0)
+    weights = special.softmax(np.where(lost, -np.inf, rho * psi))
     mean = weights @ psi
     found: dict[str, Any] = {"ess": 1 / np.square(weights).sum(), "given": np.nan}
     try:
@@ -267,12 +271,16 @@ def _whole(size: Size, seed: int) -> dict[str, Any]:
 
 
 def _off(weighed: nn.Module, pool: sampling.Pool) -> float:
-    """Return how far psi is from log det(J^T J) / 2 of torch's own derivatives, in nats."""
+    """Return how far psi is from that of torch's own derivatives, in nats.
+
+    Both are over the singular values that are not 0.
+    """
     z = pool.latents([0, len(pool) - 1]).double()
     double = deepcopy(weighed).double()
     jacobians = torch.func.vmap(torch.func.jacrev(lambda y: double(y[None])[0]))(z)
-    psi = torch.linalg.slogdet(jacobians.mT @ jacobians).logabsdet / 2
-    return float(np.abs(psi.detach().numpy() - pool.table.psi[[0, -1]]).max())
+    values = torch.linalg.svdvals(jacobians).detach().numpy()
+    logs = np.where(values > 1e-11 * values[:, :1], np.log(values), 0.0)
+    return float(np.abs(logs.sum(axis=1) - pool.table.psi[[0, -1]]).max())
 
 
 # -- what all seeds say ----------------------------------------------------------------------------
