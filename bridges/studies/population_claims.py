@@ -38,7 +38,8 @@ def _of_levels(data: Mapping[str, Any]) -> list[Claim]:
                     directions = ["rises", "falls"]
                 text = f"Figures 9, 27: {source} digits, {score} by {by}"
                 if source == "shuffled":
-                    directions, text = ["none", "none"], f"control: {score} by shuffled {by}"
+                    directions = ["none", "none"]
+                    text = f"control: {score} by shuffled {by}"
                 values = scores[name]["score"]
                 claims += [
                     _claim(text, directions[0], "middle minus lowest set", values[2] - values[0]),
