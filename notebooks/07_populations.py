@@ -91,91 +91,94 @@ assert not study.failed(), "Expected the invariants to hold"
 # %%
 BY = {"psi": r"$\psi$", "nu": r"$\nu$", "delta": r"$\delta$", "psi after": r"$\psi$, sigmoid"}
 SCORES = {"vendi": "Vendi score", "classes": "effective classes", "within": "Vendi in a class"}
+levels = data["levels"]
 
 
-def means(rows):
-    """Return mean and ends of the interval of each row of values by seed, (3, rows)."""
-    return np.array([interval(row) for row in rows]).T
+def bars(ax, x, rows, **style):
+    """Draw the mean of each row of values by seed, with its 95 % interval; return the means."""
+    mean, low, high = np.array([interval(row) for row in rows]).T
+    ax.errorbar(x, mean, [mean - low, high - mean], lw=0.9, ms=3, elinewidth=0.7, **style)
+    return mean
 
 
 figure, axes = plt.subplots(3, 4, figsize=(WIDTH, 4.6), sharex=True, sharey="row",
                             layout="constrained")  # fmt: skip
-for row, (score, words) in zip(axes, SCORES.items(), strict=True):
-    for ax, (by, symbol) in zip(row, BY.items(), strict=True):
-        for number, source in enumerate(("training", "test", "generated")):
-            values = data["levels"][source][by][score]
-            mean, low, high = means(values["score"])
-            ax.plot(range(1, 6), mean, "o-", color=f"C{number}", ms=2, lw=1, label=source)
-            ax.fill_between(range(1, 6), low, high, color=f"C{number}", alpha=0.2, lw=0)
-            if source == "test":
-                ax.plot(range(1, 6), means(values["null"])[0], "--", color="0.5", lw=1,
-                        label="test, permuted")  # fmt: skip
-        axes[0, list(BY).index(by)].set_title(symbol)
-    row[0].set_ylabel(words)
-for ax in axes[-1]:
-    ax.set_xlabel("level set")
+for (i, j), ax in np.ndenumerate(axes):
+    score, by = list(SCORES)[i], list(BY)[j]
+    for number, source in enumerate(("training", "test", "generated")):
+        shift = 0.08 * (number - 1)
+        bars(
+            ax, np.arange(1, 6) + shift, levels[source][by][score]["score"], fmt="o-", label=source
+        )
+    null = np.mean(levels["test"][by][score]["null"], axis=1)
+    ax.plot(range(1, 6), null, "--", color="0.5", lw=1, label="test, permuted")
+    ax.set(title="" if i else BY[by], ylabel="" if j else SCORES[score])
+figure.supxlabel("level set, from the lowest")
 figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
 figure.savefig(FIGURES / "07_level_sets.png", dpi=150)
 plt.show()
 
 # %% [markdown]
+# TEXT1
+#
 # ### Images unlike the training's
 #
 # AUROC of those outside against those inside: 1 where all outside are higher, 0 where all are
-# lower.
+# lower. "VAE of ..." are five hidden layers of 128, trained anew for each seed.
 
 # %%
-COLUMNS = ("psi", "nu", "delta", "psi_W", "psi after", "nu after", "norm", "error", "bytes",
-           "mahalanobis")  # fmt: skip
-rows = [(model, kind) for model, kinds in data["auroc"].items() for kind in kinds]
-grid = np.array([[interval(data["auroc"][m][k].get(c, [np.nan])).mean for c in COLUMNS]
-                 for m, k in rows])  # fmt: skip
-figure, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+NAMES = BY | {"nu after": r"$\nu$, sigmoid", "psi_W": r"$\psi_W$", "norm": "|z|", "error": "error",
+              "bytes": "bytes", "mahalanobis": "Mahalanobis"}  # fmt: skip
+rows = {f"{m}: {k}": scores for m, kinds in data["auroc"].items() for k, scores in kinds.items()}
+grid = np.array([[np.mean(s.get(name, np.nan)) for name in NAMES] for s in rows.values()])
+figure, ax = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
 ax.imshow(grid, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
 for (i, j), value in np.ndenumerate(grid):
-    if np.isfinite(value):
-        ax.text(j, i, f"{value:.2f}", ha="center", va="center",
-                color="white" if abs(value - 0.5) > 0.35 else "black")  # fmt: skip
-ax.set_xticks(range(len(COLUMNS)), COLUMNS, rotation=30)
-ax.set_yticks(range(len(rows)), [f"{model}: {kind}" for model, kind in rows])
+    text = f"{value:.2f}" if np.isfinite(value) else ""
+    ax.text(j, i, text, ha="center", va="center", color="wk"[bool(abs(value - 0.5) < 0.35)])
+ax.set_xticks(range(len(NAMES)), NAMES.values())
+ax.set_yticks(range(len(rows)), rows)
 figure.savefig(FIGURES / "07_outside.png", dpi=150)
 plt.show()
 for model, errors in data["error"].items():
-    print(f"{model}: error", ", ".join(f"{k} {interval(v).mean:.4f}" for k, v in errors.items()))
-inverted = {name: interval(values) for name, values in data["inversion"].items()}
-print("the GAN's own digits:", ", ".join(f"{k} {v.mean:.3g}" for k, v in inverted.items()))
+    print(f"{model}: error", ", ".join(f"{k} {np.mean(v):.4f}" for k, v in errors.items()))
+print(
+    "the GAN's own digits:", {k: round(float(np.mean(v)), 4) for k, v in data["inversion"].items()}
+)
 
 # %% [markdown]
+# TEXT2
+#
 # ### Classes, detail and image complexity
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6), layout="constrained")
-for number, (by, symbol) in enumerate(list(BY.items())[:3]):
-    before, after = (means(data["classes"][by][a])[0] for a in ("auroc", "auroc matched"))
-    axes[0].plot(before, after, "o", ms=3, color=f"C{number}", label=symbol)
-    for digit in (0, 1, 7):
-        axes[0].annotate(str(digit), (before[digit], after[digit]), fontsize=6)
+for by, symbol in BY.items():
+    before, after = (np.mean(data["classes"][by][k], axis=1) for k in ("auroc", "auroc matched"))
+    axes[0].plot(before, after, "o", ms=3, label=symbol)
 axes[0].axline((0.5, 0.5), slope=1, color="0.8", lw=0.7, zorder=0)
 axes[0].set(title="a digit against the rest, AUROC", xlabel="all", ylabel="matched on ink")
 axes[0].legend()
 for number, (model, kinds) in enumerate(data["detail"].items()):
-    mean, low, high = means(kinds[kind] for kind in KINDS.values())
-    axes[1].errorbar(np.arange(3) + 0.1 * number - 0.25, mean, [mean - low, high - mean], fmt="o",
-                     ms=3, lw=0.8, label=model)  # fmt: skip
+    places = np.arange(3) + 0.1 * number - 0.25
+    bars(axes[1], places, [kinds[kind] for kind in KINDS.values()], fmt="o", label=model)
 axes[1].set_xticks(range(3), KINDS.values())
-axes[1].axhline(0, color="0.8", lw=0.7, zorder=0)
-axes[1].set_title(r"$\delta$ with the gradients' energy, $r_s$")
-axes[1].legend(fontsize=5)
-for number, way in enumerate(("plain", "given")):
-    values = [[t[by][way] for by in list(BY)[:3]] for t in data["complexity"].values()]
-    mean, low, high = means(v for group in values for v in group)
-    place = np.arange(len(mean)) + np.arange(len(mean)) // 3 + 0.35 * number
-    axes[2].bar(place, mean, 0.35, color=("0.7", "C1")[number], label=way,
-                yerr=[mean - low, high - mean], error_kw={"lw": 0.7})  # fmt: skip
-axes[2].set_xticks(4 * np.arange(4) + 1.2, [k.replace("classifier's ", "")
-                                            for k in data["complexity"]])  # fmt: skip
-axes[2].set_title(r"label with $\psi$, $\nu$, $\delta$, $r_s$")
-axes[2].axhline(0, color="0.8", lw=0.7, zorder=0)
-axes[2].legend()
+axes[1].set_title(r"$r_s$ of $\delta$ with the energy of gradients")
+axes[1].set_ylim(-1.5, 0.9)
+axes[1].legend(fontsize=6, ncols=2, loc="lower center")
+labels = list(data["complexity"])
+for way, colour in (("plain", "0.6"), ("given", "C1")):
+    for number, label in enumerate(labels):
+        values = [data["complexity"][label][by][way] for by in ("psi", "nu", "delta")]
+        bars(axes[2], number + np.array([-0.25, 0, 0.25]), values, fmt="o", color=colour,
+             label="" if number else {"given": "given norm, ink, size"}.get(way, way))  # fmt: skip
+axes[2].set_xticks(range(4), [label.replace("classifier's ", "") for label in labels])
+axes[2].set_title(r"$r_s$ of a label with $\psi$, $\nu$ and $\delta$")
+axes[2].legend(fontsize=6)
+for ax in axes[1:]:
+    ax.axhline(0, color="0.8", lw=0.7, zorder=0)
 figure.savefig(FIGURES / "07_classes.png", dpi=150)
 plt.show()
+
+# %% [markdown]
+# TEXT3

@@ -46,7 +46,7 @@ def explained(values: ArrayLike, labels: ArrayLike) -> float:
     """Return the share of the ranks' variance that classes explain, 0 on average by chance.
 
     Epsilon squared, (H - C + 1) / (N - C), of the test of Kruskal and Wallis with C classes
-    (T. L. Kelley, 1935, for ranks). 1 where the classes do not overlap and do not vary.
+    (after T. L. Kelley, 1935). 1 where the classes do not overlap and do not vary; 0 for one class.
 
     Examples
     --------
@@ -56,6 +56,8 @@ def explained(values: ArrayLike, labels: ArrayLike) -> float:
     """
     x, given = np.asarray(values, dtype=np.float64), np.asarray(labels)
     classes = np.unique(given)
+    if len(classes) == 1:  # the formula's 0, where there is no test
+        return 0.0
     statistic = stats.kruskal(*(x[given == c] for c in classes)).statistic
     return float((statistic - len(classes) + 1) / (len(x) - len(classes)))
 

@@ -71,7 +71,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(5, 1500, 100, 12, 29, 300, 50, 100, 1500, 200)
-SMALL = Size(2, 300, 20, 3, 5, 30, 4, 15, 30, 30)
+SMALL = Size(2, 300, 20, 3, 3, 24, 2, 8, 20, 30)
 
 
 class Parts(NamedTuple):

@@ -35,6 +35,7 @@ def test_what_classes_explain_is_nothing_by_chance():
     mean, low, high = interval(values)
     assert low < 0 < high
     assert abs(mean) < 0.01
+    assert explained([1.0, 2.0], [3, 3]) == 0
 
 
 def test_slants_add_a_shear():
@@ -95,7 +96,7 @@ def test_an_interrupt_keeps_whole_seeds(data, tiny, monkeypatch):
     def seed(parts, size, number):
         if number == 1:
             raise KeyboardInterrupt
-        return {name: {} for name in ()} | _one(tiny.data)
+        return _one(tiny.data)
 
     monkeypatch.setattr(populations, "_seed", seed)
     assert populations.study(TINY, [0, 1]).seeds == (0,)
