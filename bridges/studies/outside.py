@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,8 +131,8 @@ def invert(
         return z.detach()[best, torch.arange(len(images))]
 
 
-def measured(model: Model, images: Tensor, seed: int = 0) -> Table:
-    """Return the descriptors of images (N, 784) and two baselines, each (N,).
+def measured(model: Model, samples: Sequence[Tensor], seed: int = 0) -> list[Table]:
+    """Return the descriptors of each sample of images (N, 784) and two baselines, each (N,).
 
     "psi", "nu" and "delta" are before the squashing function, "psi after" and "nu after" behind it,
     "psi_W" is that of one random projection to as many pixels as there are latents, before it. For
@@ -140,8 +140,12 @@ def measured(model: Model, images: Tensor, seed: int = 0) -> Table:
     "error", the mean squared one of what they decode to.
     """
     with torch.no_grad():
-        z = model.encode(images)
-    return described(model, z, seed) | {"error": _error(model, z, images)}
+        codes = [model.encode(x) for x in samples]
+    ends = np.cumsum([len(x) for x in samples])[:-1]
+    whole = described(model, torch.cat(codes), seed)
+    parts = {name: np.split(values, ends) for name, values in whole.items()}
+    parts["error"] = [_error(model, z, x) for z, x in zip(codes, samples, strict=True)]
+    return [{name: part[k] for name, part in parts.items()} for k in range(len(samples))]
 
 
 def described(model: Model, z: Tensor, seed: int = 0) -> Table:

@@ -151,11 +151,12 @@ def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     """Return what `study` describes, of one seed."""
     rng = np.random.default_rng(seed)
     rows = slice(seed * size.digits, (seed + 1) * size.digits)
-    sources = {}
-    for source, images in parts.digits.items():
-        pixels = torch.from_numpy(images.pixels[rows])
-        table = outside.measured(parts.vae, pixels, seed)
-        sources[source] = (pixels, images.labels[rows].astype(int), table)
+    pixels = [torch.from_numpy(images.pixels[rows]) for images in parts.digits.values()]
+    tables = outside.measured(parts.vae, pixels, seed)
+    sources = {
+        source: (x, images.labels[rows].astype(int), table)
+        for (source, images), x, table in zip(parts.digits.items(), pixels, tables, strict=True)
+    }
     sources["generated"] = _generated(parts, size, seed)
     levels: dict[str, Any] = {}
     for source in SOURCES:
@@ -292,11 +293,11 @@ def _outsiders(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"auroc": {}, "error": {}, "detail": {}, "bound": {}, "complexity": {}}
     for name, model in models.items():
         count = counts.get(name, size.images)
-        tables = {}
-        for kind, x in samples.items():
-            tables[kind] = outside.measured(model, x[:count], seed)
-            tables[kind]["bytes"] = compressed_size(x[:count])
-            tables[kind]["mahalanobis"] = extra[kind, model.kind][:count]
+        some = {kind: x[:count] for kind, x in samples.items()}
+        tables = dict(zip(some, outside.measured(model, list(some.values()), seed), strict=True))
+        for kind, table in tables.items():
+            table["bytes"] = compressed_size(some[kind])
+            table["mahalanobis"] = extra[kind, model.kind][:count]
         own = tables[model.kind]
         found["auroc"][name] = {
             KINDS[kind]: {s: auroc(table[s], own[s]).value for s in own}
@@ -334,7 +335,7 @@ def _inversion(gan: Model, size: Size, seed: int) -> dict[str, float]:
     z = torch.randn(size.inverted, 64, generator=draw)
     with torch.no_grad():
         pixels = gan.picture(gan.decoder(z).tanh())
-    true, found = outside.described(gan, z, seed), outside.measured(gan, pixels, seed)
+    true, found = outside.described(gan, z, seed), outside.measured(gan, [pixels], seed)[0]
     both = {f"{by} found": rank_correlation(true[by], found[by]) for by in ("psi", "nu", "delta")}
     return both | {"error": float(np.median(found["error"]))}
 
