@@ -7,7 +7,7 @@ evidence only because the two share no code. `import-linter` enforces it.
 from typing import TYPE_CHECKING, Any
 
 from approx.complexity import Knots, knots, neighbourhood
-from approx.decoder import DecoderError, bind
+from approx.decoder import DecoderError, Whitening, bind, whitening
 from approx.fields import along, field, latents_at
 from approx.operator import JacobianOperator
 from approx.sketches import Sketch
@@ -26,6 +26,7 @@ __all__ = [
     "Knots",
     "Sketch",
     "Spectrum",
+    "Whitening",
     "along",
     "bind",
     "concatenate",
@@ -39,6 +40,7 @@ __all__ = [
     "order",
     "score_sets",
     "spectrum",
+    "whitening",
 ]
 
 

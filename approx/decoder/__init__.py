@@ -14,6 +14,7 @@ from approx.decoder.checks import (
     not_finite,
     pick,
 )
+from approx.decoder.coordinates import Whitening, whitening
 from approx.decoder.failures import first_line, in_words, no_graph
 from approx.decoder.forward_rules import ForwardRules, Widened
 from approx.decoder.graph import hooked, narrowest, transpose
@@ -51,6 +52,7 @@ __all__ = [
     "Output",
     "Prepared",
     "Unquantised",
+    "Whitening",
     "Widened",
     "as_latents",
     "bind",
@@ -81,4 +83,5 @@ __all__ = [
     "session",
     "sized",
     "transpose",
+    "whitening",
 ]

@@ -4,6 +4,24 @@ The name of a toy, of a published network or of a file goes in; torch modules in
 the domains they are looked at on, pictures and paths come out. Imports `cpwl`.
 """
 
-from bridges.networks import data, datasaurus, diffusion, pipelines, pretrained, toys, training
+from bridges.networks import (
+    autoencoders,
+    data,
+    datasaurus,
+    diffusion,
+    pipelines,
+    pretrained,
+    toys,
+    training,
+)
 
-__all__ = ["data", "datasaurus", "diffusion", "pipelines", "pretrained", "toys", "training"]
+__all__ = [
+    "autoencoders",
+    "data",
+    "datasaurus",
+    "diffusion",
+    "pipelines",
+    "pretrained",
+    "toys",
+    "training",
+]

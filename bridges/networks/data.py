@@ -47,7 +47,7 @@ def path(name: str, folder: Path | None = None) -> Path:
         One of `FILES`, for example "weights/mnist_vae.pth".
     folder : Path, optional
         The folder that has it. By default the one named by the environment variable CPWL_DATA, and
-        without that the user's cache, where the file stays after one download of at most 13 MB.
+        without that the user's cache, where the file stays after one download of at most 26 MB.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def path(name: str, folder: Path | None = None) -> Path:
     >>> from pathlib import Path
     >>> from bridges.networks import data
     >>> len(data.FILES)
-    24
+    28
     >>> data.path("weights/mnist_vae.pth", Path("no", "such", "folder"))
     Traceback (most recent call last):
     FileNotFoundError: Expected the file weights/mnist_vae.pth in no/such/folder, got none. ...
@@ -186,6 +186,28 @@ FILES: Mapping[str, Source] = MappingProxyType(
                 "t10k-labels-idx1-ubyte.gz",
                 "1fa03836e01c862542f8eb83463bb951bebec6fcb3efa28dad748c6b38a9021b",
             ),
+        },
+    )
+    # pictures of clothes in MNIST's format, by Zalando Research (MIT)
+    | _at(
+        "zalandoresearch/fashion-mnist",
+        "b2617bb6d3ffa2e429640350f613e3291e10b141",
+        {
+            f"fashion-mnist/{name}.gz": (f"data/fashion/{name}.gz", sha256)
+            for name, sha256 in {
+                "t10k-images-idx3-ubyte": (
+                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+                ),
+                "t10k-labels-idx1-ubyte": (
+                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
+                ),
+                "train-images-idx3-ubyte": (
+                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+                ),
+                "train-labels-idx1-ubyte": (
+                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+                ),
+            }.items()
         },
     )
     # a GAN, a VAE and a classifier of MNIST (MIT)

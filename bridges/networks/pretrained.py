@@ -224,14 +224,14 @@ def taef2_decoder(folder: Path | None = None) -> nn.Sequential:
 
 
 class Images(NamedTuple):
-    """Pictures of characters.
+    """Pictures of characters or clothes.
 
     Attributes
     ----------
     pixels : (N, 784) float32 ndarray
         In [0, 1].
     labels : (N,) uint8 ndarray
-        0 to 9: digits, or the letters A to J.
+        0 to 9: digits, the letters A to J, or kinds of clothes.
     """
 
     pixels: NDArray[np.float32]
@@ -239,34 +239,50 @@ class Images(NamedTuple):
 
 
 def read_images(
-    kind: Literal["mnist", "notmnist"],
+    kind: Literal["mnist", "fashion-mnist", "notmnist"],
     count: int = 10_000,
     folder: Path | None = None,
     *,
     part: Literal["t10k", "train"] = "t10k",
 ) -> Images:
-    """Read the first images: handwritten digits, or letters from many typefaces.
+    """Read the first images: handwritten digits, clothes, or letters from many typefaces.
 
     Parameters
     ----------
-    kind : {"mnist", "notmnist"}
-        Digits or letters.
+    kind : {"mnist", "fashion-mnist", "notmnist"}
+        Digits, clothes or letters, each of ten classes. The handwritten letters of EMNIST come in
+        one archive of half a gigabyte, and are not among the files known here.
     count : int
-        How many, of 10,000.
+        How many, of 10,000, or of the 60,000 for training.
     folder : Path, optional
         That holds the files; as for `bridges.networks.data.path`.
     part : {"t10k", "train"}
-        The test images, or the 60,000 for training, which only "mnist" has.
+        The test images, or those for training, which "notmnist" has not.
 
     Returns
     -------
     Images
+
+    Raises
+    ------
+    ValueError
+        A kind or part that there is not, or more images than the file has.
     """
-    with gzip.open(data.path(f"{kind}/{part}-images-idx3-ubyte.gz", folder)) as file:
-        pixels = np.frombuffer(file.read(16 + 784 * count)[16:], np.uint8).reshape(-1, 784)
-    with gzip.open(data.path(f"{kind}/{part}-labels-idx1-ubyte.gz", folder)) as file:
-        labels = np.frombuffer(file.read(8 + count)[8:], np.uint8)
-    return Images(np.divide(pixels, 255, dtype=np.float32), labels)
+    found = []
+    for name, head, size in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
+        file = f"{kind}/{part}-{name}-ubyte.gz"
+        if file not in data.FILES:
+            raise ValueError(
+                "Expected the images of 'mnist' or 'fashion-mnist', or the 't10k' ones of "
+                f"'notmnist', got those of '{kind}' for '{part}': choose one of these."
+            )
+        with gzip.open(data.path(file, folder)) as opened:
+            read = np.frombuffer(opened.read(head + size * count)[head:], np.uint8)
+        if len(read) < size * count:
+            got = len(read) // size
+            raise ValueError(f"Expected {count:,} images in {file}, got {got:,}: ask for fewer.")
+        found.append(read)
+    return Images(np.divide(found[0].reshape(-1, 784), 255, dtype=np.float32), found[1])
 
 
 def first_of(images: Images, labels: Sequence[int]) -> Images:

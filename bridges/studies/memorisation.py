@@ -177,7 +177,7 @@ def _trained(
     noise = torch.randn(size.samples, 1, 6, 6, generator=generator)
     drawn = rows[torch.randint(len(rows), (size.samples,), generator=generator)]
     y = functional.one_hot(everything.labels[drawn], 10).float()
-    denoiser = made.denoiser.requires_grad_(False)
+    denoiser = made.module.requires_grad_(False)
     x, clean, schedule, guided = _sampled(denoiser, noise, y, size.steps)
     z = x[-1]
     with torch.no_grad():

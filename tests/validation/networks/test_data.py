@@ -21,12 +21,17 @@ from bridges.networks import pretrained
 from bridges.networks.data import FILES, Source
 
 VAE = "weights/mnist_vae.pth"
-# of what is inside of the gzip files, as their authors' page had it: they have been compressed anew
-MNIST = {
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+# MD5 of what is inside of gzip files that were compressed anew: as the page of MNIST's authors had
+# it, and as Fashion-MNIST's file has it that is downloaded (its images: as others unpacked them)
+UNPACKED = {
+    "mnist/t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
+    "mnist/t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
+    "mnist/train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
+    "mnist/train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
+    "fashion-mnist/t10k-images-idx3-ubyte.gz": "8181f5470baa50b63fa0f6fddb340f0a",
+    "fashion-mnist/t10k-labels-idx1-ubyte.gz": "15d484375f8d13e6eb1aabb0c3f46965",
+    "fashion-mnist/train-images-idx3-ubyte.gz": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "fashion-mnist/train-labels-idx1-ubyte.gz": "9018921c3c673c538a1fc5bad174d6f9",
 }
 
 
@@ -206,9 +211,9 @@ def test_sources_cannot_change():
 @pytest.mark.parametrize("name", FILES)
 def test_the_folder_has_what_a_download_would_give(name, data):
     content = (data / name).read_bytes()
-    if name.startswith("mnist/"):
+    if name in UNPACKED:
         digest = hashlib.md5(gzip.decompress(content), usedforsecurity=False).hexdigest()
-        assert digest == MNIST[name.removeprefix("mnist/").removesuffix(".gz")]
+        assert digest == UNPACKED[name]
     elif not FILES[name].member:
         assert sha256(content) == FILES[name].sha256
 
@@ -245,3 +250,17 @@ def test_digits_and_letters(data):
     letters = pretrained.read_images("notmnist", folder=data)
     assert len(letters.pixels) == len(letters.labels) == 10_000
     assert np.bincount(letters.labels).tolist() == [1000] * 10
+
+
+def test_clothes_and_what_there_are_no_images_of(data):
+    clothes = pretrained.read_images("fashion-mnist", folder=data)
+    assert np.bincount(clothes.labels).tolist() == [1000] * 10
+    train = pretrained.read_images("fashion-mnist", 4, data, part="train")
+    assert train.labels.tolist() == [9, 0, 0, 3]  # an ankle boot, two shirts, a dress
+    for kind, part in (("emnist", "t10k"), ("notmnist", "train")):
+        with pytest.raises(ValueError, match=f"got those of '{kind}' for '{part}': choose one"):
+            pretrained.read_images(kind, 1, data, part=part)
+    with pytest.raises(
+        ValueError, match=r"Expected 10,001 images in .*, got 10,000: ask for fewer"
+    ):
+        pretrained.read_images("notmnist", 10_001, data)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bridges.networks import training
-from bridges.networks.diffusion import mnist_decoder, mnist_encoder
+from bridges.networks.diffusion import Denoiser, mnist_decoder, mnist_encoder
 from bridges.networks.pretrained import read_images
 from bridges.networks.training import train_denoiser
 
@@ -19,7 +18,7 @@ def latents(n=20):
 
 def states_are_equal(a, b):
     """Tell whether two trained denoisers are the same, bit for bit."""
-    pairs = zip(a.denoiser.state_dict().values(), b.denoiser.state_dict().values(), strict=True)
+    pairs = zip(a.module.state_dict().values(), b.module.state_dict().values(), strict=True)
     return torch.equal(a.losses, b.losses) and all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -64,7 +63,7 @@ def test_an_interrupt_keeps_what_is_done_and_training_goes_on(tmp_path, monkeypa
     options = {"steps": 7, "batch": 4, "progress": False}
     whole = train_denoiser(z, labels, **options)
     assert whole.complete
-    forward, calls = training.Denoiser.forward, []
+    forward, calls = Denoiser.forward, []
 
     def interrupted(self, *args):
         calls.append(None)
@@ -73,7 +72,7 @@ def test_an_interrupt_keeps_what_is_done_and_training_goes_on(tmp_path, monkeypa
         return forward(self, *args)
 
     file = tmp_path / "checkpoint.pt"
-    monkeypatch.setattr(training.Denoiser, "forward", interrupted)
+    monkeypatch.setattr(Denoiser, "forward", interrupted)
     with pytest.warns(RuntimeWarning, match="stopped after 5 of 7 steps"):
         part = train_denoiser(z, labels, **options, checkpoint=file, every=2)
     assert not part.complete

@@ -1,0 +1,359 @@
+"""Measurements of a module in training, as a table over its steps."""
+
+from __future__ import annotations
+
+import operator
+import os
+import random
+import warnings
+import zipfile
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cpwl.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, NDArray[np.float64]]
+
+_PREFIX = "measured "  # of names in the file: one of them may be called "step" by the format itself
+
+
+class MonitorError(RuntimeError):
+    """A module could not be measured at a step; what was measured before is kept."""
+
+
+class Monitor:
+    """Measure a module every so many steps of its training.
+
+    Call it in a plain loop, give it to Lightning's Trainer among the callbacks, or append it to the
+    trackers of accelerate: it has the methods that both call, and imports neither.
+
+    Parameters
+    ----------
+    measure : callable
+        From the module to numbers by name: a mapping to numbers or arrays, or an object with such
+        `columns()`, as `approx.describe` returns. Names and shapes are the same at each step. It is
+        called in evaluation mode.
+    every : int or collection of int
+        Steps between two measurements, or the steps to measure at. Where a loop leaves out steps,
+        the next one is measured.
+    file : path, optional
+        Where the table is kept. It is written whole after each measurement, and continued where it
+        is there already.
+    module : nn.Module, optional
+        What `log` measures; the other ways bring a module.
+    name : str
+        Distinguishes the monitors of one Trainer.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a step, or one row for each step and entry of the arrays.
+
+    Raises
+    ------
+    ValueError
+        A file that is not a monitor's; `every` below 1.
+    MonitorError
+        When it measures: the measure fails or returns something else than numbers, under other
+        names or in other shapes than before, or a training begins anew. The table stays as it was.
+
+    Notes
+    -----
+    Measuring leaves the module as it was: the modes of its parts, its buffers, gradients and
+    `requires_grad`, and torch's, numpy's and Python's random numbers. Values of the parameters are
+    not copied: a measure that changes them changes the training. Ctrl-C inside of a measurement
+    loses that one alone. A step that was measured last is not measured again. A training that goes
+    back to a checkpoint measures again from there, with a warning.
+
+    Cost: that of the measure, one copy of the buffers, and writing the table.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bridges import Monitor
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> monitor = Monitor(lambda m: {"norm": m.weight.norm()}, every=2)
+    >>> for step in range(5):
+    ...     model(torch.ones(3, 2)).sum().backward()
+    ...     optimiser.step()
+    ...     monitor(model, step)
+    >>> monitor
+    Monitor(3 steps, norm, last at step 4)
+    >>> monitor.columns()["step"]
+    array([0, 2, 4])
+    """
+
+    main_process_only = True  # accelerate's trackers say so, and more of it below
+    requires_logging_directory = False
+
+    def __init__(
+        self,
+        measure: Callable[[Any], Any],
+        *,
+        every: int | Collection[int] = 100,
+        file: str | os.PathLike[str] | None = None,
+        module: nn.Module | None = None,
+        name: str = "monitor",
+    ) -> None:
+        if isinstance(every, int) and every < 1:
+            raise ValueError(f"Expected every= of at least 1 step, got {every}: 1 is each step.")
+        self.measure, self.every, self.module, self.name = measure, every, module, name
+        self.file = None if file is None else Path(file)
+        self._steps: list[int] = []
+        self._rows: list[Row] = []
+        self._seen: int | None = None
+        if self.file is not None and self.file.exists():
+            self._set(*_read(self.file))
+
+    def __call__(self, module: nn.Module, step: int) -> None:
+        """Measure the module if this step is one to measure at."""
+        step, seen = operator.index(step), self._seen
+        low = step - 1 if seen is None or step < seen else seen
+        if isinstance(self.every, int):
+            due = step // self.every > low // self.every
+        else:
+            due = any(low < asked <= step for asked in self.every)
+        if not due:
+            self._seen = step
+            return
+        kept = bisect_left(self._steps, step)
+        if self._steps and not kept:
+            raise MonitorError(
+                f"Expected a step after {self._steps[0]}, got {step}: the table has "
+                f"{len(self._steps)} steps of another training{self._where()}; give this one "
+                "another monitor and file, or delete the file."
+            )
+        try:
+            with _untouched(module):
+                row = _numbers(self.measure(module))
+            _check_alike(row, self._rows[0] if kept else row)
+        except Exception as error:
+            self._seen = step
+            reason = next(iter(str(error).splitlines()), "")
+            raise MonitorError(
+                f"Expected to measure the module at step {step}, got {type(error).__name__}: "
+                f"{reason.rstrip('.')}. Mend the measure or the module; "
+                f"{len(self._steps)} measured steps are kept{self._where()}."
+            ) from error
+        if kept < len(self._steps):
+            warnings.warn(
+                f"The training went back to step {step}: {len(self._steps) - kept} steps that were "
+                "measured from there on are replaced.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._set([*self._steps[:kept], step], [*self._rows[:kept], row])
+        if self.file is not None:
+            with atomic_path(self.file) as part, open(part, "wb") as handle:
+                columns = {_PREFIX + name: column for name, column in self._stacked().items()}
+                np.savez(handle, step=np.array(self._steps, np.int64), **columns)  # type: ignore[arg-type]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return "step" (n,), and what was measured, (n, *shape) float64, by name."""
+        return {"step": np.array(self._steps, np.int64), **self._stacked()}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A DataFrame with a row for each step; of arrays (N,) also one for each entry, "row".
+
+        Raises
+        ------
+        ValueError
+            Arrays of several axes or lengths: `columns` has them.
+        """
+        import pandas as pd
+
+        columns = self._stacked()
+        shapes = {column.shape[1:] for column in columns.values()} - {()}
+        if len(shapes) > 1 or any(len(shape) > 1 for shape in shapes):
+            raise ValueError(
+                f"Expected numbers, or arrays (N,) of one length, got the shapes {sorted(shapes)}: "
+                "a table cannot hold them, .columns() does."
+            )
+        if not shapes:
+            return pd.DataFrame(self.columns())
+        (count,), steps = shapes.pop(), len(self._steps)
+        long = {
+            name: np.broadcast_to(column.reshape(steps, -1), (steps, count)).ravel()
+            for name, column in columns.items()
+        }
+        where = {
+            "step": np.repeat(self._steps, count),
+            "row": np.tile(np.arange(count), steps),
+        }
+        return pd.DataFrame(where | long)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the table as tensors, for a checkpoint of the training."""
+        values = {name: torch.from_numpy(column) for name, column in self._stacked().items()}
+        return {"step": torch.tensor(self._steps, dtype=torch.int64), "values": values}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the table of a checkpoint."""
+        values = {name: column.numpy() for name, column in state["values"].items()}
+        self._set(state["step"].tolist(), _unstacked(values, len(state["step"])))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self._rows[0]) if self._rows else "nothing yet"
+        last = f", last at step {self._steps[-1]}" if self._steps else ""
+        return f"Monitor({len(self)} steps, {names}{last})"
+
+    # Lightning: a Trainer calls every hook of its callbacks, and stores their state by `state_key`
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Measure before the first step."""
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
+        """Measure after a batch, at the trainer's own count of steps."""
+        if getattr(trainer, "is_global_zero", True):
+            self(pl_module, trainer.global_step)
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in Lightning's checkpoints."""
+        return f"bridges.Monitor: {self.name}"
+
+    _legacy_state_key = state_key
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a function that does nothing for the other hooks."""
+        if name.startswith("on_") or name in ("setup", "teardown"):
+            return _nothing
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    # accelerate: what it calls of its trackers
+
+    @property
+    def tracker(self) -> Monitor:
+        """What `Accelerator.get_tracker` returns."""
+        return self
+
+    def log(self, values: Mapping[str, Any], step: int | None = None, **_: Any) -> None:
+        """Measure `module` at a step of `Accelerator.log`; the values logged are not kept.
+
+        Raises
+        ------
+        ValueError
+            No step, or no module.
+        """
+        if step is None or self.module is None:
+            raise ValueError(
+                "Expected a module and a step to measure at, got no "
+                f"{'module' if self.module is None else 'step'}: create Monitor(measure, "
+                "module=module), and call accelerator.log(values, step=step)."
+            )
+        self(self.module, step)
+
+    start = finish = store_init_configuration = lambda *_, **__: None
+
+    def _set(self, steps: list[int], rows: list[Row]) -> None:
+        self._steps, self._rows = steps, rows
+        self._seen = steps[-1] if steps else None
+
+    def _stacked(self) -> Row:
+        names = self._rows[0] if self._rows else ()
+        return {name: np.stack([row[name] for row in self._rows]) for name in names}
+
+    def _where(self) -> str:
+        return "" if self.file is None else f" in {self.file}"
+
+
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Set evaluation mode, and put all of a module but its parameters' values back at the end."""
+    parts = [(part, part.training, dict(part._buffers)) for part in module.modules()]
+    parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+    on_cuda = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
+    legacy = np.random.get_state()  # noqa: NPY002 - what a caller's own code may draw from
+    plain = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=sorted(on_cuda)):
+            module.eval()
+            for part, _, held in parts:  # copies: a graph that waits for its walk has the originals
+                copies = {name: b if b is None else b.clone() for name, b in held.items()}
+                part._buffers.update(copies)
+            for parameter in module.parameters():
+                parameter.grad = None
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(legacy)  # noqa: NPY002
+        for parameter, grad, required in parameters:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+        for part, training, held in parts:
+            part.training = training
+            part._buffers.update(held)
+
+
+def _numbers(found: Any) -> Row:
+    """Return what a measure returned as float64 arrays by name."""
+    columns = getattr(found, "columns", None)
+    if not isinstance(found, Mapping) and callable(columns):
+        found = columns()
+    if not isinstance(found, Mapping) or not found:
+        raise TypeError(
+            f"Expected numbers by name, got {type(found).__name__}: return a dictionary"
+        )
+    result: Row = {}
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+        array = np.asarray(value)
+        if not isinstance(name, str) or name in ("step", "row") or array.dtype.kind not in "fiub":
+            raise TypeError(
+                f"Expected real numbers under a name other than 'step' and 'row', got {name!r} "
+                f"with {type(value).__name__} of {array.dtype}: convert or leave it out"
+            )
+        result[name] = array.astype(np.float64)
+    return result
+
+
+def _check_alike(row: Row, first: Row) -> None:
+    shapes, before = ({k: v.shape for k, v in each.items()} for each in (row, first))
+    if shapes != before:
+        differ = sorted(k for k in shapes | before if shapes.get(k) != before.get(k))
+        name = differ[0]
+        raise ValueError(
+            f"Expected the names and shapes of the step measured first, got '{name}' of shape "
+            f"{shapes.get(name, 'nothing')} after {before.get(name, 'nothing')}: measure the same "
+            "latents at each step"
+        )
+
+
+def _unstacked(columns: Mapping[str, NDArray[Any]], count: int) -> list[Row]:
+    return [{k: np.array(v[i], np.float64) for k, v in columns.items()} for i in range(count)]
+
+
+def _read(file: Path) -> tuple[list[int], list[Row]]:
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            steps = held["step"].tolist()
+            columns = {k.removeprefix(_PREFIX): held[k] for k in held.files if k != "step"}
+        return steps, _unstacked(columns, len(steps))
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected a table of bridges.Monitor in {file}, got something else: give another "
+            "file, or delete this one."
+        ) from error
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Do nothing at a hook that a monitor does not need."""

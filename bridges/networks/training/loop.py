@@ -1,0 +1,199 @@
+"""The loop of every training: steps of Adam, checkpoints, progress, and a watcher."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cpwl.files import atomic_path
+
+Module = TypeVar("Module", bound=nn.Module)
+
+Watch = Callable[[Any, int], object]
+"""Called with the module and the number of steps done: a `bridges.Monitor`, for example."""
+
+
+class Trained(NamedTuple, Generic[Module]):
+    """A module and how it came about.
+
+    Attributes
+    ----------
+    module : nn.Module
+        In evaluation mode.
+    losses : (steps,) float64 Tensor
+        The loss of each batch, before its step.
+    complete : bool
+        False where Ctrl-C ended it; the module is then that of the steps that `losses` has.
+    """
+
+    module: Module
+    losses: Tensor
+    complete: bool
+
+
+def descend(
+    module: Module,
+    loss_of: Callable[[torch.Generator, int], Tensor],
+    *,
+    options: Mapping[str, Any],
+    steps: int,
+    rate: float,
+    seed: int,
+    decay: bool,
+    checkpoint: Path | None,
+    every: int,
+    progress: bool,
+    watch: Watch | None,
+) -> Trained[Module]:
+    """Descend along a loss, on one thread, so that the result does not depend on their number.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Whose parameters with `requires_grad` are trained.
+    loss_of : callable
+        From a generator, whose state is kept in checkpoints, and the steps done, to a batch's loss.
+    options : mapping
+        What tells one training from another: numbers, strings, tuples and None.
+    steps : int
+        Of Adam.
+    rate : float
+        At the first step.
+    seed : int
+        Of the generator.
+    decay : bool
+        Whether the rate falls to 0 by half a cosine, or stays.
+    checkpoint : Path or None
+        Written every `every` steps and at the end. Where it is there already, training goes on from
+        it, to what a run without a stop gives, bit for bit.
+    every : int
+        Steps between two checkpoints.
+    progress : bool
+        Whether to show a bar.
+    watch : callable or None
+        See `Watch`: before the first step, and after each.
+
+    Returns
+    -------
+    Trained
+        After Ctrl-C what is done so far, with a warning.
+
+    Raises
+    ------
+    ValueError
+        A checkpoint of other options.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(module.parameters()).device
+    optimiser = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=rate)
+    losses: list[float] = []
+    if checkpoint is not None and checkpoint.exists():
+        state = read_checkpoint(checkpoint, device)
+        _check_options(state["options"], options, checkpoint)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        generator.set_state(state["generator"].cpu())
+        losses = state["losses"].tolist()
+    complete = True
+
+    def save() -> None:
+        if checkpoint is None:
+            return
+        state = {
+            "module": module.state_dict(), "optimiser": optimiser.state_dict(),
+            "generator": generator.get_state(), "options": dict(options),
+            "losses": torch.tensor(losses, dtype=torch.float64),
+        }  # fmt: skip
+        with atomic_path(checkpoint) as part:
+            torch.save(state, part)
+
+    def look() -> None:
+        if watch is None:
+            return
+        try:
+            watch(module, len(losses))
+        except Exception:
+            save()  # the steps since the last checkpoint are not lost with it
+            raise
+
+    with (
+        _one_thread(),
+        tqdm(total=steps, initial=len(losses), disable=not progress, desc="training") as bar,
+    ):
+        try:
+            look()
+            while len(losses) < steps:
+                fell = (1 + math.cos(math.pi * len(losses) / steps)) / 2 if decay else 1
+                optimiser.param_groups[0]["lr"] = rate * fell
+                loss = loss_of(generator, len(losses))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                losses.append(float(loss.detach()))
+                bar.update()
+                if len(losses) % every == 0 or len(losses) == steps:
+                    save()
+                look()
+        except KeyboardInterrupt:
+            complete = False
+            warnings.warn(
+                f"Training was stopped after {len(losses)} of {steps} steps; what is done is "
+                "returned.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return Trained(module.eval(), torch.tensor(losses, dtype=torch.float64), complete)
+
+
+def read_checkpoint(checkpoint: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of `descend`; nothing in it is executed.
+
+    Raises
+    ------
+    ValueError
+        A file of something else.
+    """
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if {"module", "optimiser", "generator", "options", "losses"} <= state.keys():
+            return state
+    except FileNotFoundError:
+        raise
+    except Exception:  # torch has a dozen ways to say that it is no file of its own
+        pass
+    raise ValueError(
+        f"Expected a checkpoint of bridges.networks.training in '{checkpoint}', got something "
+        "else: give another file, or delete this one."
+    )
+
+
+def fingerprint(tensors: Iterator[Tensor]) -> float:
+    """Return a number that tells one set of tensors from another: the sum of all entries."""
+    return float(sum(tensor.detach().double().sum() for tensor in tensors))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_options(found: Mapping[str, Any], asked: Mapping[str, Any], checkpoint: Path) -> None:
+    other = [name for name in asked if found.get(name) != asked[name]]
+    if other:
+        raise ValueError(
+            f"Expected a checkpoint of the same training in '{checkpoint}', got another "
+            f"{', '.join(other)}: give another file, or delete this one."
+        )
