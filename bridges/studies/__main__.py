@@ -11,7 +11,7 @@ import click
 
 from bridges.studies.claims import Study, provenance, save_study
 
-NAMES = ("toy_diffusion", "trajectories", "memorisation", "reward_guidance")
+NAMES = ("toy_diffusion", "trajectories", "memorisation", "reward_guidance", "training")
 """Modules of this package with a `study(size, seeds)`, and sizes `FULL` and `SMALL`."""
 
 

@@ -20,7 +20,7 @@ from bridges.networks import pipelines, pretrained
 from bridges.networks.diffusion import mnist_classifier
 from bridges.studies import digits
 from bridges.studies.claims import Claim, Direction, Invariant, Study
-from bridges.studies.digits import NAMES, Floats, described, sampled
+from bridges.studies.digits import NAMES, Floats, described, sampled, stacked
 from bridges.studies.quality import features, ink_and_edges, quality
 
 RHOS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -98,21 +98,14 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     """
     parts = _parts(size)
     found = [_seed(parts, size, seed) for seed in tqdm(seeds, desc="seeds")]
-    stacked: dict[str, Any] = _stacked(found)
-    data = {"rhos": list(size.rhos), "clip": CLIP, "unit": UNIT} | stacked
+    together: dict[str, Any] = stacked(found)
+    data = {"rhos": list(size.rhos), "clip": CLIP, "unit": UNIT} | together
     data["sigmas"], data["times"] = found[0]["sigmas"], found[0]["times"]
-    claims = _claims(size, stacked)
-    held = _invariants(size, parts, stacked)
+    claims = _claims(size, together)
+    held = _invariants(size, parts, together)
     for name in ("same", "sigmas", "times"):
-        stacked.pop(name)
+        together.pop(name)
     return Study("reward_guidance", size == FULL, tuple(seeds), tuple(claims), tuple(held), data)
-
-
-def _stacked(found: list[Any]) -> Any:
-    """Return the numbers of all seeds, those of one seed along the last axis."""
-    if isinstance(found[0], dict):
-        return {name: _stacked([one[name] for one in found]) for name in found[0]}
-    return np.stack([np.asarray(one, dtype=np.float64) for one in found], axis=-1)
 
 
 # -- what all seeds share --------------------------------------------------------------------------
