@@ -31,7 +31,7 @@ def described(decoder: Callable[[Tensor], Any], z: Tensor, **options: Any) -> Ta
 
 
 def stacked(found: list[Any]) -> Any:
-    """Return the numbers of all seeds, alike in their names, those of one seed along the last axis."""
+    """Return the numbers of all seeds, those of one seed along the last axis."""
     if isinstance(found[0], dict):
         return {name: stacked([one[name] for one in found]) for name in found[0]}
     return np.stack([np.asarray(one, dtype=np.float64) for one in found], axis=-1)
