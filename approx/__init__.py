@@ -15,7 +15,7 @@ from approx.spectra import Spectrum, draw_seed, spectrum
 from approx.tables import DescribeError, Descriptors, concatenate, describe
 
 if TYPE_CHECKING:
-    from approx import diffusion, plot, populations  # noqa: F401 - for type checkers; see `__getattr__`
+    from approx import diffusion, plot, populations, sampling  # noqa: F401 - see `__getattr__`
     from approx.populations import level_sets, order, score_sets
 
 __all__ = [
@@ -45,13 +45,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plot`, `diffusion` and `populations`, and what is of these, when it is asked for.
+    """Import a package that takes longer than all the rest, or what is of it, when asked for.
 
-    matplotlib and scipy take longer than all the rest.
+    These are `plot`, `diffusion`, `populations` and `sampling`, with matplotlib and scipy.
     """
     import importlib
 
-    if name in ("diffusion", "plot", "populations"):
+    if name in ("diffusion", "plot", "populations", "sampling"):
         return importlib.import_module(f"approx.{name}")
     if name in ("level_sets", "order", "score_sets"):
         return getattr(importlib.import_module("approx.populations"), name)

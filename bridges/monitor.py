@@ -29,7 +29,18 @@ _PREFIX = "measured "  # of names in the file: one of them may be called "step" 
 
 
 class MonitorError(RuntimeError):
-    """A module could not be measured at a step; what was measured before is kept."""
+    """A module could not be measured at a step; what was measured before is kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bridges import Monitor, MonitorError
+    >>> try:
+    ...     Monitor(lambda module: "large")(torch.nn.Linear(2, 1), 0)
+    ... except MonitorError as error:
+    ...     print(error)
+    Expected to measure the module at step 0, got TypeError: Expected numbers by name, got str: ...
+    """
 
 
 class Monitor:

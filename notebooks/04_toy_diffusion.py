@@ -13,7 +13,7 @@
 # %% [markdown]
 # # A toy diffusion, exactly
 #
-# A ReLU denoiser of 142 points learns to draw a dinosaur in 50 steps. At a fixed time t it is
+# A ReLU denoiser of 142 points draws a dinosaur by a diffusion of 50 steps. At a fixed time t it is
 # piecewise affine in x, so local scaling ψ, local rank ν and local complexity δ of a step are known
 # exactly over the plane, beside what `approx` estimates (Figures 3 and 19 of arXiv 2408.08307).
 # What a perfect denoiser would show is known in closed form.
@@ -43,15 +43,15 @@ WIDTH = 7.2  # inches, the width of a page's text
 plt.rcParams.update({"font.size": 7, "axes.titlesize": 8, "legend.frameon": False})
 
 study = load_study(HERE / "results" / "toy_diffusion.json")
-print(study.table().drop(columns="effect").to_string(index=False))
+print(study.text())
 assert not study.failed(), "Expected the invariants to hold"
 times, marks = study.data["times"], study.data["marks"]
 
 # %% [markdown]
-# The table looks over the plane; the same change from early to late at samples x_t, where the
-# network was trained, is below. Rows were chosen after a first look at small size and are not
-# corrected for their number; of ψ of the step the two places disagree. "Reflects the data" is our
-# reading: the size of a rank correlation with the distance to the data.
+# The table looks over the plane; the next cell has the same change from early to late at samples
+# x_t, where the network was trained. Rows were chosen after a first look at small size and are not
+# corrected for their number; for ψ of the step, plane and samples disagree. "Reflects the data" is
+# our reading: the size of a rank correlation with the distance to the data.
 
 # %%
 noisy = study.data["correlations"]["noisy"]
@@ -66,7 +66,8 @@ for name, by_mark in noisy.items():
 # ## Maps by time
 #
 # One training, early and late, and the ideal denoiser: descriptors of the step from x_t to x_{t-1}.
-# Both checkpoints have the colours of their time. Dots are the data where they lie at time t.
+# Early and late share a scale of colours at each time: look at its ends. Dots are the data where
+# they lie at time t.
 
 # %%
 points = read_datasaurus()

@@ -34,6 +34,7 @@ def test_every_path_that_a_page_names_exists(page):
         ("approx", "approx.diffusion"),
         ("approx", "approx.diffusion.maps"),
         ("approx", "approx.diffusion.reward"),
+        ("approx", "approx.sampling"),
     ],
 )
 def test_the_reference_lists_every_public_name(page, module):

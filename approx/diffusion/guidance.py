@@ -75,6 +75,9 @@ class Guided:
     rho: float
     steps: list[GuidedStep] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"Guided(rho={self.rho:g}, {len(self.steps)} steps)"
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return means over the samples, a row for each step; of `clipped` it is their share."""
         first = {
@@ -110,9 +113,12 @@ def guide(
         An `ExactReward`, `SketchReward` or other function of the latents that the decoder takes,
         (B, ...) -> (B,), differentiable; or a `ClassifierReward`, of noisy samples.
     rho : float
-        Strength. At 0 nothing is computed and the samples are bitwise those without.
+        Strength. At 0 nothing is computed and the samples are bitwise those without. Gradients of
+        psi are long, 30 to 50 on a small decoder of digits where those of a classifier's log p are
+        1 to 2: `ExactReward` and `SketchReward` ask for a rho some 25 times smaller.
     clip : float, optional
         Bound on the norm of the change over that of the prediction, for each sample; None for none.
+        Above 1 little of the prediction is left: 0.3 is a good bound for rewards without training.
     through : {"clean", "denoiser"}
         Take the gradient at the estimate of x_0 with the prediction held fixed, or through the
         denoiser. A prediction of x_0 held fixed would leave no gradient: the estimate is then taken
@@ -159,11 +165,16 @@ def guide(
     Schedulers that draw noise draw the same at any rho, so that runs of one seed are pairs.
     """
     noisy = isinstance(reward, ClassifierReward)
-    if not math.isfinite(rho):
-        raise ValueError(f"Expected a finite rho, got {rho}: it multiplies the gradient.")
-    if clip is not None and not clip > 0:
+    if not callable(reward):
         raise ValueError(
-            f"Expected clip above 0, got {clip}: it bounds the change as a share of the "
+            f"Expected a reward as a function of latents, got {reward!r}: give an ExactReward, a "
+            "SketchReward, or what reward.fit returned."
+        )
+    if not isinstance(rho, (int, float)) or not math.isfinite(rho):
+        raise ValueError(f"Expected a finite rho, got {rho!r}: it multiplies the gradient.")
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+        raise ValueError(
+            f"Expected clip above 0, got {clip!r}: it bounds the change as a share of the "
             "prediction; None for no bound."
         )
     if through not in ("clean", "denoiser"):

@@ -105,7 +105,11 @@ def step(
     eta: float = 0.0,
     **condition: Any,
 ) -> Bound:
-    """Return the map from x_t to the sample at the next noise level.
+    """Return the map from x_t to the sample at the next noise level, as the scheduler steps.
+
+    Of a `Schedule`, such as that of `schedule_of`, the step is DDIM's, without noise. Where the
+    scheduler clips its estimate of x_0 (`clip_sample`), so does the map: psi is then that of a
+    singular matrix, and NaN.
 
     Parameters
     ----------
@@ -305,5 +309,9 @@ def _unrolled(
 
 
 def _bound(denoiser: Denoiser, target: Callable[..., Any], condition: dict[str, Any]) -> Bound:
+    if hasattr(denoiser, "scheduler"):
+        raise ValueError(
+            f"Expected a denoiser, got {type(denoiser).__name__}: give its unet or transformer."
+        )
     bind(denoiser, **condition)  # refuses what it does not take
     return bind(target, **condition)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from approx.decoder import Unquantised, modules_of
+from approx.decoder import HALF, Unquantised, modules_of
 from approx.diffusion.schedules import mean_of
 from approx.diffusion.stepping import Step
 
@@ -20,8 +20,8 @@ Codes = Callable[[Tensor], Tensor]
 
 _DENOISERS = ("transformer", "transformer_2", "unet")
 _AUTOENCODERS = ("vae", "vqvae")
-# of the norm, between latents that a pipeline decodes in half precision and ours
-_TOLERANCE = 0.02
+# of the norm, between latents that a pipeline decodes and ours; and in half precision
+_TOLERANCE, _HALF_TOLERANCE = 1e-4, 0.02
 
 
 def autoencoder_of(pipe: Any) -> Any:
@@ -133,6 +133,8 @@ class Layout:
         Its number among the runs that are watched.
     finished : Tensor or None
         The sample behind a call's last step.
+    through : bool
+        Whether the latest call came to its last step.
     decodes : dict of int to bool
         By call, whether the pipeline then decoded what this makes of it.
     """
@@ -144,6 +146,7 @@ class Layout:
     call: int = -1
     begun: int = -1
     finished: Tensor | None = None
+    through: bool = False
     decodes: dict[int, bool] = field(default_factory=dict)
 
     def begins(self, step: Step) -> bool:
@@ -156,7 +159,8 @@ class Layout:
         """
         if step.call == self.begun:
             return False
-        self.begun, self.call, self.finished = step.call, self.call + 1, None
+        self.begun, self.call = step.call, self.call + 1
+        self.finished, self.through = None, False
         x = step.sample
         self.doubled = (
             len(x) % 2 == 0
@@ -169,7 +173,7 @@ class Layout:
     def ended(self, step: Step, sample: Tensor) -> None:
         """Keep the sample behind the last step: what was decoded before is a preview."""
         if step.number == len(step.schedule) - 1:
-            self.finished = sample
+            self.finished, self.through = sample, True
 
     def __call__(self, z: Tensor, *, scaled: bool = False) -> Tensor:
         """Return latents as the decoder takes them, or still scaled, in at least float32."""
@@ -216,9 +220,14 @@ def laid_out(pipe: Any, codes: Codes | None, denoiser: Any = None) -> Iterator[L
 
         def decoding(*args: Any, **kwargs: Any) -> Any:
             given = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(given, Tensor) and layout.finished is not None:
-                right = _close(given, layout(layout.finished))
-                layout.decodes[layout.call] = right or layout.decodes.get(layout.call, False)
+            # with gradients it is a reward that decodes, or the caller
+            finished = None if torch.is_grad_enabled() else layout.finished
+            if finished is not None and isinstance(given, Tensor):
+                ours = layout(finished)
+                if given.numel() == ours.numel():  # others are previews of the caller's
+                    half = {given.dtype, finished.dtype} & set(HALF)
+                    right = _close(given, ours, _HALF_TOLERANCE if half else _TOLERANCE)
+                    layout.decodes[layout.call] = right or layout.decodes.get(layout.call, False)
             return decode(*args, **kwargs)
 
         vars(decoding)["behind"] = getattr(decode, "behind", decode)
@@ -235,6 +244,38 @@ def laid_out(pipe: Any, codes: Codes | None, denoiser: Any = None) -> Iterator[L
                 part.decode = own
 
 
+@contextmanager
+def loaded(decoder: Any, home: torch.device) -> Iterator[torch.device]:
+    """Hold a decoder on the device that it runs on, without accelerate's hooks.
+
+    A copy of a module with its hook would be one of the model before it as well. Weights that are
+    not in memory as a whole are refused.
+    """
+    taken = []
+    try:
+        for module in modules_of(decoder):
+            hook: Any = getattr(module, "_hf_hook", None)
+            if any(p.is_meta for p in module.parameters()):
+                raise ValueError(
+                    f"Expected the weights of {type(module).__name__} in memory, got them "
+                    "offloaded layer by layer: use pipe.enable_model_cpu_offload(), which moves "
+                    "whole models, or give decoder=; run.seen has the latents."
+                )
+            if hasattr(hook, "execution_device"):
+                from accelerate.hooks import remove_hook_from_module
+
+                hook.pre_forward(module)  # as its first call would
+                remove_hook_from_module(module)
+                taken.append((module, hook))
+            home = next((p.device for p in module.parameters()), home)
+        yield home
+    finally:
+        for module, hook in taken:
+            from accelerate.hooks import add_hook_to_module
+
+            add_hook_to_module(module, hook)  # and the module moves where it was
+
+
 def _listed(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
@@ -245,10 +286,8 @@ def _repeats(x: Tensor) -> bool:
     return torch.equal(x[:half], x[half:])
 
 
-def _close(given: Tensor, ours: Tensor) -> bool:
-    """Tell whether latents are the same to half precision, whatever their sizes are."""
-    if given.numel() != ours.numel():
-        return False
+def _close(given: Tensor, ours: Tensor, tolerance: float) -> bool:
+    """Tell whether as many numbers are the same, to a share of their norm."""
     given, ours = given.double().flatten(), ours.double().flatten()
     # not <=: latents with NaN fail elsewhere
-    return not float((given - ours).norm()) > _TOLERANCE * float(ours.norm())
+    return not float((given - ours).norm()) > tolerance * float(ours.norm())

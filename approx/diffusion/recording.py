@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from approx.decoder import HALF, dtypes_of, modules_of
-from approx.diffusion import maps
-from approx.diffusion.pipelines import Codes, Layout, decoder_of, denoiser_of, laid_out
+from approx.decoder import HALF, bind, dtypes_of
+from approx.diffusion.pipelines import Codes, Layout, decoder_of, denoiser_of, laid_out, loaded
 from approx.diffusion.schedules import Schedule
-from approx.diffusion.stepping import RECORDS, Step, watched
+from approx.diffusion.stepping import RECORDS, Step, check_scheduler, watched
+from approx.diffusion.unrolling import Denoiser, estimated, whole_times
 from approx.tables import DescribeError, Descriptors, concatenate, describe, imported, seed_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ class Run:
         default_factory=lambda: {"all": 0.0, "recording": 0.0, "describing": 0.0}
     )
 
+    def __repr__(self) -> str:
+        latents = sum(len(seen.latents) for seen in self.seen)
+        return f"Run({latents} latents, {self.descriptors or 'not described yet'})"
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns by name, a row for each latent that was described.
 
@@ -131,7 +136,7 @@ def record(
     every: int = 1,
     at: str | Sequence[str] | None = None,
     decoder: Callable[[Tensor], Any] | None = None,
-    denoiser: maps.Denoiser | None = None,
+    denoiser: Denoiser | None = None,
     codes: Codes | None = None,
     schedule: Schedule | None = None,
     **describe_options: Any,
@@ -165,7 +170,8 @@ def record(
         The noise levels, where `schedule_of` does not know the scheduler.
     **describe_options
         Of `describe`: `k`, `method`, `neighbourhood`, `seed`, ... The probes are the same at all
-        steps.
+        steps. Beyond 120 numbers a latent, psi and nu are by default psi_W and nu_W; delta is 0
+        everywhere where the radius is small: `run.descriptors` says at which it counts some knots.
 
     Yields
     ------
@@ -175,9 +181,10 @@ def record(
     Raises
     ------
     ValueError
-        On entry: a pipeline without a scheduler, options that do not fit. In the pipeline: an
+        On entry: a pipeline without a scheduler, unknown options. In the pipeline: an
         unknown scheduler, latents of another shape than in the first call. On exit: no step was
-        taken, weights that are offloaded, latents that are not those which the pipeline decodes.
+        taken, weights that are offloaded; with the table there, latents that are not those which
+        the pipeline decodes.
     DecoderError, DescribeError
         On exit, as `describe` does; the rows before are in the table. After an error in the
         pipeline that one is raised, with this as a note.
@@ -194,12 +201,26 @@ def record(
     switched on and the latents are larger than a tile; psi is then that of the blended tiles.
 
     Schedulers that draw noise draw the same as without: samples have it, estimates of x_0 do not.
+    A finished sample that a callback or a blend changes behind the last step is known only where
+    the pipeline decodes it. One thread at a time: describing takes a model's weights out for a
+    moment.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
         raise ValueError(
             f"Expected every as an integer of at least 1, got {every!r}: 1 records all steps."
         )
+    scheduler = getattr(pipe, "scheduler", None)
+    check_scheduler(scheduler)
+    if not isinstance(schedule, Schedule | None):
+        raise ValueError(
+            f"Expected schedule as an approx.diffusion.Schedule, got {type(schedule).__name__}: "
+            "leave it out for a scheduler of diffusers."
+        )
     inner = decoder_of(pipe) if decoder is None else decoder
+    if not callable(inner or len):
+        raise ValueError(
+            f"Expected decoder as a function of latents, got {inner!r}: such as pipe.vae.decode."
+        )
     chosen = _places(at, inner is not None, pipe)
     if inner is not None:
         of = "decoder"
@@ -242,7 +263,6 @@ def record(
 
     home: list[torch.device] = []
     begun = time.perf_counter()
-    scheduler = getattr(pipe, "scheduler", None)
     try:
         with (
             laid_out(pipe, codes, denoiser) as layout,
@@ -251,14 +271,15 @@ def record(
             yield run
     except BaseException as error:
         try:
-            _describe(run, inner, denoiser, home, options)
+            _describe(run, inner, denoiser, home, options, whole_times(scheduler))
         except Exception as second:
             error.add_note(f"What was recorded could not be described: {second}")
         raise
     else:
+        _describe(run, inner, denoiser, home, options, whole_times(scheduler))
         layout.check()
-        _describe(run, inner, denoiser, home, options)
-        run.complete = run.descriptors is not None and run.descriptors.complete
+        described = run.descriptors is not None and run.descriptors.complete
+        run.complete = described and layout.through
     finally:
         run.seconds["all"] = time.perf_counter() - begun
 
@@ -266,7 +287,7 @@ def record(
 def _places(at: str | Sequence[str] | None, decodes: bool, pipe: Any) -> tuple[str, ...]:
     if at is None:
         return PLACES if decodes else PLACES[:1]
-    chosen = (at,) if isinstance(at, str) else tuple(at)
+    chosen: tuple[Any, ...] = tuple(at) if isinstance(at, list | tuple) else (at,)
     wrong = [place for place in chosen if place not in PLACES]
     if wrong or not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(
@@ -297,18 +318,23 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(
-    run: Run, decoder: Any, denoiser: Any, home: list[torch.device], options: dict[str, Any]
+    run: Run,
+    decoder: Any,
+    denoiser: Any,
+    home: list[torch.device],
+    options: dict[str, Any],
+    whole: bool,
 ) -> None:
-    """Describe what was seen, as far as it goes."""
+    """Describe what was seen, as far as it goes; `whole` is whether times are whole numbers."""
     if not run.seen:
         return
     begun, done = time.perf_counter(), []
     try:
         if decoder is not None:
-            with _loaded(decoder, home[0]) as device:
+            with loaded(decoder, home[0]) as device:
                 done.append(_described(done, decoder, run.seen, device, options))
             return
-        with _loaded(denoiser, home[0]) as device:
+        with loaded(denoiser, home[0]) as device:
             # a job for each time: several calls of a pipeline come to the same ones
             groups: dict[float, list[Seen]] = {}
             for seen in run.seen:
@@ -316,7 +342,8 @@ def _describe(
             run.seen = [seen for group in groups.values() for seen in group]
             for t, group in groups.items():
                 # where entries are clipped, psi would be of a singular matrix
-                step = maps.clean(denoiser, replace(group[0].schedule, clip=None), t)
+                levels = replace(group[0].schedule, clip=None)
+                step = bind(partial(estimated, denoiser, levels, levels.index(t), whole))
                 found = _described(done, step, group, device, options)
                 done.append(found)
                 if not found.complete:
@@ -341,38 +368,6 @@ def _described(
     except DescribeError as error:
         done.append(error.partial)
         raise
-
-
-@contextmanager
-def _loaded(decoder: Any, home: torch.device) -> Iterator[torch.device]:
-    """Hold a decoder on the device that it runs on, without accelerate's hooks.
-
-    A copy of a module with its hook would be one of the model before it as well. Weights that are
-    not in memory as a whole are refused.
-    """
-    taken = []
-    try:
-        for module in modules_of(decoder):
-            hook: Any = getattr(module, "_hf_hook", None)
-            if any(p.is_meta for p in module.parameters()):
-                raise ValueError(
-                    f"Expected the weights of {type(module).__name__} in memory, got them "
-                    "offloaded layer by layer: use pipe.enable_model_cpu_offload(), which moves "
-                    "whole models, or give decoder=; run.seen has the latents."
-                )
-            if hasattr(hook, "execution_device"):
-                from accelerate.hooks import remove_hook_from_module
-
-                hook.pre_forward(module)  # as its first call would
-                remove_hook_from_module(module)
-                taken.append((module, hook))
-            home = next((p.device for p in module.parameters()), home)
-        yield home
-    finally:
-        for module, hook in taken:
-            from accelerate.hooks import add_hook_to_module
-
-            add_hook_to_module(module, hook)  # and the module moves where it was
 
 
 def _fitting(decoder: Any, options: dict[str, Any]) -> dict[str, Any]:

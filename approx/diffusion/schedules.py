@@ -251,7 +251,7 @@ def schedule_of(scheduler: Any) -> Schedule:
         known = sorted(_DISCRETE | _PRESERVING | _EXPLODING | _FLOW)
         raise ValueError(
             f"Expected one of the schedulers {', '.join(known)}, got {type(scheduler).__name__}: "
-            "give its noise levels as an approx.diffusion.Schedule."
+            "give pipe.scheduler, or the noise levels as an approx.diffusion.Schedule."
         )
     times = getattr(scheduler, "timesteps", None)
     if times is None or getattr(scheduler, "num_inference_steps", None) is None:

@@ -55,6 +55,15 @@ Ended = Callable[[Step, Tensor], None]
 """Shown a step and the sample that it returned."""
 
 
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse what does not step."""
+    if not callable(getattr(scheduler, "step", None)):
+        raise ValueError(
+            f"Expected a scheduler with a step method, got {type(scheduler).__name__}: give a "
+            "pipeline whose .scheduler steps from noise to data."
+        )
+
+
 @contextmanager
 def watched(
     scheduler: Any,
@@ -86,11 +95,7 @@ def watched(
     ValueError
         On entry, something that does not step; on exit, if no step was taken.
     """
-    if not callable(getattr(scheduler, "step", None)):
-        raise ValueError(
-            f"Expected a scheduler with a step method, got {type(scheduler).__name__}: give a "
-            "pipeline whose .scheduler steps from noise to data."
-        )
+    check_scheduler(scheduler)
     if not hasattr(scheduler.step, "watchers"):
         scheduler.step = _wrapper(scheduler, vars(scheduler).get("step"))
     wrapper: Any = scheduler.step

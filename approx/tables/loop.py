@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -187,7 +187,9 @@ def _one(plan: Plan, z: Tensor, start: int) -> tuple[Done, _Cost]:
             products=options.products,
             max_bytes=options.max_bytes,
         )
-        done = Done(found, counted, op.products, op.latent_shape, op.output_shape, uncounted)
+        # rows need no singular values, k numbers for each latent
+        kept = replace(found, singular_values=None)
+        done = Done(kept, counted, op.products, op.latent_shape, op.output_shape, uncounted)
         return done, _Cost(_bytes_each(op, found, plan), _most(op, found, plan))
 
 

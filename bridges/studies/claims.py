@@ -166,6 +166,13 @@ class Study:
             )
         return pd.DataFrame(rows)
 
+    def text(self) -> str:
+        """Return the table as text, the claims of each effect together."""
+        parts = []
+        for effect, rows in self.table().groupby("effect", sort=False) if self.claims else ():
+            parts.append(f"{effect}:\n{rows.drop(columns='effect').to_string(index=False)}\n")
+        return "\n".join(parts)
+
     def failed(self) -> list[Invariant]:
         """Return the invariants that do not hold."""
         return [invariant for invariant in self.invariants if not invariant.holds]

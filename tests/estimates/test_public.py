@@ -13,10 +13,11 @@ import approx
 import approx.diffusion
 import approx.plot
 import approx.populations
+import approx.sampling
 
 PUBLIC = [
     (package, name)
-    for package in (approx, approx.diffusion.maps, approx.plot, approx.populations)
+    for package in (approx, approx.diffusion.maps, approx.plot, approx.populations, approx.sampling)
     for name in package.__all__
 ]
 FACES = [

@@ -64,6 +64,8 @@ class ExactReward:
 
     Notes
     -----
+    Its gradients are long: guide with a rho of about 0.04 and clip=0.3, see `guide`.
+
     A call returns psi (B,); autograd gives the gradient, once. Cost for a latent: d tangents
     forward and, where the latents require a gradient, back through them, about 3 d forward passes.
     All latents that fit are differentiated at once, each with all of its tangents. The rank is

@@ -15,7 +15,7 @@ from approx.diffusion.schedules import Level, Schedule, diffusion_levels, is_flo
 from approx.spectra import draw_seed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Collected:
     r"""Noisy samples, n = N times len(levels), each code at each level.
 
@@ -57,6 +57,12 @@ class Collected:
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.samples)
+
+    def __repr__(self) -> str:
+        return (
+            f"Collected({len(self):,} samples at {len(self.levels)} levels, counts "
+            f"{self.counts.tolist()})"
+        )
 
     @property
     def counts(self) -> NDArray[np.int64]:

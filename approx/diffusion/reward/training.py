@@ -80,6 +80,11 @@ def fit(
     >>> fitted(torch.tensor([[-1.0], [1.0]]), found.levels[0]).exp() > 0.5
     tensor([False,  True])
     """
+    if not isinstance(collected, Collected):
+        raise ValueError(
+            f"Expected what reward.collect returned, got {type(collected).__name__}: collect noisy "
+            "codes first."
+        )
     if min(epochs, width, batch) < 1 or not rate > 0:
         raise ValueError(
             "Expected epochs, width and batch of at least 1 and a rate above 0, got "

@@ -476,6 +476,7 @@ def test_rewards_of_latents_that_are_not_decoded_are_refused() -> None:
     schedule = Schedule((_NEAR, _NEAR._replace(time=1)), "epsilon")
     x = torch.ones(1, 3)
 
+    @torch.no_grad()  # as pipelines run
     def sampled(**options: Any) -> None:
         with guide(pipe, _linear, schedule=schedule, **options):
             pipe.vae.decode(5 * x)  # a preview

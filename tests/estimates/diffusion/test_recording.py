@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from approx import DecoderError, DescribeError, describe
 from approx.diffusion import Level, Run, Schedule, guide, record
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 PLAIN: dict[str, Any] = {"seed": 1, "progress": False, "neighbourhood": None}
 QUICK = PLAIN | {"method": "paper", "k": 2}
@@ -625,6 +625,7 @@ def test_latents_that_do_not_fit_are_refused_by_what_is_wrong() -> None:
         _recorded(pipe, torch.ones(1, 4))
 
     class Scaling(_Pipe):
+        @torch.no_grad()
         def __call__(self, x: Tensor) -> Tensor:
             return self.vae.decode(3 * super().__call__(x))
 
@@ -634,3 +635,49 @@ def test_latents_that_do_not_fit_are_refused_by_what_is_wrong() -> None:
     run = _recorded(pipe, torch.ones(1, 3), codes=lambda z: 3 * z)
     torch.testing.assert_close(run.seen[0].latents, torch.full((1, 3), 3.0))
     assert run.complete
+
+
+def test_denoisers_without_an_autoencoder_are_told_times_as_the_pipeline_tells_them() -> None:
+    """Tables of times are looked up by whole numbers alone."""
+    unet = diffusers.UNet2DModel(
+        sample_size=4, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1,
+        time_embedding_type="learned", num_train_timesteps=1000, add_attention=False,
+    )  # fmt: skip
+    pipe = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    with record(pipe, **PLAIN) as run:
+        pipe(num_inference_steps=2, output_type="np")
+    assert np.isfinite(run.columns()["psi"]).all()
+
+
+def test_what_the_caller_decodes_is_not_what_the_pipeline_decodes() -> None:
+    decoder = _linear()
+    pipe = _Pipe(decoder)
+    with record(pipe, schedule=_LEVELS, **QUICK) as run:
+        z = pipe(torch.ones(2, 3))
+        with torch.no_grad():
+            pipe.vae.decode(z[:1] / 2)  # a preview
+        pipe.vae.decode(5 * z)  # with gradients: a reward's
+    assert run.complete
+
+
+def test_what_was_recorded_is_described_though_the_pipeline_decodes_something_else() -> None:
+    pipe = _Pipe(_linear())
+    with (
+        pytest.raises(ValueError, match="to decode the sample behind its last step, got other"),
+        record(pipe, schedule=_LEVELS, **QUICK) as run,
+        torch.no_grad(),
+    ):
+        pipe.vae.decode(1.001 * pipe(torch.ones(2, 3)))
+    assert len(run.table) == 18
+    assert not run.complete
+    assert repr(run) == f"Run(18 latents, {run.descriptors})"
+
+
+def test_a_call_that_ends_early_is_not_complete() -> None:
+    pipe = _Pipe(_linear())
+    with record(pipe, schedule=_LEVELS, **QUICK) as run:
+        pipe.scheduler.step(torch.ones(1, 3), 4, torch.ones(1, 3))
+    assert len(run.table) == 2
+    assert not run.complete

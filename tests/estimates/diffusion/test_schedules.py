@@ -163,8 +163,9 @@ def test_bad_input_gets_one_clear_error() -> None:
          "Expected times from 0 to 1, as in training, got 2: the denoiser has seen no other."),
         (lambda: diffusion_levels([0.9, 0.5], [0.5]),  # type: ignore[list-item]
          "Expected times from 0 to 1, as in training, got 0.5"),
-        (lambda: schedule_of(diffusers.LCMScheduler()), "got LCMScheduler: give its noise levels "
-         "as an approx.diffusion.Schedule."),
+        (lambda: schedule_of(diffusers.LCMScheduler()), 
+         "got LCMScheduler: give pipe.scheduler, or the noise levels as "
+         "an approx.diffusion.Schedule."),
         (lambda: schedule_of(odd), "Expected a DPMSolverMultistepScheduler with time steps, got "
          "none: call its set_timesteps(number of steps) first."),
         (lambda: schedule_of(inverted), "Expected sigmas that fall from noise to data, got "

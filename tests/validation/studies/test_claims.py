@@ -96,3 +96,10 @@ def test_the_exit_status_is_that_of_the_invariants(monkeypatch, tmp_path):
     done = CliRunner().invoke(main, ["trajectories"])
     assert done.exit_code == 1
     assert "FAILS: exact: 3 of 4" in done.output
+
+
+def test_what_cannot_be_written_is_refused_before_the_study(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(main, ["trajectories", "--out", str(tmp_path / "file" / "s.json")])
+    assert done.exit_code == 2
+    assert "Expected a file that can be written" in done.output
