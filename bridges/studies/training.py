@@ -65,7 +65,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     held = _invariants(size, data)
     data |= {"steps": list(size.measured), "tuned steps": list(size.tuned)}
     data |= {"noises": list(size.noises), "number of classes": list(size.classes)}
-    return Study("training", size == FULL, seeds, tuple(_claims(size, data)), held, data)
+    return Study("training", size == FULL, seeds, tuple(_claims(size, data)), tuple(held), data)
 
 
 # -- claims, and what must hold --------------------------------------------------------------------
