@@ -1,7 +1,8 @@
-"""Directives of the site: layers of packages from the import contracts, and the commands' help."""
+"""Directives of the site: layers from the import contracts, the commands' help, studies."""
 
 import ast
 import html
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -80,6 +81,33 @@ class Commands(SphinxDirective):
         return found
 
 
+class Studies(SphinxDirective):
+    """Print the kept result of each study: claims by effect, verdicts, and how they were made."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make one section for each file in notebooks/results."""
+        from bridges.studies import load_study
+        from bridges.studies.__main__ import NAMES
+
+        found = []
+        for name in NAMES:
+            path = ROOT / "notebooks" / "results" / f"{name}.json"
+            self.env.note_dependency(str(path))
+            study = load_study(path)
+            module = importlib.import_module(f"bridges.studies.{name}")
+            title, _, _ = (module.__doc__ or "").partition("\n")
+            section = nodes.section(ids=[name.replace("_", "-")])
+            section += nodes.title(text=title.rstrip("."))
+            made = f"{study.made_by['command']}, commit {study.made_by['commit'][:7]}"
+            section += nodes.paragraph("", "", nodes.literal(text=made))
+            for effect, rows in study.table().groupby("effect", sort=False):
+                section += nodes.paragraph(text=f"{effect}:")
+                table = rows.drop(columns="effect").to_html(index=False, border=0, classes="study")
+                section += nodes.raw("", table, format="html")
+            found.append(section)
+        return found
+
+
 def escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape the stars and bars of shapes and formulas, which docstrings write as plain text."""
     example = False
@@ -100,6 +128,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("layers", Layers)
     app.add_directive("commands", Commands)
+    app.add_directive("studies", Studies)
     app.connect("autodoc-process-docstring", escape, priority=100)  # before numpydoc
     app.connect("source-read", close_examples)
     return {"parallel_read_safe": True}
