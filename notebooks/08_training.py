@@ -107,9 +107,9 @@ plt.show()
 # Noise of 0.0001 changes nothing, as it should: it is another training by chance. At 0.1, noise
 # lowers ψ by 7 nats before the sigmoid, eleven times the spread between seeds, and by 2 after it. ν
 # rises before the sigmoid, and not after. Raw δ rises at 0.1, white δ does not: that was the scale
-# of the latents. ψ dips, raw and white, but in the first 50 steps, away from random weights; without
-# noise, it rises from there on. So does white δ; without a warm-up of the KL divergence, δ has a
-# peak at step 100 instead.
+# of the latents. ψ dips, raw and white, but in the first 50 steps, away from random weights;
+# without noise, it rises from there on. So does white δ; without a warm-up of the KL divergence, δ
+# has a peak at step 100 instead.
 
 # %%
 late = np.array(steps) >= 300  # behind the warm-up
@@ -158,8 +158,8 @@ for name, (ax, below) in zip([*WHITE[:3], WHITE[-1]], axes.T, strict=True):
     below.set(xlabel="classes", xscale="log")
     below.set_xticks(counts, counts)
     below.minorticks_off()
-for ax in axes[:, 0]:
-    ax.legend()
+axes[0, 1].legend(loc="lower left")
+axes[1, 3].legend(loc="upper left")
 figure.savefig(FIGURES / "08_tuning.png", dpi=200)
 plt.show()
 

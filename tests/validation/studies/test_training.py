@@ -15,13 +15,13 @@ from bridges.studies import load_study, training
 RESULTS = Path(__file__).parents[3] / "notebooks" / "results" / "training.json"
 
 TINY = training.Size(
-    2, (0.0, 1e-4), 100, 4, 12, 8, 4, (0, 4, 8, 12), 4, 2, 16, 2, (0, 3), (1, 10), 1, 1
+    1, (0.0, 1e-4), 100, 4, 12, 8, 4, (0, 4, 8, 12), 4, 2, 16, 2, (0, 3), (1, 10), 1, 1
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def tiny(data, one_thread):
-    return training.study(TINY, [3, 4])
+    return training.study(TINY, [3])
 
 
 def test_descriptors_are_those_of_jacobians(tiny):
@@ -63,9 +63,10 @@ def test_what_must_hold_holds_whatever_the_size(tiny):
 
 
 def test_every_claim_has_a_value_for_each_seed(tiny):
-    assert all(len(claim.values) == 2 for claim in tiny.claims)
+    assert all(len(claim.values) == 1 for claim in tiny.claims)
     assert len({claim.claim for claim in tiny.claims}) == len(tiny.claims)
-    assert np.isfinite([claim.values for claim in tiny.claims]).all()
+    known = [np.isfinite(c.values).all() for c in tiny.claims]  # a dip needs other seeds
+    assert known == ["dips" not in claim.claim for claim in tiny.claims]
 
 
 def test_a_dip_is_below_both_ends_where_the_other_curves_are_least():
