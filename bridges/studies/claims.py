@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
+from approx.populations.comparisons import corrected
 from cpwl.files import atomic_path
 
 if TYPE_CHECKING:
@@ -47,18 +49,42 @@ def interval(values: Sequence[float]) -> Interval:
     >>> print(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
     2.00 [-0.48, 4.48]
     """
+    array = _effects(values)
+    mean = float(array.mean())
+    if len(array) == 1:
+        return Interval(mean, -math.inf, math.inf)
+    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Return the p-value of Student's t that the mean of independent values is 0, two-sided.
+
+    It is below 0.05 where the `interval` leaves 0 out, and NaN where that is not finite.
+
+    Examples
+    --------
+    >>> from bridges.studies.claims import p_value
+    >>> round(p_value([1.0, 2.0, 3.0]), 4)
+    0.0742
+    """
+    array = _effects(values)
+    if len(array) < 2 or not np.isfinite(array).all():
+        return math.nan
+    if np.ptp(array) == 0:
+        return float(array[0] == 0)
+    found: Any = stats.ttest_1samp(array, 0)
+    return float(found.pvalue)
+
+
+def _effects(values: Sequence[float]) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise ValueError(
             f"Expected one effect for each seed, got an array of shape {array.shape}: give a list "
             "of at least one number."
         )
-    array = np.where(np.abs(array) < ROUNDING, 0.0, array)
-    mean = float(array.mean())
-    if len(array) == 1:
-        return Interval(mean, -math.inf, math.inf)
-    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
-    return Interval(mean, mean - half, mean + half)
+    return np.where(np.abs(array) < ROUNDING, 0.0, array)
 
 
 @dataclass(frozen=True)
@@ -148,11 +174,18 @@ class Study:
     made_by: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
-        """Return one row a claim: the paper's direction, ours with its interval, the verdict."""
+        """Return one row a claim: the paper's direction, ours with its interval, the verdict.
+
+        The verdict is that of the interval alone. `p_holm` is corrected for the number of claims by
+        Holm's method: an effect with one above 0.05 may be chance among so many.
+        """
         import pandas as pd
 
+        p = np.array([p_value(claim.values) for claim in self.claims])
+        known = np.isfinite(p)
+        p[known] = corrected(p[known])
         rows = []
-        for claim in self.claims:
+        for claim, p_holm in zip(self.claims, p.tolist(), strict=True):
             mean, low, high = interval(claim.values)
             rows.append(
                 {
@@ -161,6 +194,7 @@ class Study:
                     "effect": claim.effect,
                     "ours": f"{mean:.3g} [{low:.3g}, {high:.3g}]",
                     "seeds": len(claim.values),
+                    "p_holm": float(f"{p_holm:.2g}"),
                     "verdict": claim.verdict,
                 }
             )
@@ -176,6 +210,20 @@ class Study:
     def failed(self) -> list[Invariant]:
         """Return the invariants that do not hold."""
         return [invariant for invariant in self.invariants if not invariant.holds]
+
+
+def stacked(found: Sequence[Any]) -> Any:
+    """Return the numbers of all seeds, by name, those of a seed on the last axis.
+
+    Examples
+    --------
+    >>> from bridges.studies.claims import stacked
+    >>> stacked([{"psi": [1.0, 2.0]}, {"psi": [3.0, 4.0]}])["psi"].tolist()
+    [[1.0, 3.0], [2.0, 4.0]]
+    """
+    if isinstance(found[0], Mapping):
+        return {name: stacked([one[name] for one in found]) for name in found[0]}
+    return np.stack([np.asarray(one, dtype=np.float64) for one in found], axis=-1)
 
 
 def provenance(command: str) -> dict[str, str]:

@@ -30,13 +30,6 @@ def described(decoder: Callable[[Tensor], Any], z: Tensor, **options: Any) -> Ta
     return {name: np.asarray(columns[name]).reshape(z.shape[:-3]) for name in NAMES}
 
 
-def stacked(found: list[Any]) -> Any:
-    """Return the numbers of all seeds, those of one seed along the last axis."""
-    if isinstance(found[0], dict):
-        return {name: stacked([one[name] for one in found]) for name in found[0]}
-    return np.stack([np.asarray(one, dtype=np.float64) for one in found], axis=-1)
-
-
 def untrained_decoder(seed: int) -> nn.Module:
     """Return the decoder of `mnist_decoder` with new weights, as torch draws them."""
     decoder = mnist_decoder()

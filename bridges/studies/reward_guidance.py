@@ -19,8 +19,8 @@ from approx.diffusion import ExactReward, SketchReward, guide, reward, schedule_
 from bridges.networks import pipelines, pretrained
 from bridges.networks.diffusion import mnist_classifier
 from bridges.studies import digits
-from bridges.studies.claims import Claim, Direction, Invariant, Study
-from bridges.studies.digits import NAMES, Floats, described, sampled, stacked
+from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked
+from bridges.studies.digits import NAMES, Floats, described, sampled
 from bridges.studies.quality import features, ink_and_edges, quality
 
 RHOS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)

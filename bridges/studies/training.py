@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bridges.studies.claims import Claim, Direction, Invariant, Study
-from bridges.studies.digits import Floats, stacked
+from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked
+from bridges.studies.digits import Floats
 from bridges.studies.training_models import (
     ABRUPT,
     KINDS,

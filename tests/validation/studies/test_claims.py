@@ -12,7 +12,7 @@ from scipy import stats
 
 from bridges.studies import Claim, Invariant, Study, interval, load_study, save_study
 from bridges.studies.__main__ import main
-from bridges.studies.claims import provenance
+from bridges.studies.claims import p_value, provenance
 
 
 def claim(paper, values):
@@ -44,6 +44,24 @@ def test_the_interval_is_that_of_a_t_test():
 )
 def test_verdicts(paper, values, verdict):
     assert claim(paper, values).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "p"),
+    [((1.0, 1.0), 0.0), ((0.0, 1e-13), 1.0), ((5.0,), np.nan), ((1, np.nan), np.nan)],
+)
+def test_p_values_without_a_spread(values, p):
+    assert p_value(values) == pytest.approx(p, nan_ok=True)
+
+
+def test_p_values_are_corrected_for_the_claims_that_have_one():
+    """Holm by hand: the smallest times 2, the other at least as large; one seed does not count."""
+    first, second = (1.0, 1.1, 1.2), (1.0, 2.0, 3.0)
+    claims = (claim("rises", second), claim("none", (5.0,)), claim("rises", first))
+    found = Study("s", True, (0, 1, 2), claims, ()).table()["p_holm"]
+    p = [stats.ttest_1samp(values, 0).pvalue for values in (second, first)]
+    assert p[1] < p[0] / 2
+    np.testing.assert_allclose(found, [p[0], np.nan, 2 * p[1]], rtol=0.05)
 
 
 def test_no_values_are_refused():

@@ -95,7 +95,7 @@ def test_the_kept_results_are_whole():
 @pytest.mark.nightly
 def test_a_row_at_full_size_is_the_kept_one(data, one_thread):
     """The training without noise, again; rounding grows in training, so the start is nearer."""
-    size = training.FULL._replace(noises=(0.0, 1e-4), tuned=(0, 1), classes=(10,), denoiser=1)
+    size = training.FULL._replace(noises=(0.0, 1e-4), tuned=(0, 1), classes=(1, 10), denoiser=1)
     again = training.study(size, [0]).data["curves"]["0"]
     kept = load_study(RESULTS).data["curves"]["0"]
     for name in ("psi", "psi white", "nu white"):
