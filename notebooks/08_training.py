@@ -108,9 +108,9 @@ plt.show()
 # Noise of 0.0001 changes nothing, as it should: it is another training by chance. At 0.1, noise
 # lowers ψ by 7 nats before the sigmoid, eleven times the spread between seeds, and by 2 after it. ν
 # rises before the sigmoid, and not after. Raw δ rises at 0.1, white δ does not: that was the scale
-# of the latents. ψ dips, raw and white, but in the first 50 steps, away from random weights;
-# without noise, it rises from there on. So does white δ; without a warm-up of the KL divergence, δ
-# has a peak at step 100 instead.
+# of the latents. ψ dips, raw and white, but near step 50, away from random weights; without noise,
+# it rises from there on. So does white δ. Without a warm-up of the KL divergence raw ψ is least at
+# step 200, and δ has a peak at step 100 instead.
 
 # %%
 late = np.array(steps) >= 300  # behind the warm-up
