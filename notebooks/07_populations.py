@@ -228,8 +228,8 @@ for label in ("letters", "clothes"):
 # higher δ (AUROC 0.59, matched 0.60).
 #
 # δ follows the energy of gradients weakly in distribution (rank correlation 0.10 to 0.25 for VAEs
-# of digits or letters). It turns round for clothes, but for the VAE of clothes as well, and does not
-# decouple for letters but for the GAN: this tells clothes, not what is out of distribution.
+# of digits or letters). It turns round for clothes, but for the VAE of clothes as well, and does
+# not decouple for letters but for the GAN: this tells clothes, not what is out of distribution.
 #
 # Much of it is image complexity: given the latent's norm, ink and compressed size, less than a
 # third is left of how ψ and ν go with letters and clothes. Of δ with clothes a half is left.
