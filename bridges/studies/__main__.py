@@ -12,7 +12,14 @@ import click
 
 from bridges.studies.claims import Study, provenance, save_study
 
-NAMES = ("toy_diffusion", "trajectories", "memorisation", "reward_guidance", "populations")
+NAMES = (
+    "toy_diffusion",
+    "trajectories",
+    "memorisation",
+    "reward_guidance",
+    "populations",
+    "training",
+)
 """Modules of this package with a `study(size, seeds)`, and sizes `FULL` and `SMALL`."""
 
 
