@@ -4,7 +4,7 @@ Tables of `describe` and labels or images go in; scores, tests and matched rows 
 its interval or its p-value. Imports the tables, and scipy.
 """
 
-from approx.populations.comparisons import Comparison, compare
+from approx.populations.comparisons import Comparison, compare, corrected
 from approx.populations.levels import LevelSets, level_sets
 from approx.populations.matching import Matched, matched
 from approx.populations.ordering import Ordered, order
@@ -32,6 +32,7 @@ __all__ = [
     "compare",
     "compressed_size",
     "confounds",
+    "corrected",
     "level_sets",
     "matched",
     "order",

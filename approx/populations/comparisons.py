@@ -206,7 +206,14 @@ def _compared(x: Floats, y: Floats) -> tuple[Any, ...]:
 
 
 def corrected(p: ArrayLike, correction: str = "holm") -> Floats:
-    """Return p-values of any shape, corrected for their number: "holm" or "fdr"."""
+    """Return p-values of any shape, corrected for their number: "holm" or "fdr".
+
+    Examples
+    --------
+    >>> from approx.populations import corrected
+    >>> corrected([0.01, 0.04, 0.03]).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
     given = np.asarray(p, dtype=np.float64)
     flat = given.ravel()
     if correction == "fdr":

@@ -12,7 +12,16 @@ import click
 
 from bridges.studies.claims import Study, provenance, save_study
 
-NAMES = ("toy_diffusion", "trajectories", "memorisation", "reward_guidance", "sampling", "geometry")
+NAMES = (
+    "toy_diffusion",
+    "trajectories",
+    "memorisation",
+    "reward_guidance",
+    "populations",
+    "training",
+    "sampling",
+    "geometry",
+)
 """Modules of this package with a `study(size, seeds)`, and sizes `FULL` and `SMALL`."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from approx.populations.comparisons import corrected
+from approx.populations import corrected
 from cpwl.files import atomic_path
 
 if TYPE_CHECKING:
