@@ -289,7 +289,10 @@ class Monitor:
 def _untouched(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode, and put all of a module but its parameters' values back at the end."""
     parts = [(part, part.training, dict(part._buffers)) for part in module.modules()]
-    parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+    lazy = torch.nn.parameter.UninitializedParameter
+    parameters = [
+        (p, p.grad, p.requires_grad) for p in module.parameters() if not isinstance(p, lazy)
+    ]
     on_cuda = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     legacy = np.random.get_state()  # noqa: NPY002 - what a caller's own code may draw from
     plain = random.getstate()
@@ -305,12 +308,14 @@ def _untouched(module: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(plain)
         np.random.set_state(legacy)  # noqa: NPY002
+        for part, training, held in parts:
+            part.training = training
+            for name in part._buffers.keys() - held.keys():  # what a measure registered
+                del part._buffers[name]
+            part._buffers.update(held)
         for parameter, grad, required in parameters:
             parameter.requires_grad_(required)
             parameter.grad = grad
-        for part, training, held in parts:
-            part.training = training
-            part._buffers.update(held)
 
 
 def _numbers(found: Any) -> Row:

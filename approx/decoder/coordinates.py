@@ -55,6 +55,8 @@ class Whitening:
 
     def coordinates(self, latents: Tensor) -> Tensor:
         """Return u (B, *latent_shape) of latents z, in their dtype."""
+        if not latents.is_floating_point():
+            latents = latents.to(torch.get_default_dtype())
         centred = latents.detach().to(self.mean).flatten(1) - self.mean
         return torch.linalg.solve(self.root, centred.mT).mT.view(latents.shape).to(latents)
 

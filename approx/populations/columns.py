@@ -51,8 +51,9 @@ def labels_of(
     columns: Mapping[str, NDArray[Any]], labels: ArrayLike | None, by: str = "label"
 ) -> NDArray[Any] | None:
     """Return the labels that are given, or else the column `by`, or None where there is none."""
+    labels = columns.get(by) if labels is None else labels
     if labels is None:
-        return columns.get(by)
+        return None
     return fitting(labels, len(next(iter(columns.values()))))
 
 
@@ -63,6 +64,12 @@ def fitting(labels: Any, count: int, what: str = "label") -> NDArray[Any]:
         raise ValueError(
             f"Expected one {what} for each of {count} rows, got {found.shape}: give {what}s in the "
             "order of the table."
+        )
+    missing = [i for i, value in enumerate(found.tolist()) if value is None or value != value]
+    if missing:
+        raise ValueError(
+            f"Expected a {what} for each row, got none for {len(missing)} of {count}, the first in "
+            f"row {missing[0]}: leave these rows out."
         )
     return found
 

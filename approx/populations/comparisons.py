@@ -194,8 +194,9 @@ def _compared(x: Floats, y: Floats) -> tuple[Any, ...]:
     apart = auroc(x, y)
     freedom = len(x) + len(y) - 2
     pooled = np.sqrt(((len(x) - 1) * x.var(ddof=1) + (len(y) - 1) * y.var(ddof=1)) / freedom)
+    tiny = 1e-12 * max(abs(x).max(), abs(y).max())  # a constant's rounding
     unbiased = 1 - 3 / (4 * (freedom + 2) - 9)
-    g = unbiased * (x.mean() - y.mean()) / pooled if pooled > 0 else np.nan
+    g = unbiased * (x.mean() - y.mean()) / pooled if pooled > tiny else np.nan
     # the exact distribution may overflow where the limit is good enough
     way = "asymp" if min(len(x), len(y)) > 200 else "auto"
     tests: list[Any] = [stats.mannwhitneyu(x, y), stats.ks_2samp(x, y, method=way)]

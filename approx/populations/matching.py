@@ -129,4 +129,6 @@ def _difference(values: Any, member: Integers, part: Any) -> float:
     means = [values[part & (member == c)].mean() for c in classes]
     within = np.sqrt(np.mean([values[member == c].var() for c in classes]))
     apart = float(max(means) - min(means))
-    return apart / float(within) if within else (0.0 if apart == 0 else float("inf"))
+    if apart <= 1e-12 * float(np.abs(values).max()):  # a constant's rounding
+        return 0.0
+    return apart / float(within) if within else float("inf")

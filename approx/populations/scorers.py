@@ -68,7 +68,7 @@ def vendi(features: ArrayLike, q: float = 1) -> float:
     # order 0 would count rounding: the threshold of numpy's matrix_rank
     values = values[values > values[0] * max(x.shape) * np.finfo(np.float64).eps]
     shares = values**2 / len(x)
-    if q == 1:
+    if abs(q - 1) < 1e-6:  # nearer, the other formula is rounding
         return float(np.exp(-np.sum(shares * np.log(shares))))
     if np.isinf(q):
         return float(1 / shares[0])
@@ -120,7 +120,13 @@ def reconstruction_error(
 
     def error(images: Any) -> Floats:
         with torch.no_grad():
-            apart = (decoder(encoder(images)) - images).flatten(1).double()
+            decoded = decoder(encoder(images))
+            if decoded.shape != images.shape:
+                raise ValueError(
+                    f"Expected images of shape {tuple(images.shape)} from the decoder, got "
+                    f"{tuple(decoded.shape)}: reshape the one or the other."
+                )
+            apart = (decoded - images).flatten(1).double()
         return apart.square().mean(dim=1).cpu().numpy()
 
     return error

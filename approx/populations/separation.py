@@ -65,11 +65,13 @@ def auroc(
 
     Notes
     -----
-    The variance is that of E. DeLong et al., 1988, and the interval is symmetric on the logit's
-    scale, which keeps it within 0 and 1. Strata are weighted by their pairs; the variance of a side
-    with one member is unknown, and its bound A (1 - A) is taken. Where all pairs agree that
-    variance is 0. Then k = min(m, n) pairs without a common member agree, summed over the strata,
-    and the end of the interval is the A with A**k = 0.025.
+    The variance is that of E. DeLong et al., 1988, and the interval, of Student's t with Welch's
+    degrees of freedom, is symmetric on the logit's scale, which keeps it within 0 and 1. With two
+    or three on a side it is too short: it tells 13 and 8 % of equal populations apart. Strata are
+    weighted by their pairs; the variance of a side with one member is unknown, and its bound
+    A (1 - A) is taken. Where all pairs agree that variance is 0. Then k = min(m, n) pairs without a
+    common member agree, summed over the strata, and the end of the interval is the A with
+    A**k = 0.025.
 
     Cost: O(N log N).
 
@@ -88,7 +90,7 @@ def auroc(
         groups = [numbers[: len(sides[0])], numbers[len(sides[0]) :]]
     groups = [g[~np.isnan(x)] for g, x in zip(groups, sides, strict=True)]
     sides = [x[~np.isnan(x)] for x in sides]
-    total = variance = 0.0
+    total = variance = fourth = 0.0
     pairs = apart = 0
     for stratum in np.intersect1d(groups[0], groups[1]):
         x, y = (side[g == stratum] for side, g in zip(sides, groups, strict=True))
@@ -101,12 +103,16 @@ def auroc(
         unknown = value * (1 - value)
         for shares in (above_y, below_x):
             spread = float(shares.var(ddof=1)) if len(shares) > 1 else unknown
-            variance += weight**2 * spread / len(shares)
+            part = weight**2 * spread / len(shares)
+            variance += part
+            fourth += part**2 / max(len(shares) - 1, 1)
     count = (len(sides[0]), len(sides[1]))
     if not pairs:
         return Auroc(float("nan"), float("nan"), float("nan"), "undecided", *count)
     value, error = total / pairs, float(np.sqrt(variance)) / pairs
-    low, high = _interval(value, error, apart)
+    # after B. Welch, 1947: few on a side make the variance uncertain
+    freedom = variance**2 / fourth if fourth else np.inf
+    low, high = _interval(value, error, apart, freedom)
     direction = "higher" if low > 0.5 else "lower" if high < 0.5 else "undecided"
     return Auroc(value, low, high, direction, *count)
 
@@ -119,7 +125,7 @@ def _placements(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return above, below
 
 
-def _interval(value: float, error: float, apart: int) -> tuple[float, float]:
+def _interval(value: float, error: float, apart: int, freedom: float) -> tuple[float, float]:
     """Return the 95 % interval of an AUROC from its standard error and its disjoint pairs."""
     end = 0.025 ** (1 / apart)
     if value >= 1 - 1e-12:
@@ -127,6 +133,6 @@ def _interval(value: float, error: float, apart: int) -> tuple[float, float]:
     if value <= 1e-12:
         return 0.0, 1 - end
     middle = np.log(value / (1 - value))
-    wide = float(stats.norm.ppf(0.975)) * error / (value * (1 - value))
+    wide = float(stats.t.ppf(0.975, freedom)) * error / (value * (1 - value))
     low, high = (float(1 / (1 + np.exp(-(middle + side)))) for side in (-wide, wide))
     return low, high

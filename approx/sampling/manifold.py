@@ -147,7 +147,9 @@ def magnet(
     By the area formula, latents of density exp(psi) on the domain are uniform on the image, where
     each point counts once for each of its preimages (Humayun et al., "MaGNET: uniform sampling from
     deep generative network manifolds without retraining", 2022). Resampling is systematic; the
-    sample is as good as `ess` independent draws, whatever n is.
+    sample is about as good as `ess` independent draws, whatever n is. Where the prior's density
+    vanishes towards an edge of its domain the weights have heavy tails: `ess` is then too large,
+    and the images of that edge are missing. Take a prior that is flat there.
 
     Cost: `size` rows of `approx.describe`.
 
@@ -316,7 +318,7 @@ def _resampled(
         )
     weights = scaled(log_weights)
     ess = effective_size(weights)
-    if ess < LEAST:
+    if not ess >= LEAST:
         advice = f"take a pool of about {math.ceil(len(pool) * LEAST / ess):,} latents or more"
         if tempered and (works := rho * largest_share(log_weights[~lost], LEAST)):
             digits = 1 - math.floor(math.log10(abs(works)))

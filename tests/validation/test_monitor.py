@@ -285,3 +285,17 @@ def test_a_monitor_is_a_stateful_object_of_checkpoints(tmp_path):
     assert {k: v.tolist() for k, v in again.columns().items()} == {
         "step": [0, 1, 2], "a": [[[0.0]], [[1.0]], [[2.0]]], "b": [1.0] * 3,
     }  # fmt: skip
+
+
+def test_what_a_measure_registers_and_lazy_weights_leave_no_trace():
+    def registering(module):
+        module.register_buffer("junk", torch.ones(1))
+        return {"x": 1.0}
+
+    module = decoder().train()
+    Monitor(registering)(module, 0)
+    assert "junk" not in module.state_dict()
+    lazy = nn.Sequential(nn.LazyLinear(3), nn.Dropout())
+    with pytest.raises(MonitorError, match="got ZeroDivisionError"):
+        Monitor(lambda m: {"x": 1 / 0})(lazy, 0)
+    assert all(part.training for part in lazy.modules())

@@ -82,8 +82,8 @@ def train_denoiser(
             f"{len(labels)} labels: give one label for each."
         )
     options = {
-        "latents": tuple(latents.shape), "sum": float(latents.double().sum()), "steps": steps,
-        "batch": batch, "rate": rate, "dropout": dropout, "seed": seed,
+        "data": fingerprint(iter([latents, labels])), "steps": steps, "batch": batch,
+        "rate": rate, "dropout": dropout, "seed": seed,
         "start": None if start is None else fingerprint(start.parameters()),
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -175,9 +176,14 @@ def read_checkpoint(checkpoint: Path, device: torch.device | str = "cpu") -> dic
     )
 
 
-def fingerprint(tensors: Iterator[Tensor]) -> float:
-    """Return a number that tells one set of tensors from another: the sum of all entries."""
-    return float(sum(tensor.detach().double().sum() for tensor in tensors))
+def fingerprint(tensors: Iterator[Tensor]) -> str:
+    """Return what tells one set of tensors from another: SHA-256 of types, shapes and entries."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        held = tensor.detach().cpu().contiguous()
+        digest.update(f"{held.dtype} {tuple(held.shape)}".encode())
+        digest.update(held.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -151,3 +151,15 @@ def test_matching_refuses_what_cannot_be_matched():
         matched([0, 0, 1], {"ink": [0.0, 1.0, np.nan]})
     with pytest.raises(ValueError, match=r"one label for each of 2 rows, got \(3,\)"):
         matched([0, 0, 1], {"ink": [0.0, 1.0]})
+
+
+@pytest.mark.parametrize("labels", [["a", None, "b", "b"], [0.0, np.nan, 1.0, 1.0]])
+def test_missing_labels_are_refused(labels):
+    with pytest.raises(ValueError, match="Expected a label for each row, got none for 1 of 4"):
+        compare({"psi": [1.0, 2.0, 3.0, 4.0]}, labels=labels)
+
+
+def test_a_constant_has_no_effect_size():
+    found = compare({"psi": [0.1] * 10}, labels=list("aaabbbbbbb"), columns=["psi"])
+    assert np.isnan(found.hedges_g).all()
+    assert matched(list("aaabbbbbbb"), {"c": [0.1] * 10}).before == {"c": 0.0}

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from approx.populations import classifier_margin, compressed_size, confounds, vendi
+from approx.populations import (
+    classifier_margin,
+    compressed_size,
+    confounds,
+    reconstruction_error,
+    vendi,
+)
 
 INF = float("inf")
 
@@ -75,3 +81,15 @@ def test_margin_and_confounds():
     found = confounds(np.array([[[0.0, 1.0]], [[0.5, 0.5]]]), latents=[[3.0, 4.0], [0.0, 2.0]])
     assert found["ink"].tolist() == [0.5, 0.5]
     assert found["norm"].tolist() == [5.0, 2.0]
+
+
+def test_orders_next_to_one_are_order_one():
+    features = np.random.default_rng(0).normal(size=(50, 8))
+    for q in (1 + 2**-52, 1 - 2**-53, 1 + 1e-7):
+        assert vendi(features, q) == pytest.approx(vendi(features), rel=1e-6)
+
+
+def test_decoded_images_of_another_shape_are_refused():
+    error = reconstruction_error(lambda x: x.unsqueeze(1), lambda z: z)
+    with pytest.raises(ValueError, match=r"Expected images of shape \(4, 6, 6\) from the decoder"):
+        error(torch.rand(4, 6, 6))

@@ -26,8 +26,9 @@ def test_the_value_counts_pairs_and_ties_as_one_half():
 def test_the_interval_is_delongs_on_the_logits_scale():
     """2 x 3 pairs: shares 1 and 2/3 above, 1, 1 and 1/2 below; variances 1/18 and 1/12."""
     found = auroc([5, 2], [1, 0, 3])
-    value, variance = 5 / 6, (1 / 18) / 2 + (1 / 12) / 3
-    wide = 1.959963984540054 * math.sqrt(variance) / (value * (1 - value))
+    value, variance = 5 / 6, 1 / 36 + 1 / 36
+    freedom = (2 / 36) ** 2 / ((1 / 36) ** 2 / 1 + (1 / 36) ** 2 / 2)  # Welch: 8 / 3
+    wide = stats.t.isf(0.025, freedom) * math.sqrt(variance) / (value * (1 - value))
     ends = [1 / (1 + math.exp(-(math.log(value / (1 - value)) + s * wide))) for s in (-1, 1)]
     assert found[:3] == pytest.approx((value, *ends), abs=1e-12)
 
@@ -37,17 +38,19 @@ def test_strata_hold_pairs_apart_and_add_their_variances():
     one, other = rng.normal(size=20), rng.normal(size=30)
     where = rng.integers(0, 3, 20), rng.integers(0, 3, 30)
     found = auroc(one, other, where)
-    pairs, variance = 0, 0.0
+    pairs, parts = 0, []
     total = 0.0
     for s in range(3):
         above = one[where[0] == s][:, None] > other[where[1] == s]
-        v = above.mean(1).var(ddof=1) / len(above) + above.mean(0).var(ddof=1) / above.shape[1]
         pairs, total = pairs + above.size, total + above.sum()
-        variance += above.size**2 * v
+        for shares in (above.mean(1), above.mean(0)):
+            parts.append((above.size**2 * shares.var(ddof=1) / len(shares), len(shares) - 1))
+    variance = sum(v for v, _ in parts)
+    wide = stats.t.isf(0.025, variance**2 / sum(v**2 / n for v, n in parts))
     assert found.value == pytest.approx(total / pairs, abs=1e-14)
     logit = math.log(found.value / (1 - found.value))
     error = math.sqrt(variance) / pairs / (found.value * (1 - found.value))
-    assert math.log(found.high / (1 - found.high)) == pytest.approx(logit + 1.959964 * error, 1e-5)
+    assert math.log(found.high / (1 - found.high)) == pytest.approx(logit + wide * error, 1e-9)
 
 
 def test_a_number_that_only_knows_the_stratum_has_no_effect_within_it():
@@ -64,6 +67,13 @@ def test_pairs_that_all_agree_leave_a_bound_and_not_a_point():
     assert auroc([1.0] * 30, [5.0] * 9)[:3] == pytest.approx((0.0, 0.0, 1 - 0.025 ** (1 / 9)))
     assert auroc([1.0] * 30, [5.0] * 9).direction == "lower"
     assert auroc([2.0], [1.0]).direction == "undecided"
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_few_against_many_of_the_same_are_seldom_told_apart(n):
+    rng = np.random.default_rng(n)
+    told = [auroc(rng.normal(size=n), rng.normal(size=100)).direction for _ in range(400)]
+    assert np.mean([d != "undecided" for d in told]) < 0.075
 
 
 @pytest.mark.parametrize(("shift", "n"), [(0.0, 20), (1.0, 20), (2.0, 40)])

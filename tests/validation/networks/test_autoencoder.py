@@ -255,3 +255,10 @@ def test_the_command_trains_caches_and_trains_further(data, tmp_path):
     assert status == 1
     assert err.startswith("Error: Expected a checkpoint of the same training")
     assert load_vae(first).losses[0] != load_vae(second).losses[0]
+
+
+def test_a_checkpoint_tells_images_apart_that_have_one_sum(tmp_path):
+    x = images(6)
+    train_vae(x, checkpoint=tmp_path / "v.pt", **OPTIONS)
+    with pytest.raises(ValueError, match="Expected a checkpoint of the same training"):
+        train_vae(x.flip(1), checkpoint=tmp_path / "v.pt", **OPTIONS)
