@@ -133,8 +133,6 @@ class Layout:
         Its number among the runs that are watched.
     finished : Tensor or None
         The sample behind a call's last step.
-    through : bool
-        Whether the latest call came to its last step.
     decodes : dict of int to bool
         By call, whether the pipeline then decoded what this makes of it.
     """
@@ -146,7 +144,6 @@ class Layout:
     call: int = -1
     begun: int = -1
     finished: Tensor | None = None
-    through: bool = False
     decodes: dict[int, bool] = field(default_factory=dict)
 
     def begins(self, step: Step) -> bool:
@@ -159,8 +156,7 @@ class Layout:
         """
         if step.call == self.begun:
             return False
-        self.begun, self.call = step.call, self.call + 1
-        self.finished, self.through = None, False
+        self.begun, self.call, self.finished = step.call, self.call + 1, None
         x = step.sample
         self.doubled = (
             len(x) % 2 == 0
@@ -173,7 +169,7 @@ class Layout:
     def ended(self, step: Step, sample: Tensor) -> None:
         """Keep the sample behind the last step: what was decoded before is a preview."""
         if step.number == len(step.schedule) - 1:
-            self.finished, self.through = sample, True
+            self.finished = sample
 
     def __call__(self, z: Tensor, *, scaled: bool = False) -> Tensor:
         """Return latents as the decoder takes them, or still scaled, in at least float32."""

@@ -217,7 +217,7 @@ def record(
             "leave it out for a scheduler of diffusers."
         )
     inner = decoder_of(pipe) if decoder is None else decoder
-    if not callable(inner or len):
+    if inner is not None and not callable(inner):
         raise ValueError(
             f"Expected decoder as a function of latents, got {inner!r}: such as pipe.vae.decode."
         )
@@ -269,6 +269,7 @@ def record(
             watched(scheduler, watcher, RECORDS, schedule, ended=ended),
         ):
             yield run
+            through = layout.finished is not None
     except BaseException as error:
         try:
             _describe(run, inner, denoiser, home, options, whole_times(scheduler))
@@ -279,7 +280,7 @@ def record(
         _describe(run, inner, denoiser, home, options, whole_times(scheduler))
         layout.check()
         described = run.descriptors is not None and run.descriptors.complete
-        run.complete = described and layout.through
+        run.complete = described and through
     finally:
         run.seconds["all"] = time.perf_counter() - begun
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from approx.decoder import HALF
 from approx.tables import Descriptors
 
+_MISSING = {"None", "nan", "<NA>", "NaT"}
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Table = Descriptors | Mapping[str, Any] | Any
@@ -65,7 +67,10 @@ def fitting(labels: Any, count: int, what: str = "label") -> NDArray[Any]:
             f"Expected one {what} for each of {count} rows, got {found.shape}: give {what}s in the "
             "order of the table."
         )
-    missing = [i for i, value in enumerate(found.tolist()) if value is None or value != value]
+    if found.dtype == object:  # also of pandas, whose NA has no truth
+        missing = [i for i, v in enumerate(found) if not isinstance(v, str) and str(v) in _MISSING]
+    else:
+        missing = np.flatnonzero(found != found).tolist()
     if missing:
         raise ValueError(
             f"Expected a {what} for each row, got none for {len(missing)} of {count}, the first in "

@@ -265,7 +265,12 @@ def polarity(
         generator, prior, n, size, seed, bounded, images, progress, describe_options
     )
     lost = flat(pool) & (rho != 0)
-    log_weights = np.where(lost, -np.inf, rho * pool.table.psi)
+    with np.errstate(over="ignore"):
+        log_weights = np.where(lost, -np.inf, rho * pool.table.psi)
+    if not np.isfinite(log_weights[~lost]).all():
+        raise ValueError(
+            f"Expected rho times psi that float64 can hold, got rho={rho:g}: give a smaller one."
+        )
     found = _resampled(pool, n, log_weights, rho, lost, drawn, tempered=True)
     return _with_images(generator, found, progress) if images else found
 
@@ -318,7 +323,7 @@ def _resampled(
         )
     weights = scaled(log_weights)
     ess = effective_size(weights)
-    if not ess >= LEAST:
+    if ess < LEAST:
         advice = f"take a pool of about {math.ceil(len(pool) * LEAST / ess):,} latents or more"
         if tempered and (works := rho * largest_share(log_weights[~lost], LEAST)):
             digits = 1 - math.floor(math.log10(abs(works)))

@@ -229,6 +229,9 @@ def one_thread() -> Iterator[None]:
     1
     """
     threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield

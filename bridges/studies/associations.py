@@ -42,6 +42,14 @@ def rank_correlation(
     return float(left[0] @ left[1] / (sizes[0] * sizes[1]))
 
 
+def related(values: Floats, other: Floats) -> float:
+    """Return Spearman's correlation; NaN where one of the two is constant."""
+    if np.ptp(values) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    ranks = stats.rankdata(values), stats.rankdata(other)
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
 def explained(values: ArrayLike, labels: ArrayLike) -> float:
     """Return the share of the ranks' variance that classes explain, 0 on average by chance.
 

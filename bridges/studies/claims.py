@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from tqdm import tqdm
 
 from approx.populations import corrected
 from cpwl.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Found = TypeVar("Found")
 
 Direction = Literal["rises", "falls", "none", "not said"]
 """What a claim says of its effect; "none" is that of a control."""
@@ -210,6 +213,30 @@ class Study:
     def failed(self) -> list[Invariant]:
         """Return the invariants that do not hold."""
         return [invariant for invariant in self.invariants if not invariant.holds]
+
+
+def whole_seeds(seeds: Sequence[int], of: Callable[[int], Found]) -> list[Found]:
+    """Return what a function finds of each seed; after Ctrl-C, of the seeds that are whole.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Ctrl-C before the first seed was whole.
+
+    Examples
+    --------
+    >>> from bridges.studies.claims import whole_seeds
+    >>> whole_seeds(range(3), lambda seed: seed**2)
+    [0, 1, 4]
+    """
+    found: list[Found] = []
+    try:
+        for seed in tqdm(seeds, desc="seeds"):
+            found.append(of(seed))
+    except KeyboardInterrupt:
+        if not found:
+            raise
+    return found
 
 
 def stacked(found: Sequence[Any]) -> Any:

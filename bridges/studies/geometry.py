@@ -20,16 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import cpwl
 from approx import describe
 from bridges.networks import pretrained
 from bridges.networks.diffusion import mnist_decoder, mnist_encoder
 from bridges.networks.toys import RADIUS, toy_generator
-from bridges.studies.claims import Claim, Invariant, Study, stacked
+from bridges.studies.associations import related
+from bridges.studies.claims import Claim, Invariant, Study, stacked, whole_seeds
 from bridges.studies.digits import Floats
-from bridges.studies.toy_maps import related
 
 NAMES = ("psi", "nu", "delta")
 WORDS = {"psi": "local scaling", "nu": "local rank", "delta": "local complexity"}
@@ -81,18 +80,16 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
         name: cpwl.Network.from_torch(model, (model[0].in_features,))
         for name, model in models.items()
     }
-    found: list[Any] = []
-    try:
-        for seed in tqdm(seeds, desc="seeds"):
-            planes = {
-                name: _plane(decoder, _anchors(name, seed), size, seed)
-                for name, decoder in decoders.items()
-            }
-            cells = {name: _cells(name, net, size, seed) for name, net in networks.items()}
-            found.append({"planes": planes, "cells": cells})
-    except KeyboardInterrupt:
-        if not found:
-            raise
+
+    def one(seed: int) -> dict[str, Any]:
+        planes = {
+            name: _plane(decoder, _anchors(name, seed), size, seed)
+            for name, decoder in decoders.items()
+        }
+        cells = {name: _cells(name, net, size, seed) for name, net in networks.items()}
+        return {"planes": planes, "cells": cells}
+
+    found = whole_seeds(seeds, one)
     data = stacked(found)
     claims = (*_hulls(data["planes"]), *_radii(size, data["cells"]))
     held = _invariants(data)

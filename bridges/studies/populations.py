@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from approx import describe, level_sets, score_sets
 from approx.populations import (
@@ -30,7 +29,7 @@ from bridges.networks.diffusion import mnist_classifier
 from bridges.networks.pretrained import Images, read_images
 from bridges.studies import outside
 from bridges.studies.associations import explained, rank_correlation, slant
-from bridges.studies.claims import Invariant, Study, stacked
+from bridges.studies.claims import Invariant, Study, stacked, whole_seeds
 from bridges.studies.outside import KINDS, LETTERS, Floats, Model, Table
 from bridges.studies.population_claims import SOURCES, claims_of
 from bridges.studies.quality import features, ink_and_edges
@@ -107,13 +106,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
             "are no more."
         )
     parts = _parts()
-    found = []
-    try:
-        for seed in tqdm(seeds, desc="seeds"):
-            found.append(_seed(parts, size, seed))
-    except KeyboardInterrupt:
-        if not found:
-            raise
+    found = whole_seeds(seeds, lambda seed: _seed(parts, size, seed))
     data = stacked(found)
     held = _invariants(parts, data)
     return Study(

@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 from scipy import special, stats
 from torch import Tensor, nn
 from torch.distributions import Normal, Uniform
-from tqdm import tqdm
 
 from approx import sampling
 from bridges.networks import pretrained
 from bridges.networks.diffusion import mnist_classifier
-from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked
+from bridges.studies.associations import related
+from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked, whole_seeds
 from bridges.studies.digits import Floats
 from bridges.studies.quality import features, near
-from bridges.studies.toy_maps import related
 
 RHOS = (-2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 LEAST = 50  # effective sample size, below which no sample is drawn
@@ -128,13 +127,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     lenet = mnist_classifier()
     pixels = torch.from_numpy(pretrained.read_images("mnist", size.real).pixels)
     real = features(lenet, pixels.view(-1, 1, 28, 28))
-    found: list[Any] = []
-    try:
-        for seed in tqdm(seeds, desc="seeds"):
-            found.append(_seed(lenet, real, size, seed))
-    except KeyboardInterrupt:
-        if not found:
-            raise
+    found = whole_seeds(seeds, lambda seed: _seed(lenet, real, size, seed))
     together: dict[str, Any] = stacked(found)
     whole, off = together.pop("whole"), together.pop("off")
     for network in together.values():

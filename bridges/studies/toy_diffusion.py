@@ -24,6 +24,7 @@ from bridges.networks.datasaurus import (
     toy_ddpm,
 )
 from bridges.networks.toys import one_thread
+from bridges.studies.associations import related
 from bridges.studies.claims import Claim, Invariant, Study
 from bridges.studies.digits import Floats, Table
 from bridges.studies.toy_maps import (
@@ -37,7 +38,6 @@ from bridges.studies.toy_maps import (
     exact_partition,
     noisy,
     plane,
-    related,
 )
 
 TIMES = (6, 17, 28, 39, 50)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import shapely
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 import cpwl
@@ -106,11 +105,3 @@ def noisy(points: Tensor, t: int, count: int, seed: int) -> Tensor:
     noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
     share = signal_shares()[t]
     return share.sqrt() * points[rows] + (1 - share).sqrt() * noise
-
-
-def related(values: Floats, other: Floats) -> float:
-    """Return Spearman's correlation; NaN where one of the two is constant."""
-    if np.ptp(values) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    ranks = stats.rankdata(values), stats.rankdata(other)
-    return float(np.corrcoef(*ranks)[0, 1])

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked
+from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked, whole_seeds
 from bridges.studies.digits import Floats
 from bridges.studies.training_models import (
     ABRUPT,
@@ -53,13 +52,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     (seeds,), with "start"; `losses` by training, first and last.
     """
     parts = parts_of(size)
-    found = []
-    try:
-        for seed in tqdm(seeds, desc="seeds"):
-            found.append(one_seed(parts, size, seed))
-    except KeyboardInterrupt:
-        if not found:
-            raise
+    found = whole_seeds(seeds, lambda seed: one_seed(parts, size, seed))
     seeds = tuple(seeds)[: len(found)]
     data: dict[str, Any] = stacked(found)
     held = _invariants(size, data)

@@ -6,7 +6,6 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bridges.networks.toys import one_thread
 from cpwl.files import atomic_path
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -126,7 +126,7 @@ def descend(
             raise
 
     with (
-        _one_thread(),
+        one_thread(),
         tqdm(total=steps, initial=len(losses), disable=not progress, desc="training") as bar,
     ):
         try:
@@ -184,19 +184,6 @@ def fingerprint(tensors: Iterator[Tensor]) -> str:
         digest.update(f"{held.dtype} {tuple(held.shape)}".encode())
         digest.update(held.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_options(found: Mapping[str, Any], asked: Mapping[str, Any], checkpoint: Path) -> None:

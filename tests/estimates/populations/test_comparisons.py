@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from support import decoders
@@ -153,7 +154,9 @@ def test_matching_refuses_what_cannot_be_matched():
         matched([0, 0, 1], {"ink": [0.0, 1.0]})
 
 
-@pytest.mark.parametrize("labels", [["a", None, "b", "b"], [0.0, np.nan, 1.0, 1.0]])
+@pytest.mark.parametrize(
+    "labels", [["a", None, "b", "b"], [0.0, np.nan, 1.0, 1.0], pd.array(["a", pd.NA, "b", "b"])]
+)
 def test_missing_labels_are_refused(labels):
     with pytest.raises(ValueError, match="Expected a label for each row, got none for 1 of 4"):
         compare({"psi": [1.0, 2.0, 3.0, 4.0]}, labels=labels)

@@ -381,6 +381,7 @@ def test_what_cannot_be_sampled_is_refused():
     for words, call, *arguments in [
         ("integer of at least 1", magnet, square, box(1), 0),
         ("finite rho", polarity, square, box(1), 5, math.nan),
+        ("float64 can hold", polarity, lambda z: 100 * z, box(1), 5, -1e308),
         ("labels are none", polarity, square, labels, 5, 1.0),
         ("Expected a prior", polarity, square, 3, 5, 1.0),
         ("with latents, got none", polarity, square, [], 5, 1.0),
