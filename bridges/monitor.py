@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import operator
+import io
 import os
 import random
 import warnings
-import zipfile
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from approx.decoder import as_array, first_line, whole
+from cpwl.contents import open_archive, read_array
 from cpwl.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, NDArray[np.float64]]
-
-_PREFIX = "measured "  # of names in the file: one of them may be called "step" by the format itself
 
 
 class MonitorError(RuntimeError):
@@ -74,7 +74,7 @@ class Monitor:
     Raises
     ------
     ValueError
-        A file that is not a monitor's; `every` below 1.
+        A file that is not a monitor's, or is damaged; an `every` of other kinds, or below 1.
     MonitorError
         When it measures: the measure fails or returns something else than numbers, under other
         names or in other shapes than before, or a training begins anew. The table stays as it was.
@@ -118,9 +118,12 @@ class Monitor:
         module: nn.Module | None = None,
         name: str = "monitor",
     ) -> None:
-        if isinstance(every, int) and every < 1:
-            raise ValueError(f"Expected every= of at least 1 step, got {every}: 1 is each step.")
-        self.measure, self.every, self.module, self.name = measure, every, module, name
+        if not callable(measure):
+            raise ValueError(
+                f"Expected measure as a function of the module, got {type(measure).__name__}: give "
+                "one that returns numbers by name."
+            )
+        self.measure, self.every, self.module, self.name = measure, _steps(every), module, name
         self.file = None if file is None else Path(file)
         self._steps: list[int] = []
         self._rows: list[Row] = []
@@ -130,12 +133,12 @@ class Monitor:
 
     def __call__(self, module: nn.Module, step: int) -> None:
         """Measure the module if this step is one to measure at."""
-        step, seen = operator.index(step), self._seen
+        step, seen = whole(step, "step", "count the steps that are done.", None), self._seen
         low = step - 1 if seen is None or step < seen else seen
         if isinstance(self.every, int):
             due = step // self.every > low // self.every
         else:
-            due = any(low < asked <= step for asked in self.every)
+            due = bisect_right(self.every, step) > bisect_right(self.every, low)
         if not due:
             self._seen = step
             return
@@ -152,10 +155,9 @@ class Monitor:
             _check_alike(row, self._rows[0] if kept else row)
         except Exception as error:
             self._seen = step
-            reason = next(iter(str(error).splitlines()), "")
             raise MonitorError(
                 f"Expected to measure the module at step {step}, got {type(error).__name__}: "
-                f"{reason.rstrip('.')}. Mend the measure or the module; "
+                f"{first_line(error)}. Mend the measure or the module; "
                 f"{len(self._steps)} measured steps are kept{self._where()}."
             ) from error
         if kept < len(self._steps):
@@ -168,8 +170,9 @@ class Monitor:
         self._set([*self._steps[:kept], step], [*self._rows[:kept], row])
         if self.file is not None:
             with atomic_path(self.file) as part, open(part, "wb") as handle:
-                columns = {_PREFIX + name: column for name, column in self._stacked().items()}
-                np.savez(handle, step=np.array(self._steps, np.int64), **columns)  # type: ignore[arg-type]
+                columns = self.columns()
+                # by place: a name may be one that the format itself has
+                np.savez(handle, np.array([*columns]), *columns.values())
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return "step" (n,), and what was measured, (n, *shape) float64, by name."""
@@ -212,9 +215,23 @@ class Monitor:
         return {"step": torch.tensor(self._steps, dtype=torch.int64), "values": values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the table of a checkpoint."""
-        values = {name: column.numpy() for name, column in state["values"].items()}
-        self._set(state["step"].tolist(), _unstacked(values, len(state["step"])))
+        """Go on from the table of a checkpoint.
+
+        Raises
+        ------
+        ValueError
+            The state of something else.
+        """
+        try:
+            columns = {
+                k: as_array(v) for k, v in {**state["values"], "step": state["step"]}.items()
+            }
+            self._set(*_unstacked(columns))
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(
+                f"Expected the state_dict of a Monitor, got {type(error).__name__}: "
+                f"{first_line(error)}: give that of this monitor."
+            ) from error
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -288,7 +305,11 @@ class Monitor:
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode, and put all of a module but its parameters' values back at the end."""
-    parts = [(part, part.training, dict(part._buffers)) for part in module.modules()]
+    # a frozen scripted module has no such flag
+    parts = [
+        (part, getattr(part, "training", None), dict(part._buffers.items()))
+        for part in module.modules()
+    ]
     lazy = torch.nn.parameter.UninitializedParameter
     parameters = [
         (p, p.grad, p.requires_grad) for p in module.parameters() if not isinstance(p, lazy)
@@ -300,8 +321,8 @@ def _untouched(module: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=sorted(on_cuda)):
             module.eval()
             for part, _, held in parts:  # copies: a graph that waits for its walk has the originals
-                copies = {name: b if b is None else b.clone() for name, b in held.items()}
-                part._buffers.update(copies)
+                for name, buffer in held.items():
+                    part._buffers[name] = buffer if buffer is None else buffer.clone()
             for parameter in module.parameters():
                 parameter.grad = None
             yield
@@ -309,10 +330,12 @@ def _untouched(module: nn.Module) -> Iterator[None]:
         random.setstate(plain)
         np.random.set_state(legacy)  # noqa: NPY002
         for part, training, held in parts:
-            part.training = training
-            for name in part._buffers.keys() - held.keys():  # what a measure registered
+            if training is not None:
+                part.training = training
+            for name in set(part._buffers.keys()) - held.keys():  # what a measure registered
                 del part._buffers[name]
-            part._buffers.update(held)
+            for name, buffer in held.items():
+                part._buffers[name] = buffer
         for parameter, grad, required in parameters:
             parameter.requires_grad_(required)
             parameter.grad = grad
@@ -329,10 +352,7 @@ def _numbers(found: Any) -> Row:
         )
     result: Row = {}
     for name, value in found.items():
-        if isinstance(value, Tensor):
-            value = value.detach().cpu()
-            value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
-        array = np.asarray(value)
+        array = as_array(value)
         if not isinstance(name, str) or name in ("step", "row") or array.dtype.kind not in "fiub":
             raise TypeError(
                 f"Expected real numbers under a name other than 'step' and 'row', got {name!r} "
@@ -354,20 +374,43 @@ def _check_alike(row: Row, first: Row) -> None:
         )
 
 
-def _unstacked(columns: Mapping[str, NDArray[Any]], count: int) -> list[Row]:
-    return [{k: np.array(v[i], np.float64) for k, v in columns.items()} for i in range(count)]
+def _steps(every: Any) -> int | list[int]:
+    """Return what `every` says, steps in their order."""
+    plain = every.tolist() if hasattr(every, "tolist") else every  # of numpy and torch
+    many = isinstance(plain, Collection)
+    steps = [*plain] if many else [plain]
+    whole = all(isinstance(step, Integral) and not isinstance(step, bool) for step in steps)
+    if not steps or not whole or min(steps) < (0 if many else 1):
+        raise ValueError(
+            "Expected every= as an integer of at least 1, or as some steps from 0 on, got "
+            f"{every!r}: 1 is each step."
+        )
+    return sorted(map(int, steps)) if many else int(plain)
+
+
+def _unstacked(columns: dict[str, NDArray[Any]]) -> tuple[list[int], list[Row]]:
+    """Return steps, and a row for each, of columns that have "step" among them."""
+    steps = columns.pop("step")
+    lengths = {name: column.shape[:1] for name, column in columns.items()}
+    if steps.dtype != np.int64 or steps.ndim != 1 or not (np.diff(steps) > 0).all():
+        raise ValueError("steps that do not rise")
+    if any(length != steps.shape for length in lengths.values()):
+        raise ValueError(f"{len(steps)} steps and columns of {lengths}")
+    rows = [{k: np.array(v[i], np.float64) for k, v in columns.items()} for i in range(len(steps))]
+    return steps.tolist(), rows
 
 
 def _read(file: Path) -> tuple[list[int], list[Row]]:
+    """Return the steps and rows of a file; its list of names tells that no column is missing."""
     try:
-        with np.load(file, allow_pickle=False) as held:
-            steps = held["step"].tolist()
-            columns = {k.removeprefix(_PREFIX): held[k] for k in held.files if k != "step"}
-        return steps, _unstacked(columns, len(steps))
-    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        with open_archive(file) as held:
+            parts = [held.read(f"arr_{i}.npy") for i in range(len(held.members))]
+        names, *columns = (read_array(io.BytesIO(part), len(part)) for part in parts)
+        return _unstacked(dict(zip(names.tolist(), columns, strict=True)))
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise ValueError(
-            f"Expected a table of bridges.Monitor in {file}, got something else: give another "
-            "file, or delete this one."
+            f"Expected a table of bridges.Monitor in {file}, got something else "
+            f"({first_line(error)}): give another file, or delete this one."
         ) from error
 
 

@@ -9,10 +9,13 @@ from approx.decoder.checks import (
     HALF,
     DecoderError,
     Output,
+    as_array,
+    check_deterministic,
     check_latents,
     check_output,
     not_finite,
     pick,
+    whole,
 )
 from approx.decoder.coordinates import Whitening, whitening
 from approx.decoder.failures import first_line, in_words, no_graph
@@ -54,9 +57,11 @@ __all__ = [
     "Unquantised",
     "Whitening",
     "Widened",
+    "as_array",
     "as_latents",
     "bind",
     "check_decoder",
+    "check_deterministic",
     "check_latents",
     "check_output",
     "chunked",
@@ -84,4 +89,5 @@ __all__ = [
     "sized",
     "transpose",
     "whitening",
+    "whole",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Output = Callable[[Any], Tensor]
@@ -130,15 +133,42 @@ def _picked(returned: Any, output: Output | None) -> Tensor:
     )
 
 
-def check_deterministic(modules: Iterable[nn.Module]) -> None:
-    """Refuse layers in training mode that draw random numbers or mix the latents of a batch."""
+def whole(value: Any, name: str, remedy: str, least: int | None = 1) -> int:
+    """Return an integer of any library, or refuse it; True and False are none."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # the last two of tensors
+        found = None
+    if found is None or (least is not None and found < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"Expected {name} as an integer{bound}, got {value!r}: {remedy}")
+    return found
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """Return a tensor of any device, a list of such, or anything else, as an array."""
+    if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
+        values = [as_array(value) for value in values]
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    held = values.detach().cpu()
+    return (held.float() if held.dtype in HALF else held).numpy()
+
+
+def check_deterministic(
+    modules: Iterable[nn.Module], what: str = "decoder", each: str = "latent"
+) -> None:
+    """Refuse layers in training mode that draw random numbers or mix the latents of a batch.
+
+    `what` is the modules' part, and `each` what it takes a batch of.
+    """
     for root in modules:
         for name, module in root.named_modules():
             if isinstance(module, _NOISY) and module.training and getattr(module, "p", 1) != 0:
                 place = f"'{name}' ({type(module).__name__})" if name else type(module).__name__
                 raise DecoderError(
-                    f"Expected a deterministic decoder that treats each latent alone, got {place} "
-                    "in training mode: call .eval() on the decoder."
+                    f"Expected a deterministic {what} that treats each {each} alone, got {place} "
+                    f"in training mode: call .eval() on the {what}."
                 )
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from approx.decoder import HALF
+from approx.decoder import as_array, first_line
 from approx.tables import Descriptors
 
 _MISSING = {"None", "nan", "<NA>", "NaT"}
@@ -31,7 +30,12 @@ def columns_of(table: Table) -> dict[str, NDArray[Any]]:
     found: Any = table
     if callable(getattr(table, "columns", None)):  # a DataFrame has an index of that name
         found = found.columns()
-    columns = {str(name): np.asarray(found[name]) for name in found}
+    elif not hasattr(found, "keys"):
+        raise ValueError(
+            "Expected a table of `describe`, a DataFrame, or columns by name, got "
+            f"{type(table).__name__}: give a dictionary of arrays."
+        )
+    columns = {str(name): as_array(found[name]) for name in found}
     shapes = {name: column.shape for name, column in columns.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise ValueError(
@@ -46,7 +50,7 @@ def numbers(columns: Mapping[str, NDArray[Any]], name: str) -> Floats:
         raise ValueError(
             f"Expected a column of the table, got {name!r}: there are {', '.join(columns)}."
         )
-    return np.asarray(columns[name], dtype=np.float64)
+    return as_numbers(columns[name], f"column {name!r}")
 
 
 def labels_of(
@@ -61,7 +65,7 @@ def labels_of(
 
 def fitting(labels: Any, count: int, what: str = "label") -> NDArray[Any]:
     """Return labels as an array, or raise a ValueError where there is not one for each row."""
-    found = np.asarray(labels)
+    found = as_array(labels)
     if found.shape != (count,):
         raise ValueError(
             f"Expected one {what} for each of {count} rows, got {found.shape}: give {what}s in the "
@@ -76,12 +80,21 @@ def fitting(labels: Any, count: int, what: str = "label") -> NDArray[Any]:
             f"Expected a {what} for each row, got none for {len(missing)} of {count}, the first in "
             f"row {missing[0]}: leave these rows out."
         )
+    if found.dtype == object and len({isinstance(v, str) for v in found}) > 1:
+        raise ValueError(
+            f"Expected {what}s that can be sorted, got text and other {what}s: give all as text."
+        )
     return found
 
 
-def as_array(values: Any) -> NDArray[Any]:
-    """Return a tensor of any device, or anything else, as an array."""
-    if not isinstance(values, Tensor):
-        return np.asarray(values)
-    held = values.detach().cpu()
-    return (held.float() if held.dtype in HALF else held).numpy()
+def as_numbers(values: Any, what: str) -> Floats:
+    """Return real numbers as float64, None as NaN, or raise a ValueError that says what is none."""
+    try:
+        found = as_array(values)
+        if found.dtype.kind not in "biufO":
+            raise TypeError("text" if found.dtype.kind in "US" else f"{found.dtype} entries")
+        return found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected real numbers in {what}, got {first_line(error)}: convert or leave them out."
+        ) from error

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from approx.populations.columns import Floats, Table, columns_of, labels_of, numbers
+from approx.decoder import as_array
+from approx.populations.columns import (
+    Floats,
+    Integers,
+    Table,
+    as_numbers,
+    columns_of,
+    labels_of,
+    numbers,
+)
 from approx.populations.separation import auroc
 from approx.tables import imported
 
@@ -31,7 +40,7 @@ class Comparison:
     inside, outside : (R,) object
         A class, and another one or "rest".
     members, others : (R,) int64
-        How many of each have a value.
+        How many of each have a finite value.
     auroc, auroc_low, auroc_high : (R,) float64
         The chance that one inside is above one outside, with its 95 % interval, see `auroc`.
     hedges_g : (R,) float64
@@ -103,7 +112,7 @@ def compare(
     columns : list of str, optional
         What is compared; by default psi, nu and delta as far as they are there.
     rows : (M,) array_like of int, optional
-        Only these rows, such as those of `matched`.
+        Only these rows, such as those of `matched`, or a mask (N,).
     against : {"rest", "pairs"}
         Each class against all others together, or every two classes. Two classes make one pair.
     correction : {"holm", "fdr"}
@@ -117,16 +126,16 @@ def compare(
     Raises
     ------
     ValueError
-        No labels, labels of another length, an unknown column or option, fewer than two classes, or
-        a class with fewer than two values.
+        No labels, labels of another length, an unknown column, row or option, fewer than two
+        classes, or a class with fewer than two values.
     KeyboardInterrupt
         Ctrl-C before any row was done; later it returns the rows that are.
 
     Notes
     -----
-    Values that are NaN are left out. Tests by `scipy.stats`, two-sided; of counts with ties that of
-    Kolmogorov and Smirnov is conservative. Hedges' g has the factor
-    1 - 3 / (4 n - 9). Cost: O(N log N) for each row.
+    Values that are not finite are left out. Tests by `scipy.stats`, two-sided; of counts with ties
+    that of Kolmogorov and Smirnov is conservative. Hedges' g has the factor 1 - 3 / (4 n - 9).
+    Cost: O(N log N) for each row.
 
     Examples
     --------
@@ -139,11 +148,9 @@ def compare(
     >>> (found.p_rank < 0.05).tolist()
     [True, False]
     """
-    if against not in ("rest", "pairs") or correction not in ("holm", "fdr"):
-        raise ValueError(
-            f"Expected against 'rest' or 'pairs' and correction 'holm' or 'fdr', got {against!r} "
-            f"and {correction!r}: choose one of these."
-        )
+    if against not in ("rest", "pairs"):
+        raise ValueError(f"Expected against 'rest' or 'pairs', got {against!r}: choose one.")
+    _check_correction(correction)
     data = columns_of(table)
     given = labels_of(data, labels, by)
     if given is None:
@@ -154,7 +161,7 @@ def compare(
     chosen = [name for name in _DESCRIPTORS if name in data] if columns is None else columns
     if not chosen:
         raise ValueError(f"Expected columns to compare, got none of {', '.join(data)}: name some.")
-    kept = np.arange(len(given)) if rows is None else np.asarray(rows)
+    kept = np.arange(len(given)) if rows is None else _rows(rows, len(given))
     measured = {name: numbers(data, name)[kept] for name in chosen}
     groups = _groups(given[kept], against)
     found: list[tuple[Any, ...]] = []
@@ -177,6 +184,24 @@ def compare(
     fields = [np.array(field) for field in zip(*found, strict=True)]
     p = corrected(np.stack(fields[-2:]), correction)
     return Comparison(*fields[:-2], *p, correction=correction, complete=complete)
+
+
+def _rows(rows: ArrayLike, count: int) -> Integers:
+    """Return numbers of rows, given as such or as a mask."""
+    found = as_array(rows)
+    if found.dtype == bool and found.shape == (count,):
+        return np.flatnonzero(found)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ValueError(
+            f"Expected rows (M,) as integers, or a mask ({count},), got {found.dtype} of shape "
+            f"{found.shape}: give those of matched, for example."
+        )
+    if found.size and not 0 <= found.min() <= found.max() < count:
+        raise ValueError(
+            f"Expected rows from 0 to {count - 1}, got {found.min()} to {found.max()}: give rows "
+            "of this table."
+        )
+    return found.astype(np.int64)
 
 
 def _groups(labels: NDArray[Any], against: str) -> list[tuple[Any, Any, Any, Any]]:
@@ -209,13 +234,24 @@ def _compared(x: Floats, y: Floats) -> tuple[Any, ...]:
 def corrected(p: ArrayLike, correction: str = "holm") -> Floats:
     """Return p-values of any shape, corrected for their number: "holm" or "fdr".
 
+    Raises
+    ------
+    ValueError
+        Something else than numbers from 0 to 1, or another correction.
+
     Examples
     --------
     >>> from approx.populations import corrected
     >>> corrected([0.01, 0.04, 0.03]).round(2).tolist()
     [0.03, 0.06, 0.06]
     """
-    given = np.asarray(p, dtype=np.float64)
+    _check_correction(correction)
+    given = as_numbers(p, "p")
+    if not ((given >= 0) & (given <= 1)).all():
+        raise ValueError(
+            f"Expected p-values from 0 to 1, got {given.min():g} to {given.max():g}: leave out "
+            "tests without one."
+        )
     flat = given.ravel()
     if correction == "fdr":
         return stats.false_discovery_control(flat).reshape(given.shape)
@@ -224,3 +260,8 @@ def corrected(p: ArrayLike, correction: str = "holm") -> Floats:
     result = np.empty_like(flat)
     result[order] = np.minimum(steps, 1)
     return result.reshape(given.shape)
+
+
+def _check_correction(correction: str) -> None:
+    if correction not in ("holm", "fdr"):
+        raise ValueError(f"Expected correction 'holm' or 'fdr', got {correction!r}: choose one.")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from approx.decoder import whole
 from approx.populations.columns import Floats, Integers, Table, columns_of, labels_of, numbers
 
 
@@ -87,11 +88,9 @@ def level_sets(
     >>> sets.edges.tolist(), list(map(len, sets))
     ([0.0, 5.0, 10.0], [4, 2])
     """
-    if equal not in ("count", "width") or bins < 1:
-        raise ValueError(
-            f"Expected bins >= 1 of equal 'count' or 'width', got {bins} and {equal!r}: choose "
-            "one of these."
-        )
+    bins = whole(bins, "bins", "say how many sets.")
+    if equal not in ("count", "width"):
+        raise ValueError(f"Expected equal 'count' or 'width', got {equal!r}: choose one of these.")
     columns = columns_of(table)
     values = numbers(columns, by)
     given = labels_of(columns, labels)

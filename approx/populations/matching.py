@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from approx.decoder import whole
 from approx.populations.columns import Integers, columns_of, fitting, numbers
 
 
@@ -80,15 +81,17 @@ def matched(
     >>> found.before["ink"] > 0.9, found.after["ink"] < 0.1
     (True, True)
     """
+    bins = whole(bins, "bins", "say how many of each confound.")
+    seed = whole(seed, "seed", "give another.", 0)
     columns = columns_of(on)
     confounds = {name: numbers(columns, name) for name in columns}
     given = fitting(labels, len(next(iter(confounds.values()))))
     rows = np.flatnonzero(np.all([np.isfinite(c) for c in confounds.values()], axis=0))
     classes, member = np.unique(given[rows], return_inverse=True)
-    if len(classes) < 2 or bins < 1:
+    if len(classes) < 2:
         raise ValueError(
-            f"Expected rows of two classes and at least one bin, got classes {classes.tolist()} "
-            f"and bins={bins}: give labels that differ."
+            f"Expected rows of two classes, got {classes.tolist()} in {len(rows)} rows without "
+            "NaN: give labels that differ."
         )
     codes = [_binned(c[rows], bins) for c in confounds.values()]
     _, strata = np.unique(np.stack(codes), axis=1, return_inverse=True)

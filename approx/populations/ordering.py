@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from approx.populations.columns import Floats, Integers
+from approx.populations.scorers import encoded
 from approx.tables import KNOTS, LONG_NAMES, Descriptors, describe
 
 _AT_A_TIME = 64  # images that are encoded at a time
@@ -62,8 +63,8 @@ def order(
     images : (N, ...) Tensor
         As the encoder takes them, on its device.
     encoder : callable
-        From images (B, ...) to latents (B, *latent_shape): a tensor, or what a VAE of diffusers
-        returns, of which the mode is taken.
+        From images (B, ...) to latents (B, *latent_shape), in evaluation mode: a tensor, or what a
+        VAE of diffusers returns, of which the mode is taken.
     decoder : callable
         As for `describe`.
     by : str
@@ -78,9 +79,10 @@ def order(
     Raises
     ------
     ValueError
-        An unknown column, no images, or an encoder that returns no latent for each image.
+        An unknown column, no images, an encoder in training mode, or one that returns no latent
+        for each image.
 
-    Other exceptions are those of `describe`.
+    Other exceptions are those of `describe` and of the encoder.
 
     Notes
     -----
@@ -102,34 +104,18 @@ def order(
         raise ValueError(f"Expected a column, got {by!r}: there are {', '.join(LONG_NAMES)}.")
     if by in KNOTS and options.get("neighbourhood", ()) is None:
         raise ValueError(f"Expected a neighbourhood for {by}, got None: leave neighbourhood= out.")
-    if not len(images):
-        raise ValueError("Expected at least one image, got none: give (N, ...).")
+    if not isinstance(images, Tensor) or not images.ndim or not len(images):
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"Expected at least one image in a tensor (N, ...), got {got}: give some.")
     made: list[Tensor] = []
 
     def latents() -> Iterator[Tensor]:
         for part in images.split(_AT_A_TIME):
-            with torch.no_grad():
-                z = _latents(encoder(part), len(part))
-            made.append(z)
-            yield z
+            made.append(encoded(encoder, part))
+            yield made[-1]
 
     table = describe(decoder, latents(), total=len(images), **options)
     values = np.asarray(table.columns()[by], dtype=np.float64)
     known = np.flatnonzero(np.isfinite(values))
     falling = known[np.argsort(-values[known], kind="stable")]
     return Ordered(by, falling, values, table, torch.cat(made)[: len(table)])
-
-
-def _latents(found: Any, count: int) -> Tensor:
-    """Return what an encoder returned as one latent for each image."""
-    if hasattr(found, "latent_dist"):
-        found = found.latent_dist.mode()
-    elif hasattr(found, "latents"):
-        found = found.latents
-    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != count:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(
-            f"Expected latents ({count}, *latent_shape) of the encoder, got {got}: give a function "
-            "that returns them, such as lambda x: encoder(x)[0]."
-        )
-    return found.detach()

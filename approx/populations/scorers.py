@@ -11,7 +11,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from approx.populations.columns import Floats, as_array
+from approx.decoder import (
+    as_array,
+    check_deterministic,
+    first_line,
+    modules_of,
+    out_of_memory,
+    pick,
+)
+from approx.populations.columns import Floats, as_numbers
 
 
 def vendi(features: ArrayLike, q: float = 1) -> float:
@@ -32,7 +40,7 @@ def vendi(features: ArrayLike, q: float = 1) -> float:
     Raises
     ------
     ValueError
-        Features that are not finite, not (n, F), or an order below 0.
+        Features that are not finite numbers, not (n, F), or an order below 0.
 
     Notes
     -----
@@ -49,7 +57,9 @@ def vendi(features: ArrayLike, q: float = 1) -> float:
     >>> round(vendi([[1, 0], [1, 0], [0, 2]], q=float("inf")), 6)
     1.5
     """
-    x = np.asarray(features, dtype=np.float64)
+    x, q = as_numbers(features, "features"), as_numbers(q, "the order q").item()
+    if x.shape[:1] == (0,):
+        return float("nan")
     if x.ndim != 2 or not q >= 0:
         raise ValueError(
             f"Expected features (n, F) and an order q >= 0, got {x.shape} and {q}: give one row of "
@@ -62,7 +72,7 @@ def vendi(features: ArrayLike, q: float = 1) -> float:
             f"the first in row {bad[0]}: remove or replace them."
         )
     sizes = np.linalg.norm(x, axis=1, keepdims=True)
-    if not len(x) or not (sizes > 0).all():
+    if not (sizes > 0).all():
         return float("nan")
     values = np.linalg.svd(x / sizes, compute_uv=False)
     # order 0 would count rounding: the threshold of numpy's matrix_rank
@@ -81,7 +91,7 @@ def classifier_margin(classifier: Callable[[Any], Tensor]) -> Callable[[Any], Fl
     Parameters
     ----------
     classifier : callable
-        Takes images (B, ...) and returns logits (B, C).
+        Takes images (B, ...) and returns logits (B, C), in evaluation mode.
 
     Examples
     --------
@@ -92,22 +102,31 @@ def classifier_margin(classifier: Callable[[Any], Tensor]) -> Callable[[Any], Fl
     """
 
     def margin(images: Any) -> Floats:
+        check_deterministic(modules_of(classifier), "classifier", "image")
         with torch.no_grad():
-            largest = classifier(images).double().topk(2, dim=1).values
+            logits = classifier(images)
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+            raise ValueError(
+                f"Expected logits ({len(images)}, C) of two classes or more from the classifier, "
+                f"got {shape}: give a function that returns them."
+            )
+        largest = logits.double().topk(2, dim=1).values
         return (largest[:, 0] - largest[:, 1]).cpu().numpy()
 
     return margin
 
 
 def reconstruction_error(
-    encoder: Callable[[Any], Any], decoder: Callable[[Any], Tensor]
+    encoder: Callable[[Any], Any], decoder: Callable[[Any], Any]
 ) -> Callable[[Any], Floats]:
     """Return a scorer of images: mean squared difference from what they are decoded to.
 
     Parameters
     ----------
     encoder, decoder : callable
-        From images (B, ...) to latents and back, each tensor to tensor.
+        From images (B, ...) to latents and back, in evaluation mode: each to a tensor, or to what
+        a VAE of diffusers returns.
 
     Examples
     --------
@@ -119,8 +138,10 @@ def reconstruction_error(
     """
 
     def error(images: Any) -> Floats:
+        z = encoded(encoder, images)
+        check_deterministic(modules_of(decoder))
         with torch.no_grad():
-            decoded = decoder(encoder(images))
+            decoded = pick(decoder(z), None)
             if decoded.shape != images.shape:
                 raise ValueError(
                     f"Expected images of shape {tuple(images.shape)} from the decoder, got "
@@ -132,15 +153,45 @@ def reconstruction_error(
     return error
 
 
-def compressed_size(images: Any) -> Floats:
-    """Return the bytes of each image (N, ...) in [0, 1], compressed: a measure of its complexity.
+def encoded(encoder: Callable[[Any], Any], images: Tensor) -> Tensor:
+    """Return one latent for each image, of an encoder in evaluation mode."""
+    check_deterministic(modules_of(encoder), "encoder", "image")
+    count = len(images)
+    try:
+        with torch.no_grad():
+            found = encoder(images)
+    except (RuntimeError, TypeError) as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(
+            f"Expected an encoder that runs on {count} images {tuple(images.shape[1:])} of "
+            f"{images.dtype}, got {type(error).__name__}: {first_line(error)}: check their shape, "
+            "dtype and device."
+        ) from error
+    with torch.no_grad():
+        if hasattr(found, "latent_dist"):
+            found = found.latent_dist.mode()
+        elif hasattr(found, "latents"):
+            found = found.latents
+    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != count:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"Expected latents ({count}, *latent_shape) of the encoder, got {got}: give a function "
+            "that returns them, such as lambda x: encoder(x)[0]."
+        )
+    return found.detach()
 
-    Pixels are clamped to [0, 1] and rounded to 8 bits; zlib of level 9 compresses them.
+
+def compressed_size(images: Any) -> Floats:
+    """Return the bytes of each image (N, ...), compressed: a measure of its complexity.
+
+    Pixels are bytes, or numbers in [0, 1], which are rounded to 8 bits; zlib of level 9 compresses
+    them.
 
     Raises
     ------
     ValueError
-        NaN among the pixels.
+        Pixels that are neither.
 
     Examples
     --------
@@ -151,9 +202,15 @@ def compressed_size(images: Any) -> Floats:
     True
     """
     pixels = as_array(images)
-    if np.isnan(pixels).any():
-        raise ValueError("Expected pixels in [0, 1], got NaN among them: remove those images.")
-    whole = np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        pixels = np.round(255 * as_numbers(pixels, "images"))
+    if pixels.ndim < 2 or not ((pixels >= 0) & (pixels <= 255)).all():
+        ends = f" with entries from {pixels.min() / 255:.3g} to {pixels.max() / 255:.3g}"
+        raise ValueError(
+            f"Expected images (N, ...) of bytes, or of numbers in [0, 1], got shape {pixels.shape}"
+            f"{ends if pixels.size else ''}: scale or clamp them, and leave out those with NaN."
+        )
+    whole = pixels.astype(np.uint8)
     return np.array([float(len(zlib.compress(p.tobytes(), 9))) for p in whole])
 
 
@@ -163,13 +220,19 @@ def confounds(images: Any, latents: Any = None) -> dict[str, Floats]:
     Parameters
     ----------
     images : (N, ...) Tensor or array_like
-        In [0, 1].
+        As for `compressed_size`.
     latents : (N, ...) Tensor or array_like, optional
 
     Returns
     -------
     dict
-        "ink", the mean pixel, "compressed_size", and with latents their "norm", each (N,).
+        "ink", the mean pixel in [0, 1], "compressed_size", and with latents their "norm", each
+        (N,).
+
+    Raises
+    ------
+    ValueError
+        As `compressed_size`; not one latent for each image.
 
     Examples
     --------
@@ -179,12 +242,16 @@ def confounds(images: Any, latents: Any = None) -> dict[str, Floats]:
     >>> found["ink"].tolist(), found["norm"].tolist()
     ([0.5, 0.5], [5.0, 1.0])
     """
-    pixels = as_array(images).astype(np.float64)
-    found = {
-        "ink": pixels.reshape(len(pixels), -1).mean(axis=1),
-        "compressed_size": compressed_size(images),
-    }
+    sizes, pixels = compressed_size(images), as_array(images)
+    white = 255 if pixels.dtype == np.uint8 else 1
+    ink = as_numbers(pixels, "images").mean(axis=tuple(range(1, pixels.ndim))) / white
+    found = {"ink": ink, "compressed_size": sizes}
     if latents is not None:
-        z = as_array(latents).astype(np.float64)
-        found["norm"] = np.linalg.norm(z.reshape(len(z), -1), axis=1)
+        z = as_numbers(latents, "latents")
+        if z.shape[:1] != sizes.shape:
+            raise ValueError(
+                f"Expected one latent for each of {len(sizes)} images, got shape {z.shape}: give "
+                "those of these images."
+            )
+        found["norm"] = np.sqrt(np.square(z).sum(axis=tuple(range(1, z.ndim))))
     return found

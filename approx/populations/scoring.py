@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor, from_numpy
 from tqdm import tqdm
 
-from approx.decoder import first_line
-from approx.populations.columns import Floats, Integers, as_array
+from approx.decoder import as_array, check_deterministic, first_line, modules_of, whole
+from approx.populations.columns import Floats, Integers, as_numbers
 from approx.populations.levels import LevelSets
 from approx.populations.scores import ScoreError, SetScores
 
@@ -68,7 +68,8 @@ def score_sets(
     Raises
     ------
     ValueError
-        Data of another length, no labels for "label", or n that is not below the sets' sizes.
+        Data of another length, no labels for "label", n that is not below the sets' sizes, or a
+        scorer in training mode.
     ScoreError
         A scorer that raised, or whose number is not finite. The other scores are measured first,
         and are in its `partial`.
@@ -101,10 +102,17 @@ def score_sets(
     >>> bool(found.score[0] > found.score[1]), bool(found.p.max() < 0.05)
     (True, True)
     """
-    if within not in ("label", None) or null not in ("permute", None) or repeats < 2:
+    if within not in ("label", None) or null not in ("permute", None):
         raise ValueError(
-            f"Expected within 'label' or None, null 'permute' or None and repeats >= 2, got "
-            f"{within!r}, {null!r} and {repeats}: choose one of these."
+            f"Expected within 'label' or None and null 'permute' or None, got {within!r} and "
+            f"{null!r}: choose one of these."
+        )
+    n = whole(n, "n", "say how many members each draw has.", 2)
+    repeats = whole(repeats, "repeats", "say how many draws.", 2)
+    seed = whole(seed, "seed", "give another.", 0)
+    if not isinstance(sets, LevelSets):
+        raise ValueError(
+            f"Expected level sets, got {type(sets).__name__}: make them by level_sets."
         )
     tables = _tables(data, scorers, len(sets.values))
     classes, parts = _parts(sets, within, n)
@@ -199,16 +207,20 @@ class _Found:
 
 def _tables(data: Any, scorers: Mapping[str, Scorer], count: int) -> dict[str, Any]:
     """Return the data of each scorer, as many rows as the table has."""
-    if not scorers:
-        raise ValueError("Expected at least one scorer, got none: give a name and a function.")
+    if not isinstance(scorers, Mapping) or not all(map(callable, scorers.values())) or not scorers:
+        raise ValueError(
+            f"Expected at least one scorer by name, got {scorers!r}: give a dictionary of "
+            "functions."
+        )
     found = {}
-    for name in scorers:
+    for name, scorer in scorers.items():
+        check_deterministic(modules_of(scorer), f"scorer {name!r}", "image")
         rows = data.get(name, ()) if isinstance(data, Mapping) else data
-        found[name] = rows if isinstance(rows, Tensor) else np.asarray(rows)
-        if len(rows) != count:
+        found[name] = rows if isinstance(rows, Tensor) else as_array(rows)
+        if found[name].shape[:1] != (count,):
             raise ValueError(
-                f"Expected one row of data for each of {count} latents, got {len(rows)} for "
-                f"{name!r}: give them in the order of the table."
+                f"Expected one row of data for each of {count} latents, got shape "
+                f"{tuple(found[name].shape)} for {name!r}: give them in the order of the table."
             )
     return found
 
@@ -278,7 +290,7 @@ def _prepared(plan: _Plan, found: _Found, data: Any, scorer: Scorer) -> Callable
 
     def scored(rows: Integers) -> Floats:
         some = data[from_numpy(rows).to(data.device)] if isinstance(data, Tensor) else data[rows]
-        values = as_array(scorer(some)).astype(np.float64)
+        values = as_numbers(scorer(some), "a score")
         if values.shape not in ((), (len(rows),)):
             raise ValueError(
                 f"Expected one number, or one for each of {len(rows)} images, got an array of "

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from approx.populations.columns import Floats, fitting
+from approx.populations.columns import Floats, as_numbers, fitting
 
 
 class Auroc(NamedTuple):
@@ -61,7 +61,7 @@ def auroc(
     Raises
     ------
     ValueError
-        Not one stratum for each number.
+        Something else than numbers, or not one stratum for each.
 
     Notes
     -----
@@ -82,9 +82,14 @@ def auroc(
     >>> round(found.value, 3), found.direction
     (0.875, 'undecided')
     """
-    sides = [np.asarray(x, dtype=np.float64).ravel() for x in (inside, outside)]
+    sides = [as_numbers(x, side).ravel() for x, side in ((inside, "inside"), (outside, "outside"))]
     groups = [np.zeros(len(x), dtype=np.int64) for x in sides]
     if strata is not None:
+        if len(strata) != 2:
+            raise ValueError(
+                f"Expected strata of those inside and of those outside, got {len(strata)}: give a "
+                "pair."
+            )
         given = [fitting(s, len(x), "stratum") for s, x in zip(strata, sides, strict=True)]
         _, numbers = np.unique(np.concatenate(given), return_inverse=True)
         groups = [numbers[: len(sides[0])], numbers[len(sides[0]) :]]

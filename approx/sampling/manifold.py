@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from approx.decoder import prepare, session
+from approx.decoder import in_words, prepare, session, whole
 from approx.sampling.pools import Pool, PoolError, flat, measure, placed
 from approx.sampling.priors import Source, fills, name_of
 from approx.sampling.resampling import (
@@ -23,11 +23,14 @@ from approx.sampling.resampling import (
     largest_share,
     scaled,
     systematic,
+    tail,
 )
 from approx.spectra import draw_seed
 
 LEAST = 50
 """Smallest effective sample size of a pool that is sampled from."""
+HEAVY = 0.7
+"""Shape of a generalised Pareto distribution above which sums of weights are unreliable."""
 _IMAGES = 64  # decoded at a time
 
 
@@ -149,7 +152,11 @@ def magnet(
     deep generative network manifolds without retraining", 2022). Resampling is systematic; the
     sample is about as good as `ess` independent draws, whatever n is. Where the prior's density
     vanishes towards an edge of its domain the weights have heavy tails: `ess` is then too large,
-    and the images of that edge are missing. Take a prior that is flat there.
+    and the images of that edge are missing. A warning says so where generalised Pareto
+    distributions of the largest 1 / p(z) and of the largest weights both have a shape above 0.7
+    (A. Vehtari et al., "Pareto smoothed importance sampling", 2024; that of the weights alone means
+    nothing where psi has but a few values). Of a density m z^(m - 1) it is 1 - 1 / m. Take a prior
+    that is flat there.
 
     Cost: `size` rows of `approx.describe`.
 
@@ -171,9 +178,8 @@ def magnet(
             "known to be bounded: the image of an unbounded domain has no uniform distribution. "
             "Take Uniform on a box, or bounded=True where the domain is."
         )
-    pool, drawn = _pool(
-        generator, prior, n, size, seed, bounded, images, progress, describe_options
-    )
+    n = whole(n, "n", "say how many.")
+    pool, drawn = _pool(generator, prior, size, seed, bounded, images, progress, describe_options)
     lost = flat(pool)
     d, outputs = (math.prod(s) for s in (pool.table.latent_shape, pool.table.output_shape))
     if outputs < d:
@@ -190,6 +196,14 @@ def magnet(
         )
     log_weights = np.where(lost, -np.inf, pool.table.psi - pool.log_density)
     found = _resampled(pool, n, log_weights, 1.0, lost, drawn, tempered=False)
+    if (shape := min(tail(found.weights), tail(scaled(-pool.log_density)))) > HEAVY:
+        warnings.warn(
+            f"The prior vanishes towards an edge of its domain (its weights have the tail of a "
+            f"Pareto distribution of shape {shape:.2f}): the effective size of {found.ess:,.0f} "
+            "is too large, and images of that edge are missing. Take a prior that is flat there.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return _with_images(generator, found, progress) if images else found
 
 
@@ -259,11 +273,8 @@ def polarity(
     >>> bool(spread[1] < spread[0])  # tanh stretches most at 0
     True
     """
-    if not math.isfinite(rho):
-        raise ValueError(f"Expected a finite rho, got {rho}: 0 is the prior itself.")
-    pool, drawn = _pool(
-        generator, prior, n, size, seed, bounded, images, progress, describe_options
-    )
+    n, rho = whole(n, "n", "say how many."), _finite(rho)
+    pool, drawn = _pool(generator, prior, size, seed, bounded, images, progress, describe_options)
     lost = flat(pool) & (rho != 0)
     with np.errstate(over="ignore"):
         log_weights = np.where(lost, -np.inf, rho * pool.table.psi)
@@ -275,10 +286,20 @@ def polarity(
     return _with_images(generator, found, progress) if images else found
 
 
+def _finite(rho: Any) -> float:
+    """Return a rho of any library as a float, or refuse it."""
+    try:
+        found = math.nan if isinstance(rho, str) else float(getattr(rho, "item", lambda: rho)())
+    except (TypeError, ValueError, RuntimeError):  # the last two of arrays and tensors
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"Expected a finite rho, got {rho!r}: 0 is the prior itself.")
+    return found
+
+
 def _pool(
     generator: Callable[[Tensor], Any] | None,
     prior: Any,
-    n: int,
     size: int | None,
     seed: int | None,
     bounded: bool | None,
@@ -287,9 +308,7 @@ def _pool(
     options: dict[str, Any],
 ) -> tuple[Pool, int]:
     """Return the pool, measured where it is not given, and the seed."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"Expected n as an integer of at least 1, got {n!r}: say how many.")
-    drawn = draw_seed(seed)
+    drawn = whole(draw_seed(seed), "a seed", "choose another.", 0)
     if generator is None and (images or not isinstance(prior, Pool)):
         raise ValueError("Expected a generator, got None: only a Pool without images needs none.")
     if not isinstance(prior, Pool):
@@ -367,7 +386,8 @@ def _with_images(
         hidden = not progress
         with session(prepared), torch.no_grad(), tqdm(total=len(z), disable=hidden) as bar:
             for some, part in zip(rows.split(_IMAGES), z.split(_IMAGES), strict=True):
-                parts.append(prepared.at(some)(part))
+                with in_words(generator, part):
+                    parts.append(prepared.at(some)(part))
                 bar.update(len(part))
     except KeyboardInterrupt:
         warnings.warn(

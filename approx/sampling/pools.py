@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from approx.decoder import Bound, Output, modules_of
+from approx.decoder import Bound, Output, modules_of, whole
 from approx.sampling.priors import Source, source
 from approx.sampling.resampling import Floats
 from approx.spectra import draw_seed, named
@@ -82,8 +82,9 @@ class Pool:
         ValueError
             The prior gives other latents than when they were described.
         """
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= len(self):
+        wanted = np.asarray(indices)
+        inside = wanted.ndim == 1 and wanted.size and wanted.dtype.kind in "iu"
+        if not inside or wanted.min() < 0 or wanted.max() >= len(self):
             raise ValueError(
                 f"Expected numbers (n,) of latents from 0 to {len(self) - 1}, got {indices}: take "
                 "some of them."
@@ -197,11 +198,9 @@ def measure(
     >>> [len(sampling.polarity(None, pool, 100, rho, seed=0).latents) for rho in (-1, 0, 1)]
     [100, 100, 100]
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"Expected a size of at least 1, got {size!r}: say how many latents.")
-    seed = draw_seed(seed)
-    if seed < 0:
-        raise ValueError(f"Expected a seed of at least 0, got {seed}: choose another.")
+    if size is not None:
+        size = whole(size, "a size", "say how many latents.")
+    seed = whole(draw_seed(seed), "a seed", "choose another.", 0)
     options = _options(describe_options)
     given = source(prior, size, seed, bounded)
     log_densities: list[Floats] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -17,6 +18,21 @@ def scaled(log_weights: Floats) -> Floats:
 def effective_size(weights: Floats) -> float:
     """Return Kish's effective sample size (sum w)^2 / sum w^2."""
     return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
+def tail(weights: Floats) -> float:
+    """Return the shape of a generalised Pareto distribution of the largest weights.
+
+    Above 0 their r-th moment is finite for r < 1 / shape; -inf where the largest are equal.
+    """
+    count = len(weights)
+    # as many as Vehtari et al. take
+    taken = int(min(0.2 * count, 3 * np.sqrt(count)))
+    rising = np.sort(weights)[-taken - 1 :]
+    above = rising[1:] - rising[0]
+    if not above[-1] > 1e-9 * rising[-1]:  # rounding
+        return float("-inf")
+    return float(stats.genpareto.fit(above / above.mean(), 0.1, floc=0)[0])
 
 
 def systematic(weights: Floats, n: int, rng: np.random.Generator) -> NDArray[np.int64]:

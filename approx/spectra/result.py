@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from approx.decoder import whole
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -115,7 +117,7 @@ def draw_seed(generator: torch.Generator | int | None) -> int:
     Raises
     ------
     ValueError
-        A generator that is not on the CPU.
+        A generator that is not on the CPU, or something else than these.
 
     Examples
     --------
@@ -135,7 +137,7 @@ def draw_seed(generator: torch.Generator | int | None) -> int:
                 "there so that a seed means the same on every device; use torch.Generator()."
             )
         return int(torch.randint(2**63 - 1, (), generator=generator))
-    return int(generator)
+    return whole(generator, "a seed", "give one, or a torch.Generator.", None)
 
 
 def psi_nu(values: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def path(name: str, folder: Path | None = None) -> Path:
     named = os.environ.get(FOLDER)
     if folder is None and not named:
         return _download(name, FILES[name])
-    folder = Path(named or "") if folder is None else folder
+    folder = Path(named or "") if folder is None else Path(folder)
     if not (folder / name).is_file():
         raise FileNotFoundError(
             f"Expected the file {name} in {folder}, got none. Its source is {FILES[name].url}; "

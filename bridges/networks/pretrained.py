@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from approx.decoder import whole
 from bridges.networks import data
 from bridges.networks.weights import loaded, read
 
@@ -268,7 +269,7 @@ def read_images(
     ValueError
         A kind or part that there is not, or more images than the file has.
     """
-    found = []
+    count, found = whole(count, "count", "say how many images."), []
     for name, head, size in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
         file = f"{kind}/{part}-{name}-ubyte.gz"
         if file not in data.FILES:

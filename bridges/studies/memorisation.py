@@ -186,7 +186,7 @@ def _trained(
     near = torch.cdist(pictures.flatten(1), everything.pictures[distinct]).topk(2, largest=False)
     table: dict[str, Any] = {
         "ratio": (near.values[:, 0] / near.values[:, 1]).double().numpy(),
-        "bytes": compressed_size(pictures),
+        "bytes": compressed_size(pictures.clamp(0, 1)),
         "settled": settled(clean, z),
         "guidance": guided.double().numpy(),
         "norm": z.flatten(1).norm(dim=1).double().numpy(),

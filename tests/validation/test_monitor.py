@@ -234,8 +234,11 @@ def test_files_of_something_else_and_no_steps_are_refused(tmp_path):
             ValueError, match=r"Expected a table of bridges\.Monitor in .*give another"
         ):
             Monitor(weight, file=path)
-    with pytest.raises(ValueError, match="at least 1 step, got 0"):
-        Monitor(weight, every=0)
+    with pytest.raises(ValueError, match="Expected measure as a function of the module, got dict"):
+        Monitor({})  # pyright: ignore
+    for state in ({}, {"step": [0, 1], "values": {"a": [1.0]}}, {"step": [1, 0], "values": {}}):
+        with pytest.raises(ValueError, match="Expected the state_dict of a Monitor, got "):
+            Monitor(weight).load_state_dict(state)
     assert Monitor(weight).columns()["step"].shape == (0,)
     assert Monitor(weight).table.empty
 
@@ -299,3 +302,67 @@ def test_what_a_measure_registers_and_lazy_weights_leave_no_trace():
     with pytest.raises(MonitorError, match="got ZeroDivisionError"):
         Monitor(lambda m: {"x": 1 / 0})(lazy, 0)
     assert all(part.training for part in lazy.modules())
+
+
+@pytest.mark.parametrize(
+    "every", [0, -3, True, 2.5, "5", None, [], {1.5}, [-1], [True], np.array([]), iter([1])]
+)
+def test_steps_that_are_none_are_refused(every):
+    with pytest.raises(
+        ValueError, match=r"Expected every= as an integer .* got .*: 1 is each step"
+    ):
+        Monitor(weight, every=every)
+
+
+@pytest.mark.parametrize("every", [np.int64(5), torch.tensor(5), np.array([0, 5]), range(0, 9, 5)])
+def test_steps_of_numpy_and_torch_are_steps(every):
+    monitor = Monitor(weight, every=every)
+    train(9, monitor)
+    assert monitor.columns()["step"].tolist() == [0, 5]
+    with pytest.raises(ValueError, match=r"Expected step as an integer, got 9\.5"):
+        monitor(nn.Linear(1, 1), 9.5)  # pyright: ignore
+
+
+def test_a_damaged_file_is_one_error_or_the_right_table(tmp_path):
+    """Also where the end of the archive lost a column, which zipfile does not see."""
+    file, rng = tmp_path / "monitor.npz", np.random.default_rng(0)
+    whole = Monitor(lambda m: {"a": np.arange(3.0), "b": 1.0}, every=1, file=file)
+    for step in range(4):
+        whole(nn.Linear(1, 1), step)
+    kept, refused, read = file.read_bytes(), 0, 0
+    for i in range(300):
+        damaged = bytearray(kept)
+        for _ in range(1 + 4 * (i % 2)):
+            place = len(kept) - 1 - int(rng.integers(300 if i % 3 else len(kept)))
+            damaged[place] ^= int(rng.integers(1, 256))
+        file.write_bytes(damaged if i % 5 else kept[: int(rng.integers(len(kept)))])
+        try:
+            found = Monitor(weight, file=file).columns()
+        except ValueError as error:
+            refused += str(error).startswith("Expected a table of bridges.Monitor in ")
+        else:
+            read += str(found) == str(whole.columns())
+    assert refused + read == 300
+    assert refused > 200
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_module_is_measured_and_left_as_it_was():
+    plain = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Dropout()).train()
+    x = torch.randn(5, 1)
+
+    def measure(module):
+        assert not module.training
+        module.train()
+        return {"y": module(x).sum()}  # changes the statistics
+
+    scripted, frozen = torch.jit.script(plain), torch.jit.freeze(torch.jit.script(plain.eval()))
+    before = {name: value.clone() for name, value in scripted.state_dict().items()}
+    monitor = Monitor(measure, every=1)
+    for step in range(2):
+        monitor(scripted, step)
+    assert all(part.training for part in scripted.modules())
+    assert all(torch.equal(before[k], v) for k, v in scripted.state_dict().items())
+    monitor = Monitor(lambda module: {"y": module(x).sum()})
+    monitor(frozen, 0)
+    assert monitor.columns()["y"] == pytest.approx(float(plain(x).detach().sum()))

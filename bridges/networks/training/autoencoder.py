@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.func import functional_call
 
 from bridges.networks.autoencoders import Vae, negative_bound
 from bridges.networks.pretrained import read_images
-from bridges.networks.training.loop import Trained, Watch, descend, fingerprint, read_checkpoint
+from bridges.networks.training.loop import (
+    Trained,
+    Watch,
+    begin_from,
+    counts,
+    descend,
+    fingerprint,
+    levels,
+    read_checkpoint,
+    restoring,
+)
 
 
 def train_vae(
-    images: NDArray[np.float32] | Tensor,
+    images: ArrayLike | Tensor,
     *,
     steps: int,
     batch: int = 128,
@@ -33,7 +43,7 @@ def train_vae(
     seed: int = 0,
     start: Vae | None = None,
     decoder_only: bool = False,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     every: int = 500,
     progress: bool = True,
     watch: Watch | None = None,
@@ -42,8 +52,8 @@ def train_vae(
 
     Parameters
     ----------
-    images : (N, D) array or Tensor
-        In [0, 1]; drawn with replacement.
+    images : (N, D) Tensor or array_like
+        In [0, 1], of any dtype; trained on in float32, drawn with replacement.
     steps : int
         Of Adam.
     batch : int
@@ -70,7 +80,7 @@ def train_vae(
         Whose weights are trained further, in a copy, with a new Adam. It must have the sizes above.
     decoder_only : bool
         Whether the encoder stays as it is, and with it what the latents mean.
-    checkpoint : Path, optional
+    checkpoint : path, optional
         A file that every `every` steps are written to, and that training goes on from where it is
         there already; where all steps are done, it is only read. The result is that of a run
         without a stop, bit for bit.
@@ -91,8 +101,8 @@ def train_vae(
     Raises
     ------
     ValueError
-        Images that are not finite in [0, 1]; a noise or beta that is negative or not finite; a
-        start of other sizes; a checkpoint of other options.
+        Images that are not finite in [0, 1]; options that are not as said above; a start of other
+        sizes; a checkpoint of other options; a loss that is not finite: the last checkpoint stays.
 
     Notes
     -----
@@ -111,33 +121,24 @@ def train_vae(
     True
     >>> more = train_vae(images.flip(0), steps=5, start=trained.module, **sizes)
     """
-    images = torch.as_tensor(images)
-    if images.ndim != 2 or not len(images) or not ((images >= 0) & (images <= 1)).all():
-        raise ValueError(
-            f"Expected images (N, D) from 0 to 1, got shape {tuple(images.shape)}"
-            f"{_outside(images)}: flatten them, and divide bytes by 255."
-        )
-    for name, value in (
-        ("noise", noise),
-        ("weight_noise", weight_noise),
-        ("beta", beta),
-        ("warmup", warmup),
-    ):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"Expected {name}= of 0 or more, got {value}: 0 is none.")
+    images = _pixels(images)
+    noise, weight_noise, beta, rate = levels(
+        noise=noise, weight_noise=weight_noise, beta=beta, rate=rate
+    )
+    steps, seed, warmup = counts(0, steps=steps, seed=seed, warmup=warmup)
+    batch, latents, width, depth = counts(1, batch=batch, latents=latents, width=width, depth=depth)
     sizes = {"latents": latents, "width": width, "depth": depth, "pixels": images.shape[1]}
     options = {
         "vae": True, **sizes, "images": len(images), "sum": fingerprint(iter([images])),
         "steps": steps, "batch": batch, "rate": rate, "beta": beta, "warmup": warmup,
         "noise": noise, "weight_noise": weight_noise, "seed": seed, "decoder_only": decoder_only,
-        "start": None if start is None else fingerprint(start.parameters()),
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = Vae(**sizes).to(images.device)
     if start is not None:
-        _check_sizes(start, vae)
-        vae.load_state_dict(start.state_dict())
+        begin_from(vae, start)
+    options["start"] = None if start is None else fingerprint(start.parameters())
     vae.encoder.requires_grad_(not decoder_only)
     if noise:
         images = (images + noise * _normal(images, seed)).clamp(0, 1)
@@ -166,7 +167,7 @@ def train_vae(
 
 
 def cached_vae(
-    file: Path,
+    file: str | os.PathLike[str],
     kind: Literal["mnist", "fashion-mnist", "notmnist"] = "mnist",
     count: int = 60_000,
     *,
@@ -179,7 +180,7 @@ def cached_vae(
 
     Parameters
     ----------
-    file : Path
+    file : path
         The `checkpoint` of `train_vae`.
     kind, count, part, folder
         Of images, as for `read_images`.
@@ -199,12 +200,12 @@ def cached_vae(
     return train_vae(pixels, steps=steps, checkpoint=file, **options)
 
 
-def load_vae(file: Path) -> Trained[Vae]:
+def load_vae(file: str | os.PathLike[str]) -> Trained[Vae]:
     """Read an autoencoder that `train_vae` wrote, without the images that it was trained on.
 
     Parameters
     ----------
-    file : Path
+    file : path
         A checkpoint; nothing in it is executed.
 
     Returns
@@ -217,7 +218,7 @@ def load_vae(file: Path) -> Trained[Vae]:
     FileNotFoundError
         There is no such file.
     ValueError
-        A file of something else.
+        A file of something else, or one that is damaged or lacks a part.
 
     Examples
     --------
@@ -239,9 +240,11 @@ def load_vae(file: Path) -> Trained[Vae]:
             f"Expected an autoencoder in '{file}', got the checkpoint of another training: give "
             "a file of train_vae."
         )
-    vae = Vae(**{name: options[name] for name in ("latents", "width", "depth", "pixels")})
-    vae.load_state_dict(state["module"])
-    return Trained(vae.eval(), state["losses"], len(state["losses"]) == options["steps"])
+    with restoring(file):
+        vae = Vae(**{name: options[name] for name in ("latents", "width", "depth", "pixels")})
+        vae.load_state_dict(state["module"])
+        complete = len(state["losses"]) == options["steps"]
+    return Trained(vae.eval(), state["losses"], complete)
 
 
 def _normal(like: Tensor, *seeds: int) -> Tensor:
@@ -251,16 +254,17 @@ def _normal(like: Tensor, *seeds: int) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _outside(images: Tensor) -> str:
-    if not images.numel():
-        return ""
-    return f" with entries from {float(images.min()):g} to {float(images.max()):g}"
-
-
-def _check_sizes(start: Vae, vae: Vae) -> None:
-    given, asked = ([tuple(p.shape) for p in each.parameters()] for each in (start, vae))
-    if given != asked:
-        raise ValueError(
-            f"Expected start= with weights of the shapes {asked}, got {given}: give the latents, "
-            "width and depth that it was trained with, and images of its size."
-        )
+def _pixels(images: Any) -> Tensor:
+    """Return images as float32, or refuse what is none."""
+    try:
+        found = torch.as_tensor(images).detach()
+        fits = found.ndim == 2 and found.numel() > 0
+        ends = f" with entries from {found.min():g} to {found.max():g}" if found.numel() else ""
+        if fits and ((found >= 0) & (found <= 1)).all():
+            return found.float()
+        got = f"shape {tuple(found.shape)}{ends}"
+    except (TypeError, ValueError, RuntimeError):  # no numbers, or complex or sparse ones
+        got = type(images).__name__
+    raise ValueError(
+        f"Expected images (N, D) from 0 to 1, got {got}: flatten them, and divide bytes by 255."
+    )

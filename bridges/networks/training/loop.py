@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,13 +16,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from approx.decoder import whole
 from bridges.networks.toys import one_thread
+from cpwl.contents import open_archive
 from cpwl.files import atomic_path
 
 Module = TypeVar("Module", bound=nn.Module)
 
 Watch = Callable[[Any, int], object]
 """Called with the module and the number of steps done: a `bridges.Monitor`, for example."""
+
+
+_PARTS = {"module": dict, "optimiser": dict, "generator": Tensor, "options": dict, "losses": Tensor}
 
 
 class Trained(NamedTuple, Generic[Module]):
@@ -49,7 +57,7 @@ def descend(
     rate: float,
     seed: int,
     decay: bool,
-    checkpoint: Path | None,
+    checkpoint: str | os.PathLike[str] | None,
     every: int,
     progress: bool,
     watch: Watch | None,
@@ -72,7 +80,7 @@ def descend(
         Of the generator.
     decay : bool
         Whether the rate falls to 0 by half a cosine, or stays.
-    checkpoint : Path or None
+    checkpoint : path or None
         Written every `every` steps and at the end. Where it is there already, training goes on from
         it, to what a run without a stop gives, bit for bit.
     every : int
@@ -90,19 +98,30 @@ def descend(
     Raises
     ------
     ValueError
-        A checkpoint of other options.
+        A checkpoint of other options, or none; a watcher that cannot be called; a loss that is not
+        finite.
     """
+    (every,) = counts(1, every=every)
+    if watch is not None and not callable(watch):
+        raise ValueError(
+            f"Expected watch= as a function of module and steps, got {type(watch).__name__}: give "
+            "a Monitor, for example."
+        )
     generator = torch.Generator().manual_seed(seed)
     device = next(module.parameters()).device
     optimiser = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=rate)
     losses: list[float] = []
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and checkpoint.exists():
         state = read_checkpoint(checkpoint, device)
         _check_options(state["options"], options, checkpoint)
-        module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
-        generator.set_state(state["generator"].cpu())
-        losses = state["losses"].tolist()
+        with restoring(checkpoint):
+            module.load_state_dict(state["module"])
+            optimiser.load_state_dict(state["optimiser"])
+            generator.set_state(state["generator"].cpu())
+            losses = state["losses"].tolist()
+            if len(losses) > steps:
+                raise ValueError(f"{len(losses)} of {steps} steps")
     complete = True
 
     def save() -> None:
@@ -135,10 +154,15 @@ def descend(
                 fell = (1 + math.cos(math.pi * len(losses) / steps)) / 2 if decay else 1
                 optimiser.param_groups[0]["lr"] = rate * fell
                 loss = loss_of(generator, len(losses))
+                if not math.isfinite(value := float(loss.detach())):
+                    raise ValueError(
+                        f"Expected a finite loss at step {len(losses)}, got {value}: give a "
+                        "smaller rate, or look for NaN in what is trained on."
+                    )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                losses.append(float(loss.detach()))
+                losses.append(value)
                 bar.update()
                 if len(losses) % every == 0 or len(losses) == steps:
                     save()
@@ -154,17 +178,22 @@ def descend(
     return Trained(module.eval(), torch.tensor(losses, dtype=torch.float64), complete)
 
 
-def read_checkpoint(checkpoint: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read_checkpoint(
+    checkpoint: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Read a checkpoint of `descend`; nothing in it is executed.
 
     Raises
     ------
     ValueError
-        A file of something else.
+        A file of something else, or a damaged one.
     """
     try:
+        with open_archive(Path(checkpoint)) as held:
+            for name in held.members:  # torch compares no checksums
+                held.read(name)
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if {"module", "optimiser", "generator", "options", "losses"} <= state.keys():
+        if all(isinstance(state[name], kind) for name, kind in _PARTS.items()):
             return state
     except FileNotFoundError:
         raise
@@ -174,6 +203,52 @@ def read_checkpoint(checkpoint: Path, device: torch.device | str = "cpu") -> dic
         f"Expected a checkpoint of bridges.networks.training in '{checkpoint}', got something "
         "else: give another file, or delete this one."
     )
+
+
+@contextmanager
+def restoring(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of a checkpoint that its parts do not fit together, in place of what torch says."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]  # of load_state_dict several lines
+        raise ValueError(
+            f"Expected a whole checkpoint of bridges.networks.training in '{checkpoint}', got "
+            f"{type(error).__name__}: {reason}: give another file, or delete this one."
+        ) from error
+
+
+def counts(least: int, **given: Any) -> Iterator[int]:
+    """Yield options as integers, or refuse what is none of at least `least`."""
+    for name, value in given.items():
+        yield whole(value, f"{name}=", "give another.", least)
+
+
+def levels(**given: Any) -> Iterator[float]:
+    """Yield options as floats, or refuse what is no number of 0 or more."""
+    for name, value in given.items():
+        if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+            raise ValueError(
+                f"Expected {name}= as a finite number of 0 or more, got {value!r}: 0 is none."
+            )
+        yield float(value)
+
+
+def begin_from(module: nn.Module, start: Any) -> None:
+    """Copy the weights of a start, or refuse one of another kind or other sizes."""
+    kind = type(module).__name__
+    if not isinstance(start, type(module)):
+        raise ValueError(
+            f"Expected start= as a {kind}, got {type(start).__name__}: give the module of a "
+            "training."
+        )
+    given, asked = ([tuple(p.shape) for p in each.parameters()] for each in (start, module))
+    if given != asked:
+        raise ValueError(
+            f"Expected start= with weights of the shapes {asked}, got {given}: give the sizes that "
+            "it was trained with, and data of its size."
+        )
+    module.load_state_dict(start.state_dict())
 
 
 def fingerprint(tensors: Iterator[Tensor]) -> str:

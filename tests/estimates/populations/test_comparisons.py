@@ -90,6 +90,28 @@ def test_bad_input_is_one_clear_error():
         compare(table, labels=[1, 1, 1, 1])
     with pytest.raises(ValueError, match="Expected columns of one length"):
         compare({"psi": [1.0, 2.0], "nu": [1.0]}, labels=[0, 1])
+    for rows, message in (
+        ([0.0, 1.0], r"integers, or a mask \(4,\), got float64"),
+        ([0, 9], "from 0 to 3, got 0 to 9"),
+        ([True, False], "got bool of shape"),
+    ):
+        with pytest.raises(ValueError, match=f"Expected rows .*{message}"):
+            compare(table, labels=[0, 0, 1, 1], rows=rows)
+    for p, correction, message in (
+        ([0.1, np.nan], "holm", "p-values from 0 to 1, got nan to nan"),
+        ([0.1, 2.0], "fdr", "p-values from 0 to 1, got 0.1 to 2"),
+        ([0.1], "bonferroni", "correction 'holm' or 'fdr', got 'bonferroni'"),
+    ):
+        with pytest.raises(ValueError, match=f"Expected {message}"):
+            corrected(p, correction)
+
+
+def test_values_that_are_not_finite_are_left_out_and_rows_may_be_a_mask():
+    table = {"psi": [1.0, 3.0, np.inf, np.nan, 6.0, 8.0, -np.inf], "label": list("aaaabbb")}
+    found = compare(table)
+    assert (found.members[0], found.others[0], found.shift[0]) == (2, 2, -5)
+    masked = compare(table, rows=np.isfinite(table["psi"]))
+    assert masked.hedges_g[0] == found.hedges_g[0]
 
 
 def test_an_interrupt_keeps_the_rows_that_are_done(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from approx import order
+from approx import DecoderError, order
 
 QUIET: dict[str, Any] = {"progress": False, "neighbourhood": None}
 
@@ -76,9 +76,25 @@ def test_order_refuses_bad_input() -> None:
         order(images(), nn.Identity(), Square(), "size")
     with pytest.raises(ValueError, match="Expected a neighbourhood for delta, got None"):
         order(images(), nn.Identity(), Square(), "delta", **QUIET)
-    with pytest.raises(ValueError, match="Expected at least one image, got none"):
-        order(images()[:0], nn.Identity(), Square())
+    for none in (images()[:0], images().numpy()):
+        with pytest.raises(ValueError, match="Expected at least one image in a tensor"):
+            order(none, nn.Identity(), Square())  # pyright: ignore
+    with pytest.raises(
+        ValueError, match=r"runs on 5 images \(2,\) of torch\.float32, got .*: check"
+    ):
+        order(images(), nn.Linear(3, 2), Square(), **QUIET)
     with pytest.raises(ValueError, match=r"got tuple: give a function that returns them"):
         order(images(), lambda x: (x, x), Square(), **QUIET)
     with pytest.raises(ValueError, match=r"Expected latents \(5, \*latent_shape\) .* got \(2, 2\)"):
         order(images(), lambda x: x[:2], Square(), **QUIET)
+
+
+def test_an_encoder_or_a_decoder_in_training_mode_is_refused() -> None:
+    """Also where it is called by a function."""
+    noisy = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    for encoder in (noisy, lambda x: noisy(x)):
+        with pytest.raises(DecoderError, match=r"'1' \(BatchNorm1d\) .* \.eval\(\) on the encoder"):
+            order(images(), encoder, Square(), **QUIET)
+    with pytest.raises(DecoderError, match=r"call \.eval\(\) on the decoder"):
+        order(images(), nn.Identity(), noisy, **QUIET)
+    assert len(order(images(), noisy.eval(), Square(), **QUIET).order) == 5

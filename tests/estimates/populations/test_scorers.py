@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from approx import DecoderError, level_sets
 from approx.populations import (
+    auroc,
     classifier_margin,
+    compare,
     compressed_size,
     confounds,
+    corrected,
+    matched,
     reconstruction_error,
     vendi,
 )
@@ -54,6 +59,7 @@ def test_vendi_is_that_of_the_package_vendi_score(q):
 def test_vendi_of_a_feature_without_direction_is_not_known():
     assert math.isnan(vendi([[0.0, 0.0], [1.0, 0.0]]))
     assert math.isnan(vendi(np.zeros((0, 3))))
+    assert math.isnan(vendi([]))
 
 
 def test_vendi_refuses_what_is_not_finite():
@@ -66,13 +72,22 @@ def test_vendi_refuses_what_is_not_finite():
 
 
 def test_compressed_size_is_that_of_8_bit_pixels():
-    image = np.random.default_rng(0).random((2, 1, 9, 9)).astype(np.float32) * 1.4 - 0.2
-    eight = [np.clip(np.round(255 * p), 0, 255).astype(np.uint8).tobytes() for p in image]
-    assert compressed_size(image).tolist() == [len(zlib.compress(b, 9)) for b in eight]
-    assert compressed_size(torch.from_numpy(image)).tolist() == compressed_size(image).tolist()
-    image[1, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="got NaN among them"):
-        compressed_size(image)
+    whole = np.random.default_rng(0).integers(0, 256, (2, 1, 9, 9), dtype=np.uint8)
+    sizes = [len(zlib.compress(picture.tobytes(), 9)) for picture in whole]
+    image = (whole / 255).astype(np.float32)
+    for given in (whole, torch.from_numpy(whole), image, torch.from_numpy(image).requires_grad_()):
+        assert compressed_size(given).tolist() == sizes
+        assert confounds(given)["ink"] == pytest.approx(whole.mean(axis=(1, 2, 3)) / 255)
+    for value, shown in ((np.nan, "nan to nan"), (-0.2, "-0.2 to 0.976"), (255, "0 to 255")):
+        image[1, 0, 0, 0] = value
+        with pytest.raises(
+            ValueError, match=rf"numbers in \[0, 1\], got .* from {shown}: scale or"
+        ):
+            compressed_size(image)
+    with pytest.raises(
+        ValueError, match=r"Expected one latent for each of 2 images, got shape \(3,"
+    ):
+        confounds(whole, np.zeros((3, 2)))
 
 
 def test_margin_and_confounds():
@@ -93,3 +108,60 @@ def test_decoded_images_of_another_shape_are_refused():
     error = reconstruction_error(lambda x: x.unsqueeze(1), lambda z: z)
     with pytest.raises(ValueError, match=r"Expected images of shape \(4, 6, 6\) from the decoder"):
         error(torch.rand(4, 6, 6))
+
+
+def test_modules_in_training_mode_are_refused():
+    noisy, images = torch.nn.Dropout(), torch.rand(4, 3)
+    for scorer, part in (
+        (classifier_margin(noisy), "classifier"),
+        (reconstruction_error(noisy, torch.nn.Identity()), "encoder"),
+        (reconstruction_error(torch.nn.Identity(), noisy), "decoder"),
+    ):
+        with pytest.raises(DecoderError, match=rf"Dropout in .* call \.eval\(\) on the {part}"):
+            scorer(images)
+
+
+def test_a_classifier_that_returns_no_logits_is_refused():
+    for other in (lambda x: (x, x), lambda x: x[:, :1], lambda x: x[1:]):
+        with pytest.raises(ValueError, match=r"Expected logits \(4, C\) of two classes or more"):
+            classifier_margin(other)(torch.rand(4, 3))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.tensor,
+        lambda x: torch.tensor(x).bfloat16(),
+        lambda x: torch.tensor(x).half(),
+        lambda x: torch.tensor(x).requires_grad_(),
+        lambda x: list(torch.tensor(x).bfloat16().requires_grad_()),
+        lambda x: np.array(x, np.float16),
+        lambda x: np.array(x, object),
+    ],
+)
+def test_numbers_come_in_every_dress(kind):
+    """Of tensors in half precision or with gradients, lists of them, and arrays."""
+    x = [1.0, 3.0, 6.0, 8.0]
+    assert auroc(kind(x[:2]), kind(x[2:])) == auroc(x[:2], x[2:])
+    assert vendi(kind([[1.0, 0.0], [0.0, 2.0]])) == pytest.approx(2)
+    labels = [0.0, 0.0, 1.0, 1.0]
+    assert compare({"psi": kind(x)}, labels=kind(labels)).shift.tolist() == [-5]
+    assert matched(kind(labels), {"ink": kind([1.0, 9.0, 9.0, 9.0])}, bins=2).rows.tolist() == [
+        1,
+        2,
+    ]
+    assert [rows.tolist() for rows in level_sets({"psi": kind(x)}, bins=2)] == [[0, 1], [2, 3]]
+    assert corrected(kind([0.25, 0.5])).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("other", [list("ab"), np.array([1j, 2.0]), [{}, {}]])
+def test_what_is_no_number_is_refused_by_name(other):
+    for call, name in (
+        (lambda: auroc(other, [1.0]), "inside"),
+        (lambda: vendi(other), "features"),
+        (lambda: level_sets({"psi": other}), "column 'psi'"),
+        (lambda: corrected(other), "p"),
+        (lambda: compressed_size(other), "images"),
+    ):
+        with pytest.raises(ValueError, match=f"Expected real numbers in {name}, got .*: convert"):
+            call()

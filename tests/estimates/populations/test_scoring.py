@@ -57,8 +57,15 @@ def test_level_sets_refuse_bad_input():
         level_sets({"psi": range(4)}, bins=2, labels=[1, 2, 3])
     with pytest.raises(ValueError, match="Expected a column of the table, got 'nu': there are psi"):
         level_sets({"psi": range(4)}, "nu")
-    with pytest.raises(ValueError, match="Expected bins >= 1 of equal"):
-        level_sets({"psi": range(4)}, equal="area")
+    with pytest.raises(ValueError, match="Expected equal 'count' or 'width', got 'area'"):
+        level_sets({"psi": range(4)}, equal="area")  # pyright: ignore
+    for bins in (0, 2.5, True, "2"):
+        with pytest.raises(ValueError, match="Expected bins as an integer of at least 1, got "):
+            level_sets({"psi": range(4)}, bins=bins)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"Expected a table of `describe`, .* got list"):
+        level_sets([1.0, 2.0])
+    with pytest.raises(ValueError, match="Expected labels that can be sorted, got text and other"):
+        level_sets({"psi": range(4)}, bins=2, labels=np.array(["a", 1, 1, 2], object))
 
 
 # scores
@@ -228,11 +235,21 @@ def test_score_sets_refuse_bad_input():
         score_sets(sets, data, {"m": same}, n=20, within=None)
     with pytest.raises(ValueError, match="Expected labels to score within them, got none"):
         score_sets(two(40), data, {"m": same}, n=5)
-    with pytest.raises(ValueError, match="of 40 latents, got 39 for 'm'"):
+    with pytest.raises(ValueError, match=r"of 40 latents, got shape \(39,\) for 'm'"):
         score_sets(sets, data[1:], {"m": same}, n=5)
-    with pytest.raises(ValueError, match="of 40 latents, got 0 for 'm'"):
+    with pytest.raises(ValueError, match=r"of 40 latents, got shape \(0,\) for 'm'"):
         score_sets(sets, {"other": data}, {"m": same}, n=5)
-    with pytest.raises(ValueError, match="Expected at least one scorer, got none"):
+    with pytest.raises(ValueError, match="Expected at least one scorer by name, got"):
         score_sets(sets, data, {}, n=5)
     with pytest.raises(ValueError, match="Expected within 'label' or None"):
         score_sets(sets, data, {"m": same}, within="class")  # pyright: ignore
+    for option, value in (("n", 2.5), ("n", 1), ("repeats", 1), ("repeats", "9"), ("seed", -1)):
+        with pytest.raises(ValueError, match=f"Expected {option} as an integer of at least"):
+            score_sets(sets, data, {"m": same}, **{"n": 5, option: value})  # pyright: ignore
+    with pytest.raises(ValueError, match="Expected level sets, got list"):
+        score_sets([[0, 1], [2, 3]], data, {"m": same}, n=2)  # pyright: ignore
+    noisy = torch.nn.Dropout()
+    with pytest.raises(
+        ValueError, match=r"deterministic scorer 'm' .* got Dropout in training mode"
+    ):
+        score_sets(sets, data, {"m": lambda x: noisy(torch.from_numpy(x))}, n=5)

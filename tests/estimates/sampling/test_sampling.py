@@ -20,7 +20,14 @@ from torch.distributions.transforms import AffineTransform
 import approx
 import cpwl
 from approx.sampling import Pool, PoolError, magnet, measure, polarity
-from approx.sampling.resampling import effective_size, largest_share, scaled, systematic
+from approx.sampling.manifold import HEAVY
+from approx.sampling.resampling import (
+    effective_size,
+    largest_share,
+    scaled,
+    systematic,
+    tail,
+)
 from bridges.validation.densities.two_samples import energy_test
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -379,7 +386,7 @@ def test_what_cannot_be_sampled_is_refused():
     assert "as many outputs" in str(refused(PoolError, magnet, nn.Linear(3, 2), box(3), 9, size=99))
     labels = (torch.rand(9, 1), torch.arange(9))
     for words, call, *arguments in [
-        ("integer of at least 1", magnet, square, box(1), 0),
+        ("n as an integer of at least 1", magnet, square, box(1), 0),
         ("finite rho", polarity, square, box(1), 5, math.nan),
         ("float64 can hold", polarity, lambda z: 100 * z, box(1), 5, -1e308),
         ("labels are none", polarity, square, labels, 5, 1.0),
@@ -391,5 +398,49 @@ def test_what_cannot_be_sampled_is_refused():
     assert "which is measured" in str(refused(ValueError, magnet, square, pool, 5, size=9))
     assert "options of describe" in str(refused(ValueError, magnet, square, box(1), 5, methd="x"))
     assert "at least 0" in str(refused(ValueError, measure, square, box(1), seed=-1))
-    assert "size of at least" in str(refused(ValueError, measure, square, box(1), 0))
+    assert "size as an integer of" in str(refused(ValueError, measure, square, box(1), 0))
+    for n in (0, 2.5, True, "5", None):
+        assert "n as an integer of at least 1" in str(refused(ValueError, magnet, None, pool, n))
+    for rho in (math.inf, "1", None, 1j, torch.ones(2)):
+        assert "finite rho, got" in str(refused(ValueError, polarity, None, pool, 5, rho))
+    for seed in (-1, 2.5, "5"):
+        assert "a seed as an integer" in str(refused(ValueError, magnet, None, pool, 5, seed=seed))
+    for rows in ([0.5], [True], None):
+        assert "from 0 to 99" in str(refused(ValueError, lambda x, **_: pool.latents(x), rows))
+    other = refused(PoolError, polarity, nn.Linear(3, 3), pool, 5, 0.1, images=True)
+    assert "Expected a decoder that runs on latents of shape (B, 1)" in str(other)
     assert "from 0 to 99" in str(refused(ValueError, lambda x, **_: pool.latents(x), [100]))
+
+
+@pytest.mark.parametrize(
+    "rho", [torch.tensor(0.5, requires_grad=True), np.float32(0.5), np.array(0.5)]
+)
+def test_numbers_of_numpy_and_torch_are_numbers(rho):
+    pool = measure(square, box(1), np.int64(200), **QUIET)
+    found = polarity(None, pool, np.int64(5), rho, seed=torch.tensor(0))
+    assert (found.rho, len(found), found.seed) == (0.5, 5, 0)
+    assert torch.equal(found.latents, polarity(None, pool, 5, 0.5, seed=0).latents)
+
+
+@pytest.mark.parametrize("m", [1.5, 2.0, 3.0, 5.0])
+def test_the_tail_of_weights_is_that_of_their_closed_form(m):
+    """z of density m z^(m - 1): 1 / p exceeds t in a share t^(-m / (m - 1)), of shape 1 - 1 / m."""
+    rng = np.random.default_rng(0)
+    found = [tail(rng.beta(m, 1, 4_096) ** (1 - m)) for _ in range(12)]
+    assert np.mean(found) == pytest.approx(1 - 1 / m, abs=0.1)
+
+
+def test_weights_without_a_tail_have_no_shape_above_zero():
+    rng = np.random.default_rng(0)
+    assert tail(np.ones(100)) == -math.inf
+    assert tail(rng.random(4_096)) < -0.5
+
+
+def test_a_prior_that_vanishes_at_an_edge_is_told():
+    """Not one that is dense there, nor a flat one with weights of a few values."""
+    ends = [Beta(torch.full((2,), m).double(), 1.0) for m in (6.0, 0.7)]
+    with pytest.warns(RuntimeWarning, match=r"vanishes towards an edge .* of shape .* flat"):
+        magnet(torch.sin, ends[0], 10, size=20_000, bounded=True, **QUIET)
+    magnet(torch.sin, ends[1], 10, size=2_000, bounded=True, **QUIET)
+    steps = mlp(2, 12, 12, 3, seed=0).double()
+    assert tail(magnet(steps, box(2, -2, 2), 10, size=4_096, **QUIET).weights) > HEAVY

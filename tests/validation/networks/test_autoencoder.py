@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -196,14 +197,39 @@ def test_training_further_on_other_images():
         ({"images": images(3) * torch.nan}, "with entries from nan to nan: flatten them"),
         ({"images": images(9).view(9, 3, 3)}, r"got shape \(9, 3, 3\)"),
         ({"images": images(0)}, r"got shape \(0, 9\): flatten"),
-        ({"noise": -1.0}, r"noise= of 0 or more, got -1\.0"),
-        ({"weight_noise": float("inf")}, "weight_noise= of 0 or more, got inf"),
-        ({"beta": float("nan")}, "beta= of 0 or more, got nan"),
+        ({"images": images(3).cfloat()}, "got Tensor: flatten"),
+        ({"images": None}, "got NoneType: flatten"),
+        ({"noise": -1.0}, r"noise= as a finite number of 0 or more, got -1\.0"),
+        ({"weight_noise": float("inf")}, "weight_noise= as a finite number of 0 or more, got inf"),
+        ({"beta": float("nan")}, "beta= as a finite number of 0 or more, got nan"),
+        ({"rate": "fast"}, "rate= as a finite number of 0 or more, got 'fast'"),
+        ({"rate": 1e30}, "Expected a finite loss at step 1, got nan: give a smaller rate"),
+        ({"steps": -1}, "steps= as an integer of at least 0, got -1"),
+        ({"batch": 0}, "batch= as an integer of at least 1, got 0"),
+        ({"every": 0}, "every= as an integer of at least 1, got 0"),
+        ({"seed": 2.5}, r"seed= as an integer of at least 0, got 2\.5"),
+        ({"width": 0}, "width= as an integer of at least 1, got 0"),
+        ({"depth": True}, "depth= as an integer of at least 1, got True"),
+        ({"start": "vae.pt"}, "start= as a Vae, got str"),
+        ({"watch": 3}, "watch= as a function of module and steps, got int"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(other, message):
+    given = OPTIONS | {"images": images()} | other
     with pytest.raises(ValueError, match=message):
-        train_vae(other.pop("images", images()), **OPTIONS, **other)
+        train_vae(given.pop("images"), **given)
+
+
+def test_images_of_every_dtype_are_trained_on(tmp_path):
+    """And options of NumPy, which a checkpoint could not hold, are numbers as others."""
+    x, file = (images() > 0.5).float(), str(tmp_path / "vae.pt")
+    whole = train_vae(x, **OPTIONS, seed=3)
+    for other in (x.double(), x.half(), x.bool(), x.byte(), x.numpy(), x.tolist()):
+        assert same(train_vae(other, **OPTIONS, seed=3), whole)
+    numbers = {"steps": np.int64(7), "seed": np.int64(3), "beta": np.float64(1), "checkpoint": file}
+    assert same(train_vae(x, **OPTIONS | numbers), whole)
+    assert same(train_vae(x, **OPTIONS, seed=3, checkpoint=file), whole)
+    assert same(load_vae(file), whole)
 
 
 def test_files_of_something_else_are_refused(tmp_path):
@@ -251,6 +277,11 @@ def test_the_command_trains_caches_and_trains_further(data, tmp_path):
     status, _, err = run("--out", second, "--data", "fashion-mnist", "--start", first)
     assert (status, err) == (0, "")
     assert load_vae(second).complete
+    status, _, err = run("--out", second, "--rate", "nan")
+    assert (status, err.partition(",")[0]) == (
+        1,
+        "Error: Expected rate= as a finite number of 0 or more",
+    )
     status, _, err = run("--out", first)
     assert status == 1
     assert err.startswith("Error: Expected a checkpoint of the same training")
@@ -262,3 +293,58 @@ def test_a_checkpoint_tells_images_apart_that_have_one_sum(tmp_path):
     train_vae(x, checkpoint=tmp_path / "v.pt", **OPTIONS)
     with pytest.raises(ValueError, match="Expected a checkpoint of the same training"):
         train_vae(x.flip(1), checkpoint=tmp_path / "v.pt", **OPTIONS)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path):
+    file, other = tmp_path / "vae.pt", tmp_path / "other.pt"
+    train_vae(images(), **OPTIONS, checkpoint=file)
+    state = torch.load(file, weights_only=True)
+    first = next(iter(state["module"]))
+    changes = [{name: 3} for name in state] + [
+        {"options": {k: v for k, v in state["options"].items() if k != "width"}},
+        {"options": state["options"] | {"width": 17}},
+        {"module": {k: v for k, v in state["module"].items() if k != first}},
+    ]
+    for change in changes:
+        torch.save(state | change, other)
+        with pytest.raises(
+            ValueError, match=r"Expected a (whole )?checkpoint of .* delete this one"
+        ):
+            load_vae(other)
+    for change in ({"optimiser": {}}, {"generator": torch.zeros(4)}, {"losses": torch.zeros(9)}):
+        torch.save(state | change, other)
+        with pytest.raises(ValueError, match=r"Expected a whole checkpoint of .* delete this one"):
+            train_vae(images(), **OPTIONS, checkpoint=other)
+
+
+def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(tmp_path):
+    """torch itself reads flipped weights without a word."""
+    file, rng = tmp_path / "vae.pt", np.random.default_rng(0)
+    whole, refused, read = train_vae(images(), **OPTIONS, checkpoint=file), 0, 0
+    kept = file.read_bytes()
+    for i in range(60):
+        damaged = bytearray(kept)
+        damaged[int(rng.integers(len(kept)))] ^= int(rng.integers(1, 256))
+        file.write_bytes(damaged if i % 4 else kept[: int(rng.integers(len(kept)))])
+        try:
+            found = load_vae(file)
+        except ValueError as error:
+            refused += str(error).startswith(
+                "Expected a checkpoint of bridges.networks.training in "
+            )
+        else:
+            read += same(found, whole)
+    assert refused + read == 60
+    assert refused > 30
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
+    file = tmp_path / "vae.pt"
+
+    def spoiling(vae, step):
+        if step == 5:
+            vae.decoder[0].weight.data.fill_(torch.nan)
+
+    with pytest.raises(ValueError, match="Expected a finite loss at step 5, got nan"):
+        train_vae(images(), **OPTIONS, checkpoint=file, every=2, watch=spoiling)
+    assert len(load_vae(file).losses) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from bridges.networks.diffusion import Denoiser, mnist_decoder, mnist_encoder
 from bridges.networks.pretrained import read_images
@@ -92,7 +93,48 @@ def test_a_checkpoint_of_other_options_is_refused(tmp_path):
         train_denoiser(z, labels, steps=2, batch=4, seed=1, checkpoint=file, progress=False)
 
 
-def test_latents_without_labels_are_refused():
+@pytest.mark.parametrize(
+    ("z", "labels", "message"),
+    [
+        (
+            latents()[0],
+            torch.arange(3),
+            r"got \(20, 1, 6, 6\) torch\.float32 and \(3,\) torch\.int64",
+        ),
+        (latents()[0], None, "got Tensor and NoneType"),
+        (latents()[0], latents()[1].float(), r"and \(20,\) torch\.float32"),
+        (latents()[0], latents()[1] + 1, "labels from 1 to 10"),
+        (latents()[0] * torch.nan, latents()[1], "and 720 entries that are not finite"),
+        (latents()[0][:0], latents()[1][:0], r"got \(0, 1, 6, 6\)"),
+        (
+            latents()[0][:, :, :1, :1],
+            latents()[1],
+            r"of a side of 2 or more, .* got \(20, 1, 1, 1\)",
+        ),
+    ],
+)
+def test_latents_without_labels_are_refused(z, labels, message):
+    with pytest.raises(ValueError, match=f"Expected finite latents .*{message}.*: give one label"):
+        train_denoiser(z, labels, steps=1)
+
+
+def test_latents_and_labels_of_every_dtype_are_trained_on():
     z, labels = latents()
-    with pytest.raises(ValueError, match=r"got \(20, 1, 6, 6\) and 3 labels: give one label"):
-        train_denoiser(z, labels[:3], steps=1)
+    options = {"steps": 2, "batch": 4, "progress": False}
+    whole = train_denoiser(z, labels, **options)
+    for other in ((z.double(), labels.int()), (z.numpy(), labels.tolist())):
+        assert states_are_equal(train_denoiser(*other, **options), whole)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"dropout": 2}, "dropout= from 0 to 1, got 2"),
+        ({"batch": 0}, "batch= as an integer of at least 1, got 0"),
+        ({"start": nn.Linear(1, 1)}, "start= as a Denoiser, got Linear"),
+        ({"start": Denoiser(10, 5, 4)}, r"start= with weights of the shapes .*, got .*: give the"),
+    ],
+)
+def test_options_that_are_none_are_refused(other, message):
+    with pytest.raises(ValueError, match=f"Expected {message}"):
+        train_denoiser(*latents(), **{"steps": 1} | other)
