@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -203,6 +204,20 @@ class Partition:
             f"Partition({self.num_cells:,} cells, {self.num_facets:,} facets, "
             f"{len(self.points):,} vertices in {self.dim}-D, {state})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the numbers as a table, for notebooks."""
+        status = self.status
+        proven = "every sign proven" if status.exact else f"{status.undecided:,} signs undecided"
+        facts = {
+            "cells": f"{self.num_cells:,}",
+            "facets, vertices": f"{self.num_facets:,}, {len(self.points):,}",
+            "domain": repr(self.domain),
+            "network": repr(self.network or "loaded without it: not proven"),
+            "status": proven if status.complete else repr(status),
+        }
+        rows = (f"<tr><th>{name}</th><td>{escape(fact)}</td></tr>" for name, fact in facts.items())
+        return f"<table>{''.join(rows)}</table>"
 
 
 def require_complete(partition: Partition) -> None:

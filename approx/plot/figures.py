@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from approx.plot.histograms import COLOURS, histograms
 from approx.plot.maps import HALO, draw_map, height, mark_anchors, short, subscript, symbol
 from approx.plot.pictures import extremes, pictures
 from approx.tables import Descriptors, label
@@ -270,9 +271,10 @@ def distribution(
     *,
     names: Mapping[Any, str] | None = None,
     xlabel: str = "class",
+    overlaid: bool = False,
     figure: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:
-    """Draw the distribution of descriptors by class, as violins with quartiles.
+    """Draw the distribution of descriptors by class: violins side by side, or histograms overlaid.
 
     Parameters
     ----------
@@ -285,7 +287,10 @@ def distribution(
     names : mapping, optional
         From labels to the names that are shown.
     xlabel : str
-        Label of the classes' axis.
+        Label of the classes' axis, or the legend's title.
+    overlaid : bool
+        Whether to draw histograms on one axis, each of the share of its class: for up to seven
+        classes, such as digits against letters. Otherwise violins with quartiles.
     figure : matplotlib Figure or SubFigure, optional
         A new one by default.
 
@@ -296,7 +301,7 @@ def distribution(
     Raises
     ------
     ValueError
-        An unknown column, or not one label for each latent.
+        An unknown column, not one label for each latent, or too many classes to overlay.
 
     Examples
     --------
@@ -320,20 +325,32 @@ def distribution(
                 f"Expected one label for each of {len(column)} latents, got {member.size}: give "
                 "labels in the order of the latents."
             )
+    if overlaid and len(classes) > len(COLOURS):
+        raise ValueError(
+            f"Expected at most {len(COLOURS)} classes to overlay, got {len(classes)}: draw "
+            "fewer, or violins."
+        )
     if figure is None:
-        wide = 0.42 * len(classes) + 1.2
+        wide = 3.0 if overlaid else 0.42 * len(classes) + 1.2
         # inches between a panel and the next one's label
         layout = ConstrainedLayoutEngine(w_pad=0.1)
         figure = plt.figure(figsize=(max(3.0, wide) * len(chosen), 2.9), layout=layout)
     axes = figure.subplots(1, len(chosen), squeeze=False)[0]
+    titles = [str((names or {}).get(c, c)) for c in classes.tolist()]
     for ax, name in zip(axes, chosen, strict=True):
-        _violins(ax, [columns[name][member == i] for i in range(len(classes))])
-        titles = [str((names or {}).get(c, c)) for c in classes.tolist()]
+        groups = [columns[name][member == i] for i in range(len(classes))]
+        ax.spines[["top", "right"]].set_visible(False)
+        if overlaid:
+            histograms(ax, groups, titles, shares=True)
+            ax.set(xlabel=label(name, subscript(table)), ylabel="share of the class")
+            continue
+        _violins(ax, groups)
         ax.set_xticks(range(len(classes)), titles)
         ax.set(xlabel=xlabel, ylabel=label(name, subscript(table)))
-        ax.spines[["top", "right"]].set_visible(False)
         if columns[name].size and (columns[name] == columns[name].round()).all():
             ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if overlaid:
+        axes[0].legend(frameon=False, fontsize="small", title=xlabel)
     return figure
 
 

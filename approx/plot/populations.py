@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
+from approx.plot.histograms import COLOURS, histograms
 from approx.plot.maps import short, subscript, symbol
 from approx.plot.pictures import shown
 from approx.tables import Descriptors, label
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
     from approx.populations import LevelSets, SetScores
 
-# of Okabe and Ito, without the yellow
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_BLUE, _ORANGE, _GREY = _COLOURS[0], _COLOURS[1], "#999999"
+_BLUE, _ORANGE, _GREY = COLOURS[0], COLOURS[1], "#999999"
 
 
 def joint(
@@ -82,10 +81,10 @@ def joint(
     columns = [np.asarray(data[name], dtype=np.float64) for name in by]
     given = np.zeros(len(columns[0])) if labels is None else np.asarray(labels)
     classes, member = np.unique(given, return_inverse=True)
-    if len(by) < 2 or len(classes) > len(_COLOURS) or given.shape != columns[0].shape:
+    if len(by) < 2 or len(classes) > len(COLOURS) or given.shape != columns[0].shape:
         raise ValueError(
             f"Expected two columns or more, one label for each of {len(columns[0])} rows and at "
-            f"most {len(_COLOURS)} classes, got {len(by)} columns, {given.size} labels and "
+            f"most {len(COLOURS)} classes, got {len(by)} columns, {given.size} labels and "
             f"{len(classes)} classes: draw fewer classes at a time."
         )
     size = len(by)
@@ -103,7 +102,7 @@ def joint(
     if labels is not None:
         titles = [str((names or {}).get(c, c)) for c in classes.tolist()]
         marks = [Line2D([], [], color=c, marker="o", ls="", label=t)
-                 for c, t in zip(_COLOURS, titles, strict=False)]  # fmt: skip
+                 for c, t in zip(COLOURS, titles, strict=False)]  # fmt: skip
         corner = figure.add_subplot(grid[0, 1:])
         corner.set_axis_off()
         corner.legend(handles=marks, frameon=False, loc="upper right", ncols=2)
@@ -116,14 +115,11 @@ def _dots(ax: Axes, x: NDArray[Any], y: NDArray[Any], member: NDArray[Any], alon
     low, high = np.quantile(x[finite], [0.005, 0.995]) if finite.any() else (0.0, 1.0)
     groups = [finite & (member == c) for c in range(int(member.max(initial=0)) + 1)]
     if alone:
-        edges = np.linspace(low, high if high > low else low + 1, 31).tolist()
-        for rows, colour in zip(groups, _COLOURS, strict=False):
-            ax.hist(x[rows], edges, color=colour, histtype="stepfilled", alpha=0.35)
-            ax.hist(x[rows], edges, color=colour, histtype="step", lw=1)
+        histograms(ax, [x[rows] for rows in groups], [""] * len(groups))
         return
     # mixed, so that no class lies on top of the others
     rows = np.random.default_rng(0).permutation(np.flatnonzero(finite))
-    colours = np.array(_COLOURS)[member[rows]]
+    colours = np.array(COLOURS)[member[rows]]
     size = min(18, max(4, 4000 / max(len(rows), 1)))
     ax.scatter(x[rows], y[rows], s=size, c=colours, alpha=0.5, lw=0, rasterized=len(rows) > 2000)
     for ends, limits in ((x, ax.set_xlim), (y, ax.set_ylim)):

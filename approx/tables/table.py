@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,6 +198,25 @@ class Descriptors:
             f"Descriptors({len(self):,} latents, {psi} and {nu} ({self.ran()}), k={self.k}"
             f"{delta}, {self.dtype}, seed={self.seed}{doubts}, {state})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the summary and the descriptors' quantiles, for notebooks."""
+        names = ("", "smallest", "median", "largest", "median error")
+        rows = ["".join(f"<th>{name}</th>" for name in names)]
+        for name in ("psi", "nu", "delta"):
+            columns = getattr(self, name), getattr(self, f"{name}_error")
+            values, errors = (np.empty(0) if c is None else c[np.isfinite(c)] for c in columns)
+            if not len(values):
+                continue
+            numbers = [
+                *np.quantile(values, [0, 0.5, 1]),
+                *np.quantile(errors, [0.5] * (len(errors) > 0)),
+            ]
+            cells = "".join(f"<td>{number:.5g}</td>" for number in numbers)
+            title = named(name, self.subscript) if name in SUBSCRIPTED else name
+            rows.append(f"<th>{title}</th>{cells}")
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<div><p>{escape(repr(self))}</p><table>{table}</table></div>"
 
     def ran(self) -> str:
         """Return which methods ran, in words."""

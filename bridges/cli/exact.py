@@ -256,7 +256,5 @@ def _write(partition: cpwl.Partition, path: Path, color: str) -> None:
         else:
             axes = figure.add_subplot()
             plot.partition(partition, values, ax=axes)
-            if partition.domain.slice.anchors is not None:
-                plot.mark(axes, partition.domain.slice.anchors)
         with atomic_path(path) as part:
             figure.savefig(part, dpi=150, bbox_inches="tight")  # a legend may stick out

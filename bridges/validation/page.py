@@ -54,6 +54,25 @@ def page(report: Findings) -> str:
     return "\n".join([*parts, "</main>", *_foot(report), "</body>", "</html>", ""])
 
 
+def fragment(report: Findings) -> str:
+    """Return the verdict and the sections' tables, folded, for a page that holds other things."""
+    mark = "✓" if report.ok else "✗"
+    parts = [f"<div><p><b>{escape(report.title)}</b><br>{mark} {escape(report.verdict)}</p>"]
+    for section in report.sections:
+        unfolded = " open" if any(not row.agrees for row in section.result.rows) else ""
+        heading = f"{escape(section.heading)}: {_score(section)[1]}"
+        parts += [
+            f"<details{unfolded}><summary>{heading}</summary>",
+            *_table(section),
+            "</details>",
+        ]
+    parts += [
+        f"<p>{escape(absent.heading)}: not measured. {escape(absent.reason)}</p>"
+        for absent in report.absent
+    ]
+    return "\n".join([*parts, "</div>"])
+
+
 def _head(report: Findings) -> Iterator[str]:
     """Title, facts, verdict, what disagrees, and a link to each section."""
     yield "<header>"
@@ -77,10 +96,7 @@ def _head(report: Findings) -> Iterator[str]:
     yield "</div>"
     yield '<nav aria-label="Sections">'
     for section in report.sections:
-        rows = [row for row in section.result.rows if row.claimed]
-        wrong = sum(not row.agrees for row in rows)
-        state = "bad" if wrong else "good"
-        score = f"{wrong} of {len(rows)} disagree" if wrong else f"{len(rows)} agree"
+        state, score = _score(section)
         yield (
             f'<a class="{state}" href="#{escape(section.name)}"><b>{escape(section.heading)}</b>'
             f"<span>{score}</span></a>"
@@ -94,11 +110,24 @@ def _head(report: Findings) -> Iterator[str]:
     yield "</header>"
 
 
+def _score(section: Section) -> tuple[str, str]:
+    """Return whether a section is good or bad, and how many of its numbers agree."""
+    rows = [row for row in section.result.rows if row.claimed]
+    wrong = sum(not row.agrees for row in rows)
+    return ("bad", f"{wrong} of {len(rows)} disagree") if wrong else ("good", f"{len(rows)} agree")
+
+
 def _section(section: Section) -> Iterator[str]:
     yield f'<section id="{escape(section.name)}">'
     yield f"<h2>{escape(section.heading)}</h2>"
     yield f'<p class="claim">{escape(section.claim)}</p>'
     yield _figure(section)
+    yield from _table(section)
+    yield f'<p class="seconds">{section.seconds:.1f} s</p>'
+    yield "</section>"
+
+
+def _table(section: Section) -> Iterator[str]:
     yield "<table>"
     yield (
         '<thead><tr><th scope="col">Quantity</th><th scope="col">How</th>'
@@ -111,8 +140,6 @@ def _section(section: Section) -> Iterator[str]:
         yield _row(row, first=row.quantity != previous)
         previous = row.quantity
     yield "</tbody></table>"
-    yield f'<p class="seconds">{section.seconds:.1f} s</p>'
-    yield "</section>"
 
 
 def _row(row: Row, first: bool) -> str:

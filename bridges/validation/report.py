@@ -51,6 +51,11 @@ class Report(Findings):
         """Say what it is about and whether all agrees."""
         return f"Report({self.title!r}: {self.verdict})"
 
+    def _repr_html_(self) -> str:
+        from bridges.validation.page import fragment
+
+        return fragment(self)
+
     def section(self, name: str) -> Section:
         """Return a section by its name.
 

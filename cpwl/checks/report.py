@@ -106,6 +106,11 @@ class CheckReport:
             )
         return self
 
+    def __repr__(self) -> str:
+        """Summarise: `print` shows the figures."""
+        passed = sum(not finding.failures for finding in self.findings)
+        return f"CheckReport({self.cells:,} cells, {passed} of {len(self.findings)} checks pass)"
+
     def __str__(self) -> str:
         figures = (
             ("cells, facets, points", f"{self.cells}, {self.facets}, {self.points}"),

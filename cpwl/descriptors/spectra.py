@@ -41,6 +41,11 @@ class Spectrum:
     wrt: str
     directions: int
 
+    def __repr__(self) -> str:
+        """Summarise: there is a row for each cell."""
+        cells, count = self.singular_values.shape
+        return f"Spectrum({cells:,} cells, {count} singular values each, wrt={self.wrt!r})"
+
     @property
     def dropped(self) -> Ints:
         """How many singular values of each cell were decided to be zero, (C,)."""

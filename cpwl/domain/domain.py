@@ -153,6 +153,11 @@ class Slice:
         basis = np.stack(rows).reshape(len(rows), *latents[0].shape)
         return cls(latents[0], basis, anchors)
 
+    def __repr__(self) -> str:
+        """Summarise: a basis of images would fill the screen."""
+        anchors = "" if self.anchors is None else f", through {len(self.anchors)} latents"
+        return f"Slice({self.dim}-D in a latent space of shape {self.latent_shape}{anchors})"
+
     @property
     def dim(self) -> int:
         """The number P of slice coordinates."""
@@ -197,6 +202,40 @@ class Slice:
             (x0, y0), (x1, y1) = low, high
             return Domain(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), self)
         return Domain(np.array(list(product(*zip(low, high, strict=True)))), self)
+
+    def around(self, margin: float = 0.5) -> Domain:
+        """Return the box around the anchors, widened on every side.
+
+        Parameters
+        ----------
+        margin : float
+            Added on each side, in units of the anchors' largest extent along an axis.
+
+        Raises
+        ------
+        ValueError
+            A slice without anchors, or a margin that leaves no box.
+
+        Examples
+        --------
+        >>> import cpwl
+        >>> plane = cpwl.Slice.through([0, 0, 0], [3, 4, 0], [0, 0, 2])
+        >>> plane.around(0.1).corners.tolist()
+        [[-0.5, -0.5], [5.5, -0.5], [5.5, 2.5], [-0.5, 2.5]]
+        """
+        if self.anchors is None:
+            raise ValueError(
+                "Expected a slice with anchors, got one without. Build it by Slice.through(z0, z1, "
+                "z2), or give bounds: slice.box(lo, hi)."
+            )
+        low, high = self.anchors.min(axis=0), self.anchors.max(axis=0)
+        extent = high - low
+        if not (np.isfinite(margin) and 2 * margin * extent.max() > -extent.min()):
+            raise ValueError(
+                f"Expected a margin that leaves a box around anchors of the extent "
+                f"{extent.tolist()}, got {margin}. 0 is the smallest box that holds them."
+            )
+        return self.box(low - margin * extent.max(), high + margin * extent.max())
 
     def polygon(self, vertices: Any) -> Domain:
         """Return the convex polygon with these corners (M, 2), in order, as slice coordinates."""
@@ -312,6 +351,12 @@ class Domain:
         object.__setattr__(self, "corners", rounded(points))
         object.__setattr__(self, "exact_corners", points)
         object.__setattr__(self, "sides", sides)
+
+    def __repr__(self) -> str:
+        """Summarise: a polytope in six dimensions may have hundreds of corners."""
+        ends = zip(self.corners.min(axis=0), self.corners.max(axis=0), strict=True)
+        within = " x ".join(f"[{low:.6g}, {high:.6g}]" for low, high in ends)
+        return f"Domain({len(self.corners)} corners within {within}, {self.slice!r})"
 
     @property
     def dim(self) -> int:

@@ -75,6 +75,10 @@ class Regions:
     merged: float
     kept: float
 
+    def __repr__(self) -> str:
+        """Summarise: there is an entry for each cell."""
+        return f"Regions({self.count:,} of {len(self.index):,} cells, tolerance={self.tolerance:g})"
+
 
 def regions(partition: Partition, *, tolerance: float = 1e-10) -> Regions:
     """Merge the cells whose neighbours carry the same affine map.

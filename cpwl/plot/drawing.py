@@ -9,14 +9,17 @@ from matplotlib.collections import Collection, PathCollection, PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
+from matplotlib.transforms import Bbox
 from matplotlib.tri import Triangulation
 from numpy.typing import ArrayLike
+from scipy.ndimage import gaussian_filter
 
 from cpwl.arrays import Floats, Ints
 from cpwl.descriptors import DESCRIPTORS, describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.colorbar import Colorbar
     from mpl_toolkits.mplot3d.axes3d import Axes3D
 
@@ -29,8 +32,10 @@ LABELS = {name: entry.label for name, entry in DESCRIPTORS.items()}
 # Okabe and Ito's palette without yellow, which is too light for lines
 _OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 RASTER_ABOVE = 20_000  # cells; one polygon each in a vector file would be slow to open
-_INK = 0.3  # largest share of the picture that knots may cover
-_THINNEST = 0.08  # points; thinner lines fade away
+_INK = 0.3  # share of any place in the picture from which on knots fade
+_BINS, _BLUR = 64, 2.5  # along each side, and the bins over which one line is spread
+_FAINTEST = 1 / 64  # opacity below which a line is left out
+_THINNEST = 0.08  # points
 _AXES_POINTS = 330.0  # side of a usual axes
 
 
@@ -94,10 +99,22 @@ def norm(
 def colorbar(
     ax: Axes, mappable: Any, label: str | None, extend: str, pad: float = 0.02
 ) -> Colorbar:
-    """Add a colour bar beside the axes."""
+    """Add a colour bar beside the axes, never higher than they are."""
     figure = ax.get_figure(root=False)
     assert figure is not None  # axes always belong to a figure
     bar = figure.colorbar(mappable, ax=ax, extend=extend, pad=pad, shrink=0.85)
+    place = bar.ax.get_axes_locator()
+    assert place is not None  # a colour bar leaves room for its arrows by one
+
+    def as_high_as_the_picture(of: Any, renderer: RendererBase) -> Bbox:
+        """Move the bar from the place of the axes to what equal scales leave of them."""
+        found, slot, picture = place(of, renderer), of.get_position(True), ax.get_position()
+        scale = picture.height / slot.height
+        low, high = (picture.y0 + scale * (y - slot.y0) for y in (found.y0, found.y1))
+        return Bbox([[found.x0, low], [found.x1, high]])
+
+    if ax.name != "3d":
+        bar.ax.set_axes_locator(as_high_as_the_picture)
     if label:
         bar.set_label(label)
     return bar
@@ -134,34 +151,72 @@ def knots(ax: Axes, partition: Partition, coloured: bool, legend: bool | None) -
     num_stages = len(bounds)
     stage = np.searchsorted(bounds, unit[inner], side="right") - 1
     ends = partition.points[partition.facet_points[inner]]
-    extent = np.ptp(partition.domain.corners, axis=0)
-    length = np.hypot(*((ends[:, 1] - ends[:, 0]) / extent).T)  # in sides of the axes
-    total = np.bincount(stage, length, minlength=num_stages)
-    width = min(1.0, max(_THINNEST, 0.4 * _INK * _AXES_POINTS / max(float(total.sum()), 1e-9)))
+    corners = partition.domain.corners
+    placed = (ends - corners.min(axis=0)) / np.ptp(corners, axis=0)  # in sides of the axes
+    length = np.hypot(*(placed[:, 1] - placed[:, 0]).T)
+    width = min(1.0, max(_THINNEST, 0.4 * _INK * _AXES_POINTS / max(float(length.sum()), 1e-9)))
+    covered = np.zeros((_BINS, _BINS))
     handles = []
     for s in range(num_stages):
+        mine = stage == s
+        if not mine.any():
+            continue
         # deeper knots are thinner: earlier ones are the longer lines that later ones bend at
         thickness = max(_THINNEST, width * (1.4 - 0.8 * s / max(1, num_stages - 1)))
-        if total[: s + 1].sum() * thickness / _AXES_POINTS > _INK:
-            break
+        covered += _density(placed[mine], length[mine]) * thickness / _AXES_POINTS
         color = _OKABE_ITO[s % len(_OKABE_ITO)] if coloured else "0.05"
         dashed = "-" if s < len(_OKABE_ITO) or not coloured else "--"
-        mine = ends[stage == s]
-        if len(mine) == 0:
-            continue
-        lines = PathCollection(
-            _compound_paths(mine),
-            facecolors="none",
-            edgecolors=color,
-            linewidths=thickness,
-            linestyles=dashed,
-            rasterized=len(mine) > RASTER_ABOVE,
-            zorder=2.5 - s / (10 * num_stages),
-        )
-        ax.add_collection(lines)
+        opacity = _INK / np.maximum(_at(covered, placed[mine].mean(axis=1)), _INK)
+        halvings = np.round(-2 * np.log2(opacity)) / 2
+        for step in np.unique(halvings[opacity >= _FAINTEST]):
+            lines = PathCollection(
+                _compound_paths(ends[mine][halvings == step]),
+                facecolors="none",
+                edgecolors=color,
+                linewidths=thickness,
+                linestyles=dashed,
+                alpha=2.0**-step,
+                rasterized=int(mine.sum()) > RASTER_ABOVE,
+                zorder=2.5 - s / (10 * num_stages),
+            )
+            ax.add_collection(lines)
         handles.append(Line2D([], [], color=color, linestyle=dashed, label=f"stage {s}"))
     if legend or (legend is None and coloured and 2 <= len(handles) <= 8):
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), title="knots of")
+
+
+def anchors(ax: Axes, partition: Partition) -> None:
+    """Mark the latents that the slice was built through, as far as the domain holds them."""
+    found = partition.domain.slice.anchors
+    if found is None:
+        return
+    flat = partition.dim == 1
+    ax.scatter(
+        found[:, 0], np.zeros(len(found)) if flat else found[:, 1], s=16, color="white",
+        edgecolors="black", linewidths=0.8, zorder=4,
+        transform=ax.get_xaxis_transform() if flat else ax.transData,
+    )  # fmt: skip
+
+
+def _density(segments: Floats, length: Floats) -> Floats:
+    """Return the length of segments (K, 2, 2) per area, about each bin of the unit square."""
+    count = np.ceil(length * _BINS).astype(np.int64) + 1
+    which = np.repeat(np.arange(len(count)), count)
+    along = (np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + 0.5)[:, None]
+    start, end = segments[which, 0], segments[which, 1]
+    row, column = _bin(start + (end - start) * along / count[which, None])
+    found = np.zeros((_BINS, _BINS))
+    np.add.at(found, (row, column), (length / count)[which])
+    return gaussian_filter(found, _BLUR, mode="nearest") * _BINS**2
+
+
+def _at(bins: Floats, points: Floats) -> Floats:
+    return bins[_bin(points)]
+
+
+def _bin(points: Floats) -> tuple[Ints, Ints]:
+    row, column = np.clip((points * _BINS).astype(np.int64), 0, _BINS - 1).T
+    return row, column
 
 
 def _compound_paths(segments: Floats, size: int = 2000) -> list[Path]:
@@ -195,6 +250,7 @@ def steps(
     else:
         ax.set_yticks([])
     ax.set(xlim=(lo, hi), xlabel="slice coordinate")
+    anchors(ax, partition)
     return ax
 
 

@@ -17,6 +17,7 @@ from cpwl import decision
 from cpwl.affine import num_outputs
 from cpwl.descriptors import volumes
 from cpwl.plot import drawing
+from cpwl.plot.projections import project
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def partition(
     knots: bool = True,
     legend: bool | None = None,
 ) -> Axes:
-    """Draw the cells, coloured by a descriptor, and the knots by stage.
+    """Draw the cells, coloured by a descriptor, the knots by stage, and the slice's anchors.
 
     Parameters
     ----------
@@ -71,9 +72,9 @@ def partition(
 
     Notes
     -----
-    Above 20,000 cells the colours are rasterised. Line widths shrink as knots get denser; where
-    even the thinnest lines would cover more than 30 % of the picture, the knots of the deepest
-    stages are left out, all of them if need be.
+    Above 20,000 cells the colours are rasterised. Lines get thinner as knots get more; where those
+    of a stage and the stages before it would cover more than 30 % of a place, they fade there.
+    Small circles are the latents that `Slice.through` was given; `mark` names them.
 
     Examples
     --------
@@ -100,6 +101,7 @@ def partition(
     if knots:
         drawing.knots(ax, partition, coloured=data is None, legend=legend)
     drawing.frame(ax, partition)
+    drawing.anchors(ax, partition)
     return ax
 
 
@@ -107,7 +109,7 @@ def image(
     partition: Partition,
     values: str | ArrayLike | None = "psi",
     *,
-    outputs: Sequence[int] = (0, 1, 2),
+    outputs: Sequence[int] | None = None,
     ax: Axes | None = None,
     cmap: str = "viridis",
     limits: tuple[float, float] | None = None,
@@ -123,8 +125,10 @@ def image(
         A surface in two dimensions, a curve in one.
     values, cmap, limits, label, colorbar
         As for `partition`.
-    outputs : three int
-        Which entries of the flattened output are x, y and z.
+    outputs : three int, optional
+        Which entries of the flattened output are x, y and z. By default all of three outputs, and
+        the first three principal axes of more. Of more than three outputs the labels say what share
+        of the image's variance each coordinate holds.
     ax : matplotlib Axes3D, optional
         A new one by default.
     edges : bool, optional
@@ -133,12 +137,14 @@ def image(
     Raises
     ------
     ValueError
-        Three dimensions or more, fewer than three outputs, an unknown name, an array of the wrong
-        length, or flat axes.
+        Three dimensions or more, a network of fewer than three outputs, outputs that are not three
+        of its own, an unknown name, an array of the wrong length, or flat axes.
 
     Notes
     -----
-    matplotlib sorts every piece by depth: about 10 s for 1e5 cells. For a larger surface export PLY
+    The variance is that over the domain: of the vertices, each weighted by the area about it; the
+    principal axes are those of 2,000 vertices at most. matplotlib sorts every piece by depth: about
+    10 s for 1e5 cells. For a larger surface export PLY
     or GLB, or choose a smaller domain.
 
     Examples
@@ -155,13 +161,11 @@ def image(
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
     drawing.require_flat(partition)
-    if len(outputs) != 3:
-        raise ValueError(f"Expected three outputs, got {list(outputs)}. Name x, y and z.")
+    points, names = project(partition, outputs)
     if ax is None:
         ax = plt.figure(layout="constrained").add_subplot(projection="3d")
     space = drawing.require_3d(ax)
     data, name = drawing.resolve(partition, values)
-    points = decision.vertex_outputs(partition, list(outputs))
     loops = drawing.loops(partition, points)
     many = partition.num_cells > drawing.RASTER_ABOVE
     if partition.dim == 1:
@@ -184,8 +188,8 @@ def image(
     low, high = points.min(0), points.max(0)
     low, high = low - (low == high), high + (low == high)
     space.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-    space.set(xlabel=f"output {outputs[0]}", ylabel=f"output {outputs[1]}")
-    space.set_zlabel(f"output {outputs[2]}")
+    space.set(xlabel=names[0], ylabel=names[1])
+    space.set_zlabel(names[2])
     for axis in (space.xaxis, space.yaxis, space.zaxis):
         axis.set_major_locator(MaxNLocator(4))
     return space

@@ -242,3 +242,15 @@ def test_the_band_of_one_sample_is_its_interval() -> None:
     (ax,) = plot.trajectory(run).axes
     band = np.asarray(ax.collections[0].get_paths()[0].vertices, dtype=float)
     assert (band[:, 1].min(), band[:, 1].max()) == (-1, 4)
+
+
+def test_populations_are_laid_over_one_another_by_their_shares() -> None:
+    psi = np.concatenate([np.linspace(0, 1, 90), np.linspace(2, 3, 10)])
+    labels = np.repeat(["digits", "letters"], [90, 10])
+    (ax,) = plot.distribution({"psi": psi}, labels, "psi", xlabel="of", overlaid=True).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["digits", "letters"]
+    heights = {p.get_label(): np.max(p.get_path().vertices[:, 1]) for p in ax.patches}
+    assert 0 < heights["digits"] < 3 / 10
+    assert 0 < heights["letters"] < 3 / 10  # although they are nine times fewer
+    with pytest.raises(ValueError, match=r"at most 7 classes to overlay, got 8: draw fewer"):
+        plot.distribution({"psi": np.arange(8.0)}, np.arange(8), "psi", overlaid=True)

@@ -115,6 +115,15 @@ def test_require_names_every_row_that_disagrees_with_value_limit_and_note():
     assert not isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_notebook_shows_the_tables_and_unfolds_what_disagrees(failing):
+    html = reports.report(failing=failing)._repr_html_()
+    assert html.count("<tr") == html.count("</tr>") > 3
+    assert ("<details open>" in html) == failing
+    assert "1 of" in html if failing else "disagree" not in html
+    assert "<img" not in html
+
+
 def test_to_pandas_has_every_row_and_its_verdict():
     report = reports.report(failing=True)
     frame = report.to_pandas()

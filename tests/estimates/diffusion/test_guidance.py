@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -521,15 +519,3 @@ def test_psi_of_digits_rises_and_falls_with_the_sign_of_rho() -> None:
     low, plain, high = psi(-1), psi(0), psi(1)
     for gap in (high - plain, plain - low):  # paired by seed, in standard errors
         assert float(gap.mean()) > 2 * float(gap.std()) / 4
-
-
-def test_the_lines_of_the_readme_run(data: Path) -> None:
-    """They are no doctest, since they need a published model."""
-    text = (Path(__file__).parents[3] / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (lines,) = [block for block in blocks if "mnist_pipeline" in block]
-    assert "torch.arange(200)" in lines
-    names: dict[str, Any] = {}
-    exec(lines.replace("torch.arange(200)", "torch.arange(12)"), names)
-    assert set(names["run"].table.step) == {0, 10, 20, 30, 40, 49, 50}
-    assert [image.size for image in names["images"]] == [(28, 28)] * 2

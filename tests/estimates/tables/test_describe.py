@@ -340,6 +340,16 @@ def test_a_table_says_in_a_line_what_it_is() -> None:
     )
 
 
+def test_a_notebook_shows_the_quantiles_of_what_is_known() -> None:
+    table = describe(torch.nn.Linear(2, 3), torch.randn(5, 2), neighbourhood=None, progress=False)
+    html = table._repr_html_()
+    assert f"{np.median(table.psi):.5g}" in html
+    assert "<th>nu</th>" in html
+    assert "delta" not in html
+    nothing = replace(table, psi=np.full(5, np.nan))._repr_html_()
+    assert "<th>psi</th>" not in nothing
+
+
 def test_tables(tmp_path: Any) -> None:
     pd, xr = pytest.importorskip("pandas"), pytest.importorskip("xarray")
     module, shape = decoders.silu_conv()

@@ -185,6 +185,25 @@ LINE = cpwl.Slice(np.zeros(3), np.eye(3)[:1])
 SPACE = cpwl.Slice(np.zeros(3), np.eye(3))
 PENTAGRAM = [[math.cos(4 * math.pi * k / 5), math.sin(4 * math.pi * k / 5)] for k in range(5)]
 
+
+@pytest.mark.parametrize("margin", [0, 0.25, 3])
+def test_the_box_around_the_anchors_is_equally_wider_on_every_side(margin):
+    plane = cpwl.Slice.through([0, 0, 0], [4, 0, 0], [1, 1, 0], [1, 0, 2])
+    box = plane.around(margin)
+    np.testing.assert_allclose(box.corners.min(axis=0), -4 * margin)
+    np.testing.assert_allclose(box.corners.max(axis=0), np.add([4, 1, 2], 4 * margin))
+
+
+def test_large_domains_and_slices_are_summarised_in_a_line():
+    latents = np.random.default_rng(0).normal(size=(7, 3, 64, 64))
+    around = cpwl.Slice.through(*latents).around(0)
+    assert repr(around.slice) == (
+        "Slice(6-D in a latent space of shape (3, 64, 64), through 7 latents)"
+    )
+    assert repr(around).startswith("Domain(64 corners within [")
+    assert len(repr(around)) < 300
+
+
 BAD = {
     "few corners": (
         lambda: cpwl.polygon([[0, 0], [1, 0], [1, 0], [0, 0]]),
@@ -306,6 +325,14 @@ BAD = {
     "project": (
         lambda: PLANE.project([0, 0, 0]),
         r"latents of shape \(N, 3\), .*\(3,\)\. Add a batch",
+    ),
+    "around without anchors": (
+        lambda: cpwl.Slice([0, 0], np.eye(2)).around(),
+        r"a slice with anchors, got one without\. Build it by Slice\.through",
+    ),
+    "around with a margin that leaves nothing": (
+        lambda: cpwl.Slice.through([0, 0], [2, 0], [0, 1]).around(-0.5),
+        r"a margin that leaves a box around anchors of the extent .*, got -0\.5\. 0 is",
     ),
     "radius": (
         lambda: cpwl.cross_polytope([0, 0], 0, np.eye(2)),

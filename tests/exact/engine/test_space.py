@@ -427,6 +427,7 @@ def test_partitions_that_do_not_fit_say_so() -> None:
     assert status.stages < 3
     assert status.needed > 2**17
     assert "INCOMPLETE" in repr(partition)
+    assert "complete=False" in partition._repr_html_()
 
 
 def test_the_work_takes_no_more_memory_than_it_may() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection, TriMesh
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -111,7 +112,7 @@ def test_given_axes_are_used_and_no_figure_is_made(partition, interval):
     assert plot.mark(axes[1], [[0, 0]], ["z"]) is axes[1]
     assert plot.image(partition, ax=space) is space
     assert plt.get_fignums() == []
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 def test_values_that_are_not_finite_leave_the_scale_alone(partition):
@@ -164,9 +165,27 @@ def test_rasterised_cells_have_their_own_colours():
     np.testing.assert_allclose(middle.T.ravel(), values, atol=1 / 128)
 
 
-def test_knots_are_thinned_until_they_leave_the_picture_readable():
-    ax = plot.partition(grid(700))
-    assert segments_drawn(ax) == 0  # 1400 lines side by side would only be grey
+def test_knots_fade_until_they_leave_the_picture_readable():
+    ax = plot.partition(grid(700))  # 1400 lines side by side
+    assert 0.2 < darkness(ax).mean() < 0.4
+
+
+def darkness(ax):
+    """Return how dark each of 400 x 400 pixels of the axes is, 0 for white."""
+    if ax.get_legend():
+        ax.get_legend().remove()
+    ax.figure.set_layout_engine("none")
+    ax.figure.set_dpi(100)
+    ax.figure.set_size_inches(4, 4)
+    ax.set_axis_off()
+    ax.set_position([0, 0, 1, 1])
+    ax.figure.canvas.draw()
+    return 1 - np.asarray(ax.figure.canvas.buffer_rgba())[..., :3].mean(axis=2) / 255
+
+
+def darkest(ax):
+    """Return how dark the darkest of 16 x 16 tiles of the axes is."""
+    return darkness(ax).reshape(16, 25, 16, 25).mean(axis=(1, 3)).max()
 
 
 def test_an_interval_is_a_step_curve(interval):
@@ -294,6 +313,65 @@ def test_anchors_are_marked_where_they_are(network):
     assert [text.get_text() for text in ax.texts] == ["7", "1", "4"]
 
 
+@pytest.mark.parametrize("size", [(6, 3), (3, 6)])
+@pytest.mark.parametrize("side", [2, 1, 0.5])
+def test_colour_bars_are_as_high_as_the_picture(partition, network, size, side):
+    part = cpwl.subdivide(network, cpwl.box([-1, -side], [1, side]), progress=False)
+    figure = Figure(size, layout="constrained")
+    ax = plot.partition(part, "psi", ax=figure.add_subplot())
+    figure.draw_without_rendering()
+    picture, bar = ax.get_position(), colour_bars(figure)[0].get_position()
+    assert picture.height * 0.8 < bar.height  # arrows take the rest
+    assert picture.y0 - 1e-9 <= bar.y0
+    assert bar.y1 <= picture.y1 + 1e-9
+
+
+def test_knots_fade_where_they_are_dense_and_all_stages_are_seen():
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 1)]
+    network = cpwl.Network.from_torch(nn.Sequential(*layers).eval(), (2,))
+    part = cpwl.subdivide(network, cpwl.box([-9, -9], [9, 9]), progress=False)
+    assert part.num_cells > 50_000
+    ax = plot.partition(part)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["stage 0", "stage 1"]
+    lines = [c for c in ax.collections if isinstance(c, PathCollection)]
+    for stage in ("#000000", "#0072b2"):
+        alphas = [c.get_alpha() for c in lines if to_hex(c.get_edgecolor()[0]) == stage]
+        assert max(alphas) == 1.0
+        assert min(alphas) < 0.8
+    faded = darkest(ax)
+    for line in lines:
+        line.set_alpha(1)
+    assert faded < 0.5 < darkest(ax)
+
+
+def test_images_of_many_outputs_say_how_much_variance_is_shown():
+    torch.manual_seed(0)
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0][:, :2]
+    linear = nn.Linear(2, 10, dtype=torch.float64)
+    with torch.no_grad():  # the square [-1, 1]^2 has variance 1/3 along both coordinates
+        linear.weight.copy_(torch.from_numpy(axes * [3.0, 1.0]))
+    part = cpwl.subdivide(
+        cpwl.Network.from_torch(linear, (2,)), cpwl.box([-1, -1], [1, 1]), progress=False
+    )
+    ax = plot.image(part, None)
+    assert ax.get_xlabel() == "principal axis 1 (90%)"
+    assert ax.get_ylabel() == "principal axis 2 (10%)"
+    assert ax.get_zlabel() == "principal axis 3 (0%)"
+    share = (axes[4] ** 2 @ [9.0, 1.0]) / 10
+    assert plot.image(part, None, outputs=(4, 1, 2)).get_xlabel() == f"output 4 ({share:.0%})"
+
+
+def test_anchors_of_a_slice_are_marked_by_themselves(network):
+    plane = cpwl.Slice.through([0, 0], [2, 0], [1, 1])
+    part = cpwl.subdivide(network, plane.around(0.2), progress=False)
+    marks = plot.partition(part).collections[-1].get_offsets()
+    np.testing.assert_allclose(marks, [[0, 0], [2, 0], [1, 1]], atol=1e-15)
+    line = cpwl.subdivide(network, cpwl.Slice.through([0, 0], [2, 0]).around(), progress=False)
+    marks = plot.partition(line, "psi").collections[-1].get_offsets()
+    np.testing.assert_allclose(marks, [[0, 0], [2, 0]])
+
+
 BAD = {
     "descriptor": (
         lambda p, i: plot.partition(p, "phi"),
@@ -305,7 +383,7 @@ BAD = {
     ),
     "two outputs": (
         lambda p, i: plot.image(p, outputs=(0, 1)),
-        r"three outputs, got \[0, 1\]\. Name",
+        r"three outputs between 0 and 2, got \[0, 1\]\. Name",
     ),
     "flat axes": (
         lambda p, i: plot.image(p, ax=Figure().add_subplot()),

@@ -1,0 +1,34 @@
+"""The README's examples that need published models; its others are doctests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def example(word: str) -> str:
+    """Return the one block of code in which a word stands."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (found,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in b]
+    return found
+
+
+def test_the_plane_through_three_digits(data: Path) -> None:
+    lines, names = example("mnist_vae_decoder"), dict[str, Any]()
+    exec(lines, names)
+    partition = names["partition"]
+    assert f"{partition.num_cells:,} cells, each sign proven" in lines
+    assert partition.status.exact
+    assert len(names["plane"].anchors) == 3
+
+
+def test_sampling_steered_by_psi(data: Path) -> None:
+    pytest.importorskip("diffusers")
+    lines, names = example("mnist_pipeline"), dict[str, Any]()
+    assert "torch.arange(200)" in lines
+    exec(lines.replace("torch.arange(200)", "torch.arange(12)"), names)
+    assert set(names["run"].table.step) == {0, 10, 20, 30, 40, 49, 50}
+    assert [image.size for image in names["images"]] == [(28, 28)] * 2
