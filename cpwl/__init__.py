@@ -8,6 +8,7 @@ dimensions; free functions compute maps, descriptors, densities and pictures fro
 from typing import TYPE_CHECKING, Any
 
 from cpwl.affine import affine_maps
+from cpwl.cells import Cell, HalfSpaces, cell_at
 from cpwl.checks import check
 from cpwl.density import (
     Gaussian,
@@ -49,10 +50,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaptureError",
+    "Cell",
     "Certificate",
     "CertificateError",
     "Domain",
     "Gaussian",
+    "HalfSpaces",
     "Network",
     "Partition",
     "PartitionError",
@@ -62,6 +65,7 @@ __all__ = [
     "adjacency",
     "affine_maps",
     "box",
+    "cell_at",
     "cell_masses",
     "centroids",
     "certify",

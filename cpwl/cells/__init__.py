@@ -4,6 +4,7 @@ A `Partition` and some of its cells go in; inequalities and vertices come out, i
 fractions. Imports the proof's exact reading of patterns and everything below.
 """
 
+from cpwl.cells.cell import Cell, cell_at
 from cpwl.cells.inequalities import HalfSpaces
 
-__all__ = ["HalfSpaces"]
+__all__ = ["Cell", "HalfSpaces", "cell_at"]
