@@ -8,7 +8,18 @@ dimensions; free functions compute maps, descriptors, densities and pictures fro
 from typing import TYPE_CHECKING, Any
 
 from cpwl.affine import affine_maps
-from cpwl.cells import Cell, HalfSpaces, cell_at
+from cpwl.cells import (
+    Ball,
+    Cell,
+    Facets,
+    HalfSpaces,
+    NearCells,
+    cell_at,
+    cells_near,
+    chebyshev_ball,
+    facets,
+    neighbours,
+)
 from cpwl.checks import check
 from cpwl.density import (
     Gaussian,
@@ -49,13 +60,16 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Ball",
     "CaptureError",
     "Cell",
     "Certificate",
     "CertificateError",
     "Domain",
+    "Facets",
     "Gaussian",
     "HalfSpaces",
+    "NearCells",
     "Network",
     "Partition",
     "PartitionError",
@@ -67,14 +81,17 @@ __all__ = [
     "box",
     "cell_at",
     "cell_masses",
+    "cells_near",
     "centroids",
     "certify",
+    "chebyshev_ball",
     "check",
     "condition_number",
     "cross_polytope",
     "describe",
     "entropy",
     "entropy_difference",
+    "facets",
     "image_volumes",
     "load_partition",
     "local_complexity",
@@ -82,6 +99,7 @@ __all__ = [
     "local_scaling",
     "locate",
     "log_density",
+    "neighbours",
     "overlap",
     "plot",
     "polygon",

@@ -4,7 +4,20 @@ A `Partition` and some of its cells go in; inequalities and vertices come out, i
 fractions. Imports the proof's exact reading of patterns and everything below.
 """
 
+from cpwl.cells.boundary import Ball, Facets, chebyshev_ball, facets, neighbours
 from cpwl.cells.cell import Cell, cell_at
 from cpwl.cells.inequalities import HalfSpaces
+from cpwl.cells.search import NearCells, cells_near
 
-__all__ = ["Cell", "HalfSpaces", "cell_at"]
+__all__ = [
+    "Ball",
+    "Cell",
+    "Facets",
+    "HalfSpaces",
+    "NearCells",
+    "cell_at",
+    "cells_near",
+    "chebyshev_ball",
+    "facets",
+    "neighbours",
+]
