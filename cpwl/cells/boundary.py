@@ -34,7 +34,15 @@ class Ball(NamedTuple):
     radius : float
         The ball around the centre with this radius is proven to hold no knot and to lie in the box.
     radius_at_most : float
-        No ball in the cell and the box is proven to be larger.
+        A ball in the cell and the box is proven not to be larger.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.ReLU(), (1,))
+    >>> ball = cpwl.chebyshev_ball(cpwl.cell_at(network, [1.0]), -4, 4)
+    >>> ball.center.round(9).tolist(), ball.radius <= 2 <= ball.radius_at_most
+    ([2.0], True)
     """
 
     center: Floats
@@ -64,6 +72,19 @@ class Facets:
         touch the cell in a corner, an edge or within rounding. All others are proven redundant.
     programs : int
         Linear programs that were solved.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> layers = torch.nn.Linear(1, 2), torch.nn.ReLU()
+    >>> with torch.no_grad():
+    ...     _ = layers[0].weight.fill_(1), layers[0].bias.copy_(torch.tensor([0, 2]))
+    >>> network = cpwl.Network.from_torch(torch.nn.Sequential(*layers), (1,))
+    >>> facets = cpwl.facets(cpwl.cell_at(network, [1.0]), -4, 4)
+    >>> facets
+    Facets(1 of 2 half-spaces, 0 of the others left out unproven)
+    >>> facets.units.tolist(), facets.points.round(9).tolist()
+    ([0], [[0.0]])
     """
 
     cell: Cell
@@ -220,16 +241,20 @@ def neighbours(facets: Facets) -> Iterator[Cell | None]:
 def across(cell: Cell, halfspace: int, point: Floats, margin: float) -> Cell | None:
     """Return the cell beyond a facet, from a point inside the facet and its margin."""
     normal = cell.halfspaces.A[halfspace]
+    from_z = point - cell.z
     step = _FIRST_STEP * margin
     for _ in range(_STEPS):
         beyond = cell_at(cell.network, (point + step * normal).reshape(cell.network.input_shape))
         moved = point - beyond.z
         slack = beyond.distances - beyond.halfspaces.A @ moved
         doubt = beyond.doubt.error + beyond.doubt.tilt * np.linalg.norm(moved)
-        touching = np.flatnonzero(slack <= doubt + cell.doubt.error[halfspace])
-        if len(beyond.undecided) == 0 and len(touching):
-            turned = np.linalg.norm(beyond.halfspaces.A[touching] + normal, axis=1)
-            if (turned <= 8 * (beyond.doubt.tilt[touching] + cell.doubt.tilt[halfspace])).all():
-                return beyond
+        doubt += cell.doubt.error[halfspace] + cell.doubt.tilt[halfspace] * np.linalg.norm(from_z)
+        touching = np.flatnonzero(slack <= doubt)
+        # through the point passes the facet's hyperplane, once or more often, and nothing else
+        turned = np.linalg.norm(beyond.halfspaces.A[touching] + normal, axis=1)
+        same = turned <= 2 * (beyond.doubt.tilt[touching] + cell.doubt.tilt[halfspace])
+        reached = (slack[touching] >= -doubt[touching]) & same
+        if len(beyond.undecided) == 0 and len(touching) and reached.all():
+            return beyond
         step *= _SHORTER
     return None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cpwl.arrays import EPS, UNIT_ROUNDOFF, Floats, Ints, denormals
 from cpwl.cells.inequalities import HalfSpaces
-from cpwl.domain.arguments import floats
+from cpwl.domain import floats
 from cpwl.network import Network
 from cpwl.network.program import linearise
 
@@ -63,6 +63,14 @@ class Cell:
     undecided : (k,) int64
         Units whose knot passes so near to z that float64 does not prove on which side z lies. The
         pattern is proven if there is none.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.ReLU(), (2,))
+    >>> cell = cpwl.cell_at(network, [1.0, 0.0])
+    >>> cell.pieces.tolist(), cell.distances.tolist(), cell.undecided.tolist()
+    ([1, 0], [1.0, 0.0], [1])
     """
 
     network: Network

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from cpwl.arrays import EPS, UNIT_ROUNDOFF, Floats, Ints
 from cpwl.cells.cell import Cell
 from cpwl.cells.linear_programs import Optimum
-from cpwl.domain.arguments import floats
+from cpwl.domain import floats
 
 
 class Room(NamedTuple):

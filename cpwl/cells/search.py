@@ -45,7 +45,17 @@ class NearCells:
         The unit whose facet was crossed to it, -1 for the first.
     uncrossed : int
         Facets nearer than the last cell that could not be crossed because rounding hides what lies
-        beyond. If there is none, no nearer cell is missing.
+        beyond.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.ReLU(), (2,))
+    >>> near = cpwl.cells_near(network, [1.0, 0.5], 2, -4, 4)
+    >>> near
+    NearCells(2 cells within 0.5, 0 facets uncrossed)
+    >>> near.units.tolist(), (near.nearest[1] + 0.0).round(9).tolist()
+    ([-1, 1], [1.0, 0.0])
     """
 
     cells: tuple[Cell, ...]

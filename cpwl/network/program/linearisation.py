@@ -24,6 +24,7 @@ from cpwl.network.program.max_pooling import Tournament
 from cpwl.network.program.nonlinearities import MaybeError, Nonlinearity, Triangle, piece_of
 from cpwl.network.program.passes import apply_pieces, held_pieces
 from cpwl.network.program.program import Program, Step, fill, run
+from cpwl.network.program.rounding import magnitude
 from cpwl.network.program.tangents import direct, linear_parts, moving
 
 
@@ -58,7 +59,8 @@ def linearise(program: Program, z: Tensor, num_units: int) -> Linearisation:
     """Linearise at z (1, *input_shape): one forward pass, and one of E directions."""
     pieces = torch.zeros((1, num_units), dtype=torch.int64)
     functions: dict[int, Functions] = {}
-    of_values, of_slopes = Analysis(program, carry=True), Analysis(program, carry=True)
+    of_values = Analysis(program, carry=True)
+    of_slopes = Analysis(program, carry=True, directions=True)
     values: dict[int, Floats] = {}
     slopes: dict[int, Floats] = {}
     value_errors: dict[int, Floats] = {}
@@ -80,13 +82,22 @@ def linearise(program: Program, z: Tensor, num_units: int) -> Linearisation:
         return of_values.step(index, step, env)
 
     def along(index: int, step: Step, env: list[Any]) -> Any:
-        of_slopes.record(index, step, env)
-        bend = step.nonlinearity
-        if bend is not None:
-            found = functions[index]
-            slopes[index] = _evaluate(bend, found, moving(step, env))
-            slope_errors[index] = _error(bend, found, *of_slopes.operands(index, env))
-        return direct(program, parts, given, index, step, env)
+        bend, slope = step.nonlinearity, direct(program, parts, given, index, step, env)
+        if bend is None:
+            of_slopes.record(index, step, env)
+            return slope
+        found, operands = functions[index], of_slopes.operands(index, env)
+        slopes[index] = _evaluate(bend, found, moving(step, env))
+        slope_errors[index] = _error(bend, found, *operands)
+        # a unit held on its piece passes errors on as it does directions: one that is off, none
+        errors = [
+            torch.zeros_like(size) if error is None else error
+            for error, size in zip(*operands, strict=True)
+        ]
+        passed = bend.linear(errors, held_pieces(program, index, step, pieces)).abs()
+        rounded = magnitude(slope, step.single, step.leading) * (2 * UNIT_ROUNDOFF)
+        of_slopes.errors[index] = (passed * (1 + 4 * EPS) + rounded).expand(step.single)
+        return slope
 
     size = z.numel()
     with torch.no_grad():
