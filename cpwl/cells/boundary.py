@@ -59,7 +59,8 @@ class Facets:
     cell : Cell
     halfspaces : (F,) int64
         Which half-spaces of the cell are facets, ascending; of several with one hyperplane the
-        first, whose unit is the lowest. Each is proven by its point.
+        first, whose unit is the lowest (a `Partition` may name losers of a max-pooling that tie
+        otherwise). Each is proven by its point.
     points : (F, E) float64
         A point inside each facet.
     margins : (F,) float64
