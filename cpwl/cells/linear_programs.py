@@ -14,8 +14,8 @@ from cpwl.arrays import Floats, Ints
 
 # HiGHS's tolerances, in units of the polytope's own size: see `scale` in `boundary`.
 TOLERANCE = 1e-9
-# A new cost leaves the last vertex feasible, a new row leaves it optimal for the old rows.
-_PRIMAL, _DUAL = 4, 1
+# Far more than any program needs: where the simplex method cycles, it starts again, then gives up.
+_ITERATIONS = 100_000
 
 
 class Optimum(NamedTuple):
@@ -75,9 +75,7 @@ class Polytope:
         """Maximise, telling HiGHS of what is broken until nothing is."""
         highs = self._highs
         highs.changeColsCost(len(self._columns), self._columns, -cost)
-        strategy = _PRIMAL
         while True:
-            highs.setOptionValue("simplex_strategy", strategy)
             highs.run()
             if highs.modelStatusToString(highs.getModelStatus()) != "Optimal":
                 highs.clearSolver()  # a second opinion, from no basis
@@ -95,7 +93,6 @@ class Polytope:
                 return Optimum(y, radius, self._rows, multipliers)
             worst = np.argsort(-excess[broken], kind="stable")[: self._block]
             self._add(broken[worst])
-            strategy = _DUAL
 
     def _add(self, rows: Ints) -> None:
         """Tell HiGHS of more rows."""
@@ -130,6 +127,9 @@ def _highs() -> Any:
         "threads": 1,
         "presolve": "off",
         "solver": "simplex",
+        # the primal method is a sixth faster after a new cost, but was seen to cycle for ever
+        "simplex_strategy": 1,
+        "simplex_iteration_limit": _ITERATIONS,
         "primal_feasibility_tolerance": TOLERANCE,
         "dual_feasibility_tolerance": TOLERANCE,
     }.items():

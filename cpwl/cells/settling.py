@@ -73,7 +73,7 @@ class Settling:
             )
         doubt = np.append(room.doubt(room.reach), np.zeros(2 * size))
         at_most = safe_bound(room, np.zeros(size), deep.A, deep.b + doubt, best)
-        at_most /= best.multipliers.sum() * (1 - len(deep.A) * EPS)
+        at_most /= float(best.multipliers.sum()) * (1 - len(deep.A) * EPS)
         return best.y, radius, at_most
 
     def beyond_the_box(self) -> None:
