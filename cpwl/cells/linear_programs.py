@@ -14,8 +14,9 @@ from cpwl.arrays import Floats, Ints
 
 # HiGHS's tolerances, in units of the polytope's own size: see `scale` in `boundary`.
 TOLERANCE = 1e-9
-# Far more than any program needs: where the simplex method cycles, it starts again, then gives up.
-_ITERATIONS = 100_000
+# Iterations for each row and column, of which at most one was seen to be needed: where the simplex
+# method cycles, it starts again without a basis, then gives up.
+_ITERATIONS = 10
 
 
 class Optimum(NamedTuple):
@@ -76,6 +77,8 @@ class Polytope:
         highs = self._highs
         highs.changeColsCost(len(self._columns), self._columns, -cost)
         while True:
+            most = _ITERATIONS * (len(cost) + len(self._rows))
+            highs.setOptionValue("simplex_iteration_limit", most)
             highs.run()
             if highs.modelStatusToString(highs.getModelStatus()) != "Optimal":
                 highs.clearSolver()  # a second opinion, from no basis
@@ -129,7 +132,6 @@ def _highs() -> Any:
         "solver": "simplex",
         # the primal method is a sixth faster after a new cost, but was seen to cycle for ever
         "simplex_strategy": 1,
-        "simplex_iteration_limit": _ITERATIONS,
         "primal_feasibility_tolerance": TOLERANCE,
         "dual_feasibility_tolerance": TOLERANCE,
     }.items():
