@@ -23,7 +23,7 @@ import torch
 import cpwl
 from bridges.networks import pretrained
 
-PATIENCE = 120
+PATIENCE = 60
 LATENTS = 3
 T = TypeVar("T")
 
