@@ -4,6 +4,10 @@
 
 Processor time of one thread, the median over latents; the box is [-4, 4] in every coordinate. The
 faces' generator is interrupted after PATIENCE seconds: its line says how far that came.
+
+On two busy cores: the VAE decoder 0.005 s a cell, 0.3 s its facets; the GAN 0.005 s and 3 to 6 s,
+all of it proven. The faces' 122,880 half-spaces take 3.4 s, their ball 0.2 s; of the facets, 489
+were found in the first 14 s by 67 programs, and the rest stayed open.
 """
 
 from __future__ import annotations
