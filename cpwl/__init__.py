@@ -8,6 +8,17 @@ dimensions; free functions compute maps, descriptors, densities and pictures fro
 from typing import TYPE_CHECKING, Any
 
 from cpwl.affine import affine_maps
+from cpwl.cells import (
+    Ball,
+    Cell,
+    Facets,
+    NearCells,
+    cell_at,
+    cells_near,
+    chebyshev_ball,
+    facets,
+    neighbours,
+)
 from cpwl.checks import check
 from cpwl.density import (
     Gaussian,
@@ -48,11 +59,15 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Ball",
     "CaptureError",
+    "Cell",
     "Certificate",
     "CertificateError",
     "Domain",
+    "Facets",
     "Gaussian",
+    "NearCells",
     "Network",
     "Partition",
     "PartitionError",
@@ -62,15 +77,19 @@ __all__ = [
     "adjacency",
     "affine_maps",
     "box",
+    "cell_at",
     "cell_masses",
+    "cells_near",
     "centroids",
     "certify",
+    "chebyshev_ball",
     "check",
     "condition_number",
     "cross_polytope",
     "describe",
     "entropy",
     "entropy_difference",
+    "facets",
     "image_volumes",
     "load_partition",
     "local_complexity",
@@ -78,6 +97,7 @@ __all__ = [
     "local_scaling",
     "locate",
     "log_density",
+    "neighbours",
     "overlap",
     "plot",
     "polygon",

@@ -4,6 +4,7 @@ Numbers, bounds, corners or half-spaces of a caller go in; a `Domain` on a `Slic
 space comes out, its faces found in rational arithmetic. Imports only arrays and errors.
 """
 
+from cpwl.domain.arguments import floats
 from cpwl.domain.corners import face_lattice
 from cpwl.domain.domain import MAX_DIM, Domain, Slice
 from cpwl.domain.shapes import box, cross_polytope, polygon, polytope, segment, simplex
@@ -15,6 +16,7 @@ __all__ = [
     "box",
     "cross_polytope",
     "face_lattice",
+    "floats",
     "polygon",
     "polytope",
     "segment",

@@ -11,6 +11,7 @@ from cpwl.network.program.error_analysis import (
     rounding_noise,
     single_values,
 )
+from cpwl.network.program.linearisation import Linearisation, linearise
 from cpwl.network.program.matrices import Matrices, read_matrices
 from cpwl.network.program.max_pooling import (
     Tournament,
@@ -49,6 +50,7 @@ __all__ = [
     "Coefficient",
     "Extremum",
     "Head",
+    "Linearisation",
     "Matrices",
     "Nonlinearity",
     "Plan",
@@ -68,6 +70,7 @@ __all__ = [
     "gamma",
     "held_switching",
     "largest_slope",
+    "linearise",
     "make_plan",
     "make_tournament",
     "max_pooling",

@@ -81,11 +81,13 @@ class Analysis:
     `errors[i]` has a batch axis of one; None (or absent) means that step i is exact. Without
     `carry` the operands of an affine step that come from a non-linearity are taken to be exact, so
     that errors start afresh in every layer; `past` holds the steps whose error is such a one.
+    Of `directions` instead of points constants take no part.
     """
 
-    def __init__(self, program: Program, *, carry: bool) -> None:
+    def __init__(self, program: Program, *, carry: bool, directions: bool = False) -> None:
         self.program = program
         self.carry = carry
+        self.directions = directions
         self.errors: dict[int, Tensor | None] = {}
         self.magnitudes: dict[int, Tensor] = {}
         self.past: set[int] = set()
@@ -160,7 +162,8 @@ class Analysis:
                 zero = torch.zeros(source.single, dtype=torch.float64)
                 values[index] = zero if error is None else error
         # each product may also lose what is below the smallest subnormal number
-        return self.absolute(step, values, unit) + rounding.terms * SMALLEST
+        constant = 0.0 if self.directions else unit
+        return self.absolute(step, values, constant) + rounding.terms * SMALLEST
 
     def absolute(self, step: Step, values: Mapping[int, Tensor], constant: float) -> Tensor:
         """Apply |L| of an affine step to non-negative values, and add |b| times a factor."""

@@ -45,21 +45,35 @@ def apply_slopes(
 ) -> Tensor:
     """Map directions t (N, *input_shape) with every unit held on a piece."""
 
-    def direct(index: int, step: Step, env: list[Any]) -> Any:
-        if step.nonlinearity is not None:
-            inputs = [_direction(step, arg, env) for arg in step.args]
-            return step.nonlinearity.linear(inputs, held_pieces(program, index, step, given))
-        part = parts.get(index)
-        return call(step, env) if part is None else part(env)
+    def follow(index: int, step: Step, env: list[Any]) -> Any:
+        return direct(program, parts, given, index, step, env)
 
-    return run(program, program.output_plan, t, direct)[program.output]
+    return run(program, program.output_plan, t, follow)[program.output]
 
 
-def _direction(step: Step, arg: Any, env: list[Any]) -> Any:
-    """Return the direction of an operand: constants do not move."""
-    if isinstance(arg, Ref) and arg.index in step.data:
-        return env[arg.index]
-    return torch.zeros_like(torch.as_tensor(fill(arg, env), dtype=torch.float64))
+def direct(
+    program: Program,
+    parts: Mapping[int, LinearPart],
+    given: Tensor,
+    index: int,
+    step: Step,
+    env: list[Any],
+) -> Any:
+    """Map the directions of a step's operands, its units held on their pieces."""
+    if step.nonlinearity is not None:
+        return step.nonlinearity.linear(moving(step, env), held_pieces(program, index, step, given))
+    part = parts.get(index)
+    return call(step, env) if part is None else part(env)
+
+
+def moving(step: Step, env: list[Any]) -> list[Any]:
+    """Return the directions of a CPWL step's operands: constants do not move."""
+    return [
+        env[arg.index]
+        if isinstance(arg, Ref) and arg.index in step.data
+        else torch.zeros_like(torch.as_tensor(fill(arg, env), dtype=torch.float64))
+        for arg in step.args
+    ]
 
 
 def _linear_part(step: Step) -> LinearPart:
