@@ -8,6 +8,7 @@ dimensions; free functions compute maps, descriptors, densities and pictures fro
 from typing import TYPE_CHECKING, Any
 
 from cpwl.affine import affine_maps
+from cpwl.cells import HalfSpaces, halfspaces, vertices, write_polyhedron
 from cpwl.checks import check
 from cpwl.density import (
     Gaussian,
@@ -35,11 +36,18 @@ from cpwl.domain import Domain, Slice, box, cross_polytope, polygon, polytope, s
 from cpwl.dual import adjacency, locate, regions
 from cpwl.engine import subdivide
 from cpwl.errors import CaptureError, CertificateError, PartitionError, UnsupportedOperationError
-from cpwl.export import surface, to_geodataframe, write_geoparquet, write_mesh
+from cpwl.export import (
+    surface,
+    to_geodataframe,
+    to_pandas,
+    write_geoparquet,
+    write_mesh,
+)
 from cpwl.geometry import polygons
 from cpwl.network import Network
 from cpwl.partition import Partition
 from cpwl.proof import Certificate, certify, verify
+from cpwl.rasters import to_xarray
 from cpwl.storage import load_partition, save_partition
 
 if TYPE_CHECKING:
@@ -53,6 +61,7 @@ __all__ = [
     "CertificateError",
     "Domain",
     "Gaussian",
+    "HalfSpaces",
     "Network",
     "Partition",
     "PartitionError",
@@ -71,6 +80,7 @@ __all__ = [
     "describe",
     "entropy",
     "entropy_difference",
+    "halfspaces",
     "image_volumes",
     "load_partition",
     "local_complexity",
@@ -92,11 +102,15 @@ __all__ = [
     "subdivide",
     "surface",
     "to_geodataframe",
+    "to_pandas",
+    "to_xarray",
     "total_image_volume",
     "verify",
+    "vertices",
     "volumes",
     "write_geoparquet",
     "write_mesh",
+    "write_polyhedron",
 ]
 
 
