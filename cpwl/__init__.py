@@ -12,12 +12,16 @@ from cpwl.cells import (
     Ball,
     Cell,
     Facets,
+    HalfSpaces,
     NearCells,
     cell_at,
     cells_near,
     chebyshev_ball,
     facets,
+    halfspaces,
     neighbours,
+    vertices,
+    write_polyhedron,
 )
 from cpwl.checks import check
 from cpwl.density import (
@@ -46,11 +50,18 @@ from cpwl.domain import Domain, Slice, box, cross_polytope, polygon, polytope, s
 from cpwl.dual import adjacency, locate, regions
 from cpwl.engine import subdivide
 from cpwl.errors import CaptureError, CertificateError, PartitionError, UnsupportedOperationError
-from cpwl.export import surface, to_geodataframe, write_geoparquet, write_mesh
+from cpwl.export import (
+    surface,
+    to_geodataframe,
+    to_pandas,
+    write_geoparquet,
+    write_mesh,
+)
 from cpwl.geometry import polygons
 from cpwl.network import Network
 from cpwl.partition import Partition
 from cpwl.proof import Certificate, certify, verify
+from cpwl.rasters import to_xarray
 from cpwl.storage import load_partition, save_partition
 
 if TYPE_CHECKING:
@@ -67,6 +78,7 @@ __all__ = [
     "Domain",
     "Facets",
     "Gaussian",
+    "HalfSpaces",
     "NearCells",
     "Network",
     "Partition",
@@ -90,6 +102,7 @@ __all__ = [
     "entropy",
     "entropy_difference",
     "facets",
+    "halfspaces",
     "image_volumes",
     "load_partition",
     "local_complexity",
@@ -112,11 +125,15 @@ __all__ = [
     "subdivide",
     "surface",
     "to_geodataframe",
+    "to_pandas",
+    "to_xarray",
     "total_image_volume",
     "verify",
+    "vertices",
     "volumes",
     "write_geoparquet",
     "write_mesh",
+    "write_polyhedron",
 ]
 
 

@@ -1,7 +1,8 @@
-"""Partitions as shapely polygons, GeoDataFrames and surface meshes."""
+"""Partitions as shapely polygons, tables and surface meshes."""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,16 +15,59 @@ from numpy.typing import ArrayLike, NDArray
 
 from cpwl.affine import evaluate, num_outputs
 from cpwl.arrays import Floats, Ints
-from cpwl.descriptors import DESCRIPTORS, describe
+from cpwl.descriptors import DESCRIPTORS, Spectrum, describe
 from cpwl.files import atomic_path
 from cpwl.geometry import polygons, solid_loops
 from cpwl.partition import require_network
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from pandas import DataFrame
     from trimesh import Trimesh
 
     from cpwl.partition import Partition
+
+
+def to_pandas(
+    partition: Partition,
+    descriptors: Iterable[str] | Mapping[str, ArrayLike] = tuple(DESCRIPTORS),
+) -> DataFrame:
+    """Return the descriptors of the cells as a DataFrame, one row per cell.
+
+    Parameters
+    ----------
+    partition : Partition
+        Of any dimension.
+    descriptors : iterable of names, or mapping of names to (C,) arrays
+        Names as for `describe`; a mapping gives columns of your own.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of `to_geodataframe` without the geometry; `attrs` say what each is.
+
+    Raises
+    ------
+    ImportError
+        pandas is missing.
+    ValueError
+        An unknown name, or a column of the wrong length.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> cpwl.to_pandas(partition, ["volume", "rank"]).sum().to_dict()
+    {'cell': 6.0, 'volume': 4.0, 'rank': 8.0}
+    """
+    pandas = imported("pandas", "table")
+    columns: dict[str, NDArray[Any]] = {"cell": np.arange(partition.num_cells)}
+    frame = pandas.DataFrame(columns | columns_of(partition, descriptors))
+    if not isinstance(descriptors, Mapping):
+        named = (name for name in frame.columns if name in DESCRIPTORS)
+        frame.attrs = {name: DESCRIPTORS[name].definition for name in named}
+    return frame
 
 
 def to_geodataframe(
@@ -57,23 +101,15 @@ def to_geodataframe(
     >>> list(frame.columns), frame["rank"].tolist()
     (['cell', 'volume', 'rank', 'geometry'], [2, 2, 2, 2])
     """
-    try:
-        import geopandas
-    except ImportError as error:
-        raise _missing("geopandas", "geo") from error
-    columns: dict[str, NDArray[Any]] = {"cell": np.arange(partition.num_cells)}
-    if isinstance(descriptors, Mapping):
-        columns |= {name: _per_cell(partition, value) for name, value in descriptors.items()}
-    else:
-        columns |= describe(partition, descriptors)
+    geopandas = imported("geopandas", "geo")
+    table = to_pandas(partition, descriptors)
     if partition.dim > 1:
         shapes = polygons(partition)
     else:
         ends = partition.points[partition.cell_corners].reshape(-1, 2)
         shapes = shapely.linestrings(np.stack([ends, np.zeros_like(ends)], axis=2))
-    frame = geopandas.GeoDataFrame(columns, geometry=shapes)
-    known = (name for name in columns if not isinstance(descriptors, Mapping))
-    frame.attrs = {name: DESCRIPTORS[name].definition for name in known if name in DESCRIPTORS}
+    frame = geopandas.GeoDataFrame(table, geometry=shapes)
+    frame.attrs = table.attrs
     return frame
 
 
@@ -149,10 +185,7 @@ def surface(
     >>> mesh.faces.shape, mesh.face_attributes["cell"].max().item()
     ((96, 3), 7)
     """
-    try:
-        import trimesh
-    except ImportError as error:
-        raise _missing("trimesh", "mesh") from error
+    trimesh = imported("trimesh", "mesh")
     if partition.dim != 3:
         _require_surface(partition)
     name = values if isinstance(values, str) else "value"
@@ -277,6 +310,17 @@ def _with_own_corners(mesh: Trimesh) -> Trimesh:
     return apart
 
 
+def columns_of(
+    partition: Partition,
+    descriptors: Iterable[str] | Mapping[str, ArrayLike],
+    source: Spectrum | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Return descriptors by name, or a caller's own columns."""
+    if isinstance(descriptors, Mapping):
+        return {name: _per_cell(partition, value) for name, value in descriptors.items()}
+    return describe(partition, descriptors, source=source)
+
+
 def _per_cell(partition: Partition, values: ArrayLike) -> NDArray[Any]:
     """Return values as an array with one entry per cell, or raise."""
     array = np.asarray(values)
@@ -288,9 +332,12 @@ def _per_cell(partition: Partition, values: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _missing(package: str, extra: str) -> ImportError:
-    """Build the error for an optional dependency that is not installed."""
-    return ImportError(
-        f"Expected {package} to be installed for this export, got no such package. "
-        f'Install it with: pip install "cpwl[{extra}]"'
-    )
+def imported(package: str, extra: str) -> Any:
+    """Import an optional dependency, or say how to get it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"Expected {package} to be installed for this export, got no such package. "
+            f'Install it with: pip install "cpwl[{extra}]"'
+        ) from error

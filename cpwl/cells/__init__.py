@@ -8,7 +8,9 @@ everything below.
 
 from cpwl.cells.boundary import Ball, Facets, chebyshev_ball, facets, neighbours
 from cpwl.cells.cell import Cell, cell_at
+from cpwl.cells.formats import write_polyhedron
 from cpwl.cells.inequalities import HalfSpaces
+from cpwl.cells.polyhedra import halfspaces, vertices
 from cpwl.cells.search import NearCells, cells_near
 
 __all__ = [
@@ -21,5 +23,8 @@ __all__ = [
     "cells_near",
     "chebyshev_ball",
     "facets",
+    "halfspaces",
     "neighbours",
+    "vertices",
+    "write_polyhedron",
 ]

@@ -27,6 +27,15 @@ class HalfSpaces:
         the domain.
     stage : (m,) int64 ndarray
         The stage of this unit; -1 for a side of the domain.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    >>> (cell,) = cpwl.halfspaces(partition, [2])
+    >>> cell, (cell.b - cell.A @ [0.25, 0.5]).tolist()
+    (HalfSpaces(4 of dimension 2, float64), [0.25, 0.5, 0.75, 0.5])
     """
 
     A: NDArray[Any]

@@ -5,20 +5,25 @@ space comes out, its faces found in rational arithmetic. Imports only arrays and
 """
 
 from cpwl.domain.arguments import floats
+from cpwl.domain.convex_loop import anticlockwise
 from cpwl.domain.corners import face_lattice
 from cpwl.domain.domain import MAX_DIM, Domain, Slice
+from cpwl.domain.double_description import extreme_rays, whole
 from cpwl.domain.shapes import box, cross_polytope, polygon, polytope, segment, simplex
 
 __all__ = [
     "MAX_DIM",
     "Domain",
     "Slice",
+    "anticlockwise",
     "box",
     "cross_polytope",
+    "extreme_rays",
     "face_lattice",
     "floats",
     "polygon",
     "polytope",
     "segment",
     "simplex",
+    "whole",
 ]

@@ -1,7 +1,7 @@
 """Cells as a graph, and the cell of a latent.
 
 A `Partition` goes in; its adjacency, its regions of one affine map, and the cells of given points
-come out. Imports the affine maps and everything below.
+come out. Imports the descriptors and everything below.
 """
 
 from cpwl.dual.graph import adjacency, regions

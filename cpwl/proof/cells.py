@@ -100,15 +100,23 @@ class Patterns:
     Parameters
     ----------
     network : ExactNetwork
-    domain : ExactDomain
+    origin : (E,) float64
+    basis : (P, E) float64
+    sides : list of rows
+        Conditions of the domain, which come before those of the units.
     """
 
-    def __init__(self, network: ExactNetwork, domain: ExactDomain) -> None:
+    def __init__(
+        self,
+        network: ExactNetwork,
+        origin: NDArray[np.float64],
+        basis: NDArray[np.float64],
+        sides: list[Row],
+    ) -> None:
         self.network = network
-        self.zero = [fmpz(0)] * (len(domain.basis) + 1)
-        self.sides = [Bound(row, -1, False) for row in side_rows(domain.corners)]
-        origin, basis = domain.origin.reshape(1, -1), domain.basis
-        numbers, shift = integers(np.concatenate([basis, origin]).T)
+        self.zero = [fmpz(0)] * (len(basis) + 1)
+        self.sides = [Bound(row, -1, False) for row in sides]
+        numbers, shift = integers(np.concatenate([basis, origin.reshape(1, -1)]).T)
         self.values = [_Value([list(map(fmpz, row)) for row in numbers], shift)]
         self.values += [_Value([], 0)] * len(network.steps)
         self.bounds: list[list[Bound]] = [[] for _ in network.steps]
@@ -331,6 +339,17 @@ def _wave(step: Wave, source: _Value, chosen: list[int]) -> tuple[_Value, list[B
     return _Value(rows, total), bounds
 
 
+def winners(step: Contest, entries: int, chosen: list[int]) -> list[int]:
+    """Return the entry that stands at every node of a contest: itself, or the match's winner."""
+    leaf = list(range(entries))
+    sides = zip(step.left.tolist(), step.right.tolist(), strict=True)
+    for (left, right), unit, piece in zip(sides, step.units.tolist(), chosen, strict=True):
+        if piece not in (0, 1):
+            raise _NoSuchPieceError(unit, piece)
+        leaf.append(leaf[left if (piece == 1) == step.largest else right])
+    return leaf
+
+
 def _contest(
     step: Contest, rows: list[Row], chosen: list[int]
 ) -> tuple[list[Row], list[Bound], list[int]]:
@@ -338,11 +357,7 @@ def _contest(
     n = len(rows)
     sides = list(zip(step.left.tolist(), step.right.tolist(), strict=True))
     numbers = step.units.tolist()
-    leaf = list(range(n))
-    for (left, right), unit, piece in zip(sides, numbers, chosen, strict=True):
-        if piece not in (0, 1):
-            raise _NoSuchPieceError(unit, piece)
-        leaf.append(leaf[left if (piece == 1) == step.largest else right])
+    leaf = winners(step, n, chosen)
     counts = np.zeros(n + len(sides), np.bool_)
     counts[step.outputs] = True
     bounds, lost = [], []

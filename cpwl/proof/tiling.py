@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cpwl.errors import CertificateError
-from cpwl.proof.cells import Bound, Cell, ExactDomain, Patterns
+from cpwl.proof.cells import Bound, Cell, ExactDomain, Patterns, side_rows
 from cpwl.proof.exact_network import ExactNetwork, describe
 from cpwl.proof.place import nearest
 
@@ -87,8 +87,8 @@ def prove(
     """
     if len(pieces) == 0:
         raise CertificateError(None, "at least one cell", "none")
-    order, first = _lexicographic(pieces)
-    patterns = Patterns(network, domain)
+    order, first = lexicographic(pieces)
+    patterns = Patterns(network, domain.origin, domain.basis, side_rows(domain.corners))
     seen: dict[bytes, int] = {}
     border = _Border(len(patterns.sides))
     signs = ties = 0
@@ -111,7 +111,7 @@ def prove(
     return Proven(len(border.number), signs, ties, area)
 
 
-def _lexicographic(pieces: NDArray[np.integer]) -> tuple[NDArray[np.int64], list[int]]:
+def lexicographic(pieces: NDArray[np.integer]) -> tuple[NDArray[np.int64], list[int]]:
     """Order the patterns; say where each first differs from the one before (the first: at 0)."""
     varies = np.flatnonzero((pieces != pieces[0]).any(axis=0))
     order = np.arange(len(pieces))

@@ -243,17 +243,17 @@ def degenerate_networks(
     shapes: st.SearchStrategy[Architecture],
 ) -> st.SearchStrategy[tuple[Layer, ...]]:
     """Networks of small integer weights, often without biases."""
-    return st.builds(_related, SEEDS, shapes, st.just(INTEGERS))
+    return st.builds(related_network, SEEDS, shapes, st.just(INTEGERS))
 
 
 def nearly_degenerate_networks(
     shapes: st.SearchStrategy[Architecture],
 ) -> st.SearchStrategy[tuple[Layer, ...]]:
     """Networks that would be degenerate if float64 did not round what their rows are made of."""
-    return st.builds(_related, SEEDS, shapes, st.just(NEARLY))
+    return st.builds(related_network, SEEDS, shapes, st.just(NEARLY))
 
 
-def _related(seed: int, shape: Architecture, numbers: Numbers) -> tuple[Layer, ...]:
+def related_network(seed: int, shape: Architecture, numbers: Numbers) -> tuple[Layer, ...]:
     rng = random.Random(seed)
     biased = rng.random() < 0.6
     return shape.build(

@@ -7,6 +7,7 @@ import math
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 import torch
@@ -30,6 +31,20 @@ def test_adjacency_joins_cells_across_their_facets(dim):
         assert {a, b} == set(partition.facet_cells[data["facet"]].tolist())
         assert data["unit"] == partition.facet_unit[data["facet"]]
         assert pieces[a, data["unit"]] != pieces[b, data["unit"]]
+
+
+def test_nodes_carry_what_is_asked_for():
+    partition = sample("mlp")[1]
+    graph = cpwl.adjacency(partition, ["volume", "centroid", "psi", "nu", "region"])
+    frame = pd.DataFrame.from_dict(dict(graph.nodes(data=True)), orient="index")
+    np.testing.assert_array_equal(frame.volume, cpwl.volumes(partition))
+    np.testing.assert_array_equal(frame.centroid.tolist(), cpwl.centroids(partition))
+    np.testing.assert_array_equal(frame.psi, cpwl.local_scaling(partition))
+    np.testing.assert_array_equal(frame.nu, cpwl.local_rank(partition))
+    np.testing.assert_array_equal(frame.region, cpwl.regions(partition).index)
+    assert set(cpwl.adjacency(partition).nodes[0]) == {"volume", "centroid"}
+    with pytest.raises(ValueError, match=r"Expected attributes among psi, .* got area, label"):
+        cpwl.adjacency(partition, ["area", "volume", "label"])
 
 
 def test_one_dimensional_adjacency_is_a_path():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
 
 import geopandas
@@ -178,20 +177,30 @@ def test_bad_exports_are_named(tmp_path, call, message):
         call(tmp_path)
 
 
-@pytest.mark.parametrize(("package", "extra"), [("geopandas", "geo"), ("trimesh", "mesh")])
-def test_a_missing_extra_is_named(monkeypatch, package, extra):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == package:
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.delitem(sys.modules, package)
-    call = cpwl.to_geodataframe if package == "geopandas" else cpwl.surface
+@pytest.mark.parametrize(
+    ("call", "package", "extra"),
+    [
+        (cpwl.to_geodataframe, "geopandas", "geo"),
+        (cpwl.to_pandas, "pandas", "table"),
+        (cpwl.to_xarray, "xarray", "table"),
+        (cpwl.surface, "trimesh", "mesh"),
+    ],
+)
+def test_a_missing_extra_is_named(monkeypatch, call, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf'Expected {package} .* pip install "cpwl\[{extra}\]"'):
         call(generator())
+
+
+def test_a_table_needs_no_geopandas_and_has_its_columns(monkeypatch):
+    with_shapes = cpwl.to_geodataframe(generator())
+    monkeypatch.setitem(sys.modules, "geopandas", None)
+    table = cpwl.to_pandas(generator())
+    pd.testing.assert_frame_equal(table, pd.DataFrame(with_shapes.drop(columns="geometry")))
+    assert table.attrs == with_shapes.attrs
+    own = cpwl.to_pandas(grid((0.1,), (0.2,), (0.3,)), {"mine": np.arange(8)})
+    assert list(own.columns) == ["cell", "mine"]
+    assert own.attrs == {}
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])

@@ -30,7 +30,7 @@ from torch import nn
 
 import cpwl
 from bridges.networks.toys import random_mlp
-from cpwl.proof.cells import ExactDomain, Patterns
+from cpwl.proof.cells import Patterns, side_rows
 from cpwl.proof.reading import read_exactly
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,7 +145,7 @@ def test_the_exact_reading_agrees_with_torch(module) -> None:
     points = np.random.default_rng(1).uniform(-4, 4, (40, 2))
     pieces = captured.pieces(torch.from_numpy(points)).numpy()
     corners = tuple(tuple(map(Fraction, c)) for c in ((-4, -4), (4, -4), (4, 4), (-4, 4)))
-    patterns = Patterns(read_exactly(captured), ExactDomain(corners, np.zeros(2), np.eye(2)))
+    patterns = Patterns(read_exactly(captured), np.zeros(2), np.eye(2), side_rows(corners))
     for number, (point, row) in enumerate(zip(points.tolist(), pieces, strict=True)):
         bounds = patterns.cell(number, row, 0).bounds
         assert len({bound.unit for bound in bounds}) > 1
