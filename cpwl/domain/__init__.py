@@ -5,7 +5,7 @@ space comes out, its faces found in rational arithmetic. Imports only arrays and
 """
 
 from cpwl.domain.corners import face_lattice
-from cpwl.domain.domain import MAX_DIM, Domain, Slice
+from cpwl.domain.domain import MAX_DIM, Domain, Slice, in_shape
 from cpwl.domain.shapes import box, cross_polytope, polygon, polytope, segment, simplex
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "box",
     "cross_polytope",
     "face_lattice",
+    "in_shape",
     "polygon",
     "polytope",
     "segment",

@@ -87,7 +87,7 @@ ERRORS = [
     (nn.Sequential(nn.Dropout()), (4,), None, r"got Dropout at '0' in training mode"),
     (nn.Linear(3, 4), (4,), None, r"float64 batch of shape \(N, 4\).*Give the shape of one sample"),
     (nn.Linear(3, 4), (), None, r"Expected input_shape as positive sizes of one sample, got \(\)"),
-    (nn.LSTM(4, 2), (4, 4), None, r"output is one tensor, got a tuple of 2\. Wrap it"),
+    (nn.LSTM(4, 2), (4, 4), None, r"output is one tensor, got a tuple of 2\. Choose one: output=0"),
     (Call(lambda x: x.sum()), (4,), None, r"output with the batch axis first, got shape \(\)"),
     (Call(lambda x: x.argmax(1)), (4,), None, r"floating-point output, got torch\.int64"),
     (Call(lambda x: x[:, :0]), (4,), None, r"output with entries, got shape \(2, 0\)"),
@@ -97,7 +97,8 @@ ERRORS = [
     (Call(lambda x: x.flip(0)), (4,), None, r"mixes the samples of a batch"),
     (Call(lambda x: 0 * torch.ones(x.shape[0], 1)), (4,), None, r"got a constant output"),
     (Call(torch.relu), (4,), "tanh", r"upto= to name an operation or submodule, got 'tanh'"),
-    (lambda x: x, (4,), None, r"Expected a torch\.nn\.Module, got function"),
+    (nn.ReLU(), None, None, r"Expected input_shape as positive sizes of one sample, got None"),
+    (torch.ones(4), (4,), None, r"Expected a torch\.nn\.Module, or a method .* got Tensor"),
 ]  # fmt: skip
 
 
