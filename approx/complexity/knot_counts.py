@@ -209,7 +209,7 @@ def knots(
         See above.
     generator : torch.Generator, optional
         For the directions; seed 0 without one.
-    output : callable, optional
+    output : callable, str or int, optional
         Picks the tensor from what the decoder returns, to check that it is finite.
     dtype : torch.dtype, optional
         torch.float64 runs a copy of the decoder in float64.

@@ -29,12 +29,16 @@ class CallableModule(nn.Module):
 
     Attributes
     ----------
-    called : callable
-    owner : nn.Module or None
-        The one module behind it; it shares its parts, so that to torch it is no part itself.
-    tensors : list of Tensor
+    called_ : callable
+    owner_ : nn.Module or None
+        The one module behind it. It shares its parts, so that to torch it is no part itself.
+    tensors_ : list of Tensor
         Those that the callable uses beside its modules.
     """
+
+    called_: Callable[..., Any]
+    owner_: nn.Module | None
+    tensors_: list[Tensor]
 
     def __init__(self, called: Callable[..., Any]) -> None:
         super().__init__()
@@ -52,9 +56,9 @@ class CallableModule(nn.Module):
         inside = {id(m) for _, part in modules.values() for m in part.modules() if m is not part}
         outer = [entry for key, entry in modules.items() if key not in inside]
         state = self.__dict__
-        state |= {"called": called, "tensors": tensors, "owner": None}
+        state |= {"called_": called, "tensors_": tensors, "owner_": None}
         if len(outer) == 1:
-            state["owner"] = outer[0][1]
+            state["owner_"] = outer[0][1]
             for name in ("_parameters", "_buffers", "_modules"):
                 # the same dictionaries: torch.export exchanges parameters in them for its own
                 state[name] = outer[0][1].__dict__[name]
@@ -66,7 +70,7 @@ class CallableModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call it."""
-        return self.__dict__["called"](*args, **kwargs)
+        return self.called_(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallableModule:
         """Copy the modules, and the tensors that `memo` has copies of."""
@@ -76,25 +80,25 @@ class CallableModule(nn.Module):
                 return copy.deepcopy(part, memo)
             return memo.get(id(part), part)
 
-        return CallableModule(rebuilt(self.__dict__["called"], copied))
+        return CallableModule(rebuilt(self.called_, copied))
 
 
 def named_parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield a module and its parts with their paths; of a callable, the modules behind it."""
-    owner = module.__dict__["owner"] if isinstance(module, CallableModule) else None
-    return (module if owner is None else owner).named_modules()
+    owner = module.owner_ if isinstance(module, CallableModule) else None
+    return (owner or module).named_modules()
 
 
 def name_of(module: nn.Module) -> str:
     """Name a module by its class, and a callable as Python does."""
-    return (
-        _named(module.__dict__["called"]) if isinstance(module, CallableModule) else _kind(module)
-    )
+    if isinstance(module, CallableModule):
+        return _named(module.called_)
+    return _kind(module)
 
 
 def signature_of(module: nn.Module) -> inspect.Signature | None:
     """Return the signature of a module's forward or of a callable; None of one written in C."""
-    called = module.__dict__["called"] if isinstance(module, CallableModule) else module.forward
+    called = module.called_ if isinstance(module, CallableModule) else module.forward
     try:
         return inspect.signature(called)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Modules as they are handed in: unwrapped, checked, copied to float64, arguments and output bound."""
+"""Modules as they are handed in: unwrapped, checked, copied to float64, run on one input."""
 
 from __future__ import annotations
 
@@ -142,11 +142,11 @@ def float64_copy(
             f"Expected output= as a key, a position, an attribute such as '.sample' or a function "
             f"of what the module returns, got {output!r}. {OUTPUTS}"
         )
-    fixed = tree_map(_bound_value, dict(fixed or {}))
-    _check_arguments(module, fixed)
+    bound: dict[str, Any] = tree_map(_bound_value, dict(fixed or {}))
+    _check_arguments(module, bound)
     memo: dict[int, Any] = {}
     if isinstance(module, CallableModule):
-        memo |= {id(tensor): _bound_value(tensor) for tensor in module.__dict__["tensors"]}
+        memo |= {id(tensor): _bound_value(tensor) for tensor in module.tensors_}
     for path, part in named_parts(module):
         tensors = {**part._parameters, **part._buffers}
         tensors |= {k: v for k, v in vars(part).items() if isinstance(v, Tensor)}
@@ -162,7 +162,7 @@ def float64_copy(
     for part in copied.modules():
         if part.__dict__.get("_compiled_call_impl") is not None:
             part._compiled_call_impl = None
-    _bind(copied, fixed, output)
+    _bind(copied, bound, output)
     return copied
 
 
@@ -222,8 +222,8 @@ def _check_arguments(module: nn.Module, fixed: dict[str, Any]) -> None:
                 known = ", ".join(map(repr, names)) or "none"
                 role = "its input" if key == free else "no argument of it"
                 raise CaptureError(
-                    f"Expected fixed= to name further arguments of {called} ({known}), got '{key}', which "
-                    f"is {role}. Correct the name."
+                    f"Expected fixed= to name further arguments of {called} ({known}), got "
+                    f"'{key}', which is {role}. Correct the name."
                 )
     missing = [p.name for p in named if p.name in names and p.default is Kind.empty]
     missing = [name for name in missing if name not in fixed]
