@@ -20,7 +20,7 @@ from approx.complexity.passes import (
     shapes_of_one,
     too_large,
 )
-from approx.decoder import Prepared, out_of_memory, prepare, session
+from approx.decoder import Output, Prepared, out_of_memory, prepare, session
 
 __all__ = ["Knots", "knots", "neighbourhood"]
 
@@ -168,7 +168,7 @@ def knots(
     directions: int | Tensor = 4,
     method: Literal["jvp", "hull"] = "jvp",
     generator: torch.Generator | None = None,
-    output: Callable[[Any], Tensor] | None = None,
+    output: Output | None = None,
     dtype: torch.dtype | None = None,
     window: float = 1e-2,
     roundings: float = 8.0,

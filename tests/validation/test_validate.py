@@ -335,7 +335,7 @@ def test_a_decoder_that_does_not_fit_is_refused(small):
     module, domain = small
     with pytest.raises(ValueError, match=r"outputs of shape \(3,\), as the module has, got \(4,\)"):
         validate(module, domain, decoder=random_mlp((2, 8, 4)), **SMALL)
-    with pytest.raises(ValueError, match="decoder= as a module that upto='tanh' can cut, got func"):
+    with pytest.raises(ValueError, match="upto= to name an operation or submodule, got 'tanh'"):
         validate(
             nn.Sequential(module, nn.Tanh()), domain, upto="tanh", decoder=lambda z: z, **SMALL
         )

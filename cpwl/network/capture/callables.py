@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cpwl.network.files import FileModule
+
 Leaf = Callable[[Any, str], Any]
 
 # What functions of these use is no part of a network.
@@ -93,7 +95,7 @@ def name_of(module: nn.Module) -> str:
     """Name a module by its class, and a callable as Python does."""
     if isinstance(module, CallableModule):
         return _named(module.called_)
-    return _kind(module)
+    return "the file" if isinstance(module, FileModule) else _kind(module)
 
 
 def signature_of(module: nn.Module) -> inspect.Signature | None:

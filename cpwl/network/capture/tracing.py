@@ -63,7 +63,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram |
             f"Expected a module that accepts a float64 batch of shape (N, "
             f"{', '.join(map(str, input_shape))}), got from {name_of(module)}: {reason}. "
             "Give the shape of one sample, without the batch axis, as input_shape; give further "
-            "tensors (fixed=) a batch axis of length one."
+            "arguments (fixed=) values that it takes, tensors with a batch axis of length one."
         ) from error
     _check_result(result)
     # torch.export reports its own deprecations and installs no lasting filter of ours.

@@ -88,7 +88,7 @@ FIXED = [
     ({"t": torch.ones(1), "x": 3}, r"got 'x', which is its input"),
     ([10], r"Expected fixed= as a mapping of argument names to values, got list"),
     ({"t": object()}, r"tuples and dicts of them in fixed=, got object for 't'"),
-    ({"t": torch.ones(5)}, r"give further tensors \(fixed=\) a batch axis of length one"),
+    ({"t": torch.ones(5)}, r"arguments \(fixed=\) values that it takes, tensors with a b"),
 ]
 
 
