@@ -135,7 +135,8 @@ def validate(
         as by `cpwl.Network.from_torch`, the estimated one in the graph that torch exports.
     fixed, output : optional
         As for `cpwl.Network.from_torch`: values of further arguments by name, and what picks the
-        tensor from what the module returns. They hold for `decoder` as well.
+        tensor from what the module returns. They hold for `decoder` as well. Tensors in `fixed`
+        have no axes, or a first one of length one, that of the latents, as in `approx.bind`.
     decoder : callable, optional
         What is estimated in place of the module itself: a compiled or rewritten version, or one
         with rounded weights. A module or a module's method that takes latents (B, \*latent) on the
