@@ -70,9 +70,10 @@ class JacobianOperator:
     z : Tensor
         (B, \*latent_shape) floating point, on the decoder's device. Copied, not changed. A numpy
         array goes to the decoder's device and dtype.
-    output : callable, optional
-        Picks the tensor from what the decoder returns. By default a tensor is taken as it is, a
-        structure by its ``.sample`` (diffusers).
+    output : callable, str or int, optional
+        Picks the tensor from what the decoder returns: a function of it, a key, a position or an
+        attribute (".sample"). By default a tensor is taken as it is, a structure by its
+        ``.sample`` (diffusers).
     chunk : int or "auto"
         At most so many columns in one pass, batched by `torch.vmap`. "auto" goes by the free memory
         and, on a CPU, by its caches: larger images go one column at a time in channels_last, which

@@ -20,7 +20,7 @@ from approx.complexity.passes import (
     shapes_of_one,
     too_large,
 )
-from approx.decoder import Prepared, out_of_memory, prepare, session
+from approx.decoder import Output, Prepared, out_of_memory, prepare, session
 
 __all__ = ["Knots", "knots", "neighbourhood"]
 
@@ -168,7 +168,7 @@ def knots(
     directions: int | Tensor = 4,
     method: Literal["jvp", "hull"] = "jvp",
     generator: torch.Generator | None = None,
-    output: Callable[[Any], Tensor] | None = None,
+    output: Output | None = None,
     dtype: torch.dtype | None = None,
     window: float = 1e-2,
     roundings: float = 8.0,
@@ -209,7 +209,7 @@ def knots(
         See above.
     generator : torch.Generator, optional
         For the directions; seed 0 without one.
-    output : callable, optional
+    output : callable, str or int, optional
         Picks the tensor from what the decoder returns, to check that it is finite.
     dtype : torch.dtype, optional
         torch.float64 runs a copy of the decoder in float64.

@@ -162,5 +162,5 @@ def _fitted(name: str, x: Tensor, z: Tensor) -> Tensor:
     x = x.to(device=z.device, dtype=z.dtype if x.is_floating_point() else x.dtype)
     if x.ndim == 0:
         return x
-    _check_rows(name, x, len(z))
-    return x.expand(len(z), *x.shape[1:])
+    _check_rows(name, x, z.shape[0])
+    return x.expand(z.shape[0], *x.shape[1:])

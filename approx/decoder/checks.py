@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Output = Callable[[Any], Tensor]
+Output = Callable[[Any], Tensor] | str | int
 HALF = (torch.bfloat16, torch.float16)
 
 # layers whose result in training mode is random, or depends on the other latents of the batch
@@ -115,7 +115,7 @@ def pick(returned: Any, output: Output | None) -> Tensor:
 def _picked(returned: Any, output: Output | None) -> Tensor:
     """Return the tensor, of whatever dtype."""
     if output is not None:
-        picked = output(returned)
+        picked = _part(returned, output)
         if not isinstance(picked, Tensor):
             raise DecoderError(
                 f"Expected output= to pick a tensor, got {type(picked).__name__} from "
@@ -129,8 +129,26 @@ def _picked(returned: Any, output: Output | None) -> Tensor:
         return sample
     raise DecoderError(
         f"Expected a tensor from the decoder (or a structure with a tensor `.sample`), got "
-        f"{type(returned).__name__}: pass output=, for example output=lambda y: y[0]."
+        f"{type(returned).__name__}: pass output=, for example output=0, output='images' or "
+        "output=lambda y: y[0]."
     )
+
+
+def _part(returned: Any, output: Output) -> Any:
+    """Return what a function, a key, a position or the name of an attribute picks."""
+    if callable(output):
+        return output(returned)
+    try:
+        if isinstance(output, int) or (isinstance(returned, Mapping) and output in returned):
+            return returned[output]
+        return operator.attrgetter(output.removeprefix("."))(returned)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        keys = list(returned) if isinstance(returned, Mapping) else None
+        of = f" of {keys}" if keys else f" of {len(returned)}" if type(returned) is tuple else ""
+        raise DecoderError(
+            f"Expected output={output!r} to pick a tensor, got {type(returned).__name__}{of}: give "
+            "a key, a position, an attribute such as '.sample' or a function."
+        ) from error
 
 
 def whole(value: Any, name: str, remedy: str, least: int | None = 1) -> int:

@@ -36,7 +36,7 @@ class Prepared(NamedTuple):
         The caller's decoder, or a copy of it in another dtype.
     modules : tuple of nn.Module
         The modules that it is made of, as far as they can be seen from outside.
-    output : callable or None
+    output : callable, str, int or None
         Picks the tensor from what the decoder returns.
     dtype : torch.dtype
         Of latents, outputs and products outside of the decoder: float32 or float64.

@@ -195,7 +195,7 @@ def gallery(
     image : callable, optional
         Turns one output into (H, W) or (H, W, 3) in [0, 1]. By default (H, W), (1, H, W) and
         (3, H, W) are shown, and a vector as a square; the range of all outputs is black to white.
-    output : callable, optional
+    output : callable, str or int, optional
         As for `describe`.
     names, cmap, figure
         As for `fields`.

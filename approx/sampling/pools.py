@@ -40,7 +40,7 @@ class Pool:
         A sum of each latent's coordinates, by which one that is read again is recognised.
     source : Source
         Where the latents are from.
-    output : callable or None
+    output : callable, str, int or None
         Picks the tensor from what the generator returns.
     seed : int
         Of the draws.

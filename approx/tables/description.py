@@ -73,8 +73,9 @@ def describe(
         system. Recorded in the result.
     seed : int, optional
         The same as an integer for `generator`.
-    output : callable, optional
-        Picks the tensor from what the decoder returns; by default itself or its `.sample`.
+    output : callable, str or int, optional
+        Picks the tensor from what the decoder returns: a function of it, a key, a position or an
+        attribute (".sample"); by default itself or its `.sample`.
     dtype : torch.dtype, optional
         By default float32, or float64 for float64 latents and for "exact". torch.float64 runs a
         copy of the decoder; torch.bfloat16 and torch.float16 run it under autocast. See Notes.

@@ -2,11 +2,68 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 
 AT_A_TIME = 64  # latents that are read from a file at once
+
+_MODEL_OPTIONS = (
+    click.option(
+        "--input-shape",
+        metavar="SHAPE",
+        help="Shape of one input without its batch axis, for example 2 or 4,8,8.",
+    ),
+    click.option(
+        "--fix",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Value of a further input: a number, numbers with commas, or a .npy file. "
+        "May be repeated.",
+    ),
+    click.option(
+        "--output-name",
+        metavar="NAME",
+        help="Output that is meant, where the file has several: its name or position.",
+    ),
+)
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add options of how a file is read; the command gets `reading`, as `Network.load` takes it."""
+
+    @functools.wraps(command)
+    def called(input_shape: str | None, fix: tuple[str, ...], output_name: str | None, **rest: Any):
+        reading = {
+            "input_shape": read_shape(input_shape),
+            "fixed": dict(map(_read_fixed, fix)),
+            "output": output_name,
+        }
+        command(reading=reading, **rest)
+
+    for option in reversed(_MODEL_OPTIONS):
+        called = option(called)
+    return called
+
+
+def _read_fixed(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(
+            f"Expected --fix as NAME=VALUE, got '{text}'. Give the input's name and a number, "
+            "numbers with commas or a .npy file: --fix t=10."
+        )
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, read_numbers(value, f"--fix {name}=")
 
 
 def read_shape(text: str | None) -> tuple[int, ...] | None:
@@ -32,6 +89,8 @@ def shaped_latents(values: np.ndarray, shape: tuple[int, ...], option: str) -> n
     size = int(np.prod(shape))
     if values.ndim and values.shape[-1] == size:
         return values.reshape(-1, *shape)
+    if len(shape) == 1 and values.ndim > 1 and np.prod(values.shape[1:]) == size:
+        return values.reshape(-1, size)
     raise ValueError(
         f"Expected latents of shape {shape} in {option}, got shape {values.shape}. "
         "Give them in the model's input shape, without a batch axis, or flattened."

@@ -17,8 +17,8 @@ from bridges.cli.arguments import (
     check_latents,
     check_output,
     load_npy,
+    model_options,
     read_pixels,
-    read_shape,
     shaped_latents,
 )
 from bridges.cli.errors import Stopped
@@ -113,16 +113,12 @@ _OPTIONS = (
         is_flag=True,
         help="Accept a derivative that is not that of what the decoder computes.",
     ),
-    click.option(
-        "--input-shape",
-        metavar="SHAPE",
-        help="Shape of one latent, where the file does not say it, for example 4,8,8.",
-    ),
 )
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what both commands have in common."""
+    command = model_options(command)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -264,11 +260,11 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     dtype = torch.float64 if double else torch.float32
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    shape = read_shape(options["input_shape"])
     values = load_npy(path, "the latents", mapped=True)
     values = check_latents(values, path, finite=options["on_error"] == "raise")
-    loaded = load_decoder(model, shape, dtype, device)
-    if (shape := loaded.latent_shape or shape) is not None:
+    reading = options["reading"]
+    loaded = load_decoder(model, dtype, device, **reading)
+    if (shape := loaded.latent_shape or reading["input_shape"]) is not None:
         values = shaped_latents(values, shape, str(path))
     else:
         values = _sized_latents(values, loaded, path)
@@ -338,11 +334,6 @@ def _run(
         names = _write_partial(outputs, lambda path: save(table, path))
         reason = " ".join(str(error.__cause__).split()).rstrip(".")
         raise Stopped(f"{reason}. Stopped after {rows:,} latents; {names}.", 2) from error
-    except ValueError as error:
-        # what the library calls max_bytes is an option here
-        if "max_bytes" not in str(error):
-            raise
-        raise ValueError(str(error).replace("max_bytes", "--memory")) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         if reason.startswith("Expected"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridges.cli.arguments import check_output, read_shape
+from bridges.cli.arguments import check_output, model_options
 from bridges.cli.errors import Stopped
 from bridges.cli.slicing import Place, domain_of, slice_options
 
@@ -24,11 +24,6 @@ _SUFFIXES = (*_PICTURES, ".gif", ".parquet", *_SURFACES, ".npz", _PROOF)
 
 _PATH = click.Path(path_type=Path)
 _model = click.argument("model", type=_PATH)
-_input_shape = click.option(
-    "--input-shape",
-    metavar="SHAPE",
-    help="Shape of one input without its batch axis, for example 2 or 4,8,8.",
-)
 _upto = click.option(
     "--upto", metavar="NAME", help="Leave out this operation and all after it, for example tanh."
 )
@@ -78,9 +73,9 @@ def demo(output: Path, seed: int, dim: int) -> None:
 
 @click.command()
 @_model
-@_input_shape
+@model_options
 @_upto
-def info(model: Path, input_shape: str | None, upto: str | None) -> None:
+def info(model: Path, upto: str | None, reading: dict[str, Any]) -> None:
     """List a model's operations and units, and say what is piecewise linear and what is not.
 
     MODEL is an .onnx file, or a .pt2 file from torch.export.
@@ -88,14 +83,14 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
     import cpwl
     from cpwl.network import inspect
 
-    shape, network = read_shape(input_shape), None
+    network = None
     try:
-        network = cpwl.Network.load(model, input_shape=shape, upto=upto)
+        network = cpwl.Network.load(model, upto=upto, **reading)
     except cpwl.UnsupportedOperationError:
         if upto is not None:
             raise
     whole = network is not None and upto is None  # captured once where that tells all
-    operations = network.operations if network and whole else inspect(model, shape)
+    operations = network.operations if network and whole else inspect(model, **reading)
     click.echo(f"{len(operations)} operations")
     width = max((len(operation.name) for operation in operations), default=0)
     for operation in operations:
@@ -128,7 +123,7 @@ def info(model: Path, input_shape: str | None, upto: str | None) -> None:
 )
 @slice_options
 @click.option("--color", default="psi", show_default=True, type=_Colors())
-@_input_shape
+@model_options
 @_upto
 @click.option(
     "--memory",
@@ -146,9 +141,9 @@ def partition(
     basis: str | None,
     box: tuple[tuple[float, float], ...],
     color: str,
-    input_shape: str | None,
     upto: str | None,
     memory: float,
+    reading: dict[str, Any],
 ) -> None:
     """Enumerate a slice of a model; write pictures, tables, surfaces or the partition.
 
@@ -165,7 +160,7 @@ def partition(
     import cpwl
     from cpwl.proof import read_provable
 
-    network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
+    network = cpwl.Network.load(model, upto=upto, **reading)
     domain = domain_of(network.input_shape, Place(through, origin, basis, box))
     certify = certify or any(path.suffix == _PROOF for path in output)
     if certify:
@@ -190,10 +185,10 @@ def partition(
 @click.argument("proof", type=_PATH)
 @click.argument("model", type=_PATH, required=False)
 @slice_options
-@_input_shape
+@model_options
 @_upto
 def verify(
-    proof: Path, model: Path | None, input_shape: str | None, upto: str | None, **place: Any
+    proof: Path, model: Path | None, upto: str | None, reading: dict[str, Any], **place: Any
 ) -> None:
     """Prove again, from the file PROOF alone, what `cpwl partition --certify -o PROOF` proved.
 
@@ -212,7 +207,7 @@ def verify(
 
     network = domain = None
     if model is not None:
-        network = cpwl.Network.load(model, input_shape=read_shape(input_shape), upto=upto)
+        network = cpwl.Network.load(model, upto=upto, **reading)
         domain = domain_of(network.input_shape, where) if given else None
     certificate = _proven(
         lambda: cpwl.verify(proof, network, domain=domain, progress=sys.stderr.isatty())

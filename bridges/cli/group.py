@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import click
 
+from bridges.cli.errors import in_options
 from bridges.cli.estimate import describe, field
 from bridges.cli.exact import demo, info, partition, verify
 from bridges.cli.validate import validate
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     """Print one line on stderr and leave."""
-    print("cpwl:", " ".join(message.split()), file=sys.stderr)
+    print("cpwl:", in_options(" ".join(message.split())), file=sys.stderr)
     sys.exit(status)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,13 @@ class Loaded(NamedTuple):
 
 
 def load_decoder(
-    source: str, input_shape: tuple[int, ...] | None, dtype: torch.dtype, device: str
+    source: str,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    output: str | None = None,
 ) -> Loaded:
     """Load a .pt2 or .onnx file, or a diffusers folder or hub name, in a dtype on a device.
 
@@ -57,7 +63,7 @@ def load_decoder(
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix in _FILES:
-        module, shape = load_module(path, input_shape)
+        module, shape = load_module(path, input_shape=input_shape, fixed=fixed, output=output)
         return Loaded(module.to(device=device, dtype=dtype), shape)
     if suffix in _PICKLES:
         raise CaptureError(
@@ -67,6 +73,11 @@ def load_decoder(
             "approx.describe, or save the module with torch.export.save as .pt2."
         )
     if path.is_dir() or _hub_name(source):
+        if fixed or output is not None:
+            raise ValueError(
+                f"Expected --fix and --output-name for a .onnx or .pt2 file, got '{source}', whose "
+                "decode takes latents alone and returns images. Leave them out."
+            )
         found = load_diffusers(source, dtype=dtype, device=device)
         return Loaded(found.decode, None, found.channels, found.axes)
     raise CaptureError(
@@ -76,7 +87,11 @@ def load_decoder(
 
 
 def load_module(
-    path: Path, input_shape: tuple[int, ...] | None
+    path: Path,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    output: str | None = None,
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """Load a .pt2 or .onnx file in its own dtype, in evaluation mode, with one latent's shape.
 
@@ -93,7 +108,8 @@ def load_module(
             f"Expected a .onnx or .pt2 file, got '{path.name}'. Export the model with "
             "torch.onnx.export or torch.export.save."
         )
-    module, shape = (_read_onnx if suffix == ".onnx" else read_pt2)(path, input_shape)
+    read = _read_onnx if suffix == ".onnx" else read_pt2
+    module, shape = read(path, input_shape, fixed=fixed, output=output)
     if isinstance(module, FileModule):
         for name, value in list(module.named_buffers(recurse=False)):
             if value.is_floating_point():
@@ -114,11 +130,11 @@ def check_device(name: str) -> None:
 
 
 def _read_onnx(
-    path: Path, input_shape: tuple[int, ...] | None
+    path: Path, input_shape: tuple[int, ...] | None, **reading: Any
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """Read with the checked tables of the exact side, which hold smooth operations too."""
     try:
-        return read_onnx(path, input_shape, largest=LARGEST)
+        return read_onnx(path, input_shape, largest=LARGEST, **reading)
     except UnsupportedOperationError as error:
         raise CaptureError(
             f"Expected operations that the ONNX reader knows in '{path.name}', got "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridges.cli.arguments import check_output, read_shape
+from bridges.cli.arguments import check_output, model_options
 from bridges.cli.slicing import Place, boxed, domain_of, slice_options
 
 # `cpwl --help` should not wait for torch: the command imports what it needs.
@@ -27,7 +27,7 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("model")
 @slice_options
-@click.option("--input-shape", metavar="SHAPE", help="Shape of one latent, for example 2 or 4,8,8.")
+@model_options
 @click.option(
     "--upto", metavar="NAME", help="Leave out this operation and all after it, for example tanh."
 )
@@ -64,7 +64,7 @@ _PATH = click.Path(path_type=Path)
 )
 def validate(
     model: str,
-    input_shape: str | None,
+    reading: dict[str, Any],
     upto: str | None,
     decoder: Path | None,
     radius: float,
@@ -92,12 +92,13 @@ def validate(
     check_packages(output)
     from bridges.validation import validate
 
-    module, domain = _read(model, read_shape(input_shape), Place(**place))
+    module, domain = _read(model, reading, Place(**place))
     other = None
     if decoder is not None:
         from bridges.cli.loading import load_module
 
-        other = load_module(decoder, domain.slice.latent_shape)[0]
+        shape = domain.slice.latent_shape
+        other = load_module(decoder, **{**reading, "input_shape": shape})[0]
     report = validate(
         module, domain, upto=upto, decoder=other, name=Path(model).name, radius=radius,
         latents=latents, samples=samples, seed=seed, progress=sys.stderr.isatty(),
@@ -115,15 +116,15 @@ def validate(
         sys.exit(1)
 
 
-def _read(model: str, shape: tuple[int, ...] | None, place: Place) -> tuple[nn.Module, cpwl.Domain]:
+def _read(model: str, reading: dict[str, Any], place: Place) -> tuple[nn.Module, cpwl.Domain]:
     """Return a toy or a file's module, and the domain that the options describe."""
     from bridges.networks.toys import TOYS, toy
 
     if model in TOYS:
-        if shape is not None:
+        if any(value is not None and value != {} for value in reading.values()):
             raise ValueError(
-                f"Expected --input-shape for a file only, got it for the toy '{model}', whose "
-                "latents have their own shape. Leave it out."
+                "Expected --input-shape, --fix and --output-name for a file only, got one of them "
+                f"for the toy '{model}', which has its own. Leave it out."
             )
         made = toy(model)
         if place.sliced:
@@ -138,7 +139,7 @@ def _read(model: str, shape: tuple[int, ...] | None, place: Place) -> tuple[nn.M
         )
     from bridges.cli.loading import load_module
 
-    module, shape = load_module(Path(model), shape)
+    module, shape = load_module(Path(model), **reading)
     return module, domain_of(shape, place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,10 +10,25 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from cpwl.network.capture import SKIPPED, Listing, export, float64_copy, list_graph, packet_name
+from cpwl.network.capture import (
+    SKIPPED,
+    Listing,
+    export,
+    float64_copy,
+    list_graph,
+    packet_name,
+    unwrap,
+)
+from cpwl.network.files import Output
 
 
-def cut(module: nn.Module, input_shape: tuple[int, ...], upto: str) -> nn.Module:
+def cut(
+    module: nn.Module | Callable[..., Any],
+    input_shape: tuple[int, ...],
+    upto: str,
+    fixed: Mapping[str, Any] | None = None,
+    output: Output | None = None,
+) -> nn.Module:
     """Return what a module computes before `upto`.
 
     The graph that torch exports is cut and run as it is: `cpwl.Network` finds the same place in it,
@@ -20,12 +36,14 @@ def cut(module: nn.Module, input_shape: tuple[int, ...], upto: str) -> nn.Module
 
     Parameters
     ----------
-    module : nn.Module
+    module : nn.Module or callable
         Only read.
     input_shape : tuple of int
         Shape of one sample.
     upto : str
         Operation or submodule, as for `cpwl.Network.from_torch`.
+    fixed, output
+        As for `cpwl.Network.from_torch`.
 
     Returns
     -------
@@ -38,7 +56,8 @@ def cut(module: nn.Module, input_shape: tuple[int, ...], upto: str) -> nn.Module
     CaptureError
         The module cannot be exported, or nothing in it has that name.
     """
-    exported = export(float64_copy(module), input_shape)
+    module = unwrap(module)
+    exported = export(float64_copy(module, fixed, output), input_shape)
     listing = list_graph(exported, upto)
     needed = _needed(listing)
     root, graph = nn.Module(), Graph()

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import approx
 import cpwl
 from approx import JacobianOperator
+from approx.decoder import Output, modules_of, pick
 from bridges.validation import complexity, densities, jacobians, spectra
 from bridges.validation.cut import cut
 from bridges.validation.findings import Absent, Section
 from bridges.validation.report import Report
 from bridges.validation.subject import Subject, around
+from cpwl.domain import in_shape
 from cpwl.partition import require_complete
 
 Decoder = Callable[[Tensor], Any]
@@ -90,10 +93,13 @@ _PARTS = (
 
 
 def validate(
-    module: nn.Module,
+    module: nn.Module | Decoder,
     domain: cpwl.Domain | cpwl.Slice,
     *,
+    input_shape: tuple[int, ...] | None = None,
     upto: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    output: Output | None = None,
     decoder: Decoder | None = None,
     name: str | None = None,
     cells: int | None = None,
@@ -117,19 +123,25 @@ def validate(
 
     Parameters
     ----------
-    module : nn.Module
-        The network, on the CPU and in evaluation mode.
+    module : nn.Module or callable
+        The network, on the CPU and in evaluation mode; what `cpwl.Network.from_torch` takes.
     domain : Domain or Slice
         Where latents come from, of one to six dimensions. A slice through latents
         (`cpwl.Slice.through`) stands for a box around them.
+    input_shape : tuple of int, optional
+        Shape of one latent, where those of the domain are flat.
     upto : str, optional
         Operation ("tanh", "sigmoid") or submodule path at which both sides are cut: the exact one
         as by `cpwl.Network.from_torch`, the estimated one in the graph that torch exports.
+    fixed, output : optional
+        As for `cpwl.Network.from_torch`: values of further arguments by name, and what picks the
+        tensor from what the module returns. They hold for `decoder` as well. Tensors in `fixed`
+        have no axes, or a first one of length one, that of the latents, as in `approx.bind`.
     decoder : callable, optional
         What is estimated in place of the module itself: a compiled or rewritten version, or one
         with rounded weights. A module or a module's method that takes latents (B, \*latent) on the
-        CPU, and of which a copy runs in float64, which packed integer weights do not. With `upto` a
-        module, which is cut as well.
+        CPU, and of which a copy runs in float64, which packed integer weights do not. With `upto`
+        it is cut as well.
     name : str, optional
         What the report calls the network; by default the module's class.
     cells : int, optional
@@ -197,7 +209,10 @@ def validate(
         "density": dict.fromkeys(("samples", "nearest", "proposals"), samples),
     }  # fmt: skip
     with tqdm(total=2 + len(_PARTS), disable=not progress, leave=False, unit="part") as bar:
-        subject, reason = _subject(module, domain, decoder, upto, bar)
+        place = domain if isinstance(domain, cpwl.Domain) else around(domain)
+        place = place if input_shape is None else in_shape(place, input_shape)
+        call = _Call(upto, fixed or {}, output)
+        subject, reason = _subject(module, place, decoder, call, bar)
         sections, absent = [], []
         settings: dict[str, object] = {"seed": seed}
         for part in _PARTS:
@@ -210,7 +225,8 @@ def validate(
                 sections.append(found)
                 settings[part.name] = _said(part.measure, given)
             bar.update()
-    title = (name or type(module).__name__) + (f" up to {upto}" if upto else "")
+    named = name or getattr(module, "__qualname__", type(module).__name__)
+    title = named + (f" up to {upto}" if upto else "")
     return Report(
         title=f"Validation of {title}",
         facts=_facts(subject),
@@ -221,18 +237,25 @@ def validate(
     )
 
 
+class _Call(NamedTuple):
+    """How a module is called, and how far."""
+
+    upto: str | None
+    fixed: Mapping[str, Any]
+    output: Output | None
+
+
 def _subject(
-    module: nn.Module,
-    domain: cpwl.Domain | cpwl.Slice,
+    module: nn.Module | Decoder,
+    place: cpwl.Domain,
     decoder: Decoder | None,
-    upto: str | None,
+    call: _Call,
     bar: tqdm,
 ) -> tuple[Subject, str]:
     """Return the two sides of a module, and why there is no exact one."""
-    place = domain if isinstance(domain, cpwl.Domain) else around(domain)
     bar.set_description("network")
-    network, reason = _captured(module, place.slice.latent_shape, upto)
-    estimated = _estimated(module, decoder, place, network, reason, upto)
+    network, reason = _captured(module, place.slice.latent_shape, call)
+    estimated = _estimated(module, decoder, place, network, reason, call)
     bar.update()
     bar.set_description("cells")
     partition = None
@@ -264,22 +287,22 @@ def _section(part: _Part, subject: Subject, given: Mapping[str, Any], seed: int)
 
 
 def _captured(
-    module: nn.Module, shape: tuple[int, ...], upto: str | None
+    module: nn.Module | Decoder, shape: tuple[int, ...], call: _Call
 ) -> tuple[cpwl.Network | None, str]:
     """Return the exact side, or why there is none."""
     try:
-        return cpwl.Network.from_torch(module, shape, upto=upto), ""
+        return cpwl.Network.from_torch(module, shape, **call._asdict()), ""
     except cpwl.UnsupportedOperationError as error:
         return None, str(error)
 
 
 def _estimated(
-    module: nn.Module,
+    module: nn.Module | Decoder,
     decoder: Decoder | None,
     domain: cpwl.Domain,
     network: cpwl.Network | None,
     reason: str,
-    upto: str | None,
+    call: _Call,
 ) -> Decoder:
     """Return the estimated side."""
     if decoder is not None and network is None:
@@ -288,21 +311,26 @@ def _estimated(
             f"exact side: {reason} Leave decoder= out."
         )
     chosen = module if decoder is None else decoder
-    if isinstance(chosen, nn.Module):
-        places = {value.device.type for value in (*chosen.parameters(), *chosen.buffers())}
-        if places - {"cpu"}:
-            raise ValueError(
-                f"Expected a module on the CPU, where the exact engine is, got one on "
-                f"{', '.join(sorted(places))}. Pass module.cpu()."
-            )
-    if upto is None:
-        return chosen
-    if not isinstance(chosen, nn.Module):
+    held = [value for part in modules_of(chosen) for value in (*part.parameters(), *part.buffers())]
+    places = {value.device.type for value in held}
+    if places - {"cpu"}:
         raise ValueError(
-            f"Expected decoder= as a module that upto='{upto}' can cut, got "
-            f"{type(chosen).__name__}. Give the module, or leave upto= out on both sides."
+            f"Expected a module on the CPU, where the exact engine is, got one on "
+            f"{', '.join(sorted(places))}. Pass module.cpu()."
         )
-    return cut(chosen, domain.slice.latent_shape, upto)
+    if call.upto is not None:
+        return cut(chosen, domain.slice.latent_shape, call.upto, call.fixed, call.output)
+    bound = approx.bind(chosen, **call.fixed) if call.fixed else chosen
+    return bound if call.output is None else _picking(bound, call.output)
+
+
+def _picking(decoder: Decoder, output: Output) -> Decoder:
+    """Return a decoder of what `output` picks."""
+
+    def decode(z: Tensor) -> Tensor:
+        return pick(decoder(z), output)
+
+    return decode
 
 
 def _output_size(decoder: Decoder, domain: cpwl.Domain, network: cpwl.Network | None) -> int:

@@ -7,7 +7,7 @@ space comes out, its faces found in rational arithmetic. Imports only arrays and
 from cpwl.domain.arguments import floats
 from cpwl.domain.convex_loop import anticlockwise
 from cpwl.domain.corners import face_lattice
-from cpwl.domain.domain import MAX_DIM, Domain, Slice
+from cpwl.domain.domain import MAX_DIM, Domain, Slice, in_shape
 from cpwl.domain.double_description import extreme_rays, whole
 from cpwl.domain.shapes import box, cross_polytope, polygon, polytope, segment, simplex
 
@@ -21,6 +21,7 @@ __all__ = [
     "extreme_rays",
     "face_lattice",
     "floats",
+    "in_shape",
     "polygon",
     "polytope",
     "segment",

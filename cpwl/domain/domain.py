@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -179,13 +179,17 @@ class Slice:
         return self.origin + np.tensordot(s, self.basis, axes=1)
 
     def project(self, z: Any) -> Floats:
-        """Return the slice coordinates (N, P) of the points nearest to latents (N, *latent)."""
+        """Return the slice coordinates (N, P) of the points nearest to latents (N, *latent).
+
+        Latents may be flat, (N, E), or, where those of the slice are, of any shape of E entries.
+        """
         z = floats(z, "latents")
-        if z.shape[1:] != self.latent_shape or z.ndim != self.origin.ndim + 1:
+        if z.ndim < 2 or not _same_entries(z.shape[1:], self.latent_shape):
             raise ValueError(
                 f"Expected latents of shape (N, {listed(self.latent_shape)}), got shape "
                 f"{z.shape}. Add a batch axis to a single latent: z[None]."
             )
+        z = z.reshape(-1, *self.latent_shape)
         flat = self.basis.reshape(self.dim, -1)
         return np.linalg.lstsq(flat.T, (z - self.origin).reshape(len(z), -1).T, rcond=None)[0].T
 
@@ -367,6 +371,34 @@ class Domain:
     def volume(self) -> float:
         """Length, area, ... in slice coordinates, correctly rounded."""
         return volume(self.exact_corners, self.sides)
+
+
+def in_shape(domain: Domain, shape: tuple[int, ...]) -> Domain:
+    """Return a domain in latents of a shape; those of its slice or this one may be flat.
+
+    Raises
+    ------
+    ValueError
+        Another number of entries, or two shapes that are not flat.
+    """
+    place = domain.slice
+    if place.latent_shape == shape:
+        return domain
+    if not _same_entries(place.latent_shape, shape):
+        raise ValueError(
+            f"Expected a domain in latents of shape {shape}, got {place.latent_shape}. Build it "
+            "from latents of that shape, without a batch axis, or flat ones: for example "
+            "cpwl.Slice.through(z0, z1, z2).box(lo, hi)."
+        )
+    origin = place.origin.reshape(shape)
+    basis = place.basis.reshape(place.dim, *shape)
+    return replace(domain, slice=Slice(origin, basis, place.anchors))
+
+
+def _same_entries(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether latents are of one shape, or as many entries of which one side is flat."""
+    flat = 1 in (len(given), len(wanted))
+    return given == wanted or (flat and math.prod(given) == math.prod(wanted))
 
 
 def _length(vector: Floats) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cpwl.arrays import available_cores, denormals, on_compilation, require_at_least
-from cpwl.domain import Domain
+from cpwl.domain import Domain, in_shape
 from cpwl.engine.columns import units_of
 from cpwl.engine.plane import Complex, Refined, coarse, refine
 from cpwl.engine.rational import Arbiter
@@ -30,7 +30,9 @@ def subdivide(
     network : Network
         The captured network.
     domain : Domain
-        A domain of dimension 1 to 6 whose slice embeds into the network's input.
+        A domain of dimension 1 to 6 whose slice embeds into the network's input. Its latents may
+        be flat where the input is not, or the other way round; those of the result have the
+        network's input shape.
     memory : int, default 2 GiB
         Bytes that the work may take beyond the partition that is returned. Vertices are evaluated
         in blocks that fit; a 1-D or 2-D domain whose refinement does not fit is refined in strips,
@@ -49,7 +51,7 @@ def subdivide(
     Raises
     ------
     ValueError
-        The slice's latent shape is not the network's input shape, or `memory` is below 1.
+        The slice's latents do not fit the network's input, or `memory` is below 1.
     FloatingPointError
         The network overflows float64 on the domain.
 
@@ -97,13 +99,7 @@ def subdivide(
     >>> cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
     Partition(6 cells, 14 facets, 9 vertices in 2-D, complete)
     """
-    latent_shape = domain.slice.latent_shape
-    if latent_shape != network.input_shape:
-        raise ValueError(
-            f"Expected a domain in latents of shape {network.input_shape}, got {latent_shape}. "
-            "Build the slice from latents of the network's input shape, without a batch axis."
-        )
-
+    domain = in_shape(domain, network.input_shape)
     require_at_least(1, memory, "memory", "Give it in bytes, for example memory=2**30.")
     with (
         denormals(all_threads=True),

@@ -7,7 +7,7 @@ depend on no other unit are stage 0; a unit is one stage above the highest unit 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -34,6 +34,7 @@ from cpwl.network.capture import (
     verify,
     write_exported,
 )
+from cpwl.network.files import Output
 from cpwl.network.program import (
     Matrices,
     Program,
@@ -158,13 +159,14 @@ class Network:
     @staticmethod
     @denormals(all_threads=True)
     def from_torch(
-        module: nn.Module,
+        module: nn.Module | Callable[..., Any],
         input_shape: tuple[int, ...],
         *,
         upto: str | None = None,
         fixed: Mapping[str, Any] | None = None,
+        output: Output | None = None,
     ) -> Network:
-        """Capture a torch module.
+        """Capture a torch module, or a method or function around one.
 
         The module is only read: its device, dtype, training flag, hooks and random state stay as
         they are. Parameters of lower precision are taken as the float64 they convert to exactly.
@@ -175,9 +177,12 @@ class Network:
 
         Parameters
         ----------
-        module : nn.Module
+        module : nn.Module or callable
             In evaluation mode if it has batch-norm or dropout. Wrappers of torch.compile and
-            DataParallel are taken off.
+            DataParallel are taken off. A method (``vae.decode``), a function, a partial or what
+            `approx.bind` returns is a module of the modules behind it: those that it is bound to,
+            closes over or names. Paths are then those within the one module behind it; of several,
+            they begin with the name that the function has for each.
         input_shape : tuple of int
             Shape of one sample, without the batch axis.
         upto : str, optional
@@ -185,6 +190,10 @@ class Network:
         fixed : mapping of str to tensors, numbers, None, or tuples and dicts of them, optional
             Values of forward's further arguments by name. A tensor whose batch axis has length one
             holds for every sample.
+        output : str, int or callable, optional
+            Picks the tensor from what the module returns: a key, a position, an attribute
+            (".sample"), or a function of it. By default a tensor is taken as it is, a structure by
+            its ``.sample``.
 
         Raises
         ------
@@ -213,16 +222,27 @@ class Network:
         ...         return torch.relu(z - t.float().sqrt())
         >>> cpwl.Network.from_torch(Timed(), (2,), fixed={"t": torch.tensor([4])}).num_units
         2
+
+        The decoder of an autoencoder whose method returns a dictionary:
+
+        >>> class Autoencoder(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU())
+        ...     def decode(self, z):
+        ...         return {"images": self.decoder(z), "z": z}
+        >>> cpwl.Network.from_torch(Autoencoder().decode, (2,), output="images").output_shape
+        (8,)
         """
         shape = _check_shape(input_shape)
         module = unwrap(module)
         with CAPTURING:
-            copied = float64_copy(module, fixed)
+            copied = float64_copy(module, fixed, output)
             exported = export(copied, shape)
             source = exported if isinstance(exported, ExportedProgram) else copied
             listing = list_graph(exported, upto)
             network = _assemble(lower(listing), shape, Origin(source, upto))
-            verify(network.program, shape, module, copied, listing, upto, fixed or {})
+            verify(network.program, shape, module, copied, listing, upto, fixed or {}, output)
         return network
 
     @staticmethod
@@ -231,6 +251,8 @@ class Network:
         *,
         input_shape: tuple[int, ...] | None = None,
         upto: str | None = None,
+        fixed: Mapping[str, Any] | None = None,
+        output: str | int | None = None,
     ) -> Network:
         """Read an ONNX model (extra ``cpwl[onnx]``).
 
@@ -242,15 +264,19 @@ class Network:
             Shape of one sample; needed only if the file leaves it open.
         upto : str, optional
             As in `from_torch`; names are the ONNX nodes' names.
+        fixed : mapping of str to numbers, arrays or tensors, optional
+            Values of all inputs but one, by name; they hold for every sample.
+        output : str or int, optional
+            Name or position of the output, where the file has several.
 
         Raises
         ------
         CaptureError
-            Also if the file is missing, truncated, or has no single input and output.
+            Also if the file is missing or truncated, or leaves open which is its input or output.
         """
         from cpwl.network.files import read_onnx
 
-        module, shape = read_onnx(Path(path), input_shape)
+        module, shape = read_onnx(Path(path), input_shape, fixed=fixed, output=output)
         return Network.from_torch(module, shape, upto=upto)
 
     @staticmethod
@@ -259,6 +285,8 @@ class Network:
         *,
         input_shape: tuple[int, ...] | None = None,
         upto: str | None = None,
+        fixed: Mapping[str, Any] | None = None,
+        output: str | int | None = None,
     ) -> Network:
         """Read a model file: .onnx, or .pt2 as `torch.export.save` writes it.
 
@@ -267,20 +295,21 @@ class Network:
 
         Parameters
         ----------
-        path, input_shape, upto
-            As in `from_onnx`.
+        path, input_shape, upto, fixed, output
+            As in `from_onnx`. The outputs of a .pt2 file have names where its module returned a
+            dictionary: its keys.
 
         Raises
         ------
         CaptureError
             Also for files of any other kind, pickles (.pt, .pth, .ckpt, .pkl) among them.
         """
-        module, shape = _read(Path(path), input_shape)
+        module, shape = _read(Path(path), input_shape, fixed, output)
         return Network.from_torch(module, shape, upto=upto)
 
     @denormals()
     def __call__(self, z: Tensor | NDArray[Any]) -> Tensor:
-        """Evaluate: (N, *input_shape) -> (N, *output_shape), float64, no gradient."""
+        """Evaluate: (N, *input_shape) or flat (N, E) -> (N, *output_shape) float64, no gradient."""
         return passes.evaluate(self.program, as_batch(z, self.input_shape))
 
     @denormals()
@@ -369,16 +398,17 @@ class Network:
 
 
 def inspect(
-    model: nn.Module | str | PathLike[str],
+    model: nn.Module | Callable[..., Any] | str | PathLike[str],
     input_shape: tuple[int, ...] | None = None,
     *,
     fixed: Mapping[str, Any] | None = None,
+    output: Output | None = None,
 ) -> tuple[Operation, ...]:
     """List every operation of a module or model file, refused ones included.
 
     Parameters
     ----------
-    model, input_shape, fixed
+    model, input_shape, fixed, output
         As in `Network.from_torch` and `Network.load`.
 
     Returns
@@ -399,10 +429,11 @@ def inspect(
             )
         module, shape = unwrap(model), input_shape
     else:
-        module, shape = _read(Path(model), input_shape)
+        module, shape = _read(Path(model), input_shape, fixed, output)
+        fixed = output = None
     shape = _check_shape(shape)
     with CAPTURING:
-        listing = list_graph(export(float64_copy(module, fixed), shape))
+        listing = list_graph(export(float64_copy(module, fixed, output), shape))
         return lower(listing, refuse=False).operations
 
 
@@ -414,7 +445,12 @@ def _restore(data: bytes, input_shape: tuple[int, ...], upto: str | None) -> Net
         return _assemble(lowered, input_shape, Origin(exported, upto))
 
 
-def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+def _read(
+    path: Path,
+    input_shape: tuple[int, ...] | None,
+    fixed: Mapping[str, Any] | None,
+    output: Output | None,
+) -> tuple[nn.Module, tuple[int, ...]]:
     suffix = path.suffix.lower()
     if suffix in (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"):
         raise CaptureError(
@@ -431,15 +467,17 @@ def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[nn.Module, t
     if suffix == ".onnx":
         from cpwl.network.files import read_onnx
 
-        return read_onnx(path, input_shape)
+        return read_onnx(path, input_shape, fixed=fixed, output=output)
     from cpwl.network.files import read_pt2
 
     # exact partitions of networks with larger values are out of reach, and float64 doubles them
-    return read_pt2(path, input_shape, most_live=2**27)
+    return read_pt2(path, input_shape, fixed=fixed, output=output, most_live=2**27)
 
 
 def _check_shape(input_shape: Any) -> tuple[int, ...]:
-    sizes = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    if isinstance(input_shape, int):
+        input_shape = (input_shape,)
+    sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
     if not sizes or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
         raise CaptureError(
             f"Expected input_shape as positive sizes of one sample, got {input_shape!r}. "

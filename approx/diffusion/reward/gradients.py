@@ -53,7 +53,7 @@ class ExactReward:
     decoder : callable
         Takes latents (B, \*latent_shape). Smooth somewhere: of a piecewise linear one psi is
         constant within a cell. In half precision a copy in float32 runs.
-    output : callable, optional
+    output : callable, str or int, optional
         Picks the tensor from what the decoder returns.
 
     Raises
@@ -155,7 +155,7 @@ class SketchReward:
     log : bool
         Return log \|\|J\|\|_F^2 instead, whose size does not depend on the decoder's. The logarithm
         of an estimate and its gradient are biased, by about 1 / (r probes) for an effective rank r.
-    output : callable, optional
+    output : callable, str or int, optional
         Picks the tensor from what the decoder returns.
 
     Raises

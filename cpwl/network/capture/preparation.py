@@ -1,42 +1,58 @@
-"""Modules as they are handed in: unwrapped, checked, copied to float64, further arguments bound."""
+"""Modules as they are handed in: unwrapped, checked, copied to float64, run on one input."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from cpwl.errors import CaptureError
+from cpwl.network.capture.callables import (
+    CallableModule,
+    name_of,
+    named_parts,
+    signature_of,
+)
 from cpwl.network.capture.real_numbers import RealNumbers
+from cpwl.network.files import Output
 
+OUTPUTS = "Write output='recon', output=0, output='.sample' or output=lambda y: y[0], for example."
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
 def unwrap(module: Any) -> nn.Module:
-    """Return the module behind torch.compile and the data-parallel wrappers.
+    """Return the module behind torch.compile and the data-parallel wrappers, or of a callable.
 
     Raises
     ------
     CaptureError
-        For what is no module, and for modules that hide the one to pass.
+        For what is neither module nor callable, and for what hides the one to pass.
     """
     if isinstance(module, torch.export.ExportedProgram):
         raise CaptureError(
             "Expected a torch.nn.Module, got an ExportedProgram. Pass the module that was "
             "exported, or save it with torch.export.save and use Network.load."
         )
-    if not isinstance(module, nn.Module):
-        kind = module.__name__ if isinstance(module, type) else type(module).__name__
-        got = f"the class {kind}" if isinstance(module, type) else kind
+    if isinstance(module, (torch.jit.ScriptFunction, torch._C.ScriptMethod)):
         raise CaptureError(
-            f"Expected a torch.nn.Module, got {got}. Wrap a function in a module, make an instance "
-            "of a class; load files with Network.load."
+            f"Expected a method or function in Python, got {type(module).__name__}, which "
+            "torch.jit compiled. Pass what was scripted or traced."
+        )
+    if not isinstance(module, nn.Module):
+        if callable(module) and not isinstance(module, type):
+            return CallableModule(module)
+        got = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+        raise CaptureError(
+            f"Expected a torch.nn.Module, or a method or function around one, got {got}. Make an "
+            "instance of a class; load files with Network.load."
         )
     inner = _inner(module)
     return module if inner is None else unwrap(inner)
@@ -62,7 +78,7 @@ def check_module(module: nn.Module) -> None:
         and batch-norm or dropout in training mode.
     """
     random = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-    for path, part in module.named_modules():
+    for path, part in named_parts(module):
         place = f"{type(part).__name__} at '{path}'" if path else type(part).__name__
         if isinstance(part, torch.jit.ScriptModule):
             raise CaptureError(
@@ -97,14 +113,17 @@ def check_module(module: nn.Module) -> None:
         if isinstance(part, random) and part.training:
             raise CaptureError(
                 f"Expected a module in evaluation mode, got {type(part).__name__} at "
-                f"'{path or type(module).__name__}' in training mode. Call module.eval() first."
+                f"'{path or name_of(module)}' in training mode. Call module.eval() first."
             )
 
 
-def float64_copy(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> nn.Module:
+def float64_copy(
+    module: nn.Module, fixed: Mapping[str, Any] | None = None, output: Output | None = None
+) -> nn.Module:
     """Copy a module to float64 on the CPU, to be run on one input; the original is only read.
 
-    Its forward runs under `RealNumbers`. Further arguments of forward are bound to `fixed`.
+    Its forward runs under `RealNumbers`, with further arguments bound to `fixed`, and returns what
+    `output` picks.
 
     Raises
     ------
@@ -118,10 +137,17 @@ def float64_copy(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> n
             f"Expected fixed= as a mapping of argument names to values, got "
             f'{type(fixed).__name__}. Write fixed={{"t": 10}}, for example.'
         )
-    fixed = dict(fixed or {})
-    _check_arguments(module, fixed)
+    if not (output is None or isinstance(output, (str, int)) or callable(output)):
+        raise CaptureError(
+            f"Expected output= as a key, a position, an attribute such as '.sample' or a function "
+            f"of what the module returns, got {output!r}. {OUTPUTS}"
+        )
+    bound: dict[str, Any] = tree_map(_bound_value, dict(fixed or {}))
+    _check_arguments(module, bound)
     memo: dict[int, Any] = {}
-    for path, part in module.named_modules():
+    if isinstance(module, CallableModule):
+        memo |= {id(tensor): _bound_value(tensor) for tensor in module.tensors_}
+    for path, part in named_parts(module):
         tensors = {**part._parameters, **part._buffers}
         tensors |= {k: v for k, v in vars(part).items() if isinstance(v, Tensor)}
         for key, value in tensors.items():
@@ -129,15 +155,14 @@ def float64_copy(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> n
                 continue
             name = f"{path}.{key}" if path else key
             memo[id(value)] = _convert(value, name)
-    for part in reversed(list(module.modules())):  # inner ones first
+    for _, part in reversed(list(named_parts(module))):  # inner ones first
         if _inner(part) is not None:
             memo[id(part)] = _deepcopy(unwrap(part), memo)
     copied = _deepcopy(module, memo)
     for part in copied.modules():
         if part.__dict__.get("_compiled_call_impl") is not None:
             part._compiled_call_impl = None
-    bound = {key: tree_map(_bound_value, value) for key, value in fixed.items()}
-    _bind(copied, bound)
+    _bind(copied, bound, output)
     return copied
 
 
@@ -172,14 +197,18 @@ def _convert(value: Tensor, name: str) -> Tensor:
 
 
 def _bound_value(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+        return torch.as_tensor(value)
     return value.detach().to("cpu") if isinstance(value, Tensor) else value
 
 
 def _check_arguments(module: nn.Module, fixed: dict[str, Any]) -> None:
-    try:
-        signature = inspect.signature(module.forward)
-    except (TypeError, ValueError):  # forward is not written in Python
+    signature = signature_of(module)
+    if signature is None:
         return
+    called = name_of(module)
+    if not isinstance(module, CallableModule):
+        called += ".forward"
     Kind = inspect.Parameter
     parameters = list(signature.parameters.values())
     named = [p for p in parameters if p.kind in (Kind.POSITIONAL_OR_KEYWORD, Kind.KEYWORD_ONLY)]
@@ -191,18 +220,18 @@ def _check_arguments(module: nn.Module, fixed: dict[str, Any]) -> None:
         for key in fixed:
             if key not in names:
                 known = ", ".join(map(repr, names)) or "none"
-                role = "its input" if key == free else "no further argument of its forward"
+                role = "its input" if key == free else "no argument of it"
                 raise CaptureError(
-                    f"Expected fixed= to name further arguments of {type(module).__name__}.forward "
-                    f"({known}), got '{key}', which is {role}. Correct the name."
+                    f"Expected fixed= to name further arguments of {called} ({known}), got "
+                    f"'{key}', which is {role}. Correct the name."
                 )
     missing = [p.name for p in named if p.name in names and p.default is Kind.empty]
     missing = [name for name in missing if name not in fixed]
     if missing:
         example = ", ".join(f'"{name}": ...' for name in missing)
         raise CaptureError(
-            f"Expected a forward of one input, got {type(module).__name__}.forward, which also "
-            f"needs {', '.join(map(repr, missing))}. Give values: fixed={{{example}}}."
+            f"Expected a function of one input, got {called}, which also needs "
+            f"{', '.join(map(repr, missing))}. Give values: fixed={{{example}}}."
         )
     allowed = (Tensor, int, float, bool, str, type(None))
     for key, value in fixed.items():
@@ -214,9 +243,13 @@ def _check_arguments(module: nn.Module, fixed: dict[str, Any]) -> None:
                 )
 
 
-def _bind(module: nn.Module, fixed: dict[str, Any]) -> None:
-    """Make the forward of a copy one of its input alone."""
-    original: Callable[..., Any] = module.forward
+def _bind(module: nn.Module, fixed: dict[str, Any], output: Output | None) -> None:
+    """Make the forward of a copy one of its input alone, that returns one tensor."""
+    forward_of_all: Callable[..., Any] = module.forward
+
+    def original(x: Tensor, **arguments: Any) -> Any:
+        return pick(forward_of_all(x, **arguments), output)
+
     known: list[Any] = []
     state = {"passes": 0, "spread": False}
 
@@ -266,25 +299,46 @@ def _spread(fixed: dict[str, Any], x: Tensor) -> dict[str, Any]:
     return tree_map(spread, fixed)
 
 
-def call_fixed(module: nn.Module, x: Tensor, fixed: Mapping[str, Any]) -> Any:
+def call_fixed(
+    module: nn.Module, x: Tensor, fixed: Mapping[str, Any], output: Output | None
+) -> Any:
     """Run a module as it is, with the further arguments."""
-    moved = tree_map(lambda v: v.to(x.device) if isinstance(v, Tensor) else v, dict(fixed))
-    return module(x, **moved)
+    bound = tree_map(_bound_value, dict(fixed))
+    moved = tree_map(lambda v: v.to(x.device) if isinstance(v, Tensor) else v, bound)
+    return pick(module(x, **moved), output)
+
+
+def pick(result: Any, output: Output | None) -> Any:
+    """Return what `output` picks of a forward's result; by default itself, or its `.sample`."""
+    if output is None:
+        sample = None if isinstance(result, Tensor) else getattr(result, "sample", None)
+        return sample if isinstance(sample, Tensor) else result
+    if callable(output):
+        return output(result)
+    try:
+        if isinstance(output, int) or (isinstance(result, Mapping) and output in result):
+            return result[output]
+        return attrgetter(output.removeprefix("."))(result)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise CaptureError(
+            f"Expected output={output!r} to pick a tensor, got {describe_result(result)}"
+        ) from error
 
 
 def describe_result(result: Any) -> str:
     """Say what a forward returned in place of one tensor, and how to choose one."""
     kind = type(result).__name__
     if isinstance(result, Mapping):
-        keys = ", ".join(repr(key) for key in result)
-        return f"a {kind} with {keys}. Wrap it in a module whose forward returns module(x)[key]."
-    if isinstance(result, (tuple, list)):
+        keys = [repr(key) for key in result]
+        got, choice = f"a {kind} with {', '.join(keys)}", keys[0] if keys else "..."
+    elif isinstance(result, (tuple, list)):
         fields = getattr(result, "_fields", None)
         got = f"a {kind} of {len(result)}" + (f" ({', '.join(fields)})" if fields else "")
-        return f"{got}. Wrap it in a module whose forward returns module(x)[0], say."
-    names = [k for k, v in getattr(result, "__dict__", {}).items() if isinstance(v, Tensor)]
-    got = f"a {kind}" + (f" with the tensors {', '.join(names)}" if names else "")
-    name = names[0] if names else "..."
-    return (
-        f"{got}. Wrap it in a module whose forward returns the tensor wanted, as module(x).{name}."
-    )
+        choice = "0"
+    elif result is None or isinstance(result, Tensor):
+        return "None. Return the tensor wanted." if result is None else "a tensor. Leave it out."
+    else:
+        names = [k for k, v in getattr(result, "__dict__", {}).items() if isinstance(v, Tensor)]
+        got = f"a {kind}" + (f" with the tensors {', '.join(names)}" if names else "")
+        choice = repr(f".{names[0]}") if names else "lambda y: ..."
+    return f"{got}. Choose one: output={choice}, say."

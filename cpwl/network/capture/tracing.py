@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from cpwl.errors import CaptureError
 from cpwl.network.capture import decompositions
+from cpwl.network.capture.callables import name_of
 from cpwl.network.capture.conditions import has_conditions, replace_conditions
 from cpwl.network.capture.file_tracing import TracedCalls, trace_calls
 from cpwl.network.capture.fx_nodes import EXAMPLE_BATCH, SKIPPED, packet_name, place_of
@@ -54,12 +55,15 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram |
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             result = module(example)
+    except CaptureError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
         raise CaptureError(
             f"Expected a module that accepts a float64 batch of shape (N, "
-            f"{', '.join(map(str, input_shape))}), got from {type(module).__name__}: {error} "
+            f"{', '.join(map(str, input_shape))}), got from {name_of(module)}: {reason}. "
             "Give the shape of one sample, without the batch axis, as input_shape; give further "
-            "tensors (fixed=) a batch axis of length one."
+            "arguments (fixed=) values that it takes, tensors with a batch axis of length one."
         ) from error
     _check_result(result)
     # torch.export reports its own deprecations and installs no lasting filter of ours.
@@ -75,7 +79,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram |
                 first = "an operation in it fixes the size of the first axis, or works along it."
             raise CaptureError(
                 "Expected a module that torch.export can trace with a free batch axis, got from "
-                f"{type(module).__name__}: {first} Avoid Python branches on tensor values, and "
+                f"{name_of(module)}: {first} Avoid Python branches on tensor values, and "
                 "shapes that fix the batch size, such as view(1, -1)."
             ) from error
 

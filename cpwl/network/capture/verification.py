@@ -14,6 +14,7 @@ from cpwl.errors import CaptureError
 from cpwl.network.capture.lowering import Listing
 from cpwl.network.capture.preparation import call_fixed
 from cpwl.network.capture.tracing import random_points
+from cpwl.network.files import Output
 from cpwl.network.program import Program, Step, Triangle, call, error_analysis, passes
 
 POINTS = 3
@@ -33,6 +34,7 @@ def verify(
     listing: Listing,
     upto: str | None,
     fixed: Mapping[str, Any],
+    output: Output | None,
 ) -> None:
     """Check a capture on random points.
 
@@ -53,7 +55,7 @@ def verify(
         expected = copied(z)
         if upto is None:
             _compare("the module in float64", y, expected, tolerance, absolute)
-            _compare_in_own_dtype(program, module, z, fixed)
+            _compare_in_own_dtype(program, module, z, fixed, output)
         else:
             cut, end = _graph_values(listing, z)
             _compare("the exported module", end, expected, RELATIVE_TOLERANCE, absolute)
@@ -106,7 +108,11 @@ def _finite_points(program: Program, input_shape: tuple[int, ...]) -> tuple[Tens
 
 
 def _compare_in_own_dtype(
-    program: Program, module: nn.Module, z: Tensor, fixed: Mapping[str, Any]
+    program: Program,
+    module: nn.Module,
+    z: Tensor,
+    fixed: Mapping[str, Any],
+    output: Output | None,
 ) -> None:
     """Compare with a copy that keeps dtype and device, as far as that dtype's rounding allows."""
     tensors = (*module.parameters(), *module.buffers())
@@ -118,7 +124,7 @@ def _compare_in_own_dtype(
     try:
         twin = copy.deepcopy(module, memo)
         rounded = z.to(device=device, dtype=dtype)
-        own = call_fixed(twin, rounded, fixed).to(device="cpu", dtype=torch.float64)
+        own = call_fixed(twin, rounded, fixed, output).to(device="cpu", dtype=torch.float64)
     except (RuntimeError, NotImplementedError):
         return  # e.g. float16 convolutions, which torch does not have on every device
     if not bool(torch.isfinite(own).all()):

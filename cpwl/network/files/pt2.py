@@ -9,7 +9,7 @@ is rehearsed on shapes before it takes memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf, nan, prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +28,7 @@ from cpwl.network.files.rehearsal import (
     limits,
     rehearse,
 )
+from cpwl.network.files.signature import Output, fixed_array, open_input, position_of
 
 # ScalarType in torch's schema of exported programs.
 DTYPES = {
@@ -42,7 +43,12 @@ _EXAMPLE_BATCH = 2  # where the file leaves the batch open; of one, squeeze woul
 
 
 def read_pt2(
-    path: Path, input_shape: tuple[int, ...] | None, most_live: int = MOST_LIVE
+    path: Path,
+    input_shape: tuple[int, ...] | None,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    output: Output | None = None,
+    most_live: int = MOST_LIVE,
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """Build the module that an archive describes.
 
@@ -51,6 +57,8 @@ def read_pt2(
     path : Path
     input_shape : tuple of int, optional
         Shape of one sample, instead of the archive's.
+    fixed, output
+        As for `read_onnx`; an output's name is its key where the module returned a dictionary.
     most_live : int
         Bytes for each sample that the values of the graph may take at one time.
 
@@ -78,7 +86,9 @@ def read_pt2(
                 )
             program = parse_json(members.read("models/model.json"))
             tensors = _read_tensors(members, path)
-        return _build(program["graph_module"], tensors, input_shape, path, most_live)
+        return _build(
+            program["graph_module"], tensors, input_shape, fixed or {}, output, path, most_live
+        )
     except CaptureError:
         raise
     except ValueError as error:
@@ -152,6 +162,8 @@ def _build(
     module: dict[str, Any],
     tensors: dict[str, Tensor],
     input_shape: tuple[int, ...] | None,
+    fixed: Mapping[str, Any],
+    output: Output | None,
     path: Path,
     most_live: int,
 ) -> tuple[nn.Module, tuple[int, ...]]:
@@ -161,29 +173,65 @@ def _build(
     for spec in signature["input_specs"]:
         kind, body = next(iter(spec.items()))
         if kind == "user_input":
-            inputs.append(next(iter(body["arg"].values())).get("name"))
+            inputs.append(body["arg"]["as_tensor"]["name"])
         elif kind in ("parameter", "buffer", "tensor_constant"):
             constants[body["arg"]["name"]] = tensors[body[f"{kind}_name"]]
     outputs = [
         spec["user_output"]["arg"] for spec in signature["output_specs"] if "user_output" in spec
     ]
-    if len(inputs) != 1 or len(outputs) != 1 or "as_tensor" not in outputs[0]:
+    source = open_input(inputs, fixed, path)
+    names = _output_names(module, len(outputs))
+    wanted = position_of(names, output, path)
+    if "as_tensor" not in outputs[wanted]:
         raise CaptureError(
-            f"Expected a model of one input tensor and one output tensor in '{path.name}', got "
-            f"{len(inputs)} and {len(outputs)}. Export a module that has one of each."
+            f"Expected a tensor as output '{names[wanted]}' of '{path.name}', got another value. "
+            "Choose another with output=."
         )
-    example, shape = _example(graph["tensor_values"][inputs[0]], input_shape, path)
+    example, shape = _example(graph["tensor_values"][source], input_shape, path)
     calls = [call for node in graph["nodes"] for call in _calls(node, path)]
-    result = outputs[0]["as_tensor"]["name"]
-    if result != inputs[0] and not any(result in call.outputs for call in calls):
+    for name, value in fixed.items():
+        array, spread = _fixed(name, value, graph["tensor_values"][name], source, path)
+        constants[name if not spread else f"{name}:"] = array
+        calls = [*spread, *calls]
+    result = outputs[wanted]["as_tensor"]["name"]
+    if result not in inputs and not any(result in call.outputs for call in calls):
         raise KeyError(result)
     most = limits(path.stat().st_size, len(example), most_live)
-    if rehearse(calls, constants, inputs[0], example, most, path.name):
+    if rehearse(calls, constants, source, example, most, path.name):
         # the caller's tensor stays as it is
-        source = (Name(inputs[0]),)
-        copied = Call("input", torch.ops.aten.clone.default, source, {}, (inputs[0],))
+        given = (Name(source),)
+        copied = Call("input", torch.ops.aten.clone.default, given, {}, (source,))
         calls = [copied, *calls]
-    return FileModule(calls, constants, inputs[0], result), shape
+    return FileModule(calls, constants, source, result), shape
+
+
+def _output_names(module: dict[str, Any], count: int) -> list[str]:
+    """Keys of the dictionary that the module returned, or else the outputs' positions."""
+    calls = [entry for entry in module.get("module_call_graph", []) if entry["fqn"] == ""]
+    if calls and calls[0].get("signature"):
+        spec = parse_json(calls[0]["signature"]["out_spec"].encode())[1]
+        keys = parse_json(spec["context"].encode()) if spec["type"] == "builtins.dict" else ()
+        if len(keys) == count and all(isinstance(k, str) and k.isprintable() for k in keys):
+            return list(keys)
+    return [str(k) for k in range(count)]
+
+
+def _fixed(
+    name: str, value: Any, meta: dict[str, Any], source: str, path: Path
+) -> tuple[Tensor, list[Call]]:
+    """Value of a further input, and the calls that repeat its one row for every sample."""
+    sizes = [_whole(size["as_int"]) if "as_int" in size else None for size in meta["sizes"]]
+    dtype = DTYPES[meta["dtype"]]
+    kind = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
+    tensor = torch.from_numpy(fixed_array(name, value, sizes, kind, path)).to(dtype)
+    if not sizes or sizes[0] is not None:
+        return tensor, []
+    aten, rows = torch.ops.aten, f"{name}:rows"
+    size = [Name(rows), *tensor.shape[1:]]
+    return tensor, [
+        Call(name, aten.sym_size.int, (Name(source), 0), {}, (rows,)),
+        Call(name, aten.expand.default, (Name(f"{name}:"), size), {}, (name,)),
+    ]
 
 
 def _example(

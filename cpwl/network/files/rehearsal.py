@@ -303,7 +303,8 @@ def _require(size: int, most: int) -> None:
 def _refused(call: Call, file: str, reason: str) -> CaptureError:
     return CaptureError(
         f"Expected operations that fit each other and this machine's memory in '{file}', got "
-        f"'{call.function}' at '{call.place}': {reason}. Check the file, or export the module anew."
+        f"'{call.function}' at '{call.place}': {reason.rstrip('.')}. Check "
+        "input_shape, if it is given, and the file, or export the module anew."
     )
 
 

@@ -195,12 +195,21 @@ def peak_values(program: Program, plan: Plan, stage_width: int) -> int:
 
 
 def as_batch(z: Any, input_shape: tuple[int, ...]) -> Tensor:
-    """Bring z to a float64 CPU tensor of shape (N, *input_shape), or say what is wrong."""
+    """Bring z to a float64 CPU tensor of shape (N, *input_shape), or say what is wrong.
+
+    Rows of as many entries are taken where they, or the inputs, are flat.
+    """
     if not isinstance(z, Tensor):
         z = torch.as_tensor(z)
-    if tuple(z.shape[1:]) != input_shape or z.ndim == 0:
-        raise ValueError(
-            f"Expected a batch of inputs of shape (N, {', '.join(map(str, input_shape))}), got "
-            f"{tuple(z.shape)}. Put the batch axis first (z[None] for a single input)."
-        )
+    sample = tuple(z.shape[1:])
+    if sample != input_shape or z.ndim == 0:
+        flat = len(sample) == 1 or (len(input_shape) == 1 and z.ndim > 1)
+        if not flat or prod(sample) != prod(input_shape):
+            entries = f" or (N, {prod(input_shape)})" if len(input_shape) > 1 else ""
+            raise ValueError(
+                f"Expected a batch of inputs of shape (N, {', '.join(map(str, input_shape))})"
+                f"{entries}, got {tuple(z.shape)}. Put the batch axis first (z[None] for a single "
+                "input)."
+            )
+        z = z.reshape(-1, *input_shape)
     return z.to(device="cpu", dtype=torch.float64)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import cpwl
 from cpwl.network.network import CaptureError, Network, UnsupportedOperationError, inspect
 
 
@@ -87,7 +88,7 @@ ERRORS = [
     (nn.Sequential(nn.Dropout()), (4,), None, r"got Dropout at '0' in training mode"),
     (nn.Linear(3, 4), (4,), None, r"float64 batch of shape \(N, 4\).*Give the shape of one sample"),
     (nn.Linear(3, 4), (), None, r"Expected input_shape as positive sizes of one sample, got \(\)"),
-    (nn.LSTM(4, 2), (4, 4), None, r"output is one tensor, got a tuple of 2\. Wrap it"),
+    (nn.LSTM(4, 2), (4, 4), None, r"output is one tensor, got a tuple of 2\. Choose one: output=0"),
     (Call(lambda x: x.sum()), (4,), None, r"output with the batch axis first, got shape \(\)"),
     (Call(lambda x: x.argmax(1)), (4,), None, r"floating-point output, got torch\.int64"),
     (Call(lambda x: x[:, :0]), (4,), None, r"output with entries, got shape \(2, 0\)"),
@@ -97,7 +98,8 @@ ERRORS = [
     (Call(lambda x: x.flip(0)), (4,), None, r"mixes the samples of a batch"),
     (Call(lambda x: 0 * torch.ones(x.shape[0], 1)), (4,), None, r"got a constant output"),
     (Call(torch.relu), (4,), "tanh", r"upto= to name an operation or submodule, got 'tanh'"),
-    (lambda x: x, (4,), None, r"Expected a torch\.nn\.Module, got function"),
+    (nn.ReLU(), None, None, r"Expected input_shape as positive sizes of one sample, got None"),
+    (torch.ones(4), (4,), None, r"Expected a torch\.nn\.Module, or a method .* got Tensor"),
 ]  # fmt: skip
 
 
@@ -119,6 +121,32 @@ def test_points_of_the_wrong_shape():
     network = Network.from_torch(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (2,))
     with pytest.raises(ValueError, match=r"shape \(N, 2\), got \(3,\)\. Put the batch axis first"):
         network(torch.zeros(3))
+
+
+def test_flat_points_and_domains_fit_inputs_of_as_many_entries():
+    image = Network.from_torch(nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU()), (1, 2, 2))
+    z = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(image(z), image(z.view(5, 1, 2, 2)))
+    plane = cpwl.Slice.through(*z[:3])
+    domain = plane.box([-1, -1], [1, 1])
+    whole = cpwl.subdivide(image, domain, progress=False)
+    images = cpwl.Slice.through(*z[:3].view(3, 1, 2, 2)).box([-1, -1], [1, 1])
+    shaped = cpwl.subdivide(image, images, progress=False)
+    assert whole.domain.slice.latent_shape == (1, 2, 2)
+    assert np.array_equal(whole.points, shaped.points)
+    assert np.array_equal(plane.project(z.view(5, 1, 2, 2)), plane.project(z))
+    assert np.array_equal(whole.domain.slice.project(z), plane.project(z))
+    # the other way round: images into a network of vectors
+    flat = Network.from_torch(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (4,))
+    assert torch.equal(flat(z.view(5, 1, 2, 2)), flat(z))
+    assert cpwl.subdivide(flat, images, progress=False).domain.slice.latent_shape == (4,)
+    # two shapes that are not flat have no common order
+    for given in (torch.zeros(5, 2, 2, 1), torch.zeros(5, 3), torch.zeros(4)):
+        with pytest.raises(ValueError, match=r"shape \(N, 1, 2, 2\) or \(N, 4\), got"):
+            image(given)
+    other = cpwl.Slice(np.zeros((2, 2, 1)), np.eye(4)[:2].reshape(2, 2, 2, 1)).box([-1, -1], [1, 1])
+    with pytest.raises(ValueError, match=r"of shape \(1, 2, 2\), got \(2, 2, 1\)\. Build it"):
+        cpwl.subdivide(image, other, progress=False)
 
 
 def test_periodic_knots_need_a_range():

@@ -88,7 +88,7 @@ FIXED = [
     ({"t": torch.ones(1), "x": 3}, r"got 'x', which is its input"),
     ([10], r"Expected fixed= as a mapping of argument names to values, got list"),
     ({"t": object()}, r"tuples and dicts of them in fixed=, got object for 't'"),
-    ({"t": torch.ones(5)}, r"give further tensors \(fixed=\) a batch axis of length one"),
+    ({"t": torch.ones(5)}, r"arguments \(fixed=\) values that it takes, tensors with a b"),
 ]
 
 
@@ -179,9 +179,16 @@ REFUSED = [
     (lambda: nn.Sequential(nn.LazyLinear(2)), r"got '0\.weight', which is not initialised yet"),
     (lambda: torch.ao.nn.quantized.Linear(2, 2), "Pass the float module, as it was before"),
     (lambda: nn.ReLU, "got the class ReLU"),
-    (lambda: functional.relu, "Wrap a function in a module"),
+    (
+        lambda: "decoder.onnx",
+        r"got str\. Make an instance of a class; load files with Network\.load",
+    ),
+    (lambda: torch.jit.script(nn.ReLU()).forward, "Pass what was scripted or traced"),
     (lambda: torch.export.export(nn.ReLU(), (torch.zeros(1, 2),)), "got an ExportedProgram"),
-    (lambda: Two(lambda x: {"mean": x, "scale": x}), r"a dict with 'mean', 'scale'\. Wrap it"),
+    (
+        lambda: Two(lambda x: {"mean": x, "scale": x}),
+        r"with 'mean', 'scale'\. Choose one: output='mean'",
+    ),
     (lambda: Two(lambda x: torch.max(x, 1)), r"a max of 2 \(values, indices\)|a max of 2\."),
 ]
 

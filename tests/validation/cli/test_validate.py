@@ -206,7 +206,7 @@ BAD = {
     "validate nothing": "got 'nothing'. Check the name.",
     "validate missing.pt2 --box 0 1": "missing.pt2",
     "validate @three.npy --box 0 1": "Expected a .onnx or .pt2 file, got 'three.npy'. Export the",
-    "validate generator --input-shape 2": "for a file only, got it for the toy 'generator'",
+    "validate generator --input-shape 2": "a file only, got one of them for the toy 'generator'",
     "validate @plane.pt2": "--box LO HI for this slice, got none. Give it once",
     "validate @plane.pt2 --box 1 0": "lo < hi on every axis, got lo = 1 and hi = 0",
     "validate @wide.pt2 --box 0 1": "slice through the model's 9 inputs, got none. Give",
@@ -221,7 +221,7 @@ BAD = {
         "outputs of shape (3,), as the module has, got (4,). Give another version"
     ),
     "validate @silu.pt2 --box 0 1 --decoder @plane.pt2": (
-        "hold decoder= against, got one that has no exact side: Expected only continuous"
+        "hold --decoder against, got one that has no exact side: Expected only continuous"
     ),
 }
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from cpwl.errors import CaptureError
-from cpwl.network.files.onnx.parsing import AGAIN, LARGEST, first_line
+from cpwl.network.files.onnx.parsing import LARGEST, first_line
 
 Function = Callable[..., Any]
 Array = np.ndarray[Any, Any]
@@ -169,5 +169,6 @@ def fitting(node: Node) -> Iterator[None]:
     except wrong as error:
         raise CaptureError(
             f"Expected inputs that fit ONNX {node.type} '{node.place}', got others ("
-            f"{first_line(error)}). {AGAIN}"
+            f"{first_line(error)}). Check input_shape and fixed=, if "
+            "they are given, or export it anew."
         ) from error

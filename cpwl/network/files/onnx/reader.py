@@ -7,6 +7,7 @@ every attribute and input accounted for, is refused by name.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -34,6 +35,7 @@ from cpwl.network.files.onnx.schemas import (
     read_attributes,
     schema_of,
 )
+from cpwl.network.files.signature import Output, fixed_array, open_input, position_of
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +46,12 @@ POINTS = 3
 
 
 def read_onnx(
-    path: Path, input_shape: tuple[int, ...] | None, *, largest: int = LARGEST
+    path: Path,
+    input_shape: tuple[int, ...] | None,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    output: Output | None = None,
+    largest: int = LARGEST,
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """Build the module that an ONNX file describes.
 
@@ -54,6 +61,11 @@ def read_onnx(
 
     Parameters
     ----------
+    fixed : mapping of str to numbers, arrays or tensors, optional
+        Values of further inputs, by name, that hold for every sample.
+    output : str or int, optional
+        Name or position of the output wanted, where the file has several; what only others need is
+        left out.
     largest : int
         Most values that one tensor may have, per sample.
 
@@ -67,20 +79,23 @@ def read_onnx(
     ------
     CaptureError
         If onnx is not installed, the file is missing or damaged, or the model has more than one
-        input or output.
+        input without a value, or more than one output and none is named.
     UnsupportedOperationError
         At a node that has no torch counterpart here, or with a setting that is not honoured.
     """
     model, opset = read_model(path)
     graph = model.graph
     constants = read_initializers(graph, path)
-    source = _single([v for v in graph.input if v.name not in constants], "input", path)
-    result = _single(list(graph.output), "output", path)
-    declared, fixed, sample = _input(source, input_shape, path)
+    inputs = {v.name: v for v in graph.input if v.name not in constants}
+    source = inputs[open_input(list(inputs), fixed or {}, path)]
+    result = graph.output[position_of([v.name for v in graph.output], output, path)]
+    declared, counted, sample = _input(source, input_shape, path)
+    for name, value in (fixed or {}).items():
+        constants[name] = _given(inputs[name], value, declared, len(declared) > len(sample), path)
     subject = _Subject(graph, constants, source, result.name, path, opset, largest)
-    batch = Batch(declared[0] if len(declared) > len(sample) else 1, free=not fixed)
+    batch = Batch(declared[0] if len(declared) > len(sample) else 1, free=not counted)
     module = _build(subject, declared, batch, batched=len(declared) > len(sample))
-    if batch.touched and not fixed:
+    if batch.touched and not counted:
         _check_apart(subject, module, sample, batch.touched)
     return module, sample
 
@@ -110,8 +125,10 @@ def _build(
         # A single entry without a batch axis: its own axis of length one stands for the samples.
         build.calls.append(Call("input", _without_axis, (Name(source),), {}, ("input:",)))
         build.aliases[source] = "input:"
+    needed = _needed(subject)
     for k, proto in enumerate(subject.graph.node):
-        build.add(proto, k)
+        if k in needed:
+            build.add(proto, k)
     value = build.values[result]
     if value.known:
         raise CaptureError(
@@ -424,14 +441,33 @@ def _check_apart(
         raise refusal
 
 
-def _single(entries: list[Any], kind: str, path: Path) -> Any:
-    if len(entries) != 1:
-        names = ", ".join(entry.name for entry in entries[:20])
-        raise CaptureError(
-            f"Expected a model with one {kind} in '{path.name}', got {len(entries)} ({names}). "
-            f"Cut the model to one {kind}, e.g. with onnx.utils.extract_model."
-        )
-    return entries[0]
+def _needed(subject: _Subject) -> set[int]:
+    """Numbers of the nodes to build: all of them, or those behind the one output of several."""
+    nodes = list(enumerate(subject.graph.node))
+    if len(subject.graph.output) == 1:
+        return {k for k, _ in nodes}
+    names, found = {subject.result}, set()
+    for k, node in reversed(nodes):  # in the order of computation, as was checked
+        if names & set(node.output):
+            names |= set(node.input)
+            found.add(k)
+    return found
+
+
+def _given(
+    entry: onnx.ValueInfoProto, value: Any, declared: tuple[int, ...], batched: bool, path: Path
+) -> Array:
+    """Value of a further input; its first axis is that of the samples if it is as long."""
+    from onnx import helper
+
+    kind = entry.type.tensor_type
+    sizes: list[int | None] | None = None
+    if kind.HasField("shape"):
+        sizes = [size.dim_value or None for size in kind.shape.dim]
+        if sizes and batched and sizes[0] == declared[0]:
+            sizes[0] = None
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return fixed_array(entry.name, value, sizes, dtype, path)
 
 
 def _input(
