@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpwl.affine import affine_maps
 from cpwl.checks import check
+from cpwl.decision import Contour, DecisionRegions, contour, decision_regions
 from cpwl.density import (
     Gaussian,
     Uniform,
@@ -51,6 +52,8 @@ __all__ = [
     "CaptureError",
     "Certificate",
     "CertificateError",
+    "Contour",
+    "DecisionRegions",
     "Domain",
     "Gaussian",
     "Network",
@@ -67,7 +70,9 @@ __all__ = [
     "certify",
     "check",
     "condition_number",
+    "contour",
     "cross_polytope",
+    "decision_regions",
     "describe",
     "entropy",
     "entropy_difference",
