@@ -72,10 +72,10 @@ class Contour:
     @property
     def sizes(self) -> Floats:
         """Lengths of the segments, areas of the triangles, in slice coordinates; points count 1."""
-        corners = self.vertices[self.simplices]
-        arms = corners[:, 1:] - corners[:, :1]
-        gram = arms @ arms.swapaxes(1, 2)
-        return np.sqrt(np.maximum(np.linalg.det(gram), 0)) / max(1, self.dim - 1)
+        arms = np.diff(self.vertices[self.simplices], axis=1)
+        if self.dim == 3:
+            return np.linalg.norm(np.cross(arms[:, 0], arms[:, 1]), axis=1) / 2
+        return np.linalg.norm(arms, axis=(1, 2)) if self.dim == 2 else np.ones(len(arms))
 
     @property
     def polylines(self) -> list[Ints]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import shapely
 import torch
+import trimesh
 from hypothesis import given
 from oracles import splitting
 from oracles.bodies import domain_of, exact_of
 from scipy.spatial import ConvexHull
 from support.agreement import capture
+from support.grids import grid
 from support.samples import mlp, sample
 from support.strategies import POLYGONS, degenerate_networks, nightly, ordinary, shapes
 from torch import Tensor, nn
@@ -148,7 +151,7 @@ def test_cells_on_the_level_are_listed_and_bordered() -> None:
     partition = beside_a_strip(1)
     for output, slopes in enumerate(SLOPES):
         found = cpwl.contour(partition, output)
-        assert cpwl.volumes(partition)[found.flat].tolist() == [8]
+        assert cpwl.volumes(partition)[found.flat].sum() == pytest.approx(8)
         assert sorted(found.vertices.tolist()) == [[-1, -2], [-1, 2], [1, -2], [1, 2]]
         assert found.sizes.tolist() == [4, 4]
         assert not set(found.cells) & set(found.flat)
@@ -352,3 +355,69 @@ def test_degenerate_level_sets_are_those_of_exact_arithmetic(layers) -> None:
 def test_many_degenerate_level_sets_are_those_of_exact_arithmetic(layers) -> None:
     for corners in POLYGONS:
         assert_exact(layers, corners)
+
+
+# --- files, and what is refused
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb"])
+def test_a_mesh_is_written_and_read_back(suffix: str, tmp_path) -> None:
+    found = cpwl.contour(over_box(drilled, 3))
+    path = tmp_path / f"drilled{suffix}"
+    cpwl.write_mesh(found, path)
+    back = trimesh.load_mesh(path)
+    assert back.is_watertight
+    assert back.volume == pytest.approx(6, rel=1e-6)
+    cpwl.write_mesh(found, path, found.cells % 7)
+    assert trimesh.load_mesh(path).area == pytest.approx(30, rel=1e-6)
+    np.testing.assert_array_equal(cpwl.surface(found).face_attributes["cell"], found.cells)
+    empty = cpwl.contour(over_box(drilled, 3), value=-10)
+    assert cpwl.surface(empty).faces.shape == (0, 3)
+
+
+def test_latents_are_the_vertices_in_the_latent_space() -> None:
+    network = cpwl.Network.from_torch(mlp(5, 8, 2), (5,))
+    place = cpwl.Slice(np.ones(5), np.eye(5)[[2, 4]])
+    partition = cpwl.subdivide(network, place.box([-3, -3], [3, 3]), progress=False)
+    level = float(np.median(values(partition, partition.points, (0, 1))))
+    found = cpwl.contour(partition, (0, 1), level)
+    y = network(found.latents).numpy()
+    assert len(y) > 0
+    np.testing.assert_allclose(y[:, 0] - y[:, 1], level, atol=1e-14)
+
+
+@pytest.fixture(scope="module")
+def three_outputs() -> cpwl.Partition:
+    network = cpwl.Network.from_torch(mlp(2, 6, 3), (2,))
+    return cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
+
+
+REFUSED = {
+    "none": ((None,), r"which of 3 outputs, got none\. Give one's index, or a pair"),
+    "missing": ((3,), r"outputs between 0 and 2, got \[3\]\. Count"),
+    "negative": (((0, -1),), r"outputs between 0 and 2, got \[0, -1\]\. Count"),
+    "twice": (((1, 1),), r"two different outputs, got 1 twice\. Give the two"),
+    "weights": (((1.0, -1.0, 0.0),), r"an output's index or a pair \(i, j\), got \(1\.0"),
+    "name": (("psi",), r"an output's index or a pair \(i, j\), got 'psi'"),
+    "value": ((0, float("nan")), r"value as a finite number, got nan\. Give the level"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gets_one_clear_error(case, three_outputs) -> None:
+    arguments, text = REFUSED[case]
+    with pytest.raises(ValueError, match=text):
+        cpwl.contour(three_outputs, *arguments)
+
+
+def test_more_dimensions_and_missing_cells_are_refused(three_outputs) -> None:
+    with pytest.raises(ValueError, match=r"dimension 1, 2 or 3, got 4\. Subdivide a slice"):
+        cpwl.contour(grid((0.1,), (), (), ()), 0)
+    with pytest.raises(ValueError, match="contour of a 2-D partition for polylines, got that of a"):
+        _ = cpwl.contour(grid((0.1,), (), ()), 0).polylines
+    with pytest.raises(ValueError, match=r"contour of a 3-D partition and one value per triangle"):
+        cpwl.surface(cpwl.contour(three_outputs, 0))
+    part = replace(three_outputs, status=three_outputs.status._replace(complete=False, broken=1))
+    for answer in (lambda: cpwl.contour(part, 0), lambda: cpwl.decision_regions(part)):
+        with pytest.raises(cpwl.PartitionError, match="Expected a complete partition"):
+            answer()
