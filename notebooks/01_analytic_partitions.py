@@ -410,7 +410,7 @@ print(acas_partition, acas_partition.status.arbitrated, "signs decided in ration
 figure, (left, center, right) = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
 style = {"labels": ADVISORIES, "colors": COLORS, "legend": False}
 plot.decision_regions(acas_partition, "argmin", ax=left, **style)
-handles = left.get_legend_handles_labels()[0][::-1]
+handles = left.get_legend_handles_labels()[0]
 figure.legend(handles=handles, loc="outside lower left", ncols=5)
 plot.partition(
     acas_partition, np.where(acas_spectrum.rank == 2, acas_psi, np.nan),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays import Floats, Ints, fans, next_corner, prefix, take_rows
+from cpwl.arrays import Floats, Ints, Ragged, fans, next_corner, prefix, take_rows
 from cpwl.decision.chains import chains
 from cpwl.decision.vertex_values import heights
 from cpwl.domain import Slice
@@ -336,7 +336,8 @@ def _along(partition: Partition, crossed: _Crossed) -> _Polygons:
     facet, vertex = facet[loops.link], loops.nodes % size
     cell = crossed.beside[facet]
     normal = solid_loops.normals(loops.offsets, partition.points[vertex])
-    middle = solid_loops.cell_middles(partition)[cell]
+    sizes, corners = take_rows(Ragged(partition.cell_offsets, partition.cell_corners), cell)
+    middle = solid_loops.middles(prefix(sizes), partition.points[corners])
     upwards = middle - solid_loops.middles(loops.offsets, partition.points[vertex])
     inwards = np.einsum("fi,fi->f", normal, upwards) > 0
     _turn(loops.offsets, vertex, inwards != crossed.above[facet])

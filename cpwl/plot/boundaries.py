@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import shapely
-from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.collections import LineCollection
+from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from cpwl import decision
@@ -164,15 +165,11 @@ def decision_regions(
     ax = drawing.axes(ax)
     steps = plt.get_cmap("cividis")(np.linspace(0, 1, len(names))) if colors is None else colors
     for k in np.unique(regions.labels):
+        outlines = Path.make_compound_path(*map(_outline, regions.polygons[regions.labels == k]))
+        name = names[k] if labels is None else labels[k]
         # a hair-line of its own colour hides the seam to the next region
-        fill = PathCollection(
-            [_outline(polygon) for polygon in regions.polygons[regions.labels == k]],
-            facecolors=[steps[k]],
-            edgecolors="face",
-            linewidths=0.6,
-            label=(names if labels is None else labels)[k],
-        )
-        ax.add_collection(fill)
+        style = {"facecolor": steps[k], "edgecolor": steps[k], "linewidth": 0.6}
+        ax.add_patch(PathPatch(outlines, label=name, **style))
     drawing.frame(ax, partition)
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
