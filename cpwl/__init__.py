@@ -24,6 +24,7 @@ from cpwl.cells import (
     write_polyhedron,
 )
 from cpwl.checks import check
+from cpwl.decision import Contour, DecisionRegions, contour, decision_regions
 from cpwl.density import (
     Gaussian,
     Uniform,
@@ -75,6 +76,8 @@ __all__ = [
     "Cell",
     "Certificate",
     "CertificateError",
+    "Contour",
+    "DecisionRegions",
     "Domain",
     "Facets",
     "Gaussian",
@@ -97,7 +100,9 @@ __all__ = [
     "chebyshev_ball",
     "check",
     "condition_number",
+    "contour",
     "cross_polytope",
+    "decision_regions",
     "describe",
     "entropy",
     "entropy_difference",

@@ -14,7 +14,8 @@ import shapely
 from numpy.typing import ArrayLike, NDArray
 
 from cpwl.affine import evaluate, num_outputs
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import Floats, fans
+from cpwl.decision import Contour
 from cpwl.descriptors import DESCRIPTORS, Spectrum, describe
 from cpwl.files import atomic_path
 from cpwl.geometry import polygons, solid_loops
@@ -148,17 +149,23 @@ def write_geoparquet(
 
 
 def surface(
-    partition: Partition, values: str | ArrayLike = "psi", *, cmap: str = "viridis"
+    partition: Partition | Contour,
+    values: str | ArrayLike | None = None,
+    *,
+    cmap: str = "viridis",
 ) -> Trimesh:
-    """Return the image of a 2-D partition in R^3, or a 3-D partition itself, as a triangle mesh.
+    """Return the image of a 2-D partition in R^3, or a solid or level set in 3-D, as a mesh.
 
     Parameters
     ----------
-    partition : Partition
-        2-D, with its network, which must have 3 outputs. 3-D: its cells in slice coordinates.
-    values : str or (C,) array_like
-        A descriptor's name or one number per cell. Every triangle of a cell carries it, as the
-        face attribute of that name ("value" for an array) and as its colour.
+    partition : Partition or Contour
+        2-D, with its network, which must have 3 outputs. 3-D: its cells in slice coordinates. A
+        contour of a 3-D partition: its triangles.
+    values : str or (C,) array_like, optional
+        A descriptor's name or one number per cell, by default psi. Every triangle of a cell carries
+        it, as the face attribute of that name ("value" for an array) and as its colour. Of a
+        contour one number per triangle, for example ``psi[contour.cells]``; without them it has no
+        colours.
     cmap : str
         A matplotlib colour map, between the 1st and the 99th percentile.
 
@@ -166,15 +173,17 @@ def surface(
     -------
     trimesh.Trimesh
         2-D: vertices are G at the partition's points, shared between cells. 3-D: every cell is a
-        closed surface with vertices of its own, so that it can be moved or hidden alone. The face
-        attribute "cell" tells where a triangle comes from.
+        closed surface with vertices of its own, so that it can be moved or hidden alone. Contour:
+        its own vertices and triangles, which are anticlockwise seen from where the function is
+        larger. The face attribute "cell" tells where a triangle comes from.
 
     Raises
     ------
     ImportError
         trimesh is missing.
     ValueError
-        Neither a 2-D partition with 3 outputs nor a 3-D one, or values of the wrong length.
+        Neither a 2-D partition with 3 outputs nor a 3-D one nor a contour of a 3-D one, or values
+        of the wrong length.
 
     Examples
     --------
@@ -186,21 +195,24 @@ def surface(
     ((96, 3), 7)
     """
     trimesh = imported("trimesh", "mesh")
+    if isinstance(partition, Contour):
+        return _level_set(partition, values, cmap)
+    values = "psi" if values is None else values
     if partition.dim != 3:
         _require_surface(partition)
     name = values if isinstance(values, str) else "value"
     per_cell = describe(partition, (values,))[values] if isinstance(values, str) else values
-    per_cell = _per_cell(partition, per_cell).astype(np.float64)
+    per_cell = _one_each(per_cell, partition.num_cells, "cells").astype(np.float64)
     if partition.dim == 3:
         solid = solid_loops.cells(partition)
-        vertices, (faces, loops) = solid.corners, _triangles(solid.offsets)
+        vertices, (faces, loops) = solid.corners, fans(solid.offsets)
         # corners of a cell's facets are one where they are the same point
         corner = np.repeat(solid.cell, np.diff(solid.offsets))
         rows, ids = np.unique(np.column_stack([corner, vertices]), axis=0, return_inverse=True)
         vertices, faces, cells = rows[:, 1:], ids[faces], solid.cell[loops]
     else:
         vertices = evaluate(partition, partition.points)
-        faces, cells = _triangles(partition.cell_offsets)
+        faces, cells = fans(partition.cell_offsets)
         faces = partition.cell_corners.astype(np.int64)[faces]
     mesh = trimesh.Trimesh(
         vertices=vertices,
@@ -214,9 +226,9 @@ def surface(
 
 
 def write_mesh(
-    partition: Partition,
+    partition: Partition | Contour,
     path: str | os.PathLike[str],
-    values: str | ArrayLike = "psi",
+    values: str | ArrayLike | None = None,
     *,
     cmap: str = "viridis",
 ) -> None:
@@ -224,6 +236,8 @@ def write_mesh(
 
     Parameters
     ----------
+    partition, values, cmap
+        As for `surface`.
     path : str or path
         Ends in .ply or .glb. glTF has no colours of faces: in a .glb every triangle has corners of
         its own, in its colour, with its value as the vertex attribute _PSI (the name in capitals).
@@ -254,10 +268,35 @@ def write_mesh(
             "Both are read by Blender and MeshLab; .glb also by browsers."
         )
     mesh = surface(partition, values, cmap=cmap)
-    if suffix == ".glb":
+    if suffix == ".glb" and len(mesh.face_attributes) > 1:
         mesh = _with_own_corners(mesh)
     with atomic_path(path) as part:
         mesh.export(part, file_type=suffix[1:])
+
+
+def _level_set(contour: Contour, values: str | ArrayLike | None, cmap: str) -> Trimesh:
+    """Return the triangles of a contour."""
+    import trimesh
+
+    if contour.dim != 3 or isinstance(values, str):
+        what = f"that of a {contour.dim}-D one" if contour.dim != 3 else f"values {values!r}"
+        raise ValueError(
+            f"Expected the contour of a 3-D partition and one value per triangle, got {what}. "
+            "Values of cells are those of triangles by values[contour.cells]."
+        )
+    data = None
+    if values is not None:
+        data = _one_each(values, len(contour.simplices), "triangles").astype(np.float64)
+    mesh = trimesh.Trimesh(
+        contour.vertices,
+        contour.simplices,
+        face_colors=None if data is None else _colours(data, cmap),
+        process=False,
+    )
+    if data is not None:
+        mesh.face_attributes["value"] = data
+    mesh.face_attributes["cell"] = contour.cells.astype(np.int32)
+    return mesh
 
 
 def _require_surface(partition: Partition) -> None:
@@ -270,17 +309,6 @@ def _require_surface(partition: Partition) -> None:
             f"a {partition.dim}-D one with outputs of shape {shape} ({outputs} numbers). Append a "
             "linear layer that projects the outputs to three dimensions."
         )
-
-
-def _triangles(offsets: Ints) -> tuple[Ints, Ints]:
-    """Cut loops into triangles (T, 3), fanned from their first corners; and the loop of each."""
-    sizes = np.diff(offsets)
-    loops = np.repeat(np.arange(len(sizes)), sizes - 2)
-    # position i = 1..n-2 within the loop, for the triangle (0, i, i + 1)
-    before = np.cumsum(sizes - 2) - (sizes - 2)
-    middle = np.arange(len(loops)) - before[loops] + 1
-    first = offsets[loops]
-    return np.stack([first, first + middle, first + middle + 1], axis=1), loops
 
 
 def _colours(values: Floats, cmap: str) -> NDArray[np.uint8]:
@@ -317,17 +345,18 @@ def columns_of(
 ) -> dict[str, NDArray[Any]]:
     """Return descriptors by name, or a caller's own columns."""
     if isinstance(descriptors, Mapping):
-        return {name: _per_cell(partition, value) for name, value in descriptors.items()}
+        count = partition.num_cells
+        return {name: _one_each(value, count, "cells") for name, value in descriptors.items()}
     return describe(partition, descriptors, source=source)
 
 
-def _per_cell(partition: Partition, values: ArrayLike) -> NDArray[Any]:
-    """Return values as an array with one entry per cell, or raise."""
+def _one_each(values: ArrayLike, count: int, what: str) -> NDArray[Any]:
+    """Return values as an array with one entry for each of so many, or raise."""
     array = np.asarray(values)
-    if array.shape != (partition.num_cells,):
+    if array.shape != (count,):
         raise ValueError(
-            f"Expected one value for each of {partition.num_cells} cells, got shape "
-            f"{array.shape}. Give an array of shape ({partition.num_cells},)."
+            f"Expected one value for each of {count} {what}, got shape {array.shape}. "
+            f"Give an array of shape ({count},)."
         )
     return array
 

@@ -55,7 +55,6 @@ import cpwl
 from bridges.networks import data, pretrained
 from bridges.networks.toys import RADIUS, bumps, random_mlp, toy_generator
 from cpwl import plot
-from cpwl.decision import decision_regions
 
 SMALL = os.environ.get("CPWL_SMALL", "0") != "0"
 HERE = Path(__file__).parent if "__file__" in globals() else Path()
@@ -411,7 +410,7 @@ print(acas_partition, acas_partition.status.arbitrated, "signs decided in ration
 figure, (left, center, right) = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
 style = {"labels": ADVISORIES, "colors": COLORS, "legend": False}
 plot.decision_regions(acas_partition, "argmin", ax=left, **style)
-handles = left.get_legend_handles_labels()[0][::-1]
+handles = left.get_legend_handles_labels()[0]
 figure.legend(handles=handles, loc="outside lower left", ncols=5)
 plot.partition(
     acas_partition, np.where(acas_spectrum.rank == 2, acas_psi, np.nan),
@@ -437,19 +436,16 @@ save(figure, "acas")
 # proven.
 
 # %%
-areas = decision_regions(acas_partition, "argmin")
-polygons = shapely.polygons(
-    [shapely.linearrings(loop) for loop in np.split(areas.corners, areas.offsets[1:-1])]
-)
-share = np.bincount(areas.label, shapely.area(polygons), 5) / acas_partition.domain.volume
+areas = cpwl.decision_regions(acas_partition, "argmin")
+share = np.bincount(areas.labels, areas.areas, 5) / acas_partition.domain.volume
 print({name: f"{100 * part:.1f} %" for name, part in zip(ADVISORIES, share, strict=True)})
 assert abs(share.sum() - 1) < 1e-9, "the advisories' regions do not tile the slice"
 
 points = rng.uniform(low, high, (2000, 2))
 costs = acas_network(acas_partition.domain.slice.embed(points)).reshape(len(points), 5)
-point, region = shapely.STRtree(polygons).query(shapely.points(points), predicate="within")
+point, region = shapely.STRtree(areas.polygons).query(shapely.points(points), predicate="within")
 assert len(point) == len(points), "a point lies in no region, or in two"
-assert (areas.label[region] == costs.argmin(1).numpy()[point]).all(), "a region gives other advice"
+assert (areas.labels[region] == costs.argmin(1).numpy()[point]).all(), "a region gives other advice"
 assert acas_partition.status.exact, "a sign of the controller's partition is not proven"
 
 # %% [markdown]

@@ -9,7 +9,7 @@ from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magni
 from cpwl.arrays.kernels import inlined, inner, kernel, on_compilation
 from cpwl.arrays.limits import require_at_least
 from cpwl.arrays.parallel import available_cores, in_parallel
-from cpwl.arrays.ragged import Ragged, nbytes, next_corner, prefix, take_rows
+from cpwl.arrays.ragged import Ragged, fans, nbytes, next_corner, prefix, take_rows
 from cpwl.arrays.small_numbers import denormals
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Ragged",
     "available_cores",
     "denormals",
+    "fans",
     "in_parallel",
     "inlined",
     "inner",

@@ -42,3 +42,14 @@ def next_corner(offsets: Ints) -> Ints:
     following = np.arange(1, offsets[-1] + 1)
     following[offsets[1:] - 1] = offsets[:-1]
     return following
+
+
+def fans(offsets: Ints) -> tuple[Ints, Ints]:
+    """Cut loops into triangles (T, 3), fanned from their first corners; and the loop of each."""
+    sizes = np.diff(offsets)
+    loops = np.repeat(np.arange(len(sizes)), sizes - 2)
+    # position i = 1..n-2 within the loop, for the triangle (0, i, i + 1)
+    before = np.cumsum(sizes - 2) - (sizes - 2)
+    middle = np.arange(len(loops)) - before[loops] + 1
+    first = offsets[loops]
+    return np.stack([first, first + middle, first + middle + 1], axis=1), loops

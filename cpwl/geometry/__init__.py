@@ -6,7 +6,7 @@ partition as data.
 
 from cpwl.geometry import solid_loops
 from cpwl.geometry.measure import Measures, half_spaces, levels, measures, normals, triangulate
-from cpwl.geometry.shapely_cells import polygons
+from cpwl.geometry.shapely_cells import polygons, rings
 from cpwl.geometry.solid_loops import Plane, Polygons
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "measures",
     "normals",
     "polygons",
+    "rings",
     "solid_loops",
     "triangulate",
 ]

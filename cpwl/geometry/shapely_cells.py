@@ -1,4 +1,4 @@
-"""Cells of a plane partition as shapely polygons."""
+"""Cells of a plane partition, or parts of them, as shapely polygons."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+
+from cpwl.arrays import Floats, Ints
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -39,14 +41,18 @@ def polygons(partition: Partition) -> NDArray[np.object_]:
             "slice of two axes, or take the corners of cells: cell_corners, of facets: "
             "facet_corners."
         )
-    offsets = partition.cell_offsets
-    # a ring ends where it begins: repeat every cell's first corner after its last
-    rings = offsets + np.arange(len(offsets))
-    ids = np.empty(rings[-1], np.int64)
-    ends = rings[1:] - 1
-    ids[ends] = partition.cell_corners[offsets[:-1]]
+    return rings(partition.points, partition.cell_offsets, partition.cell_corners)
+
+
+def rings(points: Floats, offsets: Ints, corners: NDArray) -> NDArray[np.object_]:
+    """Return polygons, given by the numbers of their corners, as shapely polygons."""
+    # a ring ends where it begins: repeat every polygon's first corner after its last
+    starts = offsets + np.arange(len(offsets))
+    ids = np.empty(starts[-1], np.int64)
+    ends = starts[1:] - 1
+    ids[ends] = corners[offsets[:-1]]
     body = np.ones(len(ids), bool)
     body[ends] = False
-    ids[body] = partition.cell_corners
-    whole = (rings, np.arange(len(offsets)))
-    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, partition.points[ids], whole)
+    ids[body] = corners
+    whole = (starts, np.arange(len(offsets)))
+    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, points[ids], whole)

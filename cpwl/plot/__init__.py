@@ -8,8 +8,9 @@ asked for.
 """
 
 from cpwl.plot.animation import sweep
+from cpwl.plot.boundaries import decision_boundary, decision_regions
 from cpwl.plot.drawing import LABELS
-from cpwl.plot.flat import decision_boundary, decision_regions, image, mark, partition
+from cpwl.plot.flat import image, mark, partition
 from cpwl.plot.solids import cells3d
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import Collection, PathCollection, PolyCollection
 from matplotlib.colors import Normalize
@@ -55,6 +56,11 @@ def resolve(
             "Compute them with a descriptor of this same partition."
         )
     return data, None
+
+
+def axes(ax: Axes | None) -> Axes:
+    """Return the given axes, or those of a new figure."""
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
 def require_flat(partition: Partition) -> None:

@@ -1,4 +1,4 @@
-"""Partitions of one and two dimensions: their cells, images and decision boundaries."""
+"""Partitions of one and two dimensions: their cells and images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
-from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from cpwl import decision
-from cpwl.affine import num_outputs
 from cpwl.descriptors import volumes
 from cpwl.plot import drawing
 from cpwl.plot.projections import project
@@ -88,7 +85,7 @@ def partition(
     >>> pyplot.close()
     """
     drawing.require_flat(partition)
-    ax = _axes(ax)
+    ax = drawing.axes(ax)
     data, name = drawing.resolve(partition, values)
     label = label or name
     if partition.dim == 1:
@@ -195,121 +192,6 @@ def image(
     return space
 
 
-def decision_boundary(
-    partition: Partition, i: int, j: int, *, ax: Axes | None = None, **style: Any
-) -> Axes:
-    """Draw where outputs i and j are equal: exact segments, one per cell that the boundary crosses.
-
-    Parameters
-    ----------
-    partition : Partition
-        In one dimension the boundary is a set of points, drawn as vertical lines.
-    i, j : int
-        Indices into the flattened output.
-    ax : matplotlib Axes, optional
-        A new one by default.
-    **style
-        Passed on to the lines: color, linewidth, linestyle, label, ...
-
-    Raises
-    ------
-    ValueError
-        Equal or missing outputs, or a partition of dimension 3 or more.
-
-    Examples
-    --------
-    >>> import cpwl, torch
-    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
-    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
-    >>> from matplotlib import pyplot
-    >>> axes = cpwl.plot.decision_boundary(partition, 0, 1)
-    >>> len(axes.collections[0].get_segments())
-    2
-    >>> pyplot.close()
-    """
-    ax = _axes(ax)
-    segments = decision.decision_segments(partition, i, j)
-    style = {"color": "#D55E00", "linewidth": 1.8, "label": f"output {i} = output {j}", **style}
-    if partition.dim == 1:
-        bottom_and_top = ax.get_xaxis_transform()  # x in slice coordinates, y across the axes
-        lines = [[(s, 0), (s, 1)] for s in segments[:, 0]]
-        ax.add_collection(LineCollection(lines, transform=bottom_and_top, **style), autolim=False)
-    else:
-        style.setdefault("capstyle", "round")
-        ax.add_collection(LineCollection(list(segments), zorder=3, **style))
-    drawing.frame(ax, partition)
-    return ax
-
-
-def decision_regions(
-    partition: Partition,
-    decide: str = "argmax",
-    *,
-    labels: Sequence[str] | None = None,
-    colors: Sequence[Any] | None = None,
-    ax: Axes | None = None,
-    legend: bool = True,
-) -> Axes:
-    """Draw which output wins where, with exact boundaries also inside the cells.
-
-    Parameters
-    ----------
-    partition : Partition
-        Two-dimensional.
-    decide : {"argmax", "argmin"}
-        Whether the largest or the smallest output wins.
-    labels : sequence of str, optional
-        One for each output, in order, for the legend.
-    colors : sequence of colours, optional
-        One for each output; by default equal steps of cividis.
-    ax : matplotlib Axes, optional
-        A new one by default.
-    legend : bool
-        Whether to list the outputs that win somewhere.
-
-    Raises
-    ------
-    ValueError
-        A partition that is not two-dimensional, a single output, another `decide`, or labels or
-        colours of another number than outputs.
-
-    Examples
-    --------
-    >>> import cpwl, torch
-    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
-    >>> partition = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
-    >>> from matplotlib import pyplot
-    >>> axes = cpwl.plot.decision_regions(partition, labels=["right", "upper"])
-    >>> [text.get_text() for text in axes.get_legend().get_texts()]
-    ['right', 'upper']
-    >>> pyplot.close()
-    """
-    ax = _axes(ax)
-    regions = decision.decision_regions(partition, decide)
-    size = num_outputs(partition)
-    for given, what in ((labels, "labels"), (colors, "colors")):
-        if given is not None and len(given) != size:
-            raise ValueError(
-                f"Expected {size} {what}, one for each output, got {len(given)}. "
-                "List them in the outputs' order."
-            )
-    steps = plt.get_cmap("cividis")(np.linspace(0, 1, size)) if colors is None else colors
-    loops = drawing.ragged(regions.offsets, regions.corners)
-    for k in np.unique(regions.label)[::-1]:  # a tie shows the lowest output, as argmax does
-        mine = [loops[r] for r in np.flatnonzero(regions.label == k)]
-        name = labels[k] if labels is not None else f"output {k}"
-        many = len(mine) > drawing.RASTER_ABOVE
-        # a hair-line of its own colour hides the seams between neighbouring pieces
-        fill = PolyCollection(mine, facecolors=[steps[k]], edgecolors="face", linewidths=0.6)
-        fill.set(label=name, rasterized=many)
-        ax.add_collection(fill)
-    drawing.frame(ax, partition)
-    if legend:
-        handles, names = ax.get_legend_handles_labels()
-        ax.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.02, 1))
-    return ax
-
-
 def mark(ax: Axes, anchors: ArrayLike, labels: Sequence[str] | None = None, **style: Any) -> Axes:
     """Mark points given by slice coordinates (k, P), for example `slice.anchors`, and name them.
 
@@ -364,8 +246,3 @@ def mark(ax: Axes, anchors: ArrayLike, labels: Sequence[str] | None = None, **st
             path_effects=halo,
         )
     return ax
-
-
-def _axes(ax: Axes | None) -> Axes:
-    """Return the given axes, or those of a new figure."""
-    return plt.subplots(layout="constrained")[1] if ax is None else ax

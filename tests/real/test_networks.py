@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from real.slices import (
 )
 
 import cpwl
-from cpwl.decision import decision_regions
 
 # (network and slice, fewest cells that make the test worth its name)
 SLICES = {
@@ -49,14 +47,9 @@ def test_advisories_of_a_collision_avoidance_controller(name, data):
     network, domain = acas(data, name)
     partition = cpwl.subdivide(network, domain, progress=False)
     cpwl.check(partition, samples=256).require()
-    regions = decision_regions(partition, "argmin")
-    polygons = shapely.polygons(
-        [
-            shapely.linearrings(regions.corners[a:b, :2])
-            for a, b in pairwise(regions.offsets.tolist())
-        ]
-    )
-    shares = np.bincount(regions.label, shapely.area(polygons), len(ACAS_ADVISORIES))
+    regions = cpwl.decision_regions(partition, "argmin")
+    assert shapely.coverage_is_valid(regions.polygons)
+    shares = np.bincount(regions.labels, regions.areas, len(ACAS_ADVISORIES))
     assert shares.sum() == pytest.approx(domain.volume, rel=1e-9)
     # the advisory of random points, from the network itself
     points = np.random.default_rng(0).uniform(*domain.corners[[0, 2]], size=(4000, 2))

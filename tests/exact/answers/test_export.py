@@ -14,7 +14,6 @@ from support.grids import grid
 from support.samples import KINDS, generator, mlp, partition_of, sample
 
 import cpwl
-from cpwl.decision import decision_segments
 from cpwl.descriptors.table import DESCRIPTORS, describe
 
 
@@ -50,8 +49,6 @@ def test_cells_of_space_have_descriptors_but_no_polygons(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         cpwl.write_mesh(grid((0.1,), (), (), ()), tmp_path / "a.ply")
-    with pytest.raises(ValueError, match=r"Expected a partition of dimension 1 or 2, got 3\. Sub"):
-        decision_segments(partition, 0, 1)
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".glb"])

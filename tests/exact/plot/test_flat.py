@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection, TriMesh
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from torch import nn
 
 import cpwl
 from bridges.networks.toys import random_mlp
-from cpwl import decision, plot
+from cpwl import plot
 from cpwl.partition import Partition, Status
 
 
@@ -157,8 +158,6 @@ def test_rasterised_cells_have_their_own_colours():
     ax = figure.add_axes((0, 0, 1, 1))
     plot.partition(part, values, ax=ax, knots=False, colorbar=False, limits=(0, 1), cmap="gray")
     ax.axis("off")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     middle = np.asarray(canvas.buffer_rgba())[::-1][4::8, 4::8, 0] / 255  # rows are the second axis
@@ -215,93 +214,51 @@ def test_image_draws_one_piece_per_cell(partition, interval):
     curve.figure.canvas.draw()
 
 
-def test_decision_segments_are_where_outputs_are_equal(partition, interval):
-    for part in (partition, interval):
-        segments = decision.decision_segments(part, 0, 2)
-        assert len(segments) > 0
-        ends = segments.reshape(-1, part.dim)
-        if part.dim == 2:  # the whole segment, not only its ends
-            ends = np.vstack([ends, segments.mean(axis=1)])
-        out = np.asarray(part.network(part.domain.slice.embed(ends)))
-        np.testing.assert_allclose(out[:, 0], out[:, 2], atol=1e-13)
-
-
-def test_decision_segments_join_into_the_line_of_an_affine_difference():
-    # y0 - y1 = 2 (x + y - 1), through cells that a knot at x = 0.25 and one at y = 0 cut
-    layer, out = nn.Linear(2, 4, dtype=torch.float64), nn.Linear(4, 2, dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))
-        layer.bias.copy_(torch.tensor([-0.25, 0.25, 0, 0]))
-        out.weight.copy_(torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1]]))
-        out.bias.copy_(torch.tensor([-0.75, 0.75]))
-    network = cpwl.Network.from_torch(nn.Sequential(layer, nn.ReLU(), out), (2,))
-    part = cpwl.subdivide(network, cpwl.box([-2, -2], [2, 2]), progress=False)
-    assert part.num_cells == 4
-    segments = decision.decision_segments(part, 0, 1)
-    assert len(segments) == 3
-    np.testing.assert_allclose(segments.sum(axis=2), 1, atol=1e-15)
-    length = np.hypot(*(segments[:, 1] - segments[:, 0]).T).sum()
-    assert length == pytest.approx(3 * np.sqrt(2))  # from (-1, 2) to (2, -1)
-
-
-def test_outputs_that_agree_on_cells_give_the_border_of_that_set():
-    network = cpwl.Network.from_torch(_ReluAgainstZero(), (2,))
-    part = cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
-    segments = decision.decision_segments(part, 0, 1)
-    assert sorted(map(tuple, segments[0].tolist())) == [(0, -1), (0, 1)]
-    assert len(segments) == 1
-    assert len(decision.decision_segments(part, 1, 0)) == 0
-
-
-class _ReluAgainstZero(nn.Module):
-    def forward(self, z):
-        x = torch.relu(z[:, :1])
-        return torch.cat([x, 0 * x], dim=1)
-
-
-@pytest.mark.parametrize("decide", ["argmax", "argmin"])
-def test_decision_regions_tile_the_domain_and_hold_their_winner(partition, decide):
-    regions = decision.decision_regions(partition, decide)
-    assert set(regions.label) == {0, 1, 2}
-    area = np.array([_area(regions, r) for r in range(len(regions.label))])
-    assert area.min() > 0
-    assert area.sum() == pytest.approx(partition.domain.volume, rel=1e-12)
-    by_cell = np.bincount(regions.cell, area, minlength=partition.num_cells)
-    np.testing.assert_allclose(by_cell, cpwl.volumes(partition), rtol=1e-9, atol=1e-15)
-    middle = (
-        np.add.reduceat(regions.corners, regions.offsets[:-1]) / np.diff(regions.offsets)[:, None]
-    )
-    out = np.asarray(partition.network(partition.domain.slice.embed(middle)))
-    np.testing.assert_array_equal(getattr(out, decide)(axis=1), regions.label)
-
-
-def test_an_output_that_wins_only_inside_a_cell_is_found():
-    # max(-x, x, 0.5): the third wins around 0, at no corner of the only cell
-    linear = nn.Linear(2, 3, dtype=torch.float64)
-    with torch.no_grad():
-        linear.weight.copy_(torch.tensor([[-1.0, 0], [1, 0], [0, 0]]))
-        linear.bias.copy_(torch.tensor([0, 0, 0.5]))
-    part = cpwl.subdivide(
-        cpwl.Network.from_torch(linear, (2,)), cpwl.box([-1, -1], [1, 1]), progress=False
-    )
-    assert part.num_cells == 1
-    regions = decision.decision_regions(part)
-    area = {k: _area(regions, r) for r, k in enumerate(regions.label)}
-    assert area == pytest.approx({0: 1, 1: 1, 2: 2})
-
-
-def _area(regions, r):
-    x, y = regions.corners[regions.offsets[r] : regions.offsets[r + 1]].T
-    return (x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-
-
 def test_decision_plots(partition):
     ax = plot.decision_regions(partition, "argmin", labels=["left", "right", "straight"])
     plot.decision_boundary(partition, 0, 1, ax=ax, color="black")
     assert {t.get_text() for t in ax.get_legend().get_texts()} == {"left", "right", "straight"}
     line = next(c for c in ax.collections if isinstance(c, LineCollection))
-    assert len(line.get_segments()) == len(decision.decision_segments(partition, 0, 1))
+    assert len(line.get_segments()) == len(cpwl.contour(partition, (0, 1)).polylines)
     ax.figure.canvas.draw()
+
+
+def test_a_single_output_is_drawn_by_one_call():
+    ring = cpwl.subdivide(
+        cpwl.Network.from_torch(_Ring(), (2,)), cpwl.box([-2, -2], [2, 2]), progress=False
+    )
+    ax = plot.decision_regions(ring, legend=False, colors=["red", "white"])
+    plot.decision_boundary(ring, ax=ax)
+    (line,) = [c for c in ax.collections if isinstance(c, LineCollection)]
+    assert line.get_label() == "output 0 = 0"
+    assert len(line.get_segments()) == 2
+    assert [patch.get_facecolor()[1] for patch in ax.patches] == [0, 1]
+    # holes are left open: the red ring covers 8 of 16
+    ax.axis("off")
+    line.remove()
+    ax.set_position((0, 0, 1, 1))
+    canvas = FigureCanvasAgg(ax.figure)
+    ax.figure.set(size_inches=(2, 2), dpi=100, layout_engine="none")
+    canvas.draw()
+    red = np.asarray(canvas.buffer_rgba())[..., 1] < 128
+    assert red.mean() == pytest.approx(0.5, abs=0.03)
+
+
+class _Ring(nn.Module):
+    def forward(self, z):
+        return (z.abs().amax(dim=1, keepdim=True) - 1).abs() - 0.5
+
+
+def test_a_level_set_in_space_is_a_shaded_surface():
+    network = cpwl.Network.from_torch(
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), (3,)
+    )
+    part = cpwl.subdivide(network, cpwl.box([-2] * 3, [2] * 3), progress=False)
+    ax = plot.decision_boundary(part, 0, 1, color="tab:blue")
+    assert ax.name == "3d"
+    ax.figure.canvas.draw()
+    with pytest.raises(ValueError, match="three-dimensional axes, got flat ones"):
+        plot.decision_boundary(part, 0, 1, ax=Figure().add_subplot())
 
 
 def test_anchors_are_marked_where_they_are(network):
@@ -400,7 +357,7 @@ BAD = {
     ),
     "regions of an interval": (
         lambda p, i: plot.decision_regions(i),
-        r"partition of dimension 2, got 1\. Use decision_boundary",
+        r"partition of dimension 2, got 1\. Use contour",
     ),
     "labels": (
         lambda p, i: plot.decision_regions(p, labels=["a"]),
