@@ -101,10 +101,13 @@ def check_module(module: nn.Module) -> None:
             )
 
 
-def float64_copy(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> nn.Module:
+def float64_copy(
+    module: nn.Module, fixed: Mapping[str, Any] | None = None, read: list[Any] | None = None
+) -> nn.Module:
     """Copy a module to float64 on the CPU, to be run on one input; the original is only read.
 
-    Its forward runs under `RealNumbers`. Further arguments of forward are bound to `fixed`.
+    Its forward runs under `RealNumbers`. Further arguments of forward are bound to `fixed`; the
+    first pass appends to `read` what it reads of constants (see `RealNumbers`).
 
     Raises
     ------
@@ -137,7 +140,7 @@ def float64_copy(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> n
         if part.__dict__.get("_compiled_call_impl") is not None:
             part._compiled_call_impl = None
     bound = {key: tree_map(_bound_value, value) for key, value in fixed.items()}
-    _bind(copied, bound)
+    _bind(copied, bound, [] if read is None else read)
     return copied
 
 
@@ -214,10 +217,9 @@ def _check_arguments(module: nn.Module, fixed: dict[str, Any]) -> None:
                 )
 
 
-def _bind(module: nn.Module, fixed: dict[str, Any]) -> None:
+def _bind(module: nn.Module, fixed: dict[str, Any], known: list[Any]) -> None:
     """Make the forward of a copy one of its input alone."""
     original: Callable[..., Any] = module.forward
-    known: list[Any] = []
     state = {"passes": 0, "spread": False}
 
     def forward(x: Tensor) -> Any:

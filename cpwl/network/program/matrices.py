@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from cpwl.arrays import Floats
@@ -122,7 +122,7 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
             values = [value.requires_grad_() for value in zeros(n)]
             out = function(*values)
         unit = torch.zeros(n, size_out, dtype=torch.float64)
-        unit[torch.arange(n), first + torch.arange(n)] = 1
+        unit[:, first:].fill_diagonal_(1)
         pulled = torch.autograd.grad(out, values, unit.reshape(out.shape), allow_unused=True)
         for entries, gradient in zip(rows, pulled, strict=True):
             if gradient is not None:
@@ -132,10 +132,12 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
     parts = []
     for source, entries in zip(step.data, rows, strict=True):
         shape = (size_out, prod(singles[source]))
-        matrix = csr_array(shape, dtype=np.float64)
-        if entries:
+        if entries:  # row by row: nothing is left to sort or to add up
             row, column, entry = (np.concatenate(x) for x in zip(*entries, strict=True))
-            matrix = csr_array(coo_array((entry, (row, column)), shape=shape))
+            starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=size_out))])
+            matrix = csr_array((entry, column, starts), shape=shape)
+        else:
+            matrix = csr_array(shape, dtype=np.float64)
         parts.append(Part(source, matrix, _row_norms(matrix), _spectral_bound(matrix)))
     return AffineMap(tuple(parts), offset)
 
