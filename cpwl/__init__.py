@@ -41,6 +41,7 @@ from cpwl.network import Network
 from cpwl.partition import Partition
 from cpwl.proof import Certificate, certify, verify
 from cpwl.storage import load_partition, save_partition
+from cpwl.summaries import summary
 
 if TYPE_CHECKING:
     from cpwl import plot
@@ -90,6 +91,7 @@ __all__ = [
     "simplex",
     "spectrum",
     "subdivide",
+    "summary",
     "surface",
     "to_geodataframe",
     "total_image_volume",

@@ -75,7 +75,7 @@ def state_of(module: nn.Module, exported: ExportedProgram, premises: Premises) -
         if isinstance(value, Tensor):  # the others are numbers that forward writes down
             state[name] = value.detach()
     for name, value in state.items():
-        old = exported.constants.get(name, value)
+        old: Any = exported.constants.get(name, value)
         if old.shape != value.shape:
             raise CaptureError(
                 f"Expected the architecture that was captured, with '{name}' of shape "

@@ -157,7 +157,7 @@ def _traced(exported: ExportedProgram, state: Mapping[str, Tensor] | None) -> Tr
     constants: dict[Node, Any] = {}
     data = None
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    state = {**exported.state_dict, **exported.constants, **(state or {})}
+    values: dict[str, Any] = {**exported.state_dict, **exported.constants, **(state or {})}
     for node in graph.nodes:
         if node.op == "placeholder":
             spec = kinds[node.name]
@@ -169,7 +169,7 @@ def _traced(exported: ExportedProgram, state: Mapping[str, Tensor] | None) -> Tr
                     "print while they run. Take them out, or use approx."
                 )
             else:
-                constants[node] = state[str(spec.target)]
+                constants[node] = values[str(spec.target)]
     assert data is not None
     end = next(node for node in graph.nodes if node.op == "output")
     names = [arg.name for arg in end.args[0]]

@@ -160,12 +160,12 @@ def _spectral_bound(matrix: csr_array) -> float:
     scale = float(np.abs(matrix.data).max(initial=0.0))
     if scale == 0.0:
         return 0.0
-    small = matrix.copy()
-    small.data = np.asarray(matrix.data, np.float64) / scale
-    absolute = abs(small)
-    bound = float(np.sqrt(absolute.sum(axis=0).max() * absolute.sum(axis=1).max()))
-    if max(matrix.shape or (0,)) <= 2048:
-        dense = small.toarray()
+    share, (height, width) = np.abs(matrix.data) / scale, matrix.shape or (0, 0)
+    row = np.repeat(np.arange(height), np.diff(matrix.indptr))
+    down, across = (np.bincount(x, share).max() for x in (matrix.indices, row))
+    bound = float(np.sqrt(down * across))
+    if max(height, width) <= 2048:
+        dense = matrix.toarray() / scale
         gram = dense.T @ dense if dense.shape[1] <= dense.shape[0] else dense @ dense.T
         size = float(np.abs(gram).max())
         power = gram / size
