@@ -322,8 +322,8 @@ class Network:
         and shapes of all tensors. Python numbers that a module of one's own holds are not in it:
         that they act as before is checked by values alone, on random points at each call.
 
-        Cost: 3 ms for 2-20-20-20-3, where `from_torch` takes 250; two thirds of it is the reading
-        of `matrices` (tests/benchmarks/bench_training.py).
+        Cost: 4.5 ms for 2-20-20-20-3, where `from_torch` takes 320; half of it is the reading of
+        `matrices` (tests/benchmarks/bench_training.py).
 
         Examples
         --------
