@@ -64,6 +64,7 @@ from cpwl.partition import Partition
 from cpwl.proof import Certificate, certify, verify
 from cpwl.rasters import to_xarray
 from cpwl.storage import load_partition, save_partition
+from cpwl.summaries import summary
 
 if TYPE_CHECKING:
     from cpwl import plot
@@ -128,6 +129,7 @@ __all__ = [
     "simplex",
     "spectrum",
     "subdivide",
+    "summary",
     "surface",
     "to_geodataframe",
     "to_pandas",

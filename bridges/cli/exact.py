@@ -179,6 +179,9 @@ def partition(
         else:
             _write(result, path, color)
         click.echo(f"wrote {path}")
+    if result.status.complete:  # last, as it may take longer than all the rest
+        count = cpwl.regions(result).count
+        click.echo(f"{result.num_cells:,} cells, {count:,} linear regions")
 
 
 @click.command()

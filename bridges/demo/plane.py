@@ -45,7 +45,7 @@ class DemoReport(NamedTuple):
         """Say it in five lines."""
         return (
             f"trained the toy generator in {self.training_seconds:.1f} s\n"
-            f"{self.cells:,} cells in {self.regions:,} regions, "
+            f"{self.cells:,} cells, {self.regions:,} linear regions, "
             f"enumerated in {self.partition_seconds:.2f} s\n"
             f"psi from {self.psi[0]:.3f} to {self.psi[1]:.3f}, "
             f"nu from {self.nu[0]:.3f} to {self.nu[1]:.3f}\n"
@@ -91,12 +91,13 @@ def run_demo(path: str | Path, seed: int = 0, *, progress: bool = True) -> DemoR
     width = np.sqrt(np.diag(estimate.covariance)[:2])
     inside = np.all(np.abs(latents) < RADIUS - _BORDER * width, axis=1)
 
+    regions = cpwl.regions(partition).count
     with atomic_path(path) as part:
-        figure = draw(partition, psi, latents, samples, density)
+        figure = draw(partition, regions, psi, latents, samples, density)
         figure.savefig(part, dpi=78, bbox_inches="tight", pad_inches=0.1)
     return DemoReport(
         cells=partition.num_cells,
-        regions=cpwl.regions(partition).count,
+        regions=regions,
         psi=(float(psi.min()), float(psi.max())),
         nu=(float(nu.min()), float(nu.max())),
         correlation=_rank_correlation(density, exact),
@@ -108,7 +109,12 @@ def run_demo(path: str | Path, seed: int = 0, *, progress: bool = True) -> DemoR
 
 
 def draw(
-    partition: cpwl.Partition, psi: Floats, latents: Floats, samples: Floats, density: Floats
+    partition: cpwl.Partition,
+    regions: int,
+    psi: Floats,
+    latents: Floats,
+    samples: Floats,
+    density: Floats,
 ) -> Figure:
     """Return the figure: partition and image coloured by psi, samples by their estimated density.
 
@@ -116,6 +122,8 @@ def draw(
     ----------
     partition : Partition
         Of a generator R^2 -> R^3.
+    regions : int
+        How many its cells make.
     psi : (C,) ndarray
         One entry per cell.
     latents, samples : (N, 2) and (N, 3) ndarray
@@ -126,7 +134,8 @@ def draw(
     figure = Figure(figsize=(11.5, 9), layout="constrained")
     flat = figure.add_subplot(2, 2, 1)
     plot.partition(partition, psi, ax=flat, label=plot.LABELS["psi"])
-    flat.set(title=f"partition: {partition.num_cells:,} cells", xlabel="$z_1$", ylabel="$z_2$")
+    counted = f"partition: {partition.num_cells:,} cells, {regions:,} linear regions"
+    flat.set(title=counted, xlabel="$z_1$", ylabel="$z_2$")
 
     space = figure.add_subplot(2, 2, 2, projection="3d")
     plot.image(partition, psi, ax=space, label=plot.LABELS["psi"])

@@ -18,6 +18,7 @@ class SolidReport(NamedTuple):
     """Findings of the demo in space; ``exact``: whether every sign was proven."""
 
     cells: int
+    regions: int
     facets: int
     exact: bool
     psi: tuple[float, float]
@@ -29,8 +30,9 @@ class SolidReport(NamedTuple):
         """Say it in four lines."""
         return (
             f"trained the toy generator in {self.training_seconds:.1f} s\n"
-            f"{self.cells:,} cells and {self.facets:,} facets, enumerated in "
-            f"{self.partition_seconds:.2f} s, {'all' if self.exact else 'not all'} signs proven\n"
+            f"{self.cells:,} cells, {self.regions:,} linear regions and {self.facets:,} facets, "
+            f"enumerated in {self.partition_seconds:.2f} s, "
+            f"{'all' if self.exact else 'not all'} signs proven\n"
             f"psi from {self.psi[0]:.3f} to {self.psi[1]:.3f}\n"
             f"{self.seconds:.1f} s in all"
         )
@@ -76,6 +78,7 @@ def run_solid_demo(
             figure.savefig(part, dpi=100, bbox_inches="tight", pad_inches=0.1)
     return SolidReport(
         cells=partition.num_cells,
+        regions=cpwl.regions(partition).count,
         facets=len(partition.facet_unit),
         exact=partition.status.exact,
         psi=(float(psi.min()), float(psi.max())),

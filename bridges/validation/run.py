@@ -364,9 +364,10 @@ def _facts(subject: Subject) -> dict[str, str]:
     if subject.network is None or subject.partition is None:
         return facts
     exact = "proven" if subject.partition.status.exact else "not all signs proven"
+    counted = f"{subject.partition.num_cells:,}, {cpwl.regions(subject.partition).count:,} linear"
     return facts | {
         "Units": f"{subject.network.num_units:,} in {subject.network.num_stages} stages",
-        "Cells": f"{subject.partition.num_cells:,}, {exact}",
+        "Cells": f"{counted} regions, {exact}",
     }
 
 

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.samples import mlp
 from torch import nn
 
 import approx
+import cpwl
 from bridges import Monitor, MonitorError
 
 LATENTS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -277,6 +279,38 @@ def test_accelerate_logs_to_it():
         accelerator.log({"loss": 0.0})
     with pytest.raises(ValueError, match="got no module"):
         Monitor(weight).log({}, step=1)
+
+
+def test_the_exact_partition_of_a_training_by_loop_lightning_and_accelerate(tmp_path):
+    """Each step's numbers are those of a fresh capture of that step's weights."""
+    square = cpwl.box([-2, -2], [2, 2])
+    module = mlp(2, 6, 3).train()
+    network = cpwl.Network.from_torch(module, (2,))
+
+    def measure(m):
+        return cpwl.summary(cpwl.subdivide(network.with_weights(m), square, progress=False))
+
+    loop, callback = (Monitor(measure, every=1, file=tmp_path / f"{k}.npz") for k in "ab")
+    tracker = Monitor(measure, every=1, module=module)
+    expected = []
+    for step in range(3):
+        with torch.no_grad():
+            module[0].weight.add_(0.3)
+        loop(module, step)
+        callback.on_train_batch_end(SimpleNamespace(global_step=step), module, None, None, step)
+        tracker.log({"loss": 0.0}, step=step)
+        fresh = cpwl.Network.from_torch(module, (2,))
+        expected.append(cpwl.summary(cpwl.subdivide(fresh, square, progress=False)))
+    assert module.training
+    assert len({row["psi_mean"] for row in expected}) == 3
+    for monitor in (loop, callback, tracker):
+        table = monitor.table
+        assert table["step"].tolist() == [0, 1, 2]
+        for name in expected[0].keys() - {"seconds"}:
+            np.testing.assert_array_equal(table[name], [row[name] for row in expected], name)
+    with pytest.raises(MonitorError, match=r"at step 3, got CaptureError: .* architecture"):
+        loop(mlp(2, 7, 3), 3)
+    assert len(Monitor(measure, file=tmp_path / "a.npz")) == 3
 
 
 def test_a_monitor_is_a_stateful_object_of_checkpoints(tmp_path):

@@ -196,7 +196,7 @@ def test_a_linear_map_is_one_cell_where_everything_is_known():
     module, _ = decoders.linear([3.0, 4.0], 5)
     report = validate(module, cpwl.box([-1, -1], [1, 1]), **SMALL)
     report.require()
-    assert report.facts["Cells"] == "1, proven"
+    assert report.facts["Cells"] == "1, 1 linear regions, proven"
     volume = 4 * 12
     (note,) = [row.note for row in report.rows if row.quantity == "image volume"]
     assert note.startswith(f"volume {volume}")

@@ -118,12 +118,15 @@ def check_module(module: nn.Module) -> None:
 
 
 def float64_copy(
-    module: nn.Module, fixed: Mapping[str, Any] | None = None, output: Output | None = None
+    module: nn.Module,
+    fixed: Mapping[str, Any] | None = None,
+    output: Output | None = None,
+    read: list[Any] | None = None,
 ) -> nn.Module:
     """Copy a module to float64 on the CPU, to be run on one input; the original is only read.
 
     Its forward runs under `RealNumbers`, with further arguments bound to `fixed`, and returns what
-    `output` picks.
+    `output` picks. The first pass appends to `read` what it reads of constants.
 
     Raises
     ------
@@ -162,7 +165,7 @@ def float64_copy(
     for part in copied.modules():
         if part.__dict__.get("_compiled_call_impl") is not None:
             part._compiled_call_impl = None
-    _bind(copied, bound, output)
+    _bind(copied, bound, output, [] if read is None else read)
     return copied
 
 
@@ -243,14 +246,15 @@ def _check_arguments(module: nn.Module, fixed: dict[str, Any]) -> None:
                 )
 
 
-def _bind(module: nn.Module, fixed: dict[str, Any], output: Output | None) -> None:
+def _bind(
+    module: nn.Module, fixed: dict[str, Any], output: Output | None, known: list[Any]
+) -> None:
     """Make the forward of a copy one of its input alone, that returns one tensor."""
     forward_of_all: Callable[..., Any] = module.forward
 
     def original(x: Tensor, **arguments: Any) -> Any:
         return pick(forward_of_all(x, **arguments), output)
 
-    known: list[Any] = []
     state = {"passes": 0, "spread": False}
 
     def forward(x: Tensor) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -124,9 +125,16 @@ def _table() -> dict[Any, Any]:
     return table  # type: ignore[return-value]
 
 
-def list_graph(exported: ExportedProgram | TracedCalls, upto: str | None = None) -> Listing:
-    """Fold everything that depends on parameters alone, and cut the graph at `upto`."""
-    traced = exported if isinstance(exported, TracedCalls) else _traced(exported)
+def list_graph(
+    exported: ExportedProgram | TracedCalls,
+    upto: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Listing:
+    """Fold everything that depends on parameters alone, and cut the graph at `upto`.
+
+    `state`, where given, holds the values of the parameters, buffers and constants by name.
+    """
+    traced = exported if isinstance(exported, TracedCalls) else _traced(exported, state)
     constants = {node: value.detach() for node, value in traced.constants.items()}
     for node in traced.graph.nodes:
         if node.op == "call_function" and _foldable(node, constants):
@@ -146,14 +154,14 @@ def list_graph(exported: ExportedProgram | TracedCalls, upto: str | None = None)
     return Listing(traced.graph, traced.input, output, constants, reasons)
 
 
-def _traced(exported: ExportedProgram) -> TracedCalls:
+def _traced(exported: ExportedProgram, state: Mapping[str, Tensor] | None) -> TracedCalls:
     """Copy an exported program's graph, and find its input, output and parameters in it."""
     graph = Graph()
     graph.output(graph.graph_copy(exported.graph, {}))
     constants: dict[Node, Any] = {}
     data = None
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    state = {**exported.state_dict, **exported.constants}
+    values: dict[str, Any] = {**exported.state_dict, **exported.constants, **(state or {})}
     for node in graph.nodes:
         if node.op == "placeholder":
             spec = kinds[node.name]
@@ -165,7 +173,7 @@ def _traced(exported: ExportedProgram) -> TracedCalls:
                     "print while they run. Take them out, or use approx."
                 )
             else:
-                constants[node] = state[str(spec.target)]
+                constants[node] = values[str(spec.target)]
     assert data is not None
     end = next(node for node in graph.nodes if node.op == "output")
     names = [arg.name for arg in end.args[0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -47,25 +47,53 @@ def verify(
     CaptureError
         Naming what differed, and by how much.
     """
-    z, y = _finite_points(program, input_shape)
-    tolerance = WAVE_TOLERANCE if _has_wave(program) else RELATIVE_TOLERANCE
-    # where an output cancels to nothing, what is left is its own rounding
-    absolute = 2 * error_analysis.output_bound(program, z).max().item()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        expected = copied(z)
-        if upto is None:
-            _compare("the module in float64", y, expected, tolerance, absolute)
+    z, y = verify_values(program, input_shape, copied, listing, upto)
+    absolute = _cancelled(program, z)
+    if upto is None:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             _compare_in_own_dtype(program, module, z, fixed, output)
-        else:
-            cut, end = _graph_values(listing, z)
-            _compare("the exported module", end, expected, RELATIVE_TOLERANCE, absolute)
-            _compare(f"the module up to '{upto}'", y, cut, tolerance, absolute)
     rows = torch.cat([passes.evaluate(program, row[None]) for row in z])
     _compare("itself, one sample at a time", y, rows, RELATIVE_TOLERANCE, absolute, MIXING)
     _check_affine(program)
     num_units = sum(head.units for heads in program.heads for head in heads)
     held = passes.apply_pieces(program, z, passes.pieces(program, z, num_units))
     _compare("itself with its pieces held fixed", y, held, RELATIVE_TOLERANCE, absolute)
+
+
+def verify_values(
+    program: Program,
+    input_shape: tuple[int, ...],
+    copied: Callable[[Tensor], Tensor],
+    listing: Listing,
+    upto: str | None,
+    advice: str = ADVICE,
+) -> tuple[Tensor, Tensor]:
+    """Compare a program with the float64 copy of its module on random points; return both.
+
+    Raises
+    ------
+    CaptureError
+        Saying by how much they differ, and ending in `advice`.
+    """
+    z, y = _finite_points(program, input_shape)
+    tolerance = WAVE_TOLERANCE if _has_wave(program) else RELATIVE_TOLERANCE
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected = copied(z)
+        if upto is None:
+            pairs = [("the module in float64", y, expected, tolerance)]
+        else:
+            cut, end = _graph_values(listing, z)
+            pairs = [("the exported module", end, expected, RELATIVE_TOLERANCE),
+                     (f"the module up to '{upto}'", y, cut, tolerance)]  # fmt: skip
+    for what, got, wanted, relative in pairs:
+        if got.shape != wanted.shape or not torch.equal(got, wanted):
+            _compare(what, got, wanted, relative, _cancelled(program, z), advice)
+    return z, y
+
+
+def _cancelled(program: Program, z: Tensor) -> float:
+    """Bound the rounding that is left where an output cancels to nothing."""
+    return 2 * error_analysis.output_bound(program, z).max().item()
 
 
 def _has_wave(program: Program) -> bool:

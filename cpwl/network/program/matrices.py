@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from cpwl.arrays import Floats
@@ -122,7 +122,7 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
             values = [value.requires_grad_() for value in zeros(n)]
             out = function(*values)
         unit = torch.zeros(n, size_out, dtype=torch.float64)
-        unit[torch.arange(n), first + torch.arange(n)] = 1
+        unit[:, first:].fill_diagonal_(1)
         pulled = torch.autograd.grad(out, values, unit.reshape(out.shape), allow_unused=True)
         for entries, gradient in zip(rows, pulled, strict=True):
             if gradient is not None:
@@ -132,10 +132,12 @@ def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineM
     parts = []
     for source, entries in zip(step.data, rows, strict=True):
         shape = (size_out, prod(singles[source]))
-        matrix = csr_array(shape, dtype=np.float64)
-        if entries:
+        if entries:  # row by row: nothing is left to sort or to add up
             row, column, entry = (np.concatenate(x) for x in zip(*entries, strict=True))
-            matrix = csr_array(coo_array((entry, (row, column)), shape=shape))
+            starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=size_out))])
+            matrix = csr_array((entry, column, starts), shape=shape)
+        else:
+            matrix = csr_array(shape, dtype=np.float64)
         parts.append(Part(source, matrix, _row_norms(matrix), _spectral_bound(matrix)))
     return AffineMap(tuple(parts), offset)
 
@@ -158,12 +160,12 @@ def _spectral_bound(matrix: csr_array) -> float:
     scale = float(np.abs(matrix.data).max(initial=0.0))
     if scale == 0.0:
         return 0.0
-    small = matrix.copy()
-    small.data = np.asarray(matrix.data, np.float64) / scale
-    absolute = abs(small)
-    bound = float(np.sqrt(absolute.sum(axis=0).max() * absolute.sum(axis=1).max()))
-    if max(matrix.shape or (0,)) <= 2048:
-        dense = small.toarray()
+    share, (height, width) = np.abs(matrix.data) / scale, matrix.shape or (0, 0)
+    row = np.repeat(np.arange(height), np.diff(matrix.indptr))
+    down, across = (np.bincount(x, share).max() for x in (matrix.indices, row))
+    bound = float(np.sqrt(down * across))
+    if max(height, width) <= 2048:
+        dense = matrix.toarray() / scale
         gram = dense.T @ dense if dense.shape[1] <= dense.shape[0] else dense @ dense.T
         size = float(np.abs(gram).max())
         power = gram / size

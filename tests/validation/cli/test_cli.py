@@ -89,7 +89,7 @@ def test_info_tells_what_is_not_piecewise_linear(run):
     assert "piecewise linear up to tanh\ninput (5,), output (3,)\n8 units in 1 stages" in out
 
 
-def test_partition_writes_every_format(run, tmp_path):
+def test_partition_writes_every_format(run, folder, tmp_path):
     pytest.importorskip("geopandas")
     pytest.importorskip("trimesh")
     files = ["a.png", "a.pdf", "a.npz", "a.parquet", "a.ply", "a.glb"]
@@ -100,7 +100,9 @@ def test_partition_writes_every_format(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     assert all(f"wrote {file}" in out for file in files)
     partition = cpwl.load_partition(tmp_path / "a.npz")
-    assert f"{partition.num_cells:,} cells" in out
+    network = cpwl.Network.load(folder / "plane.pt2")
+    regions = cpwl.regions(cpwl.load_partition(tmp_path / "a.npz", network=network)).count
+    assert out.endswith(f"{partition.num_cells:,} cells, {regions:,} linear regions\n")
     assert partition.domain.volume == 16
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -46,7 +48,7 @@ def test_demo_writes_the_figure_and_nothing_else(demo):
 def test_demo_says_what_it_found(demo):
     report, _ = demo
     text = str(report)
-    assert f"{report.cells:,} cells in {report.regions:,} regions" in text
+    assert f"{report.cells:,} cells, {report.regions:,} linear regions" in text
     assert f"psi from {report.psi[0]:.3f} to {report.psi[1]:.3f}" in text
     assert f"nu from {report.nu[0]:.3f} to {report.nu[1]:.3f}" in text
     assert f"exp(-psi): {report.correlation:.2f} ({report.inner_correlation:.2f} away" in text
@@ -60,7 +62,7 @@ def test_the_figure_has_its_four_panels(monkeypatch, tmp_path):
     run_demo(tmp_path / "demo.png", progress=False)
     axes = [a for a in drawn[0].axes if a.get_label() != "<colorbar>"]
     titles = [a.get_title() for a in axes]
-    assert titles[0].startswith("partition: ")
+    assert re.fullmatch(r"partition: [\d,]+ cells, [\d,]+ linear regions", titles[0])
     assert titles[1:] == ["image of G", "5,000 uniform latents", "generated samples"]
     flat, uniform, generated = axes[0], axes[2], axes[3]
     assert len(flat.collections) > 1  # cells and knots

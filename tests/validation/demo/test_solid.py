@@ -51,7 +51,9 @@ def test_demo_writes_a_picture_and_says_what_it_found(tmp_path):
     assert width > 900
     assert report.exact
     text = str(report)
-    assert f"{report.cells:,} cells and {report.facets:,} facets" in text
+    assert (
+        f"{report.cells:,} cells, {report.regions:,} linear regions and {report.facets:,}" in text
+    )
     assert "all signs proven" in text
     assert f"psi from {report.psi[0]:.3f} to {report.psi[1]:.3f}" in text
 
