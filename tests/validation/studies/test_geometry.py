@@ -38,22 +38,37 @@ def test_a_small_enough_neighbourhood_lies_in_one_cell(tiny):
             assert (count >= 1).all()
 
 
-def test_cells_beyond_the_reach_are_not_counted(tiny):
-    """And what float64 left open in the denoiser is told, unlike the proven cells of the others."""
-    cells, left = tiny.data["cells"]["denoiser"], tiny.data["open"]
-    assert (cells["1"][:, 0] == 1).all()
-    assert np.isnan(cells["1"][:, 1]).all()
-    assert np.isnan(cells["2"][1]).all()
-    assert left["denoiser"]["counted"] == left["denoiser"]["unproven"] == 3 * TINY.patches
-    assert left["denoiser"]["undecided"] > 0
-    assert left["toy"]["unproven"] == left["gan"]["unproven"] == 0
+def test_the_denoiser_is_counted_as_far_as_time_allows(tiny):
+    cells = tiny.data["cells"]["denoiser"]["1"]
+    assert (cells[:, 0] == 1).all()
+    assert np.isnan(cells[:, 1]).all()
 
 
-def test_cells_of_the_denoiser_are_its_activation_patterns_along_a_segment(data, one_thread):
+def test_knots_of_a_small_stack_are_those_of_its_partition():
+    """Oracle: the exact engine, which proves two convolutions of 3 channels."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.ReLU(),
+        torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(3, 1, 3, padding=1),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    patch, way = rng.standard_normal((2, 4, 4))
+    way /= np.linalg.norm(way)
+    network = cpwl.Network.from_torch(body, (1, 4, 4))
+    domain = cpwl.cross_polytope(patch[None], 3.0, way[None, None])
+    partition = cpwl.subdivide(network, domain, progress=False)
+    assert partition.status.exact
+    found = geometry.knots(body.double(), patch, way, 3.0)
+    assert len(found) > 20
+    np.testing.assert_allclose(found, np.sort(partition.points.ravel())[1:-1], atol=1e-9)
+
+
+def test_knots_of_the_denoiser_are_where_activation_patterns_change(data, one_thread):
     """Oracle: bisection of every interval whose ends differ; a pattern's points are convex."""
     module = pretrained.bias_free_dncnn(data).double()
     noisy = np.load(data / "denoiser" / "noisy_im_30.npy")
-    z = torch.from_numpy(noisy[None, 7 : 7 + geometry.PATCH, 11 : 11 + geometry.PATCH])
+    patch = noisy[7 : 7 + geometry.PATCH, 11 : 11 + geometry.PATCH]
+    z = torch.from_numpy(patch[None].copy())
     way = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(5))
     way /= way.norm()
     seen: list[torch.Tensor] = []
@@ -67,18 +82,16 @@ def test_cells_of_the_denoiser_are_its_activation_patterns_along_a_segment(data,
             module(z + t[:, None, None, None] * way)
         return torch.cat(seen, dim=1)
 
-    radius = 2e-3
+    radius = 1e-3
     left, right = torch.tensor([-radius]).double(), torch.tensor([radius]).double()
     while (right - left).max() > 1e-9 * radius:
         middle = (left + right) / 2
         left, right = torch.cat([left, middle]), torch.cat([middle, right])
         differ = (patterns(left) != patterns(right)).any(dim=1)
         left, right = left[differ], right[differ]
-    network = cpwl.Network.from_torch(pretrained.bias_free_dncnn(data), z.shape)
-    domain = cpwl.cross_polytope(z.numpy(), radius, way.numpy()[None])
-    partition = cpwl.subdivide(network, domain, progress=False)
-    assert partition.status.complete
-    assert partition.num_cells == len(left) + 1 > 5
+    found = geometry.knots(module.body, patch, way[0].numpy(), radius)
+    assert len(found) > 5
+    np.testing.assert_allclose(found, np.sort(left.numpy()), atol=1e-8 * radius)
 
 
 def test_every_claim_has_a_value_for_each_seed(tiny):
