@@ -147,7 +147,8 @@ def bias_free_dncnn(folder: Path | None = None) -> Dncnn:
     kernels.append(state["last_layer.weight"])
     layers: list[nn.Module] = []
     for kernel in kernels:
-        layers += [nn.Conv2d(*kernel.shape[1::-1], 3, padding=1, bias=False), nn.ReLU()]
+        after, before = kernel.shape[:2]
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.ReLU()]
     body = nn.Sequential(*layers[:-1])
     return Dncnn(loaded(body, dict(zip(body.state_dict(), kernels, strict=True)))).eval()
 

@@ -162,6 +162,7 @@ def _half(psi: Floats) -> list[float]:
     def lacks(rho: float) -> float:
         return _worth(rho, psi) - psi.size / 2
 
-    return [
-        float(optimize.brentq(lacks, 0.0, end)) if lacks(end) < 0 else np.nan for end in (-2.0, 2.0)
+    found: list[Any] = [
+        optimize.brentq(lacks, 0.0, end) if lacks(end) < 0 else np.nan for end in (-2.0, 2.0)
     ]
+    return [float(rho) for rho in found]
