@@ -157,8 +157,8 @@ assert all(claim.verdict in ("undecided", "no effect, as it should be") for clai
 # ψ of all coordinates spreads by 25 nats. A pool of 60 latents is worth one at |ρ| = 1, and half of
 # it at ρ of -0.027 and 0.044: nothing that the papers do can be done with it. A section's ψ spreads
 # by 0.8 nats, and |ρ| = 0.5 and MaGNET are refused for no seed. What either does to the variety of
-# pixels is undecided: every interval of 6 seeds has 0 in it. Only the faces themselves, with tanh,
-# are weighed.
+# pixels is undecided: the intervals of all claims have 0 in them. Only the faces themselves, with
+# tanh, are weighed.
 #
 # ## Planes through encoded images, and the radius of δ
 #

@@ -23,17 +23,20 @@ def test_the_invariants_hold(tiny):
     assert not tiny.failed(), tiny.failed()
 
 
-def test_whole_psi_puts_the_weight_on_one_latent(tiny):
-    """And a rho that is small enough makes three latents worth one and a half."""
+def test_whole_psi_spreads_by_tens_of_nats(tiny):
     whole = tiny.data["whole"]
-    spread = np.ptp(whole["psi"])
-    assert spread > 10
-    low, high = whole["half"]
+    assert np.ptp(whole["psi"]) > 10
+    assert whole["ess"][1] == pytest.approx(TINY.whole)
+
+
+def test_a_pool_is_worth_half_at_the_rho_that_is_said():
+    psi = np.array([[25.0], [92.0], [47.0]])
+    low, high = faces._half(psi)
     assert low < 0 < high
     for rho in (low, high):
-        weights = np.exp(rho * (whole["psi"] - whole["psi"].mean())).ravel()
+        weights = np.exp(rho * (psi - psi.mean()))
         assert weights.sum() ** 2 / np.square(weights).sum() == pytest.approx(1.5, abs=1e-6)
-    assert whole["ess"][1] == pytest.approx(3)
+    assert np.isnan(faces._half(np.zeros((3, 1)))).all()  # no rho tells them apart
 
 
 def test_variety_is_that_of_the_pictures():
@@ -43,7 +46,8 @@ def test_variety_is_that_of_the_pictures():
     assert found["distance"] == pytest.approx(4 / 6)
     assert found["brightness"] == pytest.approx(0.5)
     assert found["vendi"] == pytest.approx(1.0)  # all differ from the mean in one direction
-    assert faces._variety(np.eye(4)[:, :3], np.arange(4))["vendi"] == pytest.approx(3.0)
+    both = np.concatenate([np.eye(3), -np.eye(3)])
+    assert faces._variety(both, np.arange(6))["vendi"] == pytest.approx(3.0)
 
 
 def test_every_claim_has_a_value_for_each_seed(tiny):
