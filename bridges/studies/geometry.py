@@ -83,7 +83,7 @@ SMALL = Size(2, 1, 0, 4, 2, (1e-3, 1.0), 200)
 
 
 def study(size: Size, seeds: Sequence[int]) -> Study:
-    """Run the study at some size; `FULL` takes some eight minutes of one core.
+    """Run the study at some size; `FULL` takes some twelve minutes of one core.
 
     Its data: `planes`, by decoder, `PLACES` and descriptor, the means `inside` and `outside`
     (seeds,), and `norm`, of the points; `radii`; `cells`, by model and P, delta (draws, radii,
