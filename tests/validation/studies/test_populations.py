@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from bridges.studies import interval, load_study, outside, populations, save_study
@@ -133,7 +134,8 @@ def test_a_row_at_full_size_is_the_kept_one(data, one_thread):
     """The descriptors of a published decoder, which no training of ours changes."""
     kept = load_study(RESULTS).data["auroc"]["VAE"]["letters"]
     parts = populations._parts()
-    samples = [parts.kinds[kind][: FULL.images] for kind in ("mnist", "notmnist")]
+    kinds = [parts.shown[kind].pixels[: FULL.images] for kind in ("mnist", "notmnist")]
+    samples = [torch.from_numpy(pixels) for pixels in kinds]
     inside, others = outside.measured(parts.vae, samples)
     for name in ("psi", "nu", "delta", "psi after", "norm", "error"):
         above = np.sign(others[name][:, None] - inside[name]).mean() / 2 + 0.5  # by pairs
