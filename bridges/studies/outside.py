@@ -62,9 +62,7 @@ def published_vae() -> Model:
 def trained_vae(kind: str, pixels: NDArray[np.float32], steps: int, seed: int) -> Model:
     """Return an autoencoder of five hidden layers of 128, trained on images (N, 784) of a kind."""
     vae = train_vae(pixels, steps=steps, warmup=steps // 4, seed=seed, progress=False)
-    if not vae.complete:
-        raise KeyboardInterrupt
-    module = vae.module.eval().requires_grad_(False)
+    module = vae.module.requires_grad_(False)
     return Model(kind, lambda x: module.encode(x)[0], module.decoder, nn.Sigmoid(), nn.Identity())
 
 

@@ -15,7 +15,7 @@ from bridges.monitor import Monitor
 from bridges.networks.autoencoders import Vae
 from bridges.networks.diffusion import mnist_denoiser, mnist_encoder
 from bridges.networks.pretrained import read_images
-from bridges.networks.training import Trained, train_denoiser, train_vae
+from bridges.networks.training import train_denoiser, train_vae
 from bridges.studies.digits import Floats
 
 KINDS: Mapping[str, Literal["mnist", "fashion-mnist", "notmnist"]] = {
@@ -156,13 +156,6 @@ def _described(vae: Vae, images: Tensor, of: Tensor, raw: bool = True) -> Number
     return {name: value for name, value in found.items() if name in (*WORDS, "log volume")}
 
 
-def _whole(trained: Trained[Any]) -> Any:
-    """Return the module of a training that went to its end."""
-    if not trained.complete:
-        raise KeyboardInterrupt
-    return trained.module
-
-
 # -- one seed --------------------------------------------------------------------------------------
 
 
@@ -179,7 +172,7 @@ def one_seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     for name, more in trainings.items():
         monitor = Monitor(lambda vae: _described(vae, shown, digits), every=size.measured)
         trained = train_vae(digits, steps=size.steps, watch=monitor, **more, **options)
-        base = base or _whole(trained)
+        base = base or trained.module
         curves[name] = _columns(monitor)
         tenth = size.steps // 10
         losses[name] = [
@@ -216,10 +209,10 @@ def _tuned(
     found = {}
     for kind, images in parts.train.items():
         monitor = Monitor(measure, every=size.tuned)
-        _whole(train_vae(
+        train_vae(
             images, steps=size.tuned[-1], warmup=0, start=base, decoder_only=True, watch=monitor,
             **options,
-        ))  # fmt: skip
+        )  # fmt: skip
         found[kind] = _columns(monitor)
     return found
 
@@ -240,7 +233,7 @@ def _classes(
             )
         )  # fmt: skip
         first = parts.tested[0][np.flatnonzero(parts.tested[1] == order[0])[: size.shown]]
-        vae = _whole(train_vae(images, steps=size.mixed, warmup=size.warmup, **options))
+        vae = train_vae(images, steps=size.mixed, warmup=size.warmup, **options).module
         for where, pictures in (("same", first), ("own", shown)):
             for name, value in _described(vae, pictures, images, raw=False).items():
                 found[where][name].append(value)
@@ -260,7 +253,7 @@ def _denoisers(parts: Parts, size: Size, seed: int) -> dict[str, Numbers]:
         trained = train_denoiser(
             latents, of, steps=size.denoiser, rate=RATE, start=start, seed=seed, progress=False
         )
-        found[kind] = _estimate(_whole(trained), x, y)
+        found[kind] = _estimate(trained.module, x, y)
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.studies import first_alone
 
 from bridges.studies import geometry, load_study
 
@@ -17,7 +18,7 @@ TINY = geometry.Size(1, 1, 3, (1e-6, 1.0), 50)
 @pytest.fixture(scope="module")
 def tiny(data, one_thread):
     pytest.importorskip("skimage", reason="needs scikit-image, for its photographs")
-    return geometry.study(TINY, [3])
+    return first_alone(geometry, TINY)
 
 
 def test_the_invariants_hold(tiny):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.studies import first_alone
 
 from bridges.networks.pretrained import read_images
 from bridges.networks.training import train_vae
@@ -21,7 +22,7 @@ TINY = training.Size(
 
 @pytest.fixture(scope="module")
 def tiny(data, one_thread):
-    return training.study(TINY, [3])
+    return first_alone(training, TINY)
 
 
 def test_descriptors_are_those_of_jacobians(tiny):
