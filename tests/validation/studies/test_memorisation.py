@@ -73,7 +73,11 @@ def test_the_study_at_a_tiny_size(tiny, tmp_path):
 def test_a_seed_gives_the_same_samples(tiny):
     again = memorisation.study(TINY._replace(trainings=("2",)), [3]).data["samples"][0]
     for name, values in again.items():
-        np.testing.assert_array_equal(values, tiny.data["samples"][0][name][:3])
+        before = tiny.data["samples"][0][name][:3]
+        # decompositions in float64 round by where their matrices lie in memory
+        np.testing.assert_allclose(
+            values, before, rtol=1e-12 if "psi" in name or "nu" in name else 0
+        )
 
 
 def test_the_kept_results_are_whole():
