@@ -99,22 +99,24 @@ def bars(ax, x, rows, **style):
     return mean
 
 
-figure, axes = plt.subplots(3, 4, figsize=(WIDTH, 4.6), sharex=True, sharey="row",
-                            layout="constrained")  # fmt: skip
-for (i, j), ax in np.ndenumerate(axes):
-    score, by = list(SCORES)[i], list(BY)[j]
-    for number, source in enumerate(("training", "test", "generated")):
-        shift = 0.08 * (number - 1)
-        bars(
-            ax, np.arange(1, 6) + shift, levels[source][by][score]["score"], fmt="o-", label=source
-        )
-    null = np.mean(levels["test"][by][score]["null"], axis=1)
-    ax.plot(range(1, 6), null, "--", color="0.5", lw=1, label="test, permuted")
-    ax.set(title="" if i else BY[by], ylabel="" if j else SCORES[score])
-figure.supxlabel("level set, from the lowest")
-figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
-figure.savefig(FIGURES / "07_level_sets.png", dpi=150)
-plt.show()
+for start, file in (("", "07_level_sets"), ("autoencoder: ", "07_level_sets_autoencoder")):
+    if f"{start}test" not in levels:
+        continue
+    columns = [by for by in BY if by in levels[f"{start}test"]]
+    figure, axes = plt.subplots(3, len(columns), figsize=(WIDTH, 4.6), sharex=True, sharey="row",
+                                layout="constrained")  # fmt: skip
+    for (i, j), ax in np.ndenumerate(axes):
+        score, by = list(SCORES)[i], columns[j]
+        for number, source in enumerate(("training", "test", "generated")):
+            rows = levels[start + source][by][score]["score"]
+            bars(ax, np.arange(1, 6) + 0.08 * (number - 1), rows, fmt="o-", label=source)
+        null = np.mean(levels[f"{start}test"][by][score]["null"], axis=1)
+        ax.plot(range(1, 6), null, "--", color="0.5", lw=1, label="test, permuted")
+        ax.set(title="" if i else BY[by], ylabel="" if j else SCORES[score])
+    figure.supxlabel(f"level set of the {start.strip(': ') or 'VAE'}, from the lowest")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
+    figure.savefig(FIGURES / f"{file}.png", dpi=150)
+    plt.show()
 
 for source in ("training", "test"):
     for scores in (levels[source]["psi"]["vendi"]["score"], levels[source]["psi"]["vendi"]["null"]):

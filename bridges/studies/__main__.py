@@ -45,8 +45,11 @@ def main(name: str, full: bool, seeds: int | None, out: Path | None) -> None:
     made_by = provenance(" ".join(["python -m bridges.studies", *sys.argv[1:]]))
     module = importlib.import_module(f"bridges.studies.{name}")
     size = module.FULL if full else module.SMALL
-    study: Study = module.study(size, range(seeds or size.seeds))
+    asked = range(seeds or size.seeds)
+    study: Study = module.study(size, asked)
     click.echo(study.text())
+    if len(study.seeds) < len(asked):
+        click.echo(f"Stopped: {len(study.seeds)} of {len(asked)} seeds are whole.")
     for invariant in study.invariants:
         state = "holds" if invariant.holds else "FAILS"
         click.echo(f"{state}: {invariant.name}: {invariant.measured}")

@@ -18,7 +18,7 @@ def rank_correlation(
     """Return Spearman's rank correlation, partial where confounds are given.
 
     The partial one is the correlation of what a linear regression on the ranks of the confounds
-    leaves of both ranks. It is 0 where nothing is left of one of them.
+    leaves of both ranks. It is NaN where nothing is left of one of them.
 
     Examples
     --------
@@ -38,16 +38,8 @@ def rank_correlation(
     left = [r - base @ np.linalg.lstsq(base, r, rcond=None)[0] for r in ranks]
     sizes = [float(np.linalg.norm(v)) for v in left]
     if min(sizes) < 1e-9 * len(ranks[0]):
-        return 0.0
-    return float(left[0] @ left[1] / (sizes[0] * sizes[1]))
-
-
-def related(values: Floats, other: Floats) -> float:
-    """Return Spearman's correlation; NaN where one of the two is constant."""
-    if np.ptp(values) == 0 or np.ptp(other) == 0:
         return float("nan")
-    ranks = stats.rankdata(values), stats.rankdata(other)
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(left[0] @ left[1] / (sizes[0] * sizes[1]))
 
 
 def explained(values: ArrayLike, labels: ArrayLike) -> float:

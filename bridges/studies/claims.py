@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -231,12 +232,24 @@ def whole_seeds(seeds: Sequence[int], of: Callable[[int], Found]) -> list[Found]
     """
     found: list[Found] = []
     try:
-        for seed in tqdm(seeds, desc="seeds"):
-            found.append(of(seed))
-    except KeyboardInterrupt:
-        if not found:
+        with warnings.catch_warnings():
+            # what describe, score_sets or a training keeps of Ctrl-C makes no whole seed
+            warnings.filterwarnings("error", "Interrupted|Training was stopped", RuntimeWarning)
+            for seed in tqdm(seeds, desc="seeds"):
+                found.append(of(seed))
+    except BaseException as error:
+        if not _interrupted(error):
             raise
+        if not found:
+            raise KeyboardInterrupt from error
     return found
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C is behind an error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def stacked(found: Sequence[Any]) -> Any:

@@ -29,7 +29,7 @@ from bridges.networks import data as files
 from bridges.networks import pretrained
 from bridges.networks.diffusion import mnist_decoder, mnist_encoder
 from bridges.networks.toys import RADIUS, toy_generator
-from bridges.studies.associations import related
+from bridges.studies.associations import rank_correlation
 from bridges.studies.claims import Claim, Invariant, Study, stacked, whole_seeds
 from bridges.studies.digits import Floats
 
@@ -267,7 +267,10 @@ def _ranks(text: str, values: Floats, others: Floats) -> list[Claim]:
     There is no claim where delta is the same at all latents of a seed, or not counted.
     """
     found = [
-        [related(a, b) for a, b in zip(values.T, np.roll(others, by, axis=1).T, strict=True)]
+        [
+            rank_correlation(a, b)
+            for a, b in zip(values.T, np.roll(others, by, axis=1).T, strict=True)
+        ]
         for by in (0, 1)
     ]
     if not np.isfinite(found).all():

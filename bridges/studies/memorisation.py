@@ -24,7 +24,7 @@ from approx.populations import auroc, compressed_size
 from bridges.networks.diffusion import Denoiser, mnist_decoder, mnist_encoder
 from bridges.networks.pretrained import read_images
 from bridges.networks.training import train_denoiser
-from bridges.studies.claims import Claim, Invariant, Study
+from bridges.studies.claims import Claim, Invariant, Study, whole_seeds
 from bridges.studies.digits import (
     NAMES,
     WORDS,
@@ -96,23 +96,9 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     """
     decoder = mnist_decoder()
     everything = _digits(size.digits, decoder)
-    tables: list[Table] = []
-    fell: list[float] = []
-    shown: dict[str, Any] = {}
-    try:
-        for seed in seeds:
-            parts = []
-            for number, training in enumerate(tqdm(size.trainings, desc=f"seed {seed}")):
-                table, first, loss = _trained(size, training, seed, everything, decoder)
-                parts.append({"training": np.full(size.samples, float(number)), **table})
-                fell.append(loss)
-                if not tables:
-                    shown[training] = first
-            tables.append({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
-    except KeyboardInterrupt:
-        if not tables:
-            raise
-    seeds = list(seeds)[: len(tables)]
+    found = whole_seeds(seeds, lambda seed: _seed(size, seed, everything, decoder))
+    seeds = tuple(seeds)[: len(found)]
+    tables, shown, fell = zip(*found, strict=True)
     share = {
         training: [
             float((table["ratio"][table["training"] == number] < MEMORISED).mean())
@@ -121,7 +107,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
         for number, training in enumerate(size.trainings)
     }
     data = {
-        "trainings": list(size.trainings), "share": share, "samples": tables, "shown": shown,
+        "trainings": list(size.trainings), "share": share, "samples": tables, "shown": shown[0],
         "size": size._asdict(),
     }  # fmt: skip
     by_count = sorted((int(t), float(np.mean(v))) for t, v in share.items() if t.isdigit())
@@ -134,7 +120,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
         ),
     )  # fmt: skip
     claims = tuple(_claims(tables, seeds, size))
-    return Study("memorisation", size == FULL, tuple(seeds), claims, invariants, data)
+    return Study("memorisation", size == FULL, seeds, claims, invariants, data)
 
 
 # -- training and sampling -------------------------------------------------------------------------
@@ -160,6 +146,18 @@ def _rows(size: Size, training: str, seed: int) -> Tensor:
     return torch.cat([planted, order[PLANTED : PLANTED + half]])
 
 
+def _seed(
+    size: Size, seed: int, everything: Digits, decoder: nn.Module
+) -> tuple[Table, dict[str, Any], float]:
+    """Return scores of all samples, the first samples by training, and the loss that fell least."""
+    parts, shown, fell = [], {}, []
+    for number, training in enumerate(tqdm(size.trainings, desc=f"seed {seed}", leave=False)):
+        table, shown[training], loss = _trained(size, training, seed, everything, decoder)
+        parts.append({"training": np.full(size.samples, float(number)), **table})
+        fell.append(loss)
+    return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}, shown, max(fell)
+
+
 def _trained(
     size: Size, training: str, seed: int, everything: Digits, decoder: nn.Module
 ) -> tuple[Table, dict[str, Any], float]:
@@ -169,8 +167,6 @@ def _trained(
         everything.latents[rows], everything.labels[rows],
         steps=size.training, batch=size.batch, seed=seed, progress=False,
     )  # fmt: skip
-    if not made.complete:
-        raise KeyboardInterrupt
     tenth = len(made.losses) // 10
     fell = float(made.losses[-tenth:].mean() / made.losses[:tenth].mean())
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -249,7 +245,7 @@ def _dimension(denoiser: Denoiser, x: Tensor, y: Tensor, time: float) -> Floats:
 # -- claims ----------------------------------------------------------------------------------------
 
 
-def _claims(tables: list[Table], seeds: Sequence[int], size: Size) -> list[Claim]:
+def _claims(tables: Sequence[Table], seeds: Sequence[int], size: Size) -> list[Claim]:
     """Return AUROC - 0.5 of every score, over all samples, matched, and within one denoiser."""
     effect = f"AUROC - 0.5 of memorised (ratio < {MEMORISED:.2f})"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from approx import describe
 from bridges.networks import pretrained
-from bridges.networks.diffusion import mnist_decoder, mnist_encoder
+from bridges.networks.diffusion import mnist_decoder, mnist_denoiser, mnist_encoder
 from bridges.networks.training import train_vae
 
 Floats = NDArray[np.float64]
@@ -21,6 +21,8 @@ Table = dict[str, Floats]
 KINDS = {"mnist": "digits", "notmnist": "letters", "fashion-mnist": "clothes"}
 LETTERS = 7_000
 """Letters to train on: there are 10,000 in all, and the others are looked at."""
+SAMPLING, GUIDANCE = 20, 2.0
+"""Steps of the latent diffusion, and its guidance by the digit."""
 DIRECTIONS, RADIUS = 20, 0.1
 """Of the neighbourhood in which knots are counted: some ten of them are met."""
 
@@ -57,18 +59,10 @@ def published_vae() -> Model:
     )  # fmt: skip
 
 
-def trained_vae(kind: str, steps: int, seed: int) -> Model:
-    """Return an autoencoder of five hidden layers of 128, trained on digits, letters or clothes."""
-    if kind == "notmnist":
-        images = pretrained.read_images("notmnist", LETTERS)
-    else:
-        images = pretrained.read_images(kind, 60_000, part="train")  # type: ignore[arg-type]
-    vae = train_vae(
-        images.pixels, steps=steps, warmup=steps // 4, seed=seed, progress=False
-    )  # fmt: skip
-    if not vae.complete:
-        raise KeyboardInterrupt
-    module = vae.module.eval().requires_grad_(False)
+def trained_vae(kind: str, pixels: NDArray[np.float32], steps: int, seed: int) -> Model:
+    """Return an autoencoder of five hidden layers of 128, trained on images (N, 784) of a kind."""
+    vae = train_vae(pixels, steps=steps, warmup=steps // 4, seed=seed, progress=False)
+    module = vae.module.requires_grad_(False)
     return Model(kind, lambda x: module.encode(x)[0], module.decoder, nn.Sigmoid(), nn.Identity())
 
 
@@ -142,37 +136,58 @@ def measured(model: Model, samples: Sequence[Tensor], seed: int = 0) -> list[Tab
     with torch.no_grad():
         codes = [model.encode(x) for x in samples]
     ends = np.cumsum([len(x) for x in samples])[:-1]
-    whole = described(model, torch.cat(codes), seed)
+    z = torch.cat(codes)
+    whole = described(model, z, seed)
+    options: dict[str, Any] = {"method": "paper", "neighbourhood": None, "seed": seed}
+    projected = describe(model.decoder, z, progress=False, **options)
+    whole["psi_W"] = np.asarray(projected.psi, dtype=np.float64)
     parts = {name: np.split(values, ends) for name, values in whole.items()}
-    parts["error"] = [_error(model, z, x) for z, x in zip(codes, samples, strict=True)]
+    parts["error"] = [
+        (decoded(model, z) - x).square().mean(dim=1).double().numpy()
+        for z, x in zip(codes, samples, strict=True)
+    ]
     return [{name: part[k] for name, part in parts.items()} for k in range(len(samples))]
 
 
 def described(model: Model, z: Tensor, seed: int = 0) -> Table:
-    """Return what `measured` does of latents, but for the error."""
+    """Return what `measured` does of latents alone, but for the projection."""
     options: dict[str, Any] = {"seed": seed, "progress": False}
     smooth = model.squash is None  # the radius counts knots alone
     table = describe(
         model.decoder, z, neighbourhood=(4, 1e-2) if smooth else (DIRECTIONS, RADIUS), **options
     ).columns()
-    options["neighbourhood"] = None
-    projected = describe(model.decoder, z, method="paper", **options)
-    found = {
-        "psi": table["psi"], "nu": table["nu"], "delta": table["soft" if smooth else "delta"],
-        "psi_W": projected.psi,
-    }  # fmt: skip
+    found = {"psi": table["psi"], "nu": table["nu"], "delta": table["soft" if smooth else "delta"]}
     if model.squash is not None:
-        after = describe(nn.Sequential(model.decoder, model.squash), z, **options)
+        squashed = nn.Sequential(model.decoder, model.squash)
+        after = describe(squashed, z, neighbourhood=None, **options)
         found |= {"psi after": after.psi, "nu after": after.nu}
     found["norm"] = z.flatten(1).norm(dim=1).double().numpy()
     return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
 
 
-def _error(model: Model, z: Tensor, images: Tensor) -> Floats:
+def decoded(model: Model, z: Tensor) -> Tensor:
+    """Return the images (N, 784) of latents."""
     with torch.no_grad():
-        decoded = model.decoder(z)
-        decoded = decoded if model.squash is None else model.squash(decoded)
-        return (model.picture(decoded) - images).square().mean(dim=1).double().numpy()
+        outputs = model.decoder(z)
+        return model.picture(outputs if model.squash is None else model.squash(outputs))
+
+
+def drawn(model: Model, count: int, seed: int) -> Tensor:
+    """Return latents of digits: of the latent diffusion where the decoder is smooth, or normal.
+
+    The diffusion is asked for the digits 0 to 9 in turn.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    if model.squash is not None:
+        return torch.randn(count, 20, generator=draw)
+    denoiser, z = mnist_denoiser(), torch.randn(count, 1, 6, 6, generator=draw)
+    y = nn.functional.one_hot(torch.arange(count) % 10, 10).float()
+    with torch.no_grad():
+        for step in range(SAMPLING):
+            t = torch.full((count,), step / SAMPLING)
+            told, free = (denoiser(z, t, label) for label in (y, 0 * y))
+            z = z + (free + GUIDANCE * (told - free)) / SAMPLING
+    return z
 
 
 def mahalanobis(features: ArrayLike, training: ArrayLike, labels: ArrayLike) -> Floats:

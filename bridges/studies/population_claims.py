@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from bridges.studies.claims import Claim, Direction
 
-SOURCES = ("training", "test", "generated")
+SOURCES = ("training", "test", "generated", "shuffled")
 BASELINES = {
     "norm": "norm of the latent", "error": "reconstruction error", "bytes": "compressed size",
     "mahalanobis": "Mahalanobis distance of LeNet-5 features",
@@ -29,17 +30,18 @@ def _of_levels(data: Mapping[str, Any]) -> list[Claim]:
     words = {"vendi": "Vendi score", "classes": "effective number of classes",
              "within": "Vendi score within a class"}  # fmt: skip
     claims = []
-    for source in (*SOURCES, "shuffled"):
-        for by, scores in data["levels"][source].items():
+    models = {"": "", "autoencoder: ": ", latent autoencoder"}
+    for (start, of), source in product(models.items(), SOURCES):
+        for by, scores in data["levels"].get(start + source, {}).items():
             for name, score in words.items():
                 known = name == "vendi" and by == "psi"
                 directions: list[Direction] = ["not said", "not said"]
                 if known:
                     directions = ["rises", "falls"]
-                text = f"Figures 9, 27: {source} digits, {score} by {by}"
+                text = f"Figures 9, 27: {source} digits{of}, {score} by {by}"
                 if source == "shuffled":
                     directions = ["none", "none"]
-                    text = f"control: {score} by shuffled {by}"
+                    text = f"control: {score} by shuffled {by}{of}"
                 values = scores[name]["score"]
                 claims += [
                     _claim(text, directions[0], "middle minus lowest set", values[2] - values[0]),

@@ -7,7 +7,7 @@ sample of images that no other seed has, with autoencoders trained anew and digi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from bridges.studies import outside
 from bridges.studies.associations import explained, rank_correlation, slant
 from bridges.studies.claims import Invariant, Study, stacked, whole_seeds
 from bridges.studies.outside import KINDS, LETTERS, Floats, Model, Table
-from bridges.studies.population_claims import SOURCES, claims_of
+from bridges.studies.population_claims import claims_of
 from bridges.studies.quality import features, ink_and_edges
 
 BY = ("psi", "nu", "delta", "psi after")
@@ -49,6 +49,8 @@ class Size(NamedTuple):
         Where none are given; 5 at most at full size, for there are 10,000 test digits.
     digits : int
         Of the training, of the test, and generated: for level sets and classes.
+    latent : int
+        As many for level sets of the latent autoencoder; 0 for none.
     together, apart, repeats : int
         Digits in a draw of a level set, in one of a class within it, and how many draws.
     images, smooth, inverted : int
@@ -59,6 +61,7 @@ class Size(NamedTuple):
 
     seeds: int
     digits: int
+    latent: int
     together: int
     apart: int
     repeats: int
@@ -69,30 +72,34 @@ class Size(NamedTuple):
     inversion: int
 
 
-FULL = Size(5, 1500, 100, 12, 29, 300, 50, 100, 1500, 200)
-SMALL = Size(2, 300, 20, 3, 3, 24, 2, 8, 20, 30)
+FULL = Size(5, 1500, 0, 100, 12, 29, 300, 50, 100, 1500, 200)
+SMALL = Size(2, 300, 0, 20, 3, 3, 24, 2, 8, 20, 30)
 
 
 class Parts(NamedTuple):
-    """What all seeds share: networks, images by part, and features of training images by kind."""
+    """What all seeds share: networks, and images by kind for training and to be looked at.
+
+    `known` has features and labels of the first that are trained on.
+    """
 
     vae: Model
     smooth: Model
     lenet: nn.Sequential
-    digits: Mapping[str, Images]
-    kinds: Mapping[str, Tensor]
+    train: Mapping[str, Images]
+    shown: Mapping[str, Images]
     known: Mapping[str, tuple[Floats, NDArray[Any]]]
 
 
 def study(size: Size, seeds: Sequence[int]) -> Study:
     """Run the study at some size; `FULL` takes some ten minutes of one core.
 
-    Its data, seeds along the last axis: `levels`, by source, descriptor and score ("vendi",
-    "classes", and "within" a class), the scores of level sets and of permuted ones (sets, seeds)
-    with p-values; `classes` and `subpopulations`, before and after matching on ink; `auroc`, by
-    model, kind of the others, and score; `error`, medians by model and kind; `detail`, by model and
-    kind, the rank correlation of delta with the energy of gradients; `complexity`, by label and
-    descriptor, plain and partial rank correlations.
+    Its data, seeds along the last axis: `levels`, by source, which "autoencoder: " precedes where
+    it is not of the published VAE, descriptor and score ("vendi", "classes", and "within" a class),
+    the scores of level sets and of permuted ones (sets, seeds) with p-values; `classes` and
+    `subpopulations`, before and after matching on ink; `auroc`, by model, kind of the others, and
+    score; `error`, medians by model and kind; `detail`, by model and kind, the rank correlation of
+    delta with the energy of gradients; `complexity`, by label and descriptor, plain and partial
+    rank correlations.
 
     Raises
     ------
@@ -116,21 +123,23 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
 
 def _parts() -> Parts:
     """Return the published networks and all images."""
-    lenet = mnist_classifier()
-    digits = {"test": read_images("mnist"), "training": read_images("mnist", 60_000, part="train")}
-    letters, clothes = read_images("notmnist"), read_images("fashion-mnist")
-    more = read_images("fashion-mnist", KNOWN, part="train")
-    kinds = {"mnist": digits["test"].pixels, "notmnist": letters.pixels[LETTERS:],
-             "fashion-mnist": clothes.pixels}  # fmt: skip
-    known = {}
-    for kind, images in (("mnist", digits["training"]), ("notmnist", letters),
-                         ("fashion-mnist", more)):  # fmt: skip
-        pixels = torch.from_numpy(images.pixels[:KNOWN])
-        known[kind] = (features(lenet, _square(pixels)), images.labels[:KNOWN])
-    return Parts(
-        outside.published_vae(), outside.latent_autoencoder(), lenet, digits,
-        {kind: torch.from_numpy(pixels) for kind, pixels in kinds.items()}, known,
-    )  # fmt: skip
+    lenet, letters = mnist_classifier(), read_images("notmnist")
+    train = {
+        "mnist": read_images("mnist", 60_000, part="train"),
+        "notmnist": Images(letters.pixels[:LETTERS], letters.labels[:LETTERS]),
+        "fashion-mnist": read_images("fashion-mnist", 60_000, part="train"),
+    }
+    shown = {
+        "mnist": read_images("mnist"),
+        "notmnist": Images(letters.pixels[LETTERS:], letters.labels[LETTERS:]),
+        "fashion-mnist": read_images("fashion-mnist"),
+    }
+    known = {
+        kind: (features(lenet, _square(torch.from_numpy(pixels[:KNOWN]))), labels[:KNOWN])
+        for kind, (pixels, labels) in train.items()
+    }
+    vae, smooth = outside.published_vae(), outside.latent_autoencoder()
+    return Parts(vae, smooth, lenet, train, shown, known)
 
 
 def _square(images: Tensor) -> Tensor:
@@ -142,30 +151,26 @@ def _square(images: Tensor) -> Tensor:
 
 def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     """Return what `study` describes, of one seed."""
-    rng = np.random.default_rng(seed)
-    rows = slice(seed * size.digits, (seed + 1) * size.digits)
-    pixels = [torch.from_numpy(images.pixels[rows]) for images in parts.digits.values()]
-    tables = outside.measured(parts.vae, pixels, seed)
-    sources = {
-        source: (x, images.labels[rows].astype(int), table)
-        for (source, images), x, table in zip(parts.digits.items(), pixels, tables, strict=True)
-    }
-    sources["generated"] = _generated(parts, size, seed)
     levels: dict[str, Any] = {}
-    for source in SOURCES:
-        pixels, labels, table = sources[source]
+    digits: dict[str, tuple[Tensor, NDArray[Any], Table]] = {}
+    for start, source, pixels, labels, table in _populations(parts, size, seed):
+        digits[start + source] = pixels, labels, table
         seen = features(parts.lenet, _square(pixels))
-        levels[source] = {by: _levels(table[by], labels, seen, size, seed) for by in BY}
+        columns = {start + source: {by: table[by] for by in BY if by in table}}
         if source == "test":
-            mixed = table["psi"][rng.permutation(len(labels))]
-            levels["shuffled"] = {"psi": _levels(mixed, labels, seen, size, seed)}
-    pixels, labels, table = sources["test"]
+            order = np.random.default_rng(seed).permutation(len(labels))
+            columns[f"{start}shuffled"] = {"psi": table["psi"][order]}
+        levels |= {
+            name: {by: _levels(values, labels, seen, size, seed) for by, values in of.items()}
+            for name, of in columns.items()
+        }
+    pixels, labels, table = digits["test"]
     found: dict[str, Any] = {"levels": levels}
     found |= _classes(parts, pixels, labels, table, seed)
     found |= _outsiders(parts, size, seed)
-    both = torch.cat([pixels, sources["generated"][0]])
-    joined = {name: np.concatenate([table[name], sources["generated"][2][name]])
-              for name in (*BY, "norm")}  # fmt: skip
+    more, _, other = digits["generated"]
+    both = torch.cat([pixels, more])
+    joined = {name: np.concatenate([table[name], other[name]]) for name in (*BY, "norm")}
     margin = classifier_margin(parts.lenet)(_square(pixels))
     found["complexity"] |= {
         "classifier's margin": _partial(margin, table, pixels),
@@ -174,14 +179,27 @@ def _seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     return found
 
 
-def _generated(parts: Parts, size: Size, seed: int) -> tuple[Tensor, NDArray[Any], Table]:
-    """Return digits drawn from the prior, the classes that LeNet-5 sees, and descriptors."""
-    draw = torch.Generator().manual_seed(1_000_000 + seed)
-    z = torch.randn(size.digits, 20, generator=draw)
-    with torch.no_grad():
-        pixels = parts.vae.decoder(z).sigmoid()
-        labels = parts.lenet(_square(pixels)).argmax(1).numpy()
-    return pixels, labels, outside.described(parts.vae, z, seed)
+def _populations(
+    parts: Parts, size: Size, seed: int
+) -> Iterator[tuple[str, str, Tensor, NDArray[Any], Table]]:
+    """Yield digits of both models: the model, the source, images, classes and descriptors.
+
+    Classes of generated digits are those that LeNet-5 sees.
+    """
+    models = ("", parts.vae, size.digits), ("autoencoder: ", parts.smooth, size.latent)
+    for start, model, count in (m for m in models if m[2]):
+        rows = slice(seed * size.digits, seed * size.digits + count)
+        for source, images in (("training", parts.train["mnist"]), ("test", parts.shown["mnist"])):
+            pixels = torch.from_numpy(images.pixels[rows])
+            with torch.no_grad():
+                z = model.encode(pixels)
+            table = outside.described(model, z, seed)
+            yield start, source, pixels, images.labels[rows].astype(int), table
+        z = outside.drawn(model, count, 1_000_000 + seed)
+        pixels = outside.decoded(model, z).clamp(0, 1)
+        with torch.no_grad():
+            labels = parts.lenet(_square(pixels)).argmax(1).numpy()
+        yield start, "generated", pixels, labels, outside.described(model, z, seed)
 
 
 def _levels(
@@ -273,10 +291,13 @@ def _outsiders(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     """Return how far scores tell other kinds of images, for every model."""
     gan = outside.inverted_gan(size.inversion, seed)
     models = {"VAE": parts.vae, "autoencoder": parts.smooth, "GAN": gan}
-    models |= {f"VAE of {word}": outside.trained_vae(kind, size.steps, seed)
-               for kind, word in KINDS.items()}  # fmt: skip
+    models |= {
+        f"VAE of {word}": outside.trained_vae(kind, parts.train[kind].pixels, size.steps, seed)
+        for kind, word in KINDS.items()
+    }
     counts = {"autoencoder": size.smooth, "GAN": size.inverted}
-    samples = {k: x[seed * size.images : (seed + 1) * size.images] for k, x in parts.kinds.items()}
+    rows = slice(seed * size.images, (seed + 1) * size.images)
+    samples = {kind: torch.from_numpy(x.pixels[rows]) for kind, x in parts.shown.items()}
     extra = {
         (kind, known): outside.mahalanobis(features(parts.lenet, _square(x)), *parts.known[known])
         for kind, x in samples.items()
@@ -326,8 +347,7 @@ def _inversion(gan: Model, size: Size, seed: int) -> dict[str, float]:
     """Return how well the GAN's own digits are inverted, whose latents are known."""
     draw = torch.Generator().manual_seed(2_000_000 + seed)
     z = torch.randn(size.inverted, 64, generator=draw)
-    with torch.no_grad():
-        pixels = gan.picture(gan.decoder(z).tanh())
+    pixels = outside.decoded(gan, z)
     true, found = outside.described(gan, z, seed), outside.measured(gan, [pixels], seed)[0]
     both = {f"{by} found": rank_correlation(true[by], found[by]) for by in ("psi", "nu", "delta")}
     return both | {"error": float(np.median(found["error"]))}

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from approx.diffusion import ExactReward, SketchReward, guide, reward, schedule_of
 from bridges.networks import pipelines, pretrained
 from bridges.networks.diffusion import mnist_classifier
 from bridges.studies import digits
-from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked
+from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked, whole_seeds
 from bridges.studies.digits import NAMES, Floats, described, sampled
 from bridges.studies.quality import features, ink_and_edges, quality
 
@@ -90,6 +89,8 @@ class Parts(NamedTuple):
 def study(size: Size, seeds: Sequence[int]) -> Study:
     """Run the study at some size; `FULL` takes some twenty minutes of one core.
 
+    After Ctrl-C it is of the seeds that are whole.
+
     Its data: `rhos`; `rewards`, by kind and quantity (rhos, seeds), where `psi` is the difference
     to no guidance and all others are as measured; `fitted`, by what a classifier was fitted to and
     quantity, the differences (seeds,) at the largest rho, and under `flipped` those of the
@@ -97,7 +98,8 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     `accuracy` (times, seeds) on held-out codes, at `times`.
     """
     parts = _parts(size)
-    found = [_seed(parts, size, seed) for seed in tqdm(seeds, desc="seeds")]
+    found = whole_seeds(seeds, lambda seed: _seed(parts, size, seed))
+    seeds = tuple(seeds)[: len(found)]
     together: dict[str, Any] = stacked(found)
     data = {"rhos": list(size.rhos), "clip": CLIP, "unit": UNIT} | together
     data["sigmas"], data["times"] = found[0]["sigmas"], found[0]["times"]
@@ -105,7 +107,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     held = _invariants(size, parts, together)
     for name in ("same", "sigmas", "times"):
         together.pop(name)
-    return Study("reward_guidance", size == FULL, tuple(seeds), tuple(claims), tuple(held), data)
+    return Study("reward_guidance", size == FULL, seeds, tuple(claims), tuple(held), data)
 
 
 # -- what all seeds share --------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from torch.distributions import Normal, Uniform
 from approx import sampling
 from bridges.networks import pretrained
 from bridges.networks.diffusion import mnist_classifier
-from bridges.studies.associations import related
+from bridges.studies.associations import rank_correlation
 from bridges.studies.claims import Claim, Direction, Invariant, Study, stacked, whole_seeds
 from bridges.studies.digits import Floats
 from bridges.studies.quality import features, near
@@ -257,7 +257,7 @@ def _whole(size: Size, seed: int) -> dict[str, Any]:
     full = psi[ranks == 64]
     least = min(rho for rho in size.rhos if rho > 0)
     ess = 1 / np.square(special.softmax(least * full)).sum() if len(full) else 0.0
-    return {"ranks": ranks, "correlation": related(psi, ranks), "ess": ess}
+    return {"ranks": ranks, "correlation": rank_correlation(psi, ranks), "ess": ess}
 
 
 def off_by(weighed: nn.Module, pool: sampling.Pool) -> float:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import cpwl
 from bridges.networks.datasaurus import (
@@ -24,8 +23,8 @@ from bridges.networks.datasaurus import (
     toy_ddpm,
 )
 from bridges.networks.toys import one_thread
-from bridges.studies.associations import related
-from bridges.studies.claims import Claim, Invariant, Study
+from bridges.studies.associations import rank_correlation
+from bridges.studies.claims import Claim, Invariant, Study, whole_seeds
 from bridges.studies.digits import Floats, Table
 from bridges.studies.toy_maps import (
     HALF,
@@ -83,6 +82,8 @@ SMALL = Size(3, (0, 50, 200, 600), 32, 256, 24, 100)
 def study(size: Size, seeds: Sequence[int]) -> Study:
     """Run the study at some size; `FULL` takes some six minutes of one core.
 
+    After Ctrl-C it is of the seeds that are whole.
+
     Its data: `times`, `marks`, `shares` (abar at the times); `correlations` with the distance to
     the data, by place ("plane" or "noisy", at samples x_t), quantity and training steps
     (seeds, times), in "plane" also of "exact delta"; `means` at samples x_t likewise;
@@ -94,7 +95,8 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     """
     points = read_datasaurus()
     with one_thread():
-        found = [_seed(points, size, seed) for seed in tqdm(seeds, desc="seed")]
+        found = whole_seeds(seeds, lambda seed: _seed(points, size, seed))
+    seeds = tuple(seeds)[: len(found)]
     shares = signal_shares()[list(TIMES)]
     data: dict[str, Any] = {
         "times": list(TIMES),
@@ -111,9 +113,7 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
         "delta": np.array([seed.cells_and_knots for seed in found]),
     }
     held = _invariants(points, found, size, seeds[0])
-    return Study(
-        "toy_diffusion", size == FULL, tuple(seeds), tuple(_claims(data, size)), held, data
-    )
+    return Study("toy_diffusion", size == FULL, seeds, tuple(_claims(data, size)), held, data)
 
 
 # -- one seed ----------------------------------------------------------------------------------
@@ -171,12 +171,14 @@ def _seed(points: Tensor, size: Size, seed: int) -> Seed:
         best = estimated(ideal, t, x, delta=False)
         for place, part in parts.items():
             for name, values in best.items():
-                perfect[place].setdefault(name, []).append(related(values[part], far[part]))
+                perfect[place].setdefault(name, []).append(
+                    rank_correlation(values[part], far[part])
+                )
         for mark, denoiser in trained.denoisers.items():
             table = estimated(denoiser, t, x)
             for name, values in table.items():
                 for place, part in parts.items():
-                    put(correlations[place], name, mark, related(values[part], far[part]))
+                    put(correlations[place], name, mark, rank_correlation(values[part], far[part]))
                 put(means, name, mark, float(values[parts["noisy"]].mean()))
                 if name in best:
                     gap = np.abs(values - best[name])[parts["noisy"]]
@@ -187,8 +189,8 @@ def _seed(points: Tensor, size: Size, seed: int) -> Seed:
             cells = cells_nearby(partition, grid.numpy()[inside])
             knots = table["delta"][: len(grid)][inside]
             nearest = far[: len(grid)][inside]
-            put(correlations["plane"], "exact delta", mark, related(cells, nearest))
-            agreed[mark].append(related(cells, knots))
+            put(correlations["plane"], "exact delta", mark, rank_correlation(cells, nearest))
+            agreed[mark].append(rank_correlation(cells, knots))
             off = max(off, gap)
             exact &= partition.status.complete and partition.status.exact
             same &= bool(((cells == 1) == (knots == 0)).all())

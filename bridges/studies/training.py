@@ -30,18 +30,18 @@ from bridges.studies.training_models import (
 DIPS = ("psi", "delta", "psi white", "psi white after", "delta white")
 
 FULL = Size(
-    5, (0.0, 1e-4, 1e-3, 1e-2, 0.1), 5000, 64, 1000, 64, 300,
-    (0, 20, 50, 100, 200, 300, 450, 600, 800, 1000), 50,
-    10, 128, 5, (0, 50, 250), (1, 2, 5, 10), 150, 24,
+    5, (0.0, 1e-4, 1e-3, 1e-2, 0.1), 5000, 64, 3000, 1000, 64, 300,
+    (0, 20, 50, 100, 200, 300, 500, 700, 1000, 1500, 2200, 3000), 50,
+    16, 128, 5, (0, 50, 250), (1, 2, 5, 10), 150, 24,
 )  # fmt: skip
 SMALL = Size(
-    2, (0.0, 1e-4), 500, 8, 60, 32, 20, (0, 10, 30, 60), 10,
+    2, (0.0, 1e-4), 500, 8, 60, 30, 32, 20, (0, 10, 30, 60), 10,
     4, 32, 3, (0, 20), (1, 10), 3, 2,
 )  # fmt: skip
 
 
 def study(size: Size, seeds: Sequence[int]) -> Study:
-    """Run the study at some size; `FULL` takes some six minutes of one core.
+    """Run the study at some size; `FULL` takes some fifteen minutes of one core.
 
     After Ctrl-C it is of the seeds that are whole.
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from approx import Whitening, bind, describe, whitening
+from approx import bind, describe, whitening
 from bridges.monitor import Monitor
 from bridges.networks.autoencoders import Vae
 from bridges.networks.diffusion import mnist_denoiser, mnist_encoder
 from bridges.networks.pretrained import read_images
-from bridges.networks.training import Trained, train_denoiser, train_vae
+from bridges.networks.training import train_denoiser, train_vae
 from bridges.studies.digits import Floats
 
 KINDS: Mapping[str, Literal["mnist", "fashion-mnist", "notmnist"]] = {
@@ -49,8 +49,9 @@ class Size(NamedTuple):
         Standard deviations of noise on the training images: 0 first, the negative control second.
     images, shown : int
         That are trained on, and other ones whose codes are measured.
-    steps, batch, warmup : int
-        Of training, images in each, and until the KL divergence has its whole weight.
+    steps, mixed, batch, warmup : int
+        Of training, and of that with few classes; images in each; and until the KL divergence has
+        its whole weight.
     measured : tuple of int
         Steps, from 0 to the last.
     settled : int
@@ -60,7 +61,7 @@ class Size(NamedTuple):
     tuned : tuple of int
         Steps of fine-tuning that are measured, from 0 to the last.
     classes : tuple of int
-        In rising order; 10 last, which is the training without noise.
+        In rising order.
     denoiser, codes : int
         Steps of fine-tuning the denoiser, and noisy latents at which it is measured.
     """
@@ -70,6 +71,7 @@ class Size(NamedTuple):
     images: int
     shown: int
     steps: int
+    mixed: int
     batch: int
     warmup: int
     measured: tuple[int, ...]
@@ -90,10 +92,8 @@ class Parts(NamedTuple):
     ----------
     train, shown : mapping of Tensor
         Images (N, 784).
-    labelled : (Tensor, array)
-        All digits to choose classes from, and their labels.
-    tested : (Tensor, array)
-        Test digits and their labels.
+    labelled, tested : (Tensor, array)
+        Training and test digits to choose classes from, and their labels.
     codes : mapping of (Tensor, Tensor)
         Latents (N, 1, 6, 6) and labels that the denoiser is trained on.
     """
@@ -108,22 +108,22 @@ class Parts(NamedTuple):
 def parts_of(size: Size) -> Parts:
     """Read images, and encode them for the denoiser."""
     encoder = mnist_encoder()
-    digits = read_images("mnist", 60_000, part="train")
-    tested = read_images("mnist")
+    # the rarest digit is one in eleven
+    digits = read_images("mnist", min(60_000, 12 * size.images), part="train")
+    tested = read_images("mnist", min(10_000, 20 * size.shown))
     train, shown, codes = {}, {}, {}
     for name, kind in KINDS.items():
         if kind == "notmnist":  # has no images for training
             both = read_images(kind, size.images + size.shown)
-            one, other = both.pixels[: size.images], both.pixels[size.images :]
-            labels = both.labels[: size.images]
+            one, other, labels = both.pixels, both.pixels[size.images :], both.labels
         else:
-            some = read_images(kind, size.images, part="train")
+            some = digits if kind == "mnist" else read_images(kind, size.images, part="train")
             one, other, labels = some.pixels, read_images(kind, size.shown).pixels, some.labels
-        train[name], shown[name] = torch.from_numpy(one), torch.from_numpy(other)
+        train[name], shown[name] = torch.from_numpy(one[: size.images]), torch.from_numpy(other)
         with torch.no_grad():
             pictures = train[name].view(-1, 1, 28, 28).split(500)
             z = torch.cat([encoder(part)[:, :1] for part in pictures])
-        codes[name] = z, torch.from_numpy(labels.astype(np.int64))
+        codes[name] = z, torch.from_numpy(labels[: size.images].astype(np.int64))
     return Parts(
         train, shown, (torch.from_numpy(digits.pixels), digits.labels),
         (torch.from_numpy(tested.pixels), tested.labels), codes,
@@ -133,20 +133,14 @@ def parts_of(size: Size) -> Parts:
 # -- measures --------------------------------------------------------------------------------------
 
 
-def _white(vae: Vae, images: Tensor) -> Whitening:
-    """Return the coordinates in which the aggregate posterior of images is white."""
+def _described(vae: Vae, images: Tensor, of: Tensor, raw: bool = True) -> Numbers:
+    """Return means over images' codes of `WORDS`, white by the codes of others, or of `WHITE`."""
     with torch.no_grad():
-        mean, log_variance = vae.encode(images)
-    return whitening(mean, log_variance.exp())
-
-
-def _described(vae: Vae, images: Tensor, encoder: Vae, of: Tensor) -> Numbers:
-    """Return means over images' codes of all of `WORDS`, white by the codes of others."""
-    white = _white(encoder, of)
-    with torch.no_grad():
-        z = encoder.encode(images)[0]
-    found: Numbers = {"log volume": white.log_volume}
-    latents = {"": z, " white": white.coordinates(z)}
+        z = vae.encode(images)[0]
+        mean, log_variance = vae.encode(of)
+    white = whitening(mean, log_variance.exp())
+    found: Numbers = {"log volume": white.log_volume} if raw else {}
+    latents = {" white": white.coordinates(z)} | ({"": z} if raw else {})
     for after, plain in (("", vae.decoder), (" after", vae.decode)):
         for name, u in latents.items():
             decoder = white.decoder(plain) if name else plain
@@ -159,14 +153,7 @@ def _described(vae: Vae, images: Tensor, encoder: Vae, of: Tensor) -> Numbers:
             if table.delta is not None:
                 kept[f"delta{name}"] = table.delta
             found |= {key: float(np.mean(value)) for key, value in kept.items()}
-    return {name: found[name] for name in (*WORDS, "log volume")}
-
-
-def _whole(trained: Trained[Any]) -> Any:
-    """Return the module of a training that went to its end."""
-    if not trained.complete:
-        raise KeyboardInterrupt
-    return trained.module
+    return {name: value for name, value in found.items() if name in (*WORDS, "log volume")}
 
 
 # -- one seed --------------------------------------------------------------------------------------
@@ -183,9 +170,9 @@ def one_seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
     trainings[ABRUPT] = {"noise": 0.0, "warmup": 0}
     curves, losses, base = {}, {}, None
     for name, more in trainings.items():
-        monitor = Monitor(lambda vae: _described(vae, shown, vae, digits), every=size.measured)
+        monitor = Monitor(lambda vae: _described(vae, shown, digits), every=size.measured)
         trained = train_vae(digits, steps=size.steps, watch=monitor, **more, **options)
-        base = base or _whole(trained)
+        base = base or trained.module
         curves[name] = _columns(monitor)
         tenth = size.steps // 10
         losses[name] = [
@@ -196,7 +183,7 @@ def one_seed(parts: Parts, size: Size, seed: int) -> dict[str, Any]:
         "curves": curves,
         "losses": losses,
         "tuned": _tuned(parts, size, base, options),
-        "classes": _classes(parts, size, seed, base, options),
+        "classes": _classes(parts, size, seed, options),
         "denoiser": _denoisers(parts, size, seed),
     }
 
@@ -216,23 +203,22 @@ def _tuned(
         return {
             f"{where}: {name}": value
             for where, images in parts.shown.items()
-            for name, value in _described(vae, images, vae, parts.train["digits"]).items()
-            if name in WHITE
+            for name, value in _described(vae, images, parts.train["digits"], raw=False).items()
         }
 
     found = {}
     for kind, images in parts.train.items():
         monitor = Monitor(measure, every=size.tuned)
-        _whole(train_vae(
+        train_vae(
             images, steps=size.tuned[-1], warmup=0, start=base, decoder_only=True, watch=monitor,
             **options,
-        ))  # fmt: skip
+        )  # fmt: skip
         found[kind] = _columns(monitor)
     return found
 
 
 def _classes(
-    parts: Parts, size: Size, seed: int, base: Vae, options: Mapping[str, Any]
+    parts: Parts, size: Size, seed: int, options: Mapping[str, Any]
 ) -> dict[str, dict[str, list[float]]]:
     """Return measures of models of ever more classes, each class in all the models after it."""
     order = np.random.default_rng(seed).permutation(10)
@@ -247,13 +233,10 @@ def _classes(
             )
         )  # fmt: skip
         first = parts.tested[0][np.flatnonzero(parts.tested[1] == order[0])[: size.shown]]
-        vae = base if count == 10 else _whole(
-            train_vae(images, steps=size.steps, warmup=size.warmup, **options)
-        )  # fmt: skip
+        vae = train_vae(images, steps=size.mixed, warmup=size.warmup, **options).module
         for where, pictures in (("same", first), ("own", shown)):
-            for name, value in _described(vae, pictures, vae, images).items():
-                if name in WHITE:
-                    found[where][name].append(value)
+            for name, value in _described(vae, pictures, images, raw=False).items():
+                found[where][name].append(value)
     return found
 
 
@@ -270,7 +253,7 @@ def _denoisers(parts: Parts, size: Size, seed: int) -> dict[str, Numbers]:
         trained = train_denoiser(
             latents, of, steps=size.denoiser, rate=RATE, start=start, seed=seed, progress=False
         )
-        found[kind] = _estimate(_whole(trained), x, y)
+        found[kind] = _estimate(trained.module, x, y)
     return found
 
 

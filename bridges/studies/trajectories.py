@@ -19,7 +19,7 @@ from tqdm import tqdm
 from approx.diffusion import record
 from bridges.networks import pipelines
 from bridges.networks.diffusion import mnist_classifier
-from bridges.studies.claims import Claim, Direction, Invariant, Study
+from bridges.studies.claims import Claim, Direction, Invariant, Study, whole_seeds
 from bridges.studies.denoiser_maps import estimates, unrolled
 from bridges.studies.digits import (
     NAMES,
@@ -38,6 +38,8 @@ GUIDANCES = (0, 1, 3, 5, 7.5, 9)
 
 GUIDED = 2.0  # the transformer
 PLACES = ("sample", "clean")  # of `record`
+TOGETHER = 8
+"""Seeds at a time, and at least as many as the transformer has."""
 
 
 class Size(NamedTuple):
@@ -72,36 +74,24 @@ SMALL = Size(4, (1, 5, 9), 10, 5, 1, 2, 2)
 def study(size: Size, seeds: Sequence[int]) -> Study:
     """Run the study at some size; `FULL` takes some ten minutes of one core.
 
+    After Ctrl-C it is of the seeds that are whole, in groups of `TOGETHER`.
+
     Its data: `guidances`; `steps`, those that were described, with `sigmas`; `curves`, by
     descriptor, place and guidance (steps, 5): mean over seeds, its 95 % interval, quartiles;
     `ends`, by quantity and guidance, a number a seed; `transformer`, the same by descriptor alone.
     """
+    transformer, dit = _transformer(size, seeds)
     pipe = pipelines.mnist_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    labels = torch.tensor([seed % 10 for seed in seeds])
-    noise = _normal(seeds, (1, 6, 6))
-    runs = [
-        _sampled(pipe, labels, noise, guidance, size)
-        for guidance in tqdm(size.guidances, desc="guidance")
-    ]
-    z = torch.stack([r.end for r in runs])
-    with torch.no_grad():
-        pictures = pipe.vae.decode(z.flatten(0, 1)).sample.clamp(0, 1)
-        seen = mnist_classifier()(pictures).argmax(dim=1).view(len(runs), -1)
-    ends = {name: np.stack([r.ends[name] for r in runs]) for name in NAMES}
-    ends["norm"] = z.flatten(2).norm(dim=2).double().numpy()
-    ends["right"] = (seen == labels).double().numpy()
-    ends["settled"] = np.stack([r.settled for r in runs])
-    along = {
-        name: {place: np.stack([r.along[place][name] for r in runs]) for place in PLACES}
-        for name in NAMES
-    }
-    compared = _compared(pipe, z, size, seeds)
-    transformer, dit = _transformer(size, seeds)
+    groups = [seeds[k : k + TOGETHER] for k in range(0, len(seeds), TOGETHER)]
+    parts = whole_seeds(range(len(groups)), lambda k: _seeds(pipe, size, groups[k]))
+    seeds = tuple(seed for group in groups[: len(parts)] for seed in group)
+    found = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    ends, along, compared = found["ends"], found["along"], found["compared"]
     data = {
         "guidances": list(size.guidances),
-        "steps": runs[0].steps,
-        "sigmas": runs[0].sigmas,
+        "steps": found["steps"],
+        "sigmas": found["sigmas"],
         "curves": {
             name: {
                 place: {
@@ -118,8 +108,44 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
         "transformer": transformer,
     }  # fmt: skip
     claims = [*_claims(size, ends, along, compared), *dit]
-    held = _invariants(pipe, labels, noise, runs, size, transformer)
-    return Study("trajectories", size == FULL, tuple(seeds), tuple(claims), tuple(held), data)
+    held = _invariants(pipe, seeds, found, size, transformer)
+    return Study("trajectories", size == FULL, seeds, tuple(claims), tuple(held), data)
+
+
+def _seeds(pipe: Any, size: Size, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return what some seeds give, those along the last axis, and what is the same for all."""
+    labels, noise = _start(seeds)
+    runs = [_sampled(pipe, labels, noise, guidance, size) for guidance in size.guidances]
+    z = torch.stack([r.end for r in runs])
+    with torch.no_grad():
+        pictures = pipe.vae.decode(z.flatten(0, 1)).sample.clamp(0, 1)
+        seen = mnist_classifier()(pictures).argmax(dim=1).view(len(runs), -1)
+    ends = {name: np.stack([r.ends[name] for r in runs]) for name in NAMES}
+    ends["norm"] = z.flatten(2).norm(dim=2).double().numpy()
+    ends["right"] = (seen == labels).double().numpy()
+    ends["settled"] = np.stack([r.settled for r in runs])
+    along = {
+        name: {place: np.stack([r.along[place][name] for r in runs]) for place in PLACES}
+        for name in NAMES
+    }
+    gaps = [(r.end - r.last).abs().flatten(1).amax(dim=1).numpy() for r in runs]
+    return {
+        "ends": ends, "along": along, "compared": _compared(pipe, z, size, seeds),
+        "gaps": np.stack(gaps), "steps": runs[0].steps, "sigmas": runs[0].sigmas,
+    }  # fmt: skip
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return tables of groups of seeds as one, arrays joined along the last axis."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: _joined([part[name] for part in parts]) for name in first}
+    return np.concatenate(parts, axis=-1) if isinstance(first, np.ndarray) else first
+
+
+def _start(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the labels (N,) and the noise (N, 1, 6, 6) of seeds."""
+    return torch.tensor([seed % 10 for seed in seeds]), _normal(seeds, (1, 6, 6))
 
 
 # -- sampling ------------------------------------------------------------------------------------
@@ -185,7 +211,7 @@ def _compared(pipe: Any, z: Tensor, size: Size, seeds: Sequence[int]) -> dict[st
     directions = directions / directions.flatten(1).norm(dim=1)[:, None, None, None]
     untrained = [
         described(untrained_decoder(seed), z[:, i : i + 1])
-        for i, seed in enumerate(tqdm(seeds, "controls"))
+        for i, seed in enumerate(seeds)
     ]  # fmt: skip
     return {
         "equal norm": described(pipe.vae.decode, z * (norm[first] / norm)),
@@ -324,13 +350,13 @@ def _transformer(size: Size, seeds: Sequence[int]) -> tuple[dict[str, Any], list
 
 
 def _invariants(
-    pipe: Any, labels: Tensor, noise: Tensor, runs: list[Run], size: Size, dit: dict[str, Any]
+    pipe: Any, seeds: Sequence[int], found: dict[str, Any], size: Size, dit: dict[str, Any]
 ) -> list[Invariant]:
     """Return what holds whatever the claims are."""
-    apart = max(float((r.end - r.last).abs().max()) for r in runs)
-    first = np.stack([r.along["sample"]["psi"][0] for r in runs])
-    spread = float(np.ptp(first, axis=0).max())
-    latent = unrolled(pipe, noise[:3], labels[:3], size.guidances[-1], size.steps // 2)
+    labels, noise = _start(seeds[:3])
+    apart = float(found["gaps"].max())
+    spread = float(np.ptp(found["along"]["psi"]["sample"][:, 0], axis=0).max())
+    latent = unrolled(pipe, noise, labels, size.guidances[-1], size.steps // 2)
     held = [
         Invariant("the last estimate of x_0 is the sample", apart < 1e-5, f"within {apart:.1e}"),
         Invariant("no guidance changes psi at the noise", spread < 1e-3, f"within {spread:.1e}"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy import stats
 
+from approx import describe
+from bridges.networks.training import train_vae
 from bridges.studies import Claim, Invariant, Study, interval, load_study, save_study
-from bridges.studies.__main__ import main
-from bridges.studies.claims import p_value, provenance
+from bridges.studies.__main__ import NAMES, main
+from bridges.studies.claims import p_value, provenance, whole_seeds
 
 
 def claim(paper, values):
@@ -108,12 +112,58 @@ def test_the_exit_status_is_that_of_the_invariants(monkeypatch, tmp_path):
     done = CliRunner().invoke(main, ["trajectories", "--out", str(tmp_path / "new" / "s.json")])
     assert done.exit_code == 0
     assert "opposite" in done.output
+    assert "Stopped" not in done.output
     assert load_study(tmp_path / "new" / "s.json").name == "s"
     broken = Study("s", False, (0,), (), (Invariant("exact", False, "3 of 4"),), {})
     made.study = lambda size, seeds: broken
     done = CliRunner().invoke(main, ["trajectories"])
     assert done.exit_code == 1
     assert "FAILS: exact: 3 of 4" in done.output
+    assert "Stopped: 1 of 3 seeds are whole." in done.output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_is_of_whole_seeds(name):
+    """What Ctrl-C leaves of each, its own tests see: all run as `support.studies.first_alone`."""
+    assert importlib.import_module(f"bridges.studies.{name}").whole_seeds is whole_seeds
+
+
+def describing(stop):
+    calls = 0
+
+    def decoder(z):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return torch.stack([z, z**2], dim=1).flatten(1)
+
+    table = describe(decoder, torch.ones(4, 2), batch=1, neighbourhood=None, progress=False)
+    assert table.complete
+    return calls
+
+
+def training(stop):
+    def watch(module, step):
+        if step == stop:
+            raise KeyboardInterrupt
+
+    sizes = {"latents": 2, "width": 4, "depth": 1, "progress": False}
+    assert train_vae(torch.eye(4), steps=3, watch=watch, **sizes).complete
+    return 3
+
+
+@pytest.mark.parametrize("run", [describing, training])
+def test_what_a_call_keeps_of_ctrl_c_is_no_whole_seed(run):
+    """Both return what is done, with a warning."""
+    last = run(stop=None)
+    with pytest.warns(RuntimeWarning, match="nterrupted|stopped"), pytest.raises(AssertionError):
+        run(stop=last)
+    assert whole_seeds([5, 6, 7], lambda seed: run(last if seed == 6 else None)) == [last]
+    with pytest.raises(KeyboardInterrupt):
+        whole_seeds([6, 7], lambda _: run(last))
+    with pytest.raises(ZeroDivisionError):
+        whole_seeds([1, 0], lambda seed: 1 / seed)
 
 
 def test_what_cannot_be_written_is_refused_before_the_study(tmp_path):

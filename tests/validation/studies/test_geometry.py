@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.studies import first_alone
 
 import cpwl
 from bridges.networks import pretrained
@@ -20,7 +21,7 @@ TINY = geometry.Size(1, 1, 0, 3, 2, (1e-6, 1.0), 50)
 @pytest.fixture(scope="module")
 def tiny(data, one_thread):
     pytest.importorskip("skimage", reason="needs scikit-image, for its photographs")
-    return geometry.study(TINY, [3])
+    return first_alone(geometry, TINY)
 
 
 def test_the_invariants_hold(tiny):

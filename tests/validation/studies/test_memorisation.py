@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from support.studies import first_alone
 
 from bridges.networks import diffusion
 from bridges.studies import load_study, memorisation, save_study
@@ -52,7 +53,7 @@ def test_the_dimension_is_the_trace_of_a_jacobian_by_columns(data):
 @pytest.fixture(scope="module")
 def tiny(data):
     """Return the study at a tiny size."""
-    return memorisation.study(TINY, [3])
+    return first_alone(memorisation, TINY)
 
 
 def test_the_study_at_a_tiny_size(tiny, tmp_path):
@@ -72,22 +73,11 @@ def test_the_study_at_a_tiny_size(tiny, tmp_path):
 def test_a_seed_gives_the_same_samples(tiny):
     again = memorisation.study(TINY._replace(trainings=("2",)), [3]).data["samples"][0]
     for name, values in again.items():
-        np.testing.assert_array_equal(values, tiny.data["samples"][0][name][:3])
-
-
-def test_an_interrupt_keeps_whole_seeds(tiny, monkeypatch):
-    table = {name: values[:3] for name, values in tiny.data["samples"][0].items()}
-    del table["training"]
-
-    def trained(size, training, seed, *rest):
-        if seed == 1 and training == "planted":
-            raise KeyboardInterrupt
-        return table, {}, 0.5
-
-    monkeypatch.setattr(memorisation, "_trained", trained)
-    assert memorisation.study(TINY, [0, 1]).seeds == (0,)
-    with pytest.raises(KeyboardInterrupt):
-        memorisation.study(TINY, [1])
+        before = tiny.data["samples"][0][name][:3]
+        # decompositions in float64 round by where their matrices lie in memory
+        np.testing.assert_allclose(
+            values, before, rtol=1e-12 if "psi" in name or "nu" in name else 0
+        )
 
 
 def test_the_kept_results_are_whole():

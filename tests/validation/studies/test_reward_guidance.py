@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.studies import first_alone
 
 from bridges.studies import load_study, reward_guidance
 
@@ -17,7 +18,7 @@ TINY = reward_guidance.Size(1, (-2.0, 0.0, 2.0), 10, 4, 1, 2, 2, 1, 8, 1, 8)
 @pytest.fixture(scope="module")
 def tiny(data, one_thread):
     pytest.importorskip("diffusers", reason="needs the extra cpwl[diffusers]")
-    return reward_guidance.study(TINY, [3])
+    return first_alone(reward_guidance, TINY)
 
 
 def test_no_strength_changes_nothing(tiny):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.studies import first_alone
 
 from bridges.studies import load_study, sampling
 
@@ -16,7 +17,7 @@ TINY = sampling.Size(1, 120, 40, (-0.1, 0.0, 0.1), 1, 60, 4)
 
 @pytest.fixture(scope="module")
 def tiny(data, one_thread):
-    return sampling.study(TINY, [3])
+    return first_alone(sampling, TINY)
 
 
 def test_the_invariants_hold(tiny):

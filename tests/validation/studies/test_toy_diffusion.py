@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.studies import first_alone
 
 from approx.diffusion import maps
 from bridges.networks.datasaurus import ToyDenoiser, read_datasaurus, signal_shares
-from bridges.studies import associations, load_study, toy_diffusion, toy_maps
+from bridges.studies import load_study, toy_diffusion, toy_maps
 
 RESULTS = Path(__file__).parents[3] / "notebooks" / "results" / "toy_diffusion.json"
 TINY = toy_diffusion.SMALL._replace(marks=(0, 1, 2, 3), width=8, batch=16, pixels=8, samples=10)
@@ -68,16 +69,10 @@ def test_distances_are_to_the_data_as_they_lie_at_a_time(data):
     assert float(samples.std()) == pytest.approx(1, abs=0.05)
 
 
-def test_correlations_know_the_constant():
-    values = np.array([1.0, 2.0, 5.0, 9.0])
-    assert associations.related(values, -(values**3)) == pytest.approx(-1)
-    assert np.isnan(associations.related(values, np.ones(4)))
-
-
 def test_the_study_at_a_tiny_size(data, monkeypatch):
     monkeypatch.setenv("CPWL_DATA", str(data))
     monkeypatch.setattr(toy_diffusion, "TIMES", (6,))
-    tiny = toy_diffusion.study(TINY, [3])
+    tiny = first_alone(toy_diffusion, TINY)
     assert not tiny.failed()
     assert len({claim.claim for claim in tiny.claims}) == len(tiny.claims)
     assert all(len(claim.values) == 1 for claim in tiny.claims)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.studies import first_alone
 
 from bridges.studies import load_study, trajectories
 
@@ -26,6 +27,21 @@ def test_the_regression_tells_guidance_from_the_norm():
     y = 0.5 * x[:, None] - 3 * other + seeds
     np.testing.assert_allclose(trajectories._beside(x, y, other), 0.5, atol=1e-10)
     assert np.isnan(trajectories._beside(x, y[:, :2], other[:, :2])).all()
+
+
+def test_the_study_at_a_tiny_size(data, one_thread, monkeypatch):
+    """But for the transformer, whose every map has a Jacobian of 784 x 784."""
+    pytest.importorskip("diffusers", reason="needs the extra cpwl[diffusers]")
+    monkeypatch.setattr(trajectories, "TOGETHER", 1)
+    dit = {"unrolled": np.zeros((2, 1))}, []
+    monkeypatch.setattr(trajectories, "_transformer", lambda size, seeds: dit)
+    tiny = first_alone(trajectories, trajectories.Size(1, (1, 9), 2, 2, 1, 1, 1))
+    assert len({claim.claim + claim.effect for claim in tiny.claims}) == len(tiny.claims)
+    own = [invariant for invariant in tiny.invariants if "pictures" not in invariant.name]
+    assert len(own) == 3
+    assert all(invariant.holds for invariant in own)
+    assert tiny.data["steps"] == [0, 1]
+    assert np.shape(tiny.data["ends"]["psi"]["9"]) == (1,)
 
 
 def test_the_kept_results_are_whole():
