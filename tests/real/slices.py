@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 import cpwl
 from bridges.networks import pretrained
@@ -95,6 +96,68 @@ def mnist_convnet(data: Path, zoom: float = 0.05) -> tuple[cpwl.Network, cpwl.Do
     return network, _around(cpwl.Slice.through(*digits), zoom)
 
 
+def fitted_image(size: int = 64, steps: int = 300) -> tuple[cpwl.Network, cpwl.Domain]:
+    """An implicit image 2-256-256-256-256-256-3, fitted to a photograph here, on all of it."""
+    from bridges.networks.toys import one_thread, random_mlp
+
+    module = random_mlp((2, 256, 256, 256, 256, 256, 3)).train()
+    pixels = pretrained.photograph("astronaut", size).flatten(1).T
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    places = torch.cartesian_prod(axis, axis)
+    optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
+    with one_thread():
+        for _ in range(steps):
+            loss = ((module(places) - pixels) ** 2).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return cpwl.Network.from_torch(module.eval(), (2,)), cpwl.box([-1, -1], [1, 1])
+
+
+class _Block(nn.Module):
+    """Two convolutions and what skips them, of a ResNet."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU(),
+            nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False), nn.BatchNorm2d(fan_out),
+        )  # fmt: skip
+        skips = nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out)
+        self.skip = nn.Sequential(*skips) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.inner(x) + self.skip(x))
+
+
+def resnet18() -> nn.Module:
+    """The residual network of 18 layers for 32 x 32 images, with random weights."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    for fan_in, fan_out in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        layers += [_Block(fan_in, fan_out, 1 + (fan_out > fan_in)), _Block(fan_out, fan_out, 1)]
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)).eval()
+
+
+def vgg11() -> nn.Module:
+    """The network of eight convolutions, five max-poolings and a linear layer, random weights."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    fan_in = 3
+    for fan_out, pool in ((64, 1), (128, 1), (256, 0), (256, 1), (512, 0), (512, 1), (512, 0),
+                          (512, 1)):  # fmt: skip
+        layers += [nn.Conv2d(fan_in, fan_out, 3, 1, 1), nn.BatchNorm2d(fan_out), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * pool
+        fan_in = fan_out
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10)).eval()
+
+
+def of_images(module: nn.Module, zoom: float) -> tuple[cpwl.Network, cpwl.Domain]:
+    """A classifier of 32 x 32 images, about the middle of three noise images."""
+    network = cpwl.Network.from_torch(module, (3, 32, 32))
+    return network, _around(cpwl.Slice.through(*_latents(3, 32, 32)), zoom)
+
+
 def all_slices(data: Path) -> Iterator[tuple[str, Callable[[], tuple[cpwl.Network, cpwl.Domain]]]]:
     """Name every slice of the README's table, with the function that makes it."""
     yield "MNIST GAN 64-256-256-784", lambda: mnist_gan(data)
@@ -105,6 +168,9 @@ def all_slices(data: Path) -> Iterator[tuple[str, Callable[[], tuple[cpwl.Networ
         yield f"ACAS Xu {name}", lambda name=name: acas(data, name)
     yield "CIFAR-10 ResNet 2b", lambda: cifar_resnet(data)
     yield "MNIST ConvNet, max-pooling", lambda: mnist_convnet(data)
+    yield "fitted image 2-256x5-3", fitted_image
+    yield "ResNet-18, random weights", lambda: of_images(resnet18(), 1e-4)
+    yield "VGG-11, random weights", lambda: of_images(vgg11(), 1e-4)
 
 
 def report(name: str) -> None:
