@@ -1,4 +1,4 @@
-"""The README's examples that need published models; its others are doctests."""
+"""Examples of the README and the recipes that need published models; the others are doctests."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 
 
-def example(word: str) -> str:
+def example(word: str, page: str = "README.md") -> str:
     """Return the one block of code in which a word stands."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / page).read_text()
     (found,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in b]
     return found
 
@@ -32,3 +33,13 @@ def test_sampling_steered_by_psi(data: Path) -> None:
     exec(lines.replace("torch.arange(200)", "torch.arange(12)"), names)
     assert set(names["run"].table.step) == {0, 10, 20, 30, 40, 49, 50}
     assert [image.size for image in names["images"]] == [(28, 28)] * 2
+
+
+def test_the_advisories_of_acas_xu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data / "onnx")
+    names = dict[str, Any]()
+    exec(example("acasxu_1_1", "notebooks/site/recipes.md"), names)
+    assert names["regions"].areas.sum() == pytest.approx(names["domain"].volume, rel=1e-9)
+    assert names["five"].status.exact
+    assert names["five"].dim == 5
+    plt.close("all")
