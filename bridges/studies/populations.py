@@ -72,7 +72,7 @@ class Size(NamedTuple):
     inversion: int
 
 
-FULL = Size(5, 1500, 0, 100, 12, 29, 300, 50, 100, 1500, 200)
+FULL = Size(5, 1500, 750, 100, 12, 29, 300, 50, 100, 1500, 200)
 SMALL = Size(2, 300, 0, 20, 3, 3, 24, 2, 8, 20, 30)
 
 
@@ -91,7 +91,7 @@ class Parts(NamedTuple):
 
 
 def study(size: Size, seeds: Sequence[int]) -> Study:
-    """Run the study at some size; `FULL` takes some ten minutes of one core.
+    """Run the study at some size; `FULL` takes some twenty minutes of one core.
 
     Its data, seeds along the last axis: `levels`, by source, which "autoencoder: " precedes where
     it is not of the published VAE, descriptor and score ("vendi", "classes", and "within" a class),
