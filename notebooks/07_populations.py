@@ -139,8 +139,8 @@ assert all(rise[by].low > 0.1 for by in ("nu", "delta", "psi after"))
 #
 # With ψ of the latent autoencoder variety rises and drops more, for training and test digits and
 # for those that its diffusion model draws (middle less lowest set 2.3 to 2.6, corrected p below
-# 0.01), and so does the number of classes (by 4 to 5). Within a class neither stands: the steps
-# are below 0.1. ν, which shows the classes for the VAE, shows none from the lowest set to the middle.
+# 0.01), and so does the number of classes (by 4 to 5). Within a class neither stands: the steps are
+# below 0.1. ν, which shows the classes for the VAE, shows none from the lowest set to the middle.
 #
 # ### Images unlike the training's
 #

@@ -204,11 +204,12 @@ plt.show()
 # %% [markdown]
 # On the autoencoder and on TAEF2 with 8 x 8 pixels ψ and δ are higher inside the hull, and so they
 # are in the permuted planes, whose anchors encode no image; of the nine differences one excludes 0,
-# δ at 8 x 8 pixels, and not after correction. At 16 x 16 pixels one point a triangle was affordable,
-# and ψ is undecided. Points inside are nearer to the origin. Along one direction knots grow in proportion to r (4 per unit for the toy, 36 to 40 for
-# the GAN); along P, cells grow as r^P. At r of 1e-4 and less nearly every latent sees one cell
-# alone, and there is nothing to rank. Ranks agree by 0.4 to 0.7 between radii a factor of ten
-# apart on the toy and the GAN, by 0.77 and more between draws of B, and between P = 1 and the
-# largest: there the radius matters, B and P less. The denoiser is the other way round. Its knots are
-# counted along one direction only, in float64 and unproven, and the draw of that direction matters
-# more (0.35 to 0.73) than a factor of ten in the radius (0.4 to 0.8).
+# δ at 8 x 8 pixels, and not after correction. At 16 x 16 pixels one point a triangle was
+# affordable, and ψ is undecided. Points inside are nearer to the origin. Along one direction knots
+# grow in proportion to r (4 per unit for the toy, 36 to 40 for the GAN); along P, cells grow as
+# r^P. At r of 1e-4 and less nearly every latent sees one cell alone, and there is nothing to rank.
+# Ranks agree by 0.4 to 0.7 between radii a factor of ten apart on the toy and the GAN, by 0.77 and
+# more between draws of B, and between P = 1 and the largest: there the radius matters, B and P
+# less. The denoiser is the other way round. Its knots are counted along one direction only, in
+# float64 and unproven, and the draw of that direction matters more (0.35 to 0.73) than a factor of
+# ten in the radius (0.4 to 0.8).
