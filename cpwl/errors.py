@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 
+def require_kind(value: object, kind: type, remedy: str) -> None:
+    """Refuse what is handed in instead of an object of this package.
+
+    Raises
+    ------
+    TypeError
+        With the class that was expected, that of the value, and the remedy.
+    """
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"Expected a cpwl.{kind.__name__}, got {got}. {remedy}")
+
+
 class CaptureError(ValueError):
     """A module, file or argument that cannot be made into a `Network`.
 

@@ -19,7 +19,7 @@ from cpwl.decision import Contour
 from cpwl.descriptors import DESCRIPTORS, Spectrum, describe
 from cpwl.files import atomic_path
 from cpwl.geometry import polygons, solid_loops
-from cpwl.partition import require_network
+from cpwl.partition import require_network, require_partition
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -62,6 +62,7 @@ def to_pandas(
     >>> cpwl.to_pandas(partition, ["volume", "rank"]).sum().to_dict()
     {'cell': 6.0, 'volume': 4.0, 'rank': 8.0}
     """
+    require_partition(partition)
     pandas = imported("pandas", "table")
     columns: dict[str, NDArray[Any]] = {"cell": np.arange(partition.num_cells)}
     frame = pandas.DataFrame(columns | columns_of(partition, descriptors))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cpwl.arrays import Floats, Ints, Ragged, pattern_kernels
 from cpwl.domain import Domain
-from cpwl.errors import PartitionError
+from cpwl.errors import PartitionError, require_kind
 from cpwl.network import Network
 
 if TYPE_CHECKING:
@@ -220,8 +220,14 @@ class Partition:
         return f"<table>{''.join(rows)}</table>"
 
 
+def require_partition(partition: Partition) -> None:
+    """Raise TypeError for a network, a domain or anything else that is no partition."""
+    require_kind(partition, Partition, "Make one with cpwl.subdivide(network, domain).")
+
+
 def require_complete(partition: Partition) -> None:
     """Raise PartitionError unless every cell of the network is there."""
+    require_partition(partition)
     status = partition.status
     if status.complete:
         return
@@ -238,6 +244,7 @@ def require_complete(partition: Partition) -> None:
 
 def cell_indices(partition: Partition, cells: ArrayLike | slice | None) -> Ints:
     """Return `cells` as an array of cell indices in 0..num_cells - 1, or raise."""
+    require_partition(partition)
     every = np.arange(partition.num_cells)
     if cells is None:
         return every
@@ -260,6 +267,7 @@ def cell_indices(partition: Partition, cells: ArrayLike | slice | None) -> Ints:
 
 def require_network(partition: Partition) -> Network:
     """Return the partition's network, or raise where it was loaded without one."""
+    require_partition(partition)
     if partition.network is None:
         raise ValueError(
             "Expected a partition with its network, got one loaded from a file without it. "

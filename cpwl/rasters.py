@@ -12,6 +12,7 @@ from cpwl.arrays import Floats
 from cpwl.descriptors import DESCRIPTORS, spectrum
 from cpwl.dual import locate
 from cpwl.export import columns_of, imported
+from cpwl.partition import require_partition
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -74,6 +75,7 @@ def to_xarray(
     >>> float(abs(cpwl.to_xarray(partition, maps).psi - maps.psi).max())
     0.0
     """
+    require_partition(partition)
     xarray: Any = imported("xarray", "table")
     axes, place = _AXES[: partition.dim], partition.domain.slice
     origin, basis = place.origin.reshape(-1), place.basis.reshape(partition.dim, -1)

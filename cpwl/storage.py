@@ -98,8 +98,8 @@ def save_partition(partition: Partition, path: str | os.PathLike[str]) -> None:
     ...     print(path.is_file())
     True
     """
-    place = partition.domain.slice
     network = require_network(partition)
+    place = partition.domain.slice
     header = {
         "format": FORMAT,
         "status": {name: _plain(value) for name, value in partition.status._asdict().items()},

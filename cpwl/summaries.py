@@ -12,6 +12,7 @@ from cpwl.arrays import Floats
 from cpwl.density import entropy
 from cpwl.descriptors import image_volumes, local_rank, local_scaling, spectrum, volumes
 from cpwl.dual import regions
+from cpwl.partition import require_partition
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -61,6 +62,7 @@ def summary(partition: Partition) -> dict[str, bool | int | float]:
     >>> found["cells"], found["regions"], found["total_image_volume"]
     (4, 4, 2.25)
     """
+    require_partition(partition)
     began = time.perf_counter()
     count = scaling = rank = lost = density = image = math.nan
     share = np.ones(1)

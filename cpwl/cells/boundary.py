@@ -20,6 +20,7 @@ from cpwl.arrays import Floats, Ints
 from cpwl.cells.cell import Cell, cell_at
 from cpwl.cells.room import room_of
 from cpwl.cells.settling import Settling
+from cpwl.errors import require_kind
 
 # A step across a facet is a share of its point's margin, and shrinks while it leads too far.
 _FIRST_STEP, _SHORTER, _STEPS = 0.5, 1 / 16, 8
@@ -48,6 +49,11 @@ class Ball(NamedTuple):
     center: Floats
     radius: float
     radius_at_most: float
+
+    def __repr__(self) -> str:
+        """Summarise: the centre may have hundreds of coordinates."""
+        size = len(self.center)
+        return f"Ball(radius {self.radius:.6g} to {self.radius_at_most:.6g}, in {size}-D)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +241,9 @@ def neighbours(facets: Facets) -> Iterator[Cell | None]:
     >>> [cell.pieces.tolist() for cell in cpwl.neighbours(facets)]
     [[1, 1], [0, 0]]
     """
-    for i, point, margin in zip(facets.halfspaces, facets.points, facets.margins, strict=True):
-        yield across(facets.cell, int(i), point, float(margin))
+    require_kind(facets, Facets, "Find them first: cpwl.facets(cell, lo, hi).")
+    found = zip(facets.halfspaces, facets.points, facets.margins, strict=True)
+    return (across(facets.cell, int(i), point, float(margin)) for i, point, margin in found)
 
 
 def across(cell: Cell, halfspace: int, point: Floats, margin: float) -> Cell | None:

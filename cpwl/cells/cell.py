@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cpwl.arrays import EPS, UNIT_ROUNDOFF, Floats, Ints, denormals
 from cpwl.cells.inequalities import HalfSpaces
 from cpwl.domain import floats
-from cpwl.network import Network
+from cpwl.network import Network, require_captured
 from cpwl.network.program import linearise
 
 
@@ -141,6 +141,7 @@ def cell_at(network: Network, z: Any) -> Cell:
     >>> cell.halfspaces.A.tolist(), cell.halfspaces.b.tolist()
     ([[1.0, 0.0], [-0.0, -1.0]], [0.0, 0.0])
     """
+    require_captured(network)
     point = latent(network, z, "z")
     with denormals():
         batch = torch.tensor(point).reshape(1, *network.input_shape)
@@ -158,8 +159,9 @@ def latent(network: Network, z: Any, name: str) -> Floats:
     point = floats(z, name)
     size = int(np.prod(network.input_shape, dtype=np.int64))
     if point.shape not in (network.input_shape, (size,)):
+        flat = f" or ({size},)" if len(network.input_shape) > 1 else ""
         raise ValueError(
-            f"Expected {name} as one latent of shape {network.input_shape} or ({size},), got shape "
+            f"Expected {name} as one latent of shape {network.input_shape}{flat}, got shape "
             f"{point.shape}. Leave the batch axis out."
         )
     return point.reshape(-1)

@@ -12,6 +12,7 @@ from cpwl.arrays import EPS, UNIT_ROUNDOFF, Floats, Ints
 from cpwl.cells.cell import Cell
 from cpwl.cells.linear_programs import Optimum
 from cpwl.domain import floats
+from cpwl.errors import require_kind
 
 
 class Room(NamedTuple):
@@ -32,6 +33,7 @@ class Room(NamedTuple):
 
 def room_of(cell: Cell, lo: Any, hi: Any) -> Room:
     """Return a cell in a caller's box, numbers or one entry a coordinate."""
+    require_kind(cell, Cell, "Make one with cpwl.cell_at(network, z).")
     size = len(cell.z)
     low, high = floats(lo, "lo"), floats(hi, "hi")
     if any(side.shape not in ((), (size,), cell.network.input_shape) for side in (low, high)):

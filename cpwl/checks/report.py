@@ -18,7 +18,7 @@ from cpwl.checks.counts import Arrangement, check_counts
 from cpwl.checks.findings import Finding, Limits, Log, Tolerances
 from cpwl.domain import Domain
 from cpwl.errors import PartitionError
-from cpwl.partition import Partition
+from cpwl.partition import Partition, require_partition
 
 _TOLERANCES = Tolerances()
 _LIMITS = Limits()
@@ -205,6 +205,7 @@ def check(
     >>> report.ok, report.faces, report.euler
     (True, (9, 12, 4), 1)
     """
+    require_partition(partition)
     require_at_least(0, samples, "samples", "Leave it out for 512.", whole=True)
     for name, value in tolerances._asdict().items():
         require_at_least(0, value, f"the tolerance of {name}", "Leave it out.")

@@ -13,6 +13,7 @@ from cpwl.decision.chains import chains
 from cpwl.decision.vertex_values import heights
 from cpwl.domain import Slice
 from cpwl.geometry import solid_loops
+from cpwl.partition import require_partition
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -122,7 +123,7 @@ def contour(
         Of dimension 1 to 3, complete, with its network.
     output : int or (int, int), optional
         Index into the flattened output, or a pair (i, j) for output i less output j. May be left
-        out where there is only one output.
+        out where there is only one output, or for the difference of two.
     value : float
         The level.
 
@@ -164,6 +165,7 @@ def contour(
     >>> border.sizes.sum().item(), len(border.polylines)
     (4.0, 1)
     """
+    require_partition(partition)
     if partition.dim > 3:
         raise ValueError(
             f"Expected a partition of dimension 1, 2 or 3, got {partition.dim}. Subdivide a slice "

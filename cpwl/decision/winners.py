@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from cpwl.arrays import EPS, Floats, Ints, next_corner, prefix
 from cpwl.decision.vertex_values import rounding, vertex_outputs
 from cpwl.geometry import rings
-from cpwl.partition import require_complete
+from cpwl.partition import require_complete, require_partition
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -112,6 +112,7 @@ def decision_regions(partition: Partition, decide: str = "argmax") -> DecisionRe
     >>> networkx.Graph(regions.neighbours.tolist()).edges
     EdgeView([(0, 1)])
     """
+    require_partition(partition)
     if decide not in ("argmax", "argmin"):
         raise ValueError(f"Expected decide to be 'argmax' or 'argmin', got {decide!r}. Choose one.")
     if partition.dim != 2:

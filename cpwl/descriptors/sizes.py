@@ -9,6 +9,7 @@ import numpy as np
 from cpwl.arrays import Floats, magnitude
 from cpwl.descriptors.spectra import Spectrum, local_scaling, require_slice, spectrum
 from cpwl.geometry import Measures, levels, measures
+from cpwl.partition import require_partition
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -29,6 +30,7 @@ def volumes(partition: Partition) -> Floats:
     >>> cpwl.volumes(partition).tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
+    require_partition(partition)
     exponent = magnitude(partition.points)
     minors = _cells(partition, exponent).minors[:, 0]
     with np.errstate(over="ignore", under="ignore"):  # 0 or inf where float64 has no such number
@@ -48,6 +50,7 @@ def centroids(partition: Partition) -> Floats:
     >>> cpwl.centroids(partition).tolist()
     [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]
     """
+    require_partition(partition)
     exponent = magnitude(partition.points)
     return np.ldexp(_cells(partition, exponent).centroid, exponent)
 

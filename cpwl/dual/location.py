@@ -13,6 +13,7 @@ from scipy.spatial import KDTree
 from cpwl.arrays import Floats, Ints, kernel, magnitude, require_at_least
 from cpwl.dual.graph import hash_columns
 from cpwl.geometry import half_spaces, levels, measures, normals, polygons
+from cpwl.partition import require_partition
 
 if TYPE_CHECKING:
     from cpwl.domain import Domain
@@ -60,6 +61,9 @@ def locate(partition: Partition, points: ArrayLike, *, tolerance: float = 1e-12)
     [2, 3, -1]
     """
     require_at_least(0, tolerance, "tolerance", "Leave it out.")
+    require_partition(partition)
+    if isinstance(points, torch.Tensor):  # of a graph, or of another device
+        points = points.detach().cpu().numpy()
     s = np.asarray(points, dtype=np.float64)
     if s.ndim != 2 or s.shape[1] != partition.dim or not np.isfinite(s).all():
         what = f"shape {s.shape}" if s.ndim != 2 or s.shape[1] != partition.dim else "NaN or inf"

@@ -16,7 +16,8 @@ from cpwl.engine.rational import Arbiter
 from cpwl.engine.space import RefinedLattice, refine_lattice, straightened
 from cpwl.engine.space import corners as lattice_corners
 from cpwl.engine.work import TooLargeError, Work
-from cpwl.network import Network
+from cpwl.errors import require_kind
+from cpwl.network import Network, require_captured
 from cpwl.partition import Partition, Status
 
 
@@ -99,6 +100,13 @@ def subdivide(
     >>> cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False)
     Partition(6 cells, 14 facets, 9 vertices in 2-D, complete)
     """
+    require_captured(network)
+    require_kind(
+        domain,
+        Domain,
+        "Make one with cpwl.box(lo, hi) or cpwl.polygon(corners), or of a slice with "
+        "slice.around() or slice.box(lo, hi).",
+    )
     domain = in_shape(domain, network.input_shape)
     require_at_least(1, memory, "memory", "Give it in bytes, for example memory=2**30.")
     with (

@@ -4,6 +4,6 @@ A module or file goes in; a `Network` comes out, which evaluates itself, its pre
 its pieces on batches of latents. Imports only arrays and errors.
 """
 
-from cpwl.network.network import Knots, Network, inspect
+from cpwl.network.network import Knots, Network, inspect, require_captured
 
-__all__ = ["Knots", "Network", "inspect"]
+__all__ = ["Knots", "Network", "inspect", "require_captured"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from cpwl.arrays import Floats, Ints, denormals
-from cpwl.errors import CaptureError, UnsupportedOperationError
+from cpwl.errors import CaptureError, UnsupportedOperationError, require_kind
 from cpwl.network.capture import (
     ANEW,
     CAPTURING,
@@ -474,6 +474,13 @@ class Network:
         """Estimate the peak bytes per sample that `preactivations(z, stage)` needs."""
         width = int(self.stage_offsets[stage + 1] - self.stage_offsets[stage])
         return 8 * peak_values(self.program, stage_plan(self.program, stage), width)
+
+
+def require_captured(network: Network) -> None:
+    """Raise TypeError for a module, or anything else that was not captured."""
+    require_kind(
+        network, Network, "Capture a module first: cpwl.Network.from_torch(module, input_shape)."
+    )
 
 
 def inspect(

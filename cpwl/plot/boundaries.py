@@ -40,7 +40,8 @@ def decision_boundary(
         lines, in three a surface.
     i, j : int, optional
         Indices into the flattened output. Without j: the level set of output i. Without both: that
-        of the only output, as of a classifier with one logit or a signed distance.
+        of the only output, as of a classifier with one logit or a signed distance, or of the
+        difference of two.
     value : float
         The level; with i and j, of their difference.
     ax : matplotlib Axes, optional
@@ -69,6 +70,8 @@ def decision_boundary(
     [3]
     >>> pyplot.close()
     """
+    if i is None and num_outputs(partition) == 2:
+        i, j = 0, 1
     output: Any = i if j is None else (i, j)
     level = decision.contour(partition, output, value)
     name = f"output {i or 0}" + (f" - output {j}" if j is not None else "") + f" = {value:g}"

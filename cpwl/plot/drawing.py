@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from cpwl.arrays import Floats, Ints
 from cpwl.descriptors import DESCRIPTORS, describe
+from cpwl.partition import require_partition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +66,7 @@ def axes(ax: Axes | None) -> Axes:
 
 def require_flat(partition: Partition) -> None:
     """Refuse more dimensions than a flat picture has."""
+    require_partition(partition)
     if partition.dim > 2:
         raise ValueError(
             f"Expected a partition of one or two dimensions, got {partition.dim}. "

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from cpwl.arrays import Floats
 from cpwl.descriptors import volumes
 from cpwl.geometry import Plane, Polygons, solid_loops
+from cpwl.partition import require_partition
 from cpwl.plot import drawing
 from cpwl.plot.painting import Painting
 
@@ -242,6 +243,7 @@ def _shade(partition: Partition, polygons: Polygons) -> Floats:
 
 def require_space(partition: Partition) -> None:
     """Refuse a partition that has no solids to draw."""
+    require_partition(partition)
     if partition.dim != 3:
         raise ValueError(
             f"Expected a partition of dimension 3, got {partition.dim}. Draw one or two dimensions "

@@ -29,6 +29,7 @@ from cpwl.network.capture.fx_nodes import (
     single_shape,
 )
 from cpwl.network.capture.numbering import number_contests, number_units
+from cpwl.network.capture.piecewise_operations import TABLE as BENDS
 from cpwl.network.capture.piecewise_operations import Bend, Rewrite, nonlinear_rule
 from cpwl.network.capture.triangle_waves import Wave, find_triangles
 from cpwl.network.program import Program, Ref, Rounding, Step, Triangle, references
@@ -39,7 +40,7 @@ SHAPED = ("full_like", "zeros_like", "ones_like", "empty_like", "new_full", "new
 # These may have their batch axis elsewhere than in front.
 ENTRYWISE = ("relu", "leaky_relu", "abs", "maximum", "minimum")
 INSTEAD = "write it with relu, clamp, abs or maximum"
-SQUASHINGS = ("tanh", "sigmoid")
+SQUASHINGS = ("tanh", "sigmoid", "softmax", "log_softmax")
 REMEDY = "Use approx, which handles any differentiable module, or replace the operation."
 
 
@@ -135,8 +136,10 @@ def trailing_squashing(listing: Listing, node: Node) -> str | None:
         ):
             continue
         after.add(later)
-        # Another squashing, or a branch around this one: there is no single place to cut.
-        if packet_name(later.target) in SQUASHINGS or not all(n in after for n in sources):
+        # Another squashing, or a branch around this one: there is no single place to cut. A knot
+        # after it: what would be cut off is the network.
+        kind = packet_name(later.target)
+        if kind in SQUASHINGS or kind in BENDS or not all(n in after for n in sources):
             return None
     return name
 

@@ -200,7 +200,7 @@ def _cut(graph: Graph, upto: str, constants: dict[Node, Any]) -> Node:
             names = ", ".join(dict.fromkeys(repr(place_of(n)) for n in nodes[-3:]))
             raise CaptureError(
                 f"Expected upto= to name an operation or submodule, got '{upto}'. The module "
-                f"ends with {names}; 'tanh' or 'sigmoid' cut a last squashing off."
+                f"ends with {names}; 'tanh', 'sigmoid' or 'softmax' cut a last squashing off."
             )
         first = inside[0]
     sources = [n for n in first.all_input_nodes if n not in constants and _is_tensor(n)]
