@@ -120,8 +120,8 @@ class _Block(nn.Module):
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
         super().__init__()
         self.inner = nn.Sequential(
-            nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU(),
-            nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False), nn.BatchNorm2d(fan_out),
+            nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False), nn.BatchNorm2d(fan_out),
+            nn.ReLU(), nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False), nn.BatchNorm2d(fan_out),
         )  # fmt: skip
         skips = nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out)
         self.skip = nn.Sequential(*skips) if stride > 1 else nn.Identity()
