@@ -27,7 +27,7 @@ def adjacency(partition: Partition, attributes: Iterable[str] = ("volume", "cent
     ----------
     partition : Partition
         Its network is needed for attributes other than the default ones.
-    attributes : iterable of str
+    attributes : str or iterable of str
         What nodes carry: descriptors as for `describe` (volume, psi, nu, ...), "centroid" (a tuple
         of P numbers) and "region", the cell's `Regions.index`.
 
@@ -59,7 +59,7 @@ def adjacency(partition: Partition, attributes: Iterable[str] = ("volume", "cent
     >>> graph.nodes[2]
     {'volume': 1.0, 'centroid': (0.5, 0.5), 'rank': 2, 'region': 2}
     """
-    names = tuple(attributes)
+    names = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     known = (*DESCRIPTORS, "centroid", "region")
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
