@@ -158,9 +158,10 @@ def latent(network: Network, z: Any, name: str) -> Floats:
     point = floats(z, name)
     size = int(np.prod(network.input_shape, dtype=np.int64))
     if point.shape not in (network.input_shape, (size,)):
+        shapes = " or ".join(dict.fromkeys((str(network.input_shape), f"({size},)")))
         raise ValueError(
-            f"Expected {name} as one latent of shape {network.input_shape} or ({size},), got shape "
-            f"{point.shape}. Leave the batch axis out."
+            f"Expected {name} as one latent of shape {shapes}, got shape {point.shape}. "
+            "Leave the batch axis out."
         )
     return point.reshape(-1)
 
