@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -119,6 +119,22 @@ def columns_and_offsets(
                 network, parts, origin, directions, pieces, outputs
             )
         yield base, columns
+
+
+def over_maps(
+    partition: Partition,
+    *functions: Callable[[Floats, Floats], Floats],
+    cells: ArrayLike | slice | None = None,
+    wrt: str = "slice",
+) -> list[Floats]:
+    """Return (n, ...) for each function of chunks of (b, columns of A), all from one pass."""
+    stream = columns_and_offsets(partition, cells, wrt=wrt)
+    chunks = [[function(base, columns) for function in functions] for base, columns in stream]
+    if not chunks:  # no cells
+        inputs = partition.dim if wrt == "slice" else partition.domain.slice.origin.size
+        none = np.empty((inputs, 0, num_outputs(partition)))
+        chunks = [[function(none[0], none) for function in functions]]
+    return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 
 def num_outputs(partition: Partition) -> int:

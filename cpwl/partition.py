@@ -260,8 +260,9 @@ def cell_indices(partition: Partition, cells: ArrayLike | slice | None) -> Ints:
         return np.atleast_1d(every[wanted if wanted.size else wanted.astype(np.int64)])
     except IndexError:
         raise ValueError(
-            f"Expected cells below {len(every)}, the number of cells, got entries up to "
-            f"{wanted.max(initial=0)} in shape {wanted.shape}. Give indices of this partition."
+            f"Expected indices below {len(every)}, the number of cells, or a mask of that length, "
+            f"got {wanted.dtype} entries from {wanted.min()} to {wanted.max()} in shape "
+            f"{wanted.shape}. Give indices of this partition."
         ) from None
 
 

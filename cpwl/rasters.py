@@ -120,15 +120,13 @@ def _pixels(partition: Partition, resolution: Any) -> list[Floats]:
     """Return the centres of pixels along each axis of the box around the domain."""
     corners = partition.domain.corners
     low, size = corners.min(axis=0), np.ptp(corners, axis=0)
-    counts = list(resolution) if isinstance(resolution, Sequence) else [resolution]
-    if not all(isinstance(n, int | np.integer) and n >= 1 for n in counts) or (
-        len(counts) != partition.dim and isinstance(resolution, Sequence)
-    ):
+    counts = np.array(resolution)
+    if not (counts.dtype.kind in "iu" and counts.shape in ((), size.shape) and (counts > 0).all()):
         raise ValueError(
             f"Expected a number of pixels of at least 1, or {partition.dim} of them, or a dataset "
             f"with pixels, got {resolution!r}. Give 64 for 64 along the longest side."
         )
-    if not isinstance(resolution, Sequence):
+    if counts.ndim == 0:
         counts = [max(1, round(resolution * side / size.max())) for side in size]
     return [a + (np.arange(n) + 0.5) * (b / n) for a, b, n in zip(low, size, counts, strict=True)]
 

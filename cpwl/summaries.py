@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cpwl.affine import over_maps
 from cpwl.arrays import Floats
-from cpwl.density import entropy
-from cpwl.descriptors import image_volumes, local_rank, local_scaling, spectrum, volumes
-from cpwl.dual import regions
+from cpwl.density.overlaps import overlap_of, planes
+from cpwl.descriptors import image_volumes, local_rank, local_scaling, volumes
+from cpwl.descriptors.spectra import singular_values, spectrum_of
+from cpwl.dual.graph import projected, regions_of
 from cpwl.partition import require_partition
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ def summary(partition: Partition) -> dict[str, bool | int | float]:
 
     Notes
     -----
-    Cost: three passes over the maps: for psi and nu, the regions, the overlaps of images. Beside
-    a training step in tests/benchmarks/bench_training.py.
+    Cost: one pass over the maps, and the comparison of images that share a plane. Beside a training
+    step in tests/benchmarks/bench_training.py.
 
     Examples
     --------
@@ -69,16 +71,16 @@ def summary(partition: Partition) -> dict[str, bool | int | float]:
     volume = volumes(partition)
     total = float(volume.sum())
     if partition.status.complete and partition.network is not None and 0 < total < math.inf:
-        source = spectrum(partition)
+        values, maps, keys = over_maps(partition, singular_values, projected, planes)
+        source = spectrum_of(partition, values)
         scaling, rank, share = local_scaling(source), local_rank(source), volume / total
-        count = regions(partition).count
+        count = regions_of(partition, maps).count
         image = float(image_volumes(partition, source).sum())
         lost = float(share[source.rank < partition.dim].sum())
         if lost > 0:
             density = -math.inf  # whether images overlap as well does not matter
-        else:
-            found = entropy(partition, source=source)
-            density = found.value if found.overlap.injective == "yes" else math.nan
+        elif overlap_of(partition, keys).injective == "yes":
+            density = math.log(total) + float(share @ scaling)
     return {
         "complete": partition.status.complete,
         "cells": partition.num_cells,

@@ -159,10 +159,10 @@ def latent(network: Network, z: Any, name: str) -> Floats:
     point = floats(z, name)
     size = int(np.prod(network.input_shape, dtype=np.int64))
     if point.shape not in (network.input_shape, (size,)):
-        flat = f" or ({size},)" if len(network.input_shape) > 1 else ""
+        shapes = " or ".join(dict.fromkeys((str(network.input_shape), f"({size},)")))
         raise ValueError(
-            f"Expected {name} as one latent of shape {network.input_shape}{flat}, got shape "
-            f"{point.shape}. Leave the batch axis out."
+            f"Expected {name} as one latent of shape {shapes}, got shape {point.shape}. "
+            "Leave the batch axis out."
         )
     return point.reshape(-1)
 

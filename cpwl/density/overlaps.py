@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
-from cpwl.affine import columns_and_offsets, evaluate, num_outputs
-from cpwl.arrays import Floats, Ints, require_at_least
+from cpwl.affine import columns_and_offsets, evaluate, num_outputs, over_maps
+from cpwl.arrays import EPS, Floats, Ints, require_at_least
 from cpwl.descriptors import frames
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 # A plane is located to eps times the condition number of its cell's map, times this.
-_ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
+_ROUNDING = 1e3 * EPS
 # The union of more polygons than this takes longer than enumerating them.
 _UNION = 20_000
 
@@ -93,57 +92,51 @@ def overlap(partition: Partition, *, tolerance: float = 1e-9) -> Overlap:
     """
     require_at_least(0, tolerance, "tolerance", "Leave it out.")
     outputs = num_outputs(partition)
-    cells, dim = partition.num_cells, partition.dim
-    if outputs < dim:
-        reason = f"with {outputs} outputs for {dim} coordinates every cell is squeezed"
-        return Overlap("none", cells, reason, tolerance)
-    keys, slack, orientation = _planes(partition, outputs)
+    if outputs < partition.dim:
+        reason = f"with {outputs} outputs for {partition.dim} coordinates every cell is squeezed"
+        return Overlap("none", partition.num_cells, reason, tolerance)
+    (found,) = over_maps(partition, planes)
+    return overlap_of(partition, found, tolerance)
+
+
+def overlap_of(partition: Partition, found: Floats, tolerance: float = 1e-9) -> Overlap:
+    """Decide from the cells' `planes` (C, 6), for at least as many outputs as coordinates."""
+    keys, slack, orientation = found[:, :4], found[:, 4], found[:, 5]
+    cells, outputs = partition.num_cells, num_outputs(partition)
     full = np.flatnonzero(orientation)
     if not len(full):
         verdict, reason = "none", "every cell is squeezed"
-    elif outputs == dim:
+    elif outputs == partition.dim:
         verdict, reason = _same_dimension(partition, orientation, tolerance)
     else:
         verdict, reason = _between_planes(partition, full, keys[full], slack[full], tolerance)
     return Overlap(verdict, cells - len(full), reason, tolerance)
 
 
-def _planes(partition: Partition, outputs: int) -> tuple[Floats, Floats, NDArray[np.int8]]:
-    """Return per cell: keys (C, 4), relative slack (C,), orientation (C,) or 0 where squeezed.
+def planes(base: Floats, columns: Floats) -> Floats:
+    """Return per map: four keys, relative slack, orientation or 0 where squeezed, (n, 6).
 
     The keys are random projections: of the image's plane, its direction and its position; of the
     map, its slope and its shift. The orientation is the sign of det A where D = P, else 1.
     """
     # fixed, so that the same partition always gets the same answer
+    dim, _, outputs = columns.shape
     draws = np.random.default_rng(20).standard_normal((6, outputs)) / np.sqrt(outputs)
-    cells, dim = partition.num_cells, partition.dim
-    keys, slack = np.empty((cells, 4)), np.empty(cells)
-    orientation = np.ones(cells, np.int8)
-    start = 0
-    eps = float(np.finfo(np.float64).eps)
-    for base, columns in columns_and_offsets(partition):
-        part = slice(start, start + len(base))
-        start = part.stop
-        frame, thickness, largest = frames(columns)
-        full = thickness > 64 * eps * largest
-        condition = largest / np.where(full, thickness, 1.0)
-        projected = frame @ draws.T  # (P, n, 6)
-        offset = base @ draws.T - np.einsum("pnd,nd,pnk->nk", frame, base, projected)
-        size = np.abs(base).max(axis=1) + 1e-300
-        direction = (projected[..., 0] * projected[..., 1]).sum(axis=0)
-        slope, shift = (columns @ draws[3]).sum(axis=0), base @ draws[4]
-        keys[part] = np.column_stack([direction, offset[:, 2], slope, shift])
-        slack[part] = _ROUNDING * condition * np.maximum(size, 1.0)
-        if outputs == dim:
-            matrix = columns.transpose(1, 2, 0)
-            orientation[part] = np.sign(np.linalg.det(matrix)).astype(np.int8)
-        orientation[part][~full] = 0
-    return keys, slack, orientation
+    frame, thickness, largest = frames(columns)
+    full = thickness > 64 * EPS * largest
+    condition = largest / np.where(full, thickness, 1.0)
+    projected = frame @ draws.T  # (P, n, 6)
+    offset = base @ draws.T - np.einsum("pnd,nd,pnk->nk", frame, base, projected)
+    size = np.abs(base).max(axis=1) + 1e-300
+    direction = (projected[..., 0] * projected[..., 1]).sum(axis=0)
+    slope, shift = (columns @ draws[3]).sum(axis=0), base @ draws[4]
+    slack = _ROUNDING * condition * np.maximum(size, 1.0)
+    matrix = columns.transpose(1, 2, 0)
+    sign = np.sign(np.linalg.det(matrix)) if outputs == dim else np.ones(len(base))
+    return np.column_stack([direction, offset[:, 2], slope, shift, slack, np.where(full, sign, 0)])
 
 
-def _same_dimension(
-    partition: Partition, orientation: NDArray[np.int8], tolerance: float
-) -> tuple[str, str]:
+def _same_dimension(partition: Partition, orientation: Floats, tolerance: float) -> tuple[str, str]:
     """Decide D = P."""
     full = np.flatnonzero(orientation)
     positive = int((orientation > 0).sum())

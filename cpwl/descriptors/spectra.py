@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cpwl.affine import columns_and_offsets, num_outputs
-from cpwl.arrays import Floats, Ints, require_at_least
+from cpwl.affine import num_outputs, over_maps
+from cpwl.arrays import EPS, Floats, Ints, require_at_least
 from cpwl.descriptors.small_matrices import norms, two_singular_values
-from cpwl.partition import cell_indices, require_network
+from cpwl.partition import require_network
 
 if TYPE_CHECKING:
     from cpwl.partition import Partition
@@ -103,20 +103,20 @@ def spectrum(
     """
     if tolerance is not None:
         require_at_least(0, tolerance, "tolerance", "Leave it out.")
-    index = cell_indices(partition, cells)
-    outputs = num_outputs(partition)
-    chunks = []
-    directions = partition.dim
-    for _, columns in columns_and_offsets(partition, index, wrt=wrt):
-        directions = len(columns)
-        chunks.append(_singular_values(columns))
-    width = min(outputs, directions)
-    values = np.concatenate(chunks) if chunks else np.empty((0, width))
+    (values,) = over_maps(partition, singular_values, cells=cells, wrt=wrt)
+    return spectrum_of(partition, values, wrt=wrt, tolerance=tolerance)
+
+
+def spectrum_of(
+    partition: Partition, values: Floats, *, wrt: str = "slice", tolerance: float | None = None
+) -> Spectrum:
+    """Decide which of the cells' singular values (C, k) are zero."""
+    latents = partition.domain.slice.origin.size
+    directions = partition.dim if wrt == "slice" else latents
     if tolerance is None:
         stages = np.diff(np.asarray(require_network(partition).stage_offsets))
-        latents = int(np.prod(partition.domain.slice.latent_shape, dtype=np.int64))
-        longest = max(outputs, directions, latents, int(stages.max(initial=0)))
-        tolerance = longest * float(np.finfo(np.float64).eps)
+        longest = max(num_outputs(partition), latents, int(stages.max(initial=0)))
+        tolerance = longest * EPS
     rank = (values > tolerance * values[:, :1]).sum(axis=1)
     return Spectrum(values, rank, float(tolerance), wrt, directions)
 
@@ -203,7 +203,7 @@ def condition_number(
     return np.where(full, ratio, np.inf)
 
 
-def _singular_values(columns: Floats) -> Floats:
+def singular_values(_: Floats, columns: Floats) -> Floats:
     """Return the singular values (n, k), descending, of maps given by columns (p, n, D)."""
     if len(columns) == 1:
         return norms(columns[0])[:, None]

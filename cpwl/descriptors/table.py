@@ -119,7 +119,7 @@ def describe(
     ----------
     partition : Partition
         With its network, unless only "volume" is asked for.
-    names : iterable of str
+    names : str or iterable of str
         Of "psi", "nu", "condition", "rank", "volume", "image_volume".
     source : Spectrum, optional
         `spectrum(partition)`, where it is at hand.
@@ -145,7 +145,7 @@ def describe(
     >>> cpwl.describe(partition, ["rank", "volume", "image_volume"])
     {'rank': array([0, 1]), 'volume': array([1., 3.]), 'image_volume': array([0., 6.])}
     """
-    names = tuple(names)
+    names = (names,) if isinstance(names, str) else tuple(names)
     if unknown := [name for name in names if name not in DESCRIPTORS]:
         raise ValueError(
             f"Expected descriptors among {', '.join(DESCRIPTORS)}, got {', '.join(unknown)}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import product
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -234,10 +235,11 @@ class Slice:
             )
         low, high = self.anchors.min(axis=0), self.anchors.max(axis=0)
         extent = high - low
-        if not (np.isfinite(margin) and 2 * margin * extent.max() > -extent.min()):
+        real = isinstance(margin, Real) and np.isfinite(float(margin))
+        if not (real and 2 * margin * extent.max() > -extent.min()):
             raise ValueError(
                 f"Expected a margin that leaves a box around anchors of the extent "
-                f"{extent.tolist()}, got {margin}. 0 is the smallest box that holds them."
+                f"{extent.tolist()}, got {margin!r}. 0 is the smallest box that holds them."
             )
         return self.box(low - margin * extent.max(), high + margin * extent.max())
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cpwl.affine import columns_and_offsets, num_outputs
-from cpwl.arrays import Ints, require_at_least
+from cpwl.affine import over_maps
+from cpwl.arrays import Floats, Ints, require_at_least
 from cpwl.descriptors import DESCRIPTORS, centroids, describe
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def adjacency(partition: Partition, attributes: Iterable[str] = ("volume", "cent
     ----------
     partition : Partition
         Its network is needed for attributes other than the default ones.
-    attributes : iterable of str
+    attributes : str or iterable of str
         What nodes carry: descriptors as for `describe` (volume, psi, nu, ...), "centroid" (a tuple
         of P numbers) and "region", the cell's `Regions.index`.
 
@@ -59,7 +59,7 @@ def adjacency(partition: Partition, attributes: Iterable[str] = ("volume", "cent
     >>> graph.nodes[2]
     {'volume': 1.0, 'centroid': (0.5, 0.5), 'rank': 2, 'region': 2}
     """
-    names = tuple(attributes)
+    names = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     known = (*DESCRIPTORS, "centroid", "region")
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
@@ -147,19 +147,24 @@ def regions(partition: Partition, *, tolerance: float = 1e-10) -> Regions:
     (4, 1)
     """
     require_at_least(0, tolerance, "tolerance", "Leave it out.")
-    outputs = num_outputs(partition)
-    count = partition.num_cells
+    (maps,) = over_maps(partition, projected)
+    return regions_of(partition, maps, tolerance)
+
+
+def projected(_: Floats, columns: Floats) -> Floats:
+    """Return (n, k, P) maps onto at most 8 outputs, from columns (P, n, D)."""
+    outputs = columns.shape[2]
     width = min(outputs, _PROJECTIONS)
     project = np.eye(outputs)
     if outputs > width:
         # fixed, so that the same partition always gets the same regions
         project = np.random.default_rng(7).standard_normal((outputs, width)) / np.sqrt(width)
-    maps = np.empty((count, width, partition.dim))
-    start = 0
-    for base, columns in columns_and_offsets(partition):
-        stop = start + len(base)
-        maps[start:stop] = np.moveaxis(columns @ project, 0, 2)
-        start = stop
+    return np.moveaxis(columns @ project, 0, 2)
+
+
+def regions_of(partition: Partition, maps: Floats, tolerance: float = 1e-10) -> Regions:
+    """Merge the neighbours with the same projected map (C, k, P)."""
+    count = partition.num_cells
     inner = (partition.facet_cells >= 0).all(axis=1)
     a, b = partition.facet_cells[inner].T
     size = np.sqrt(np.square(maps).sum(axis=(1, 2)))

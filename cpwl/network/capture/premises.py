@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from cpwl.errors import CaptureError
+from cpwl.network.capture.callables import CallableModule
 from cpwl.network.files import Output
 
 ANEW = "Capture this module anew with Network.from_torch."
@@ -46,7 +47,8 @@ def architecture(module: nn.Module) -> dict[str, str]:
         kind = type(part)
         # what others write into their representation may be of the moment
         known = kind.__module__.startswith("torch.nn.")
-        found[path] = f"{kind.__qualname__}({part.extra_repr()})" if known else kind.__qualname__
+        name = "a method or function" if kind is CallableModule else kind.__qualname__
+        found[path] = f"{name}({part.extra_repr()})" if known else name
         tensors = {**part._parameters, **part._buffers}
         shapes = [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if v is not None]
         if shapes:

@@ -239,6 +239,10 @@ def _check_arguments(module: nn.Module, fixed: dict[str, Any]) -> None:
     allowed = (Tensor, int, float, bool, str, type(None))
     for key, value in fixed.items():
         for leaf in tree_leaves(value):
+            if isinstance(leaf, (float, Tensor)) and torch.as_tensor(leaf).isnan().any():
+                raise CaptureError(
+                    f"Expected numbers in fixed=, got NaN for '{key}'. Give the value that it has."
+                )
             if not isinstance(leaf, allowed):
                 raise CaptureError(
                     f"Expected tensors, numbers, strings, None, or tuples and dicts of them in "

@@ -79,6 +79,10 @@ def verify_values(
     tolerance = WAVE_TOLERANCE if _has_wave(program) else RELATIVE_TOLERANCE
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = copied(z)
+        if not isinstance(expected, Tensor):
+            raise CaptureError(
+                f"Expected one tensor from the module, got {type(expected).__name__}. {advice}"
+            )
         if upto is None:
             pairs = [("the module in float64", y, expected, tolerance)]
         else:

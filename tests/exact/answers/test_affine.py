@@ -105,7 +105,11 @@ def test_chunks_and_cells_select_without_changing_anything():
     [
         ({"wrt": "output"}, 'Expected wrt="slice" or wrt="latent", got \'output\'. The slice has'),
         ({"chunk": 0}, "Expected a chunk of at least one cell, got 0. Leave it out."),
-        ({"cells": [10**6]}, r"Expected cells below \d+, the number of cells, got entries up to"),
+        (
+            {"cells": [3, 10**6]},
+            r"Expected indices below \d+, .* from 3 to 1000000 in shape \(2,\)",
+        ),
+        ({"cells": np.ones(7, bool)}, r"a mask of that length, got bool .* in shape \(7,\). Give"),
         ({"cells": [0.5]}, "Expected cells as indices, a mask or a slice, got dtype float64. Give"),
     ],
 )

@@ -15,7 +15,7 @@ from support.samples import KINDS, generator, linear, mlp, partition_of, sample
 
 import cpwl
 from cpwl.descriptors.small_matrices import orthonormal_columns
-from cpwl.descriptors.spectra import _singular_values, rank, spectrum
+from cpwl.descriptors.spectra import rank, singular_values, spectrum
 
 
 def _matrices(partition, wrt="slice"):
@@ -71,7 +71,7 @@ def test_two_columns_are_right_to_rounding_at_every_condition(seed):
     share[:5] = 0.0
     columns[1] = columns[0] * rng.integers(-3, 4, (60, 1)) + columns[1] * share[:, None]
     frame, triangle = orthonormal_columns(columns)
-    found = _singular_values(columns)
+    found = singular_values(columns[0], columns)
     with mpmath.workdps(60):
         for i in range(60):
             a, b = ([mpmath.mpf(float(x)) for x in column[i]] for column in columns)

@@ -43,6 +43,7 @@ def test_nodes_carry_what_is_asked_for():
     np.testing.assert_array_equal(frame.nu, cpwl.local_rank(partition))
     np.testing.assert_array_equal(frame.region, cpwl.regions(partition).index)
     assert set(cpwl.adjacency(partition).nodes[0]) == {"volume", "centroid"}
+    assert set(cpwl.adjacency(partition, "psi").nodes[0]) == {"psi"}
     with pytest.raises(ValueError, match=r"Expected attributes among psi, .* got area, label"):
         cpwl.adjacency(partition, ["area", "volume", "label"])
 

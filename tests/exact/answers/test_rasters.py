@@ -61,9 +61,10 @@ def test_pixels_of_another_dataset_are_found_on_a_slice_of_other_axes() -> None:
 
 def test_refusals() -> None:
     _, partition = sample("conv")
-    for wrong in (0, 2.5, (4,), (4, 0), "64"):
+    for wrong in (0, 2.5, (4,), (4, 0), "64", True, [[4, 4]], float("nan")):
         with pytest.raises(ValueError, match="Expected a number of pixels of at least 1, or 2 of"):
             cpwl.to_xarray(partition, wrong)
+    assert cpwl.to_xarray(partition, np.array([3, 2])).psi.shape == (2, 3)
     maps = cpwl.to_xarray(partition, 3)
     with pytest.raises(ValueError, match="got one without origin"):
         cpwl.to_xarray(partition, maps.drop_vars("origin"))

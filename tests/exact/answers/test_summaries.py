@@ -96,3 +96,22 @@ def test_numbers_are_plain():
     assert {type(value) for value in numbers.values()} <= {bool, int, float}
     assert json.loads(json.dumps(numbers)) == numbers
     assert all(torch.as_tensor(value).ndim == 0 for value in numbers.values())
+
+
+def test_one_pass_over_the_maps_tells_what_each_function_tells_alone(monkeypatch):
+    network = cpwl.Network.from_torch(mlp(2, 8, 6, 3, seed=3), (2,))
+    partition = cpwl.subdivide(network, cpwl.box([-0.1, -0.1], [0.1, 0.1]), progress=False)
+    entropy, image = cpwl.entropy(partition), cpwl.total_image_volume(partition)
+    regions, passes = cpwl.regions(partition).count, []
+    stream = cpwl.affine.columns_and_offsets
+
+    def counted(*args, **kwargs):
+        passes.append(args)
+        return stream(*args, **kwargs)
+
+    monkeypatch.setattr(cpwl.affine, "columns_and_offsets", counted)
+    numbers = cpwl.summary(partition)
+    assert len(passes) == 1
+    assert (numbers["regions"], numbers["total_image_volume"]) == (regions, image.value)
+    assert entropy.overlap.injective == "yes"
+    assert numbers["entropy"] == pytest.approx(entropy.value, rel=1e-14)

@@ -334,6 +334,10 @@ BAD = {
         lambda: cpwl.Slice.through([0, 0], [2, 0], [0, 1]).around(-0.5),
         r"a margin that leaves a box around anchors of the extent .*, got -0\.5\. 0 is",
     ),
+    "around with margins": (
+        lambda: cpwl.Slice.through([0, 0], [2, 0], [0, 1]).around([0.1, 0.2]),
+        r"a margin that leaves a box around anchors of the extent .*, got \[0\.1, 0\.2\]\. 0 is",
+    ),
     "radius": (
         lambda: cpwl.cross_polytope([0, 0], 0, np.eye(2)),
         r"positive, finite radius, got 0\. Use a small number",

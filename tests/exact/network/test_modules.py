@@ -87,6 +87,7 @@ FIXED = [
     ({"t": torch.ones(1), "time": 3}, r"further arguments of Timed\.forward \('t', 'label', 'sca"),
     ({"t": torch.ones(1), "x": 3}, r"got 'x', which is its input"),
     ([10], r"Expected fixed= as a mapping of argument names to values, got list"),
+    ({"t": float("nan")}, r"Expected numbers in fixed=, got NaN for 't'\. Give the value"),
     ({"t": object()}, r"tuples and dicts of them in fixed=, got object for 't'"),
     ({"t": torch.ones(5)}, r"arguments \(fixed=\) values that it takes, tensors with a b"),
 ]

@@ -241,7 +241,7 @@ REFUSED = {
         lambda m: m.register_parameter("extra", nn.Parameter(torch.ones(2))) or m,
         r"Sequential\(\) at the top, got Sequential\(\) with extra \(2,\)",
     ),
-    "no module": (lambda m: m.state_dict(), "Expected a torch.nn.Module, got OrderedDict"),
+    "no module": (lambda m: m.state_dict(), "Expected a torch.nn.Module, .* got OrderedDict"),
     "NaN": (lambda m: nn.init.constant_(m[0].bias, torch.nan) is None or m, "in '0.bias'"),
     "training": (
         lambda m: nn.Sequential(m[0], nn.Dropout(), m[2]), r"in evaluation mode, got Dropout",
@@ -318,3 +318,28 @@ def test_methods_and_what_they_return_are_taken_with_new_parameters() -> None:
     z = torch.randn(5, 2)
     assert torch.equal(again(z), fresh(z))
     assert not torch.equal(again(z), network(z))
+
+
+def test_another_method_is_refused_in_words() -> None:
+    class Coder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp(2, 4, 3)
+
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            return self.inner(z)
+
+        def twice(self, z: torch.Tensor) -> torch.Tensor:
+            return 2 * self.inner(z)
+
+        def named(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"x": self.inner(z)}
+
+    module = Coder()
+    network = cpwl.Network.from_torch(module.decode, (2,))
+    with pytest.raises(CaptureError, match=r"equal the module in float64.* anew with Network"):
+        network.with_weights(module.twice)
+    with pytest.raises(CaptureError, match=r"one tensor from the module, got dict\. .* anew with"):
+        network.with_weights(module.named)
+    with pytest.raises(CaptureError, match=r"captured, a method or function at the top, got "):
+        network.with_weights(module)
