@@ -70,7 +70,7 @@ def path(name: str, folder: Path | None = None) -> Path:
     >>> from pathlib import Path
     >>> from bridges.networks import data
     >>> len(data.FILES)
-    28
+    31
     >>> data.path("weights/mnist_vae.pth", Path("no", "such", "folder"))
     Traceback (most recent call last):
     FileNotFoundError: Expected the file weights/mnist_vae.pth in no/such/folder, got none. ...
@@ -271,6 +271,25 @@ FILES: Mapping[str, Source] = MappingProxyType(
             member="gan_face_generate/weights.tar",
         )
     }
+    # a bias-free denoiser of grey photographs, a noisy patch, and the Jacobian there (MIT)
+    | _at(
+        "LabForComputationalVision/bias_free_denoising",
+        "64930f028aec88b0ebc1fc13f79932f5b7aa744d",
+        {
+            "denoiser/bf_dncnn_0-100.pt": (
+                "pretrained/dncnn/bias_free/0-100.pt",
+                "a21e6541a39f3975f421142f5d3845bc858e89881118be647ad9208cb61126e5",
+            ),
+            "denoiser/noisy_im_30.npy": (
+                "precomputed/dncnn/bias_free/noisy_im_30.npy",
+                "bc8ff59cdeea477bdb304ed7be9a9ef6136a1c5c931fc9a3655cfc6fe9539c60",
+            ),
+            "denoiser/Jacobian_30.npy": (
+                "precomputed/dncnn/bias_free/Jacobian_30.npy",
+                "5a6095beb3b681219b48eb0803ca5e75e942e5f2a45d152da2c1165ba2a011fa",
+            ),
+        },
+    )
     # a preview decoder of Stable Diffusion latents (its repository: AGPL-3.0)
     | _at(
         "AUTOMATIC1111/stable-diffusion-webui",

@@ -6,6 +6,7 @@ or downloads them, and its errors are those of every function here.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 from collections.abc import Sequence
 from itertools import pairwise
@@ -105,6 +106,52 @@ def dcgan_faces(folder: Path | None = None) -> nn.Sequential:
     state = state.get("netG_state_dict", state)  # as published, or bare
     # its keys differ from ours in their prefix only; the order is that of the layers
     return loaded(module, dict(zip(module.state_dict(), state.values(), strict=True)))
+
+
+class Dncnn(nn.Module):
+    """Denoiser x - body(x) of grey pictures, (1, h, w) of any size; piecewise linear."""
+
+    def __init__(self, body: nn.Sequential) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take away the noise that the body finds."""
+        return x - self.body(x)
+
+
+def bias_free_dncnn(folder: Path | None = None) -> Dncnn:
+    """Return the bias-free DnCNN of grey photographs, 1 x h x w -> 1 x h x w.
+
+    20 convolutions of 3 x 3, 64 channels and 19 ReLU between them, no bias anywhere: the denoiser
+    is linear in every cell, and f(c x) = c f(x) for c > 0 (S. Mohan et al., "Robust and
+    interpretable blind image denoising via bias-free convolutional neural networks", 2020).
+
+    Parameters
+    ----------
+    folder : Path, optional
+        That holds the files; as for `bridges.networks.data.path`.
+
+    Returns
+    -------
+    Dncnn
+        In evaluation mode, float32, with the published weights. Each convolution is multiplied by
+        the norm behind it, weight / (sqrt(running_var) + 1e-5), which has no mean and no bias.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):  # of the training's options
+        state = read("denoiser/bf_dncnn_0-100.pt", folder)["model"][0]
+    kernels = [state["first_layer.weight"]]
+    for k in range(18):
+        norm = {name: state[f"bn_layer_list.{k}.{name}"] for name in ("weight", "running_var")}
+        scale = norm["weight"] / (norm["running_var"].sqrt() + 1e-5)
+        kernels.append(state[f"hidden_layer_list.{k}.weight"] * scale[:, None, None, None])
+    kernels.append(state["last_layer.weight"])
+    layers: list[nn.Module] = []
+    for kernel in kernels:
+        after, before = kernel.shape[:2]
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.ReLU()]
+    body = nn.Sequential(*layers[:-1])
+    return Dncnn(loaded(body, dict(zip(body.state_dict(), kernels, strict=True)))).eval()
 
 
 class LatentDecoder(nn.Module):

@@ -20,6 +20,7 @@ NAMES = (
     "populations",
     "training",
     "sampling",
+    "faces",
     "geometry",
 )
 """Modules of this package with a `study(size, seeds)`, and sizes `FULL` and `SMALL`."""

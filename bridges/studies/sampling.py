@@ -8,8 +8,7 @@ been dealt to other latents of the pool, which is worth as many independent draw
 
 The Jacobian of the whole GAN loses rank at nearly all of its latents, so that its image has no
 64-dimensional volume to weigh: that is measured, and a section of 8 coordinates is sampled instead,
-with the other 56 held at a draw of the prior. The DCGAN of faces is left out: whole psi of a latent
-takes some seconds of a core, four of them are 24 to 80 nats, and no classifier here scores faces.
+with the other 56 held at a draw of the prior. `bridges.studies.faces` does the same to faces.
 """
 
 from __future__ import annotations
@@ -131,17 +130,17 @@ def study(size: Size, seeds: Sequence[int]) -> Study:
     together: dict[str, Any] = stacked(found)
     whole, off = together.pop("whole"), together.pop("off")
     for network in together.values():
-        network["rho"] = _largest(size, network["polarity"]["recall"])
+        network["rho"] = largest(size.rhos, network["polarity"]["recall"])
     data = {"rhos": list(size.rhos), "networks": together, "whole": whole}
-    held = _invariants(size, together, off)
+    held = invariants(size.rhos, size.pool, together, off, 1e-6)
     claims, done = tuple(_claims(size, together)), tuple(seeds)[: len(found)]
-    return Study("sampling", size == FULL, done, claims, tuple(held), data)
+    return Study("sampling", size == FULL, done, claims, held, data)
 
 
-def _largest(size: Size, values: Floats) -> float:
+def largest(rhos: Sequence[float], values: Floats) -> float:
     """Return the largest rho whose samples (rhos, seeds) are there in both signs; 0 without."""
     there = np.all(np.isfinite(values), axis=1)
-    both = [r for r, a, b in zip(size.rhos, there, np.flip(there), strict=True) if a and b]
+    both = [r for r, a, b in zip(rhos, there, np.flip(there), strict=True) if a and b]
     return max(both, default=0.0)
 
 
@@ -179,11 +178,12 @@ def _seed(lenet: nn.Sequential, real: Floats, size: Size, seed: int) -> dict[str
         row: dict[str, Any] = {}
         for kind, prior in priors.items():
             pool = sampling.measure(weighed, prior, size.pool, seed=seed, **OPTIONS)
-            found["off"] = max(found["off"], _off(weighed, pool))
+            found["off"] = max(found["off"], off_by(weighed, pool))
             if (d, kind) not in seen:  # a map before its last layer makes the same pictures
                 z = pool.latents(np.arange(size.pool))
                 seen[d, kind] = _seen(lenet, real, pictures, z)
-            look = partial(_sampled, seen[d, kind], pool, real, size, seed)
+            quality = partial(_quality, seen[d, kind], real)
+            look = partial(sampled, quality, QUANTITIES, pool, size.shuffles, seed)
             if kind == "magnet":
                 row[kind] = look(1.0, partial(sampling.magnet, None, pool, size.drawn, seed=seed))
             else:
@@ -206,11 +206,14 @@ def _seen(
     return Seen(classes.numpy(), found, near(found, real))
 
 
-def _sampled(
-    seen: Seen, pool: sampling.Pool, real: Floats, size: Size, seed: int, rho: float,
-    draw: Callable[[], sampling.Sample],
+def sampled(
+    quality: Callable[[NDArray[np.int64]], dict[str, float]], names: Sequence[str],
+    pool: sampling.Pool, shuffles: int, seed: int, rho: float, draw: Callable[[], sampling.Sample],
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what a sample and its shuffles are like; NaN where its weights are refused."""
+    """Return what a sample and its shuffles are like; NaN where its weights are refused.
+
+    `quality` returns numbers by `names` of latents of the pool, which are given by their indices.
+    """
     psi = pool.table.psi
     # a latent whose image has no volume weighs nothing
     lost = (pool.table.rank < pool.table.k) & (rho != 0)
@@ -220,25 +223,19 @@ def _sampled(
     try:
         sample = draw()
     except sampling.PoolError:
-        nothing = dict.fromkeys(QUANTITIES, np.nan)
-        rest = {
-            "psi": np.nan,
-            "off": np.nan,
-            "distinct": np.nan,
-            "shuffled": nothing,
-            "null": nothing,
-        }
-        return found | rest | nothing
+        nothing = dict.fromkeys(names, np.nan)
+        unknown = dict.fromkeys(("psi", "off", "distinct"), np.nan)
+        return found | unknown | {"shuffled": nothing, "null": nothing} | nothing
     # in standard errors of as many independent draws
     off = (sample.psi.mean() - mean) / np.sqrt(weights @ (psi - mean) ** 2 / len(sample))
     found |= {"given": sample.ess, "psi": sample.psi.mean(), "off": off}
     found["distinct"] = sample.distinct
     rng = np.random.default_rng([seed, round(1000 * abs(rho)), rho > 0])
     # latents that trade places keep how often each is drawn
-    dealt = [rng.permutation(len(pool))[sample.indices] for _ in range(size.shuffles + 1)]
-    *shuffled, null = [_quality(seen, real, indices) for indices in dealt]
+    dealt = [rng.permutation(len(pool))[sample.indices] for _ in range(shuffles + 1)]
+    *shuffled, null = [quality(indices) for indices in dealt]
     means = {name: values.mean() for name, values in stacked(shuffled).items()}
-    return found | _quality(seen, real, sample.indices) | {"shuffled": means, "null": null}
+    return found | quality(sample.indices) | {"shuffled": means, "null": null}
 
 
 def _quality(seen: Seen, real: Floats, indices: NDArray[np.int64]) -> dict[str, float]:
@@ -263,14 +260,14 @@ def _whole(size: Size, seed: int) -> dict[str, Any]:
     return {"ranks": ranks, "correlation": related(psi, ranks), "ess": ess}
 
 
-def _off(weighed: nn.Module, pool: sampling.Pool) -> float:
+def off_by(weighed: nn.Module, pool: sampling.Pool) -> float:
     """Return how far psi is from that of torch's own derivatives, in nats.
 
     Both are over the singular values that are not 0.
     """
     z = pool.latents([0, len(pool) - 1]).double()
     double = deepcopy(weighed).double()
-    jacobians = torch.func.vmap(torch.func.jacrev(lambda y: double(y[None])[0]))(z)
+    jacobians = torch.func.vmap(torch.func.jacfwd(lambda y: double(y[None]).flatten()))(z)
     values = torch.linalg.svdvals(jacobians).detach().numpy()
     logs = np.where(values > 1e-11 * values[:, :1], np.log(values), 0.0)
     return float(np.abs(logs.sum(axis=1) - pool.table.psi[[0, -1]]).max())
@@ -283,17 +280,32 @@ def _claims(size: Size, found: Mapping[str, Any]) -> list[Claim]:
     """Return the effects of both ways to weigh, without those of shuffled weights, by network."""
     claims: list[Claim] = []
     for network, both in found.items():
-        rho = both["rho"]
-        if rho:
-            ends = [size.rhos.index(-rho), size.rhos.index(rho)]
-            tempered = _cut(both["polarity"], ends)
-            text = f"polarity, {network}: from rho = {-rho:g} to {rho:g}"
-            claims += _compared(text, POLARITY, tempered)
-        if np.isfinite(both["magnet"]["recall"]).all():
-            directions: dict[str, Direction] = dict.fromkeys(QUANTITIES, "rises")
-            claims += _compared(f"MaGNET, {network}: uniform on the image", directions,
-                                both["magnet"])  # fmt: skip
+        claims += tempered(network, size.rhos, both, POLARITY, WORDS)
+        directions: dict[str, Direction] = dict.fromkeys(QUANTITIES, "rises")
+        claims += uniform(network, both, directions, WORDS)
     return claims
+
+
+def tempered(
+    network: str, rhos: Sequence[float], both: Mapping[str, Any], paper: Mapping[str, Direction],
+    words: Mapping[str, str],
+) -> list[Claim]:  # fmt: skip
+    """Return what polarity does between the largest rhos of either sign; none where refused."""
+    rho = both["rho"]
+    if not rho:
+        return []
+    ends = [rhos.index(-rho), rhos.index(rho)]
+    text = f"polarity, {network}: from rho = {-rho:g} to {rho:g}"
+    return _compared(text, paper, words, _cut(both["polarity"], ends))
+
+
+def uniform(
+    network: str, both: Mapping[str, Any], paper: Mapping[str, Direction], words: Mapping[str, str]
+) -> list[Claim]:
+    """Return what MaGNET does; nothing where the weights of some seed are refused."""
+    if not np.isfinite(both["magnet"]["psi"]).all():
+        return []
+    return _compared(f"MaGNET, {network}: uniform on the image", paper, words, both["magnet"])
 
 
 def _cut(values: Any, ends: list[int]) -> Any:
@@ -303,37 +315,41 @@ def _cut(values: Any, ends: list[int]) -> Any:
     return values[ends[1]] - values[ends[0]]
 
 
-def _compared(text: str, paper: Mapping[str, Direction], row: Mapping[str, Any]) -> list[Claim]:
+def _compared(
+    text: str, paper: Mapping[str, Direction], words: Mapping[str, str], row: Mapping[str, Any]
+) -> list[Claim]:
     claims = []
-    for name in QUANTITIES:
-        effect = f"{WORDS[name]}, less that of shuffled weights"
+    for name, direction in paper.items():
+        effect = f"{words[name]}, less that of shuffled weights"
         less = row["shuffled"][name]
         claims += [
-            Claim(text, paper[name], effect, tuple((row[name] - less).tolist())),
+            Claim(text, direction, effect, tuple((row[name] - less).tolist())),
             Claim(f"control: {text}, weights shuffled once more", "none", effect,
                   tuple((row["null"][name] - less).tolist())),
         ]  # fmt: skip
     return claims
 
 
-def _invariants(size: Size, found: Mapping[str, Any], off: Floats) -> list[Invariant]:
-    """Return what holds whatever the claims are."""
+def invariants(
+    rhos: Sequence[float], pool: int, found: Mapping[str, Any], off: Floats, within: float
+) -> tuple[Invariant, ...]:
+    """Return what holds whatever the claims are; psi is off by less than `within` nats."""
     draws = [both[kind] for both in found.values() for kind in ("polarity", "magnet")]
     ess, given = (np.concatenate([np.ravel(d[k]) for d in draws]) for k in ("ess", "given"))
     kept = np.isfinite(given)
     apart = float(np.abs(given[kept] / ess[kept] - 1).max())
-    plain = [both["polarity"]["ess"][size.rhos.index(0.0)] for both in found.values()]
+    plain = [both["polarity"]["ess"][rhos.index(0.0)] for both in found.values()]
     errors = np.concatenate([np.ravel(draw["off"]) for draw in draws])[kept]
-    return [
-        Invariant("psi is that of torch's own Jacobian", bool(off.max() < 1e-6),
+    return (
+        Invariant("psi is that of torch's own Jacobian", bool(off.max() < within),
                   f"within {off.max():.1e} nats"),
         Invariant(f"weights are refused where they are worth less than {LEAST} samples",
                   bool((kept == (ess >= LEAST)).all()), f"{(~kept).sum()} of {len(kept)} refused"),
         Invariant("the effective sample size is (sum w)^2 / sum w^2", apart < 1e-6,
                   f"within {apart:.1e} of it"),
-        Invariant("rho = 0 is the whole pool", bool(np.allclose(plain, size.pool)),
-                  f"{np.min(plain):,.0f} of {size.pool:,}"),
+        Invariant("rho = 0 is the whole pool", bool(np.allclose(plain, pool)),
+                  f"{np.min(plain):,.0f} of {pool:,}"),
         Invariant("samples have the mean psi that their weights give",
                   bool((np.abs(errors) < 5).all()),
                   f"within {np.abs(errors).max():.1f} standard errors"),
-    ]  # fmt: skip
+    )  # fmt: skip

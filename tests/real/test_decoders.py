@@ -158,6 +158,21 @@ def test_generators_against_the_dense_jacobian(data, name, shape):
     assert (table.density > 0).all()
 
 
+def test_the_bias_free_denoiser_has_the_published_jacobian(data):
+    """Theirs is of the body, in float32."""
+    module = pretrained.bias_free_dncnn(data)
+    x = torch.from_numpy(np.load(data / "denoiser" / "noisy_im_30.npy")).float()[None, None]
+    published = torch.from_numpy(np.load(data / "denoiser" / "Jacobian_30.npy"))
+    pixels = [0, 29, 435, 899]
+    with torch.no_grad():
+        columns = torch.stack(
+            [torch.func.jvp(module, (x,), (way.view_as(x),))[1].flatten()
+             for way in torch.eye(900)[pixels]], dim=1,
+        )  # fmt: skip
+        assert (torch.eye(900)[:, pixels] - columns - published[:, pixels]).abs().max() < 6e-3
+        torch.testing.assert_close(module(3 * x), 3 * module(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def drawn(data):
     """Two latents of each of the diffusion models."""

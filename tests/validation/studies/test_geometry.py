@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import cpwl
+from bridges.networks import pretrained
 from bridges.studies import geometry, load_study
 
 RESULTS = Path(__file__).parents[3] / "notebooks" / "results" / "geometry.json"
 
-TINY = geometry.Size(1, 1, 3, (1e-6, 1.0), 50)
+TINY = geometry.Size(1, 1, 0, 3, 2, (1e-6, 1.0), 50)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,62 @@ def test_a_small_enough_neighbourhood_lies_in_one_cell(tiny):
             assert (count >= 1).all()
 
 
+def test_the_denoiser_is_counted_as_far_as_time_allows(tiny):
+    cells = tiny.data["cells"]["denoiser"]["1"]
+    assert (cells[:, 0] == 1).all()
+    assert np.isnan(cells[:, 1]).all()
+
+
+def test_knots_of_a_small_stack_are_those_of_its_partition():
+    """Oracle: the exact engine, which proves two convolutions of 3 channels."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.ReLU(),
+        torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(3, 1, 3, padding=1),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    patch, way = rng.standard_normal((2, 4, 4))
+    way /= np.linalg.norm(way)
+    network = cpwl.Network.from_torch(body, (1, 4, 4))
+    domain = cpwl.cross_polytope(patch[None], 3.0, way[None, None])
+    partition = cpwl.subdivide(network, domain, progress=False)
+    assert partition.status.exact
+    found = geometry.knots(body.double(), patch, way, 3.0)
+    assert len(found) > 20
+    np.testing.assert_allclose(found, np.sort(partition.points.ravel())[1:-1], atol=1e-9)
+
+
+def test_knots_of_the_denoiser_are_where_activation_patterns_change(data, one_thread):
+    """Oracle: bisection of every interval whose ends differ; a pattern's points are convex."""
+    module = pretrained.bias_free_dncnn(data).double()
+    noisy = np.load(data / "denoiser" / "noisy_im_30.npy")
+    patch = noisy[7 : 7 + geometry.PATCH, 11 : 11 + geometry.PATCH]
+    z = torch.from_numpy(patch[None].copy())
+    way = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(5))
+    way /= way.norm()
+    seen: list[torch.Tensor] = []
+    for layer in module.body:
+        if isinstance(layer, torch.nn.ReLU):
+            layer.register_forward_hook(lambda _, given, __: seen.append(given[0].flatten(1) > 0))
+
+    def patterns(t):
+        seen.clear()
+        with torch.no_grad():
+            module(z + t[:, None, None, None] * way)
+        return torch.cat(seen, dim=1)
+
+    radius = 1e-3
+    left, right = torch.tensor([-radius]).double(), torch.tensor([radius]).double()
+    while (right - left).max() > 1e-9 * radius:
+        middle = (left + right) / 2
+        left, right = torch.cat([left, middle]), torch.cat([middle, right])
+        differ = (patterns(left) != patterns(right)).any(dim=1)
+        left, right = left[differ], right[differ]
+    found = geometry.knots(module.body, patch, way[0].numpy(), radius)
+    assert len(found) > 5
+    np.testing.assert_allclose(found, np.sort(left.numpy()), atol=1e-8 * radius)
+
+
 def test_every_claim_has_a_value_for_each_seed(tiny):
     assert all(len(claim.values) == 1 for claim in tiny.claims)
     assert len({claim.claim for claim in tiny.claims}) == len(tiny.claims)
@@ -56,11 +115,13 @@ def test_the_kept_results_are_whole():
 
 @pytest.mark.nightly
 def test_a_row_at_full_size_is_the_kept_one(data, one_thread):
-    """One seed again at full size gives its cells around the GAN's latents again, and its nu."""
+    """One seed again at full size gives its cells of the GAN and the denoiser again, and its nu."""
     pytest.importorskip("skimage", reason="needs scikit-image, for its photographs")
     kept = load_study(RESULTS).data
     again = geometry.study(geometry.FULL, [0]).data
-    for p, counts in again["cells"]["gan"].items():
-        np.testing.assert_array_equal(counts[..., 0], np.array(kept["cells"]["gan"][p])[..., 0])
+    for model in ("gan", "denoiser"):
+        for p, counts in again["cells"][model].items():
+            before = np.array(kept["cells"][model][p], dtype=float)
+            np.testing.assert_array_equal(counts[..., 0], before[..., 0])
     nu = again["planes"]["digits"]["encoded"]["nu"]["inside"][0]
     assert nu == pytest.approx(kept["planes"]["digits"]["encoded"]["nu"]["inside"][0], rel=1e-3)
