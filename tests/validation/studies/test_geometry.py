@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles.bisection import changes, pattern_of
 
 import cpwl
 from bridges.networks import pretrained
@@ -71,27 +72,14 @@ def test_knots_of_the_denoiser_are_where_activation_patterns_change(data, one_th
     z = torch.from_numpy(patch[None].copy())
     way = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(5))
     way /= way.norm()
-    seen: list[torch.Tensor] = []
-    for layer in module.body:
-        if isinstance(layer, torch.nn.ReLU):
-            layer.register_forward_hook(lambda _, given, __: seen.append(given[0].flatten(1) > 0))
-
-    def patterns(t):
-        seen.clear()
-        with torch.no_grad():
-            module(z + t[:, None, None, None] * way)
-        return torch.cat(seen, dim=1)
-
     radius = 1e-3
-    left, right = torch.tensor([-radius]).double(), torch.tensor([radius]).double()
-    while (right - left).max() > 1e-9 * radius:
-        middle = (left + right) / 2
-        left, right = torch.cat([left, middle]), torch.cat([middle, right])
-        differ = (patterns(left) != patterns(right)).any(dim=1)
-        left, right = left[differ], right[differ]
+    switches = changes(
+        lambda t: pattern_of(module, z + t[:, None, None, None] * way), -radius, radius,
+        1e-9 * radius,
+    )  # fmt: skip
     found = geometry.knots(module.body, patch, way[0].numpy(), radius)
     assert len(found) > 5
-    np.testing.assert_allclose(found, np.sort(left.numpy()), atol=1e-8 * radius)
+    np.testing.assert_allclose(found, switches, atol=1e-8 * radius)
 
 
 def test_every_claim_has_a_value_for_each_seed(tiny):
