@@ -8,9 +8,9 @@ every length and angle stays, and the anchors are latents of images no more.
 
 The radius of delta is studied with exact numbers of cells around random latents, along P random
 orthonormal directions. The latents of a bias-free denoiser are patches of a noisy photograph. The
-error bound of float64 leaves most signs behind its tenth stage undecided, and partitions of `cpwl`
-miss knots there: its cells are counted along one direction, in float64 and unproven. A test holds
-them against activation patterns.
+error bound of float64 leaves most signs behind its tenth stage undecided, so that nothing is proven
+there: its cells are counted along one direction, in float64. A test holds them against activation
+patterns.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from cpwl.network.program import (
     Analysis,
     Extremum,
     Pointwise,
+    Program,
     Ref,
     Step,
     Tournament,
@@ -43,8 +44,9 @@ _UP = 1 + 1e-9
 class StageBounds(NamedTuple):
     """Bounds for the units of one stage, each (n_stage,).
 
-    ``fresh`` is the part of ``slack`` that the last layer contributes: no bound, but near the size
-    of the errors that are really met. ``terms`` is the longest sum in that layer.
+    ``fresh`` is what the last layer rounds at the values that float64 has over the domain: no
+    bound, but near the size of the errors that are really met. ``terms`` is the longest sum in that
+    layer.
     """
 
     slack: Floats
@@ -80,20 +82,19 @@ class Bounds:
         self.unit_slack = np.full(network.num_units, np.inf)
         self.unit_lipschitz = np.full(network.num_units, np.inf)
         program = network.program
-        self._low = np.full(network.num_units, -np.inf)
-        self._high = np.full(network.num_units, np.inf)
-        self._analysis = _RangeAnalysis(program, carry=True)
-        self._fresh = _RangeAnalysis(program, carry=False)
-        self._fresh.magnitudes = self._analysis.magnitudes
+        # The rigorous ranges are as wide as the errors, which outgrow the values themselves behind
+        # some ten layers of a large network: magnitudes of its own keep what is fresh true to size.
+        self._analysis = _RangeAnalysis(program, network.num_units, carry=True)
+        self._fresh = _RangeAnalysis(program, network.num_units, carry=False)
         shape = program.steps[0].single
         basis = slice.basis.reshape(slice.dim, -1)
         far = np.abs(corners).max(axis=0) + self.margin
         size = np.abs(basis).T @ far + np.abs(slice.origin.reshape(-1))
-        self._analysis.magnitudes[0] = torch.from_numpy(size * _UP).reshape(shape)
-        if not _is_identity(slice):
-            rounding = torch.from_numpy(size * gamma(slice.dim + 1)).reshape(shape)
-            self._analysis.errors[0] = rounding
-            self._fresh.errors[0] = rounding
+        for analysis in (self._analysis, self._fresh):
+            analysis.magnitudes[0] = torch.from_numpy(size * _UP).reshape(shape)
+            if not _is_identity(slice):
+                rounding = torch.from_numpy(size * gamma(slice.dim + 1)).reshape(shape)
+                analysis.errors[0] = rounding
         self._slopes = _Slopes(network, basis)
         self._done = {0}
 
@@ -107,7 +108,10 @@ class Bounds:
                 if index not in self._done:
                     step = program.steps[index]
                     self._done.add(index)
-                    self._step(index, step)
+                    if step.kind not in ("size", "fixed"):
+                        self._analysis.advance(index, step)
+                        self._fresh.advance(index, step)
+                        self._slopes.step(index, step)
                     terms = max(terms, step.rounding.terms if step.rounding else 1)
             slack = self._analysis.of_stage(stage, []).numpy() * _UP + 2.0**-1000
             fresh = self._fresh.of_stage(stage, []).numpy() + 2.0**-1000
@@ -123,19 +127,26 @@ class Bounds:
         span = slice(first, first + len(low))
         off = self.unit_slack[span] + self.unit_lipschitz[span] * error
         reach = self.margin * self.unit_lipschitz[span]
-        self._low[span] = (low - off) - reach
-        self._high[span] = (high + off) + reach
+        self._analysis.low[span] = (low - off) - reach
+        self._analysis.high[span] = (high + off) + reach
+        self._fresh.low[span], self._fresh.high[span] = low, high
 
-    def _step(self, index: int, step: Step) -> None:
-        """Bound magnitude, error and slope of one step's value."""
-        if step.kind in ("size", "fixed"):
-            return
-        magnitudes = self._analysis.magnitudes
+
+class _RangeAnalysis(Analysis):
+    """An error analysis whose magnitudes follow from ranges of the units instead of a batch."""
+
+    def __init__(self, program: Program, num_units: int, *, carry: bool) -> None:
+        super().__init__(program, carry=carry)
+        self.low = np.full(num_units, -np.inf)
+        self.high = np.full(num_units, np.inf)
+
+    def advance(self, index: int, step: Step) -> None:
+        """Bound magnitude and error of one step's value."""
+        magnitudes = self.magnitudes
         if step.kind == "affine":
-            self._analysis.record(index, step, [])
-            self._fresh.record(index, step, [])
+            self.record(index, step, [])
             values = {i: magnitudes[i] for i in step.data}
-            magnitudes[index] = self._analysis.absolute(step, values, 1.0) * _UP
+            magnitudes[index] = self.absolute(step, values, 1.0) * _UP
         else:
             bend = step.nonlinearity
             if isinstance(bend, Pointwise):
@@ -144,23 +155,21 @@ class Bounds:
                 spread = torch.maximum(low.abs(), high.abs()) * _UP
                 magnitudes[source] = torch.minimum(magnitudes[source], spread.reshape(
                     magnitudes[source].shape))  # fmt: skip
-            self._analysis.record(index, step, [])
-            self._fresh.record(index, step, [])
+            self.record(index, step, [])
             magnitudes[index] = self._bent(index, step) * _UP
-        self._slopes.step(index, step)
 
     def _range(self, index: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Range of the units of a pointwise step, with a batch axis of one."""
-        first = self._network.program.first_unit[index, 0]
+        first = self.program.first_unit[index, 0]
         span = slice(first, first + prod(shape))
-        low, high = self._low[span], self._high[span]
+        low, high = self.low[span], self.high[span]
         return tuple(torch.from_numpy(x.reshape(1, *shape)) for x in (low, high))  # type: ignore[return-value]
 
     def _bent(self, index: int, step: Step) -> Tensor:
         """Largest magnitude of a CPWL step's value."""
         bend = step.nonlinearity
         assert bend is not None
-        _, operands = self._analysis.operands(index, [])
+        _, operands = self.operands(index, [])
         if isinstance(bend, Pointwise):
             # a piecewise-linear function is largest at the ends of its range or at a breakpoint
             low, high = self._range(index, bend.shapes[0])
@@ -172,10 +181,6 @@ class Bounds:
             return bend.largest_candidate(operands[0])
         assert isinstance(bend, Extremum)
         return torch.maximum(*operands).expand(step.single)
-
-
-class _RangeAnalysis(Analysis):
-    """An error analysis whose magnitudes are given instead of taken from a batch."""
 
     def _magnitude(self, index: int, env: list[Any]) -> Tensor:
         return self.magnitudes[index]

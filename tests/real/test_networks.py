@@ -8,6 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 import shapely
+import torch
+from oracles.bisection import changes, pattern_of
 from real.slices import (
     ACAS_ADVISORIES,
     acas,
@@ -20,6 +22,7 @@ from real.slices import (
 )
 
 import cpwl
+from bridges.networks import pretrained
 
 # (network and slice, fewest cells that make the test worth its name)
 SLICES = {
@@ -40,6 +43,30 @@ def test_slice_is_complete_and_checks(name, data):
     assert partition.status.complete
     assert partition.num_cells >= fewest
     cpwl.check(partition, samples=16).require()
+
+
+def test_knots_of_a_deep_denoiser_are_all_found_though_nothing_is_proven(data, one_thread):
+    """Behind its tenth stage the bound on float64's errors exceeds the values; bisection agrees."""
+    module = pretrained.bias_free_dncnn(data).double()
+    noisy = np.load(data / "denoiser" / "noisy_im_30.npy")
+    z = torch.from_numpy(noisy[None, 7:13, 11:17].copy())
+    way = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(5))
+    way /= way.norm()
+    radius = 2e-3
+    switches = changes(
+        lambda t: pattern_of(module, z + t[:, None, None, None] * way), -radius, radius,
+        1e-9 * radius,
+    )  # fmt: skip
+    segment = cpwl.cross_polytope(z.numpy(), radius, way.numpy()[None])
+    network = cpwl.Network.from_torch(module, z.shape)
+    partition = cpwl.subdivide(network, segment, progress=False)
+    assert (partition.status.complete, partition.status.exact) == (True, False)
+    assert partition.num_cells == len(switches) + 1 == 24
+    points = np.sort(partition.points.ravel())[1:-1]
+    np.testing.assert_allclose(points, switches, rtol=0, atol=1e-8 * radius)
+    middle = torch.from_numpy((partition.points[1:] + partition.points[:-1]) / 2)
+    pieces = pattern_of(module, z + middle[:, :, None, None] * way)
+    np.testing.assert_array_equal(partition.pieces(), pieces.numpy())
 
 
 @pytest.mark.parametrize("name", ["1_1", "2_7", "4_3"])
