@@ -256,6 +256,11 @@ def cell_indices(partition: Partition, cells: ArrayLike | slice | None) -> Ints:
             f"Expected cells as indices, a mask or a slice, got dtype {wanted.dtype}. "
             "Give an integer array."
         )
+    if wanted.ndim > 1:
+        raise ValueError(
+            f"Expected cells as a flat list of indices, or a mask, got shape {wanted.shape}. "
+            "Flatten it."
+        )
     try:
         return np.atleast_1d(every[wanted if wanted.size else wanted.astype(np.int64)])
     except IndexError:

@@ -320,11 +320,13 @@ def distribution(
     columns = {name: np.asarray(data[name], dtype=np.float64) for name in chosen}
     classes, member = np.unique(np.asarray(labels), return_inverse=True)
     for column in columns.values():
-        if column.shape != member.shape:
+        if column.shape != np.shape(labels):
             raise ValueError(
-                f"Expected one label for each of {len(column)} latents, got {member.size}: give "
-                "labels in the order of the latents."
+                f"Expected one label for each entry of a column, got shapes {np.shape(labels)} and "
+                f"{column.shape}: give labels in the order of the latents."
             )
+    if not len(classes):
+        raise ValueError("Expected latents of one class or more, got none: nothing to draw.")
     if overlaid and len(classes) > len(COLOURS):
         raise ValueError(
             f"Expected at most {len(COLOURS)} classes to overlay, got {len(classes)}: draw "

@@ -203,7 +203,11 @@ def test_bad_arguments(decoder: nn.Module, plane: Any, walk: Any, table: Descrip
         (lambda: plot.gallery(decoder, plane, k=40), "between 1 and half of the 63 latents"),
         (lambda: plot.gallery(decoder, table), "Expected latents= with the 20 latents"),
         (lambda: plot.gallery(decoder, walk, k=2), r"Expected outputs \(H, W\), \(1, H, W\)"),
-        (lambda: plot.distribution(table, [0, 1]), "one label for each of 20 latents, got 2"),
+        (
+            lambda: plot.distribution(table, [0, 1]),
+            r"one label for each entry of a column, got shapes \(2,\) and \(20,\)",
+        ),
+        (lambda: plot.distribution({"psi": []}, [], "psi"), "one class or more, got none"),
         (lambda: plot.distribution(table, [0] * 20, by="phi"), "Expected columns of the table"),
     ):
         with pytest.raises(ValueError, match=message):

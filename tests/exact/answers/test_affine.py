@@ -109,6 +109,7 @@ def test_chunks_and_cells_select_without_changing_anything():
             {"cells": [3, 10**6]},
             r"Expected indices below \d+, .* from 3 to 1000000 in shape \(2,\)",
         ),
+        ({"cells": [[0, 1]]}, r"Expected cells as a flat list .* got shape \(1, 2\)\. Flatten"),
         ({"cells": np.ones(7, bool)}, r"a mask of that length, got bool .* in shape \(7,\). Give"),
         ({"cells": [0.5]}, "Expected cells as indices, a mask or a slice, got dtype float64. Give"),
     ],
