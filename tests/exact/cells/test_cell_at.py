@@ -96,8 +96,13 @@ def inner_facets(partition: cpwl.Partition, cell: int) -> dict[int, set[int]]:
     return found
 
 
-def assert_same_as_partition(network: cpwl.Network, most: int) -> None:
-    """Compare pattern, map, facets and neighbours of the cells, or of so many of them."""
+def assert_same_as_partition(network: cpwl.Network, most: int, degenerate: bool = False) -> int:
+    """Compare pattern, map, facets and neighbours of the cells, or of so many of them.
+
+    Of a degenerate network a unit may be zero on a whole cell, which float64 cannot tell: then what
+    is claimed is right all the same, and what is missing is told. Returns the cells without doubts.
+    """
+    decided = 0
     low, high = -2.0, 2.0
     size = network.input_shape[0]
     partition = cpwl.subdivide(network, cpwl.box([low] * size, [high] * size))
@@ -106,6 +111,9 @@ def assert_same_as_partition(network: cpwl.Network, most: int) -> None:
     maps = cpwl.affine_maps(partition, chosen, wrt="latent", chunk=1)
     for cell, (A, b) in zip(chosen.tolist(), maps, strict=True):
         one = cpwl.cell_at(network, cpwl.centroids(partition)[cell])
+        if degenerate and len(one.undecided):
+            continue
+        decided += 1
         assert len(one.undecided) == 0
         assert tuple(one.pieces.tolist()) == every[cell]
         np.testing.assert_allclose(one.A, A[0], atol=1e-12)
@@ -119,10 +127,14 @@ def assert_same_as_partition(network: cpwl.Network, most: int) -> None:
             units = set(one.halfspaces.unit[found.same_as == i].tolist()) & set(expected)
             assert units
             named |= units
+            if degenerate and beyond is None:
+                continue
             assert beyond is not None
             across = set().union(*(expected[unit] for unit in units))
             assert tuple(beyond.pieces.tolist()) in {every[k] for k in across}
-        assert named == set(expected)
+        told = set(one.halfspaces.unit[found.unproven].tolist()) if degenerate else set()
+        assert named <= set(expected) <= named | told
+    return decided
 
 
 def test_cells_are_those_of_the_partition(network: cpwl.Network) -> None:
@@ -143,9 +155,11 @@ def test_degenerate_cells_are_those_of_the_partition(dim: int) -> None:
     @settings(ordinary(6), phases=[Phase.generate])
     @given(degenerate_networks(shapes(dim)))
     def agree(layers: tuple[Layer, ...]) -> None:
-        assert_same_as_partition(capture(layers), 4)
+        decided.append(assert_same_as_partition(capture(layers), 4, degenerate=True))
 
+    decided: list[int] = []
     agree()
+    assert sum(decided) > len(decided)
 
 
 @pytest.mark.nightly
@@ -155,9 +169,12 @@ def test_many_cells_are_those_of_the_partition(networks_of, dim: int) -> None:
     @settings(nightly(40), phases=[Phase.generate])
     @given(networks_of(shapes(dim)))
     def agree(layers: tuple[Layer, ...]) -> None:
-        assert_same_as_partition(capture(layers), 40)
+        degenerate = networks_of is degenerate_networks
+        decided.append(assert_same_as_partition(capture(layers), 40, degenerate))
 
+    decided: list[int] = []
     agree()
+    assert sum(decided) > len(decided)
 
 
 def test_nearest_knot_is_the_nearest_facet_of_the_partition() -> None:
