@@ -27,7 +27,7 @@ class Status(NamedTuple):
         Every cell is there. Otherwise `needed` or `broken` says why not.
     exact : bool
         Complete, and every sign was proven: by float64 with a rigorous bound, or in rational
-        arithmetic.
+        arithmetic. Never where rational arithmetic is out of reach.
     arbitrated : int
         Signs that went to rational arithmetic.
     undecided : int

@@ -152,8 +152,10 @@ def _finish(
     """Make a partition of the meaning of the bits, how far they go, and the other arrays."""
     network = work.network
     complete = made.stages == network.num_stages and broken == 0
+    # Without rational arithmetic a vertex is taken to be as far off as is likely: no proof.
+    proven = complete and made.undecided == 0 and work.arbiter.exact
     status = Status(
-        complete=complete, exact=complete and made.undecided == 0, arbitrated=work.arbiter.decided,
+        complete=complete, exact=proven, arbitrated=work.arbiter.decided,
         undecided=made.undecided, broken=broken, needed=made.needed, stages=made.stages,
     )  # fmt: skip
     base = made.base.copy()
