@@ -10,10 +10,16 @@ import numpy as np
 
 from cpwl.affine import over_maps
 from cpwl.arrays import Floats
-from cpwl.density.overlaps import overlap_of, planes
-from cpwl.descriptors import image_volumes, local_rank, local_scaling, volumes
-from cpwl.descriptors.spectra import singular_values, spectrum_of
-from cpwl.dual.graph import projected, regions_of
+from cpwl.density import overlap_of, planes
+from cpwl.descriptors import (
+    image_volumes,
+    local_rank,
+    local_scaling,
+    singular_values,
+    spectrum_of,
+    volumes,
+)
+from cpwl.dual import projected, regions_of
 from cpwl.partition import require_partition
 
 if TYPE_CHECKING:

@@ -13,7 +13,11 @@ from cpwl.density.density import (
     total_image_volume,
 )
 from cpwl.density.latents import Gaussian, Uniform, cell_masses, log_or_minus_inf, uniform_in_cells
-from cpwl.density.overlaps import overlap
+from cpwl.density.overlaps import (
+    overlap,
+    overlap_of,
+    planes,
+)
 
 __all__ = [
     "Entropy",
@@ -25,6 +29,8 @@ __all__ = [
     "log_density",
     "log_or_minus_inf",
     "overlap",
+    "overlap_of",
+    "planes",
     "sample_image",
     "total_image_volume",
     "uniform_in_cells",

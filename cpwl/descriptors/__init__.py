@@ -7,7 +7,15 @@ which are zero. Imports the engine (for neighbourhoods) and everything below.
 from cpwl.descriptors.complexity import local_complexity
 from cpwl.descriptors.sizes import centroids, image_volumes, volumes
 from cpwl.descriptors.small_matrices import frames
-from cpwl.descriptors.spectra import Spectrum, condition_number, local_rank, local_scaling, spectrum
+from cpwl.descriptors.spectra import (
+    Spectrum,
+    condition_number,
+    local_rank,
+    local_scaling,
+    singular_values,
+    spectrum,
+    spectrum_of,
+)
 from cpwl.descriptors.table import DESCRIPTORS, describe
 
 __all__ = [
@@ -21,6 +29,8 @@ __all__ = [
     "local_complexity",
     "local_rank",
     "local_scaling",
+    "singular_values",
     "spectrum",
+    "spectrum_of",
     "volumes",
 ]

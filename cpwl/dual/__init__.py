@@ -4,7 +4,18 @@ A `Partition` goes in; its adjacency, its regions of one affine map, and the cel
 come out. Imports the descriptors and everything below.
 """
 
-from cpwl.dual.graph import adjacency, regions
+from cpwl.dual.graph import (
+    adjacency,
+    projected,
+    regions,
+    regions_of,
+)
 from cpwl.dual.location import locate
 
-__all__ = ["adjacency", "locate", "regions"]
+__all__ = [
+    "adjacency",
+    "locate",
+    "projected",
+    "regions",
+    "regions_of",
+]

@@ -400,4 +400,4 @@ def test_what_cannot_be_proven_is_refused_before_the_work(run, monkeypatch, tmp_
         "partition solid.pt2 --box 0 1 -o p.json",
     ):
         status, _, err = run(line)
-        assert (status, "to certify, got 3. Use cpwl.check" in err) == (2, True)
+        assert (status, "to certify, got 3. Leave out --certify" in err) == (2, True)

@@ -167,7 +167,7 @@ def test_demo_in_three_dimensions_writes_its_figure(run, tmp_path, monkeypatch):
     monkeypatch.setattr(solid, "toy_solid", lambda seed: toy_solid(seed, steps=20))
     status, out, err = run("demo --dim 3 -o solid.png")
     assert (status, err) == (0, "")
-    assert "cells and" in out
+    assert "linear regions and" in out
     assert out.endswith("s in all\nwrote solid.png\n")
 
 
