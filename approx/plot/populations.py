@@ -112,7 +112,6 @@ def joint(
 def _dots(ax: Axes, x: NDArray[Any], y: NDArray[Any], member: NDArray[Any], alone: bool) -> None:
     """Draw two columns against each other, or one alone as histograms."""
     finite = np.isfinite(x) & np.isfinite(y)
-    low, high = np.quantile(x[finite], [0.005, 0.995]) if finite.any() else (0.0, 1.0)
     groups = [finite & (member == c) for c in range(int(member.max(initial=0)) + 1)]
     if alone:
         histograms(ax, [x[rows] for rows in groups], [""] * len(groups))

@@ -13,11 +13,7 @@ from cpwl.density.density import (
     total_image_volume,
 )
 from cpwl.density.latents import Gaussian, Uniform, cell_masses, log_or_minus_inf, uniform_in_cells
-from cpwl.density.overlaps import (
-    overlap,
-    overlap_of,
-    planes,
-)
+from cpwl.density.overlaps import overlap, overlap_of, planes
 
 __all__ = [
     "Entropy",

@@ -4,12 +4,7 @@ A `Partition` goes in; its adjacency, its regions of one affine map, and the cel
 come out. Imports the descriptors and everything below.
 """
 
-from cpwl.dual.graph import (
-    adjacency,
-    projected,
-    regions,
-    regions_of,
-)
+from cpwl.dual.graph import adjacency, projected, regions, regions_of
 from cpwl.dual.location import locate
 
 __all__ = [

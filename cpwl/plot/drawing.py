@@ -15,7 +15,7 @@ from matplotlib.tri import Triangulation
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
-from cpwl.arrays import Floats, Ints
+from cpwl.arrays import Floats, Ints, fans
 from cpwl.descriptors import DESCRIPTORS, describe
 from cpwl.partition import require_partition
 
@@ -137,16 +137,10 @@ def fill(ax: Axes, partition: Partition, data: Floats, cmap: str, norm: Normaliz
         cells.set_array(np.ma.masked_invalid(data))
         ax.add_collection(cells)
         return cells
-    offsets, corner = partition.cell_offsets, partition.cell_corners
-    sizes = np.diff(offsets)
-    cell = np.repeat(np.arange(len(sizes)), sizes - 2)
-    # a fan from each cell's first corner; corners are doubled so that each has its cell's colour
-    step = np.arange(len(cell)) - np.repeat(np.cumsum(sizes - 2) - (sizes - 2), sizes - 2)
-    first = offsets[cell]
-    triangles = np.stack([first, first + step + 1, first + step + 2], axis=1)
-    x, y = partition.points[corner].T
-    mesh = Triangulation(x, y, triangles)
-    colours = np.ma.masked_invalid(np.repeat(data, sizes))
+    # corners are doubled so that each has its cell's colour
+    x, y = partition.points[partition.cell_corners].T
+    mesh = Triangulation(x, y, fans(partition.cell_offsets)[0])
+    colours = np.ma.masked_invalid(np.repeat(data, np.diff(partition.cell_offsets)))
     return ax.tripcolor(mesh, colours, shading="gouraud", cmap=cmap, norm=norm, rasterized=True)
 
 
