@@ -70,7 +70,7 @@ def candidates(x: Tensor, windows: tuple[Window, ...], fill: float) -> Tensor:
         if window.gaps:
             gap = x.new_full((*x.shape[:dim], 1, *x.shape[dim + 1 :]), fill)
             x = torch.cat([x, gap], dim)
-        x = x.index_select(dim, window.index.flatten()).unflatten(dim, window.index.shape)
+        x = x.index_select(dim, window.places.flatten()).unflatten(dim, window.places.shape)
     order = [*range(lead), *range(lead, lead + 2 * count, 2), *range(lead + 1, lead + 2 * count, 2)]
     return x.permute(order).flatten(lead + count)
 

@@ -27,14 +27,14 @@ class Window(NamedTuple):
 
     Attributes
     ----------
-    index : Tensor
+    places : Tensor
         (outputs, candidates) int64, on the entries' device; the dimension's size stands for "no
         candidate here".
     gaps : bool
         Whether any candidate is missing.
     """
 
-    index: Tensor
+    places: Tensor
     gaps: bool
 
 
