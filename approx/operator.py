@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from approx import devices
 from approx.decoder import (
     DecoderError,
     ForwardRules,
@@ -19,18 +20,18 @@ from approx.decoder import (
     chunked,
     columns_at_once,
     first_line,
-    forward,
+    fitting,
     free_bytes,
-    held_by_one,
     held_bytes,
-    in_words,
     narrowest,
     no_graph,
+    no_room,
     not_finite,
     out_of_memory,
     precision,
     prepare,
     product_bytes,
+    recorded,
     session,
     sized,
     transpose,
@@ -39,9 +40,6 @@ from approx.decoder import (
 # Tangents that share a forward-mode pass at the least, even where a CPU's caches hold fewer: the
 # pass computes the outputs as well, so that one tangent costs two passes and c tangents 1 + c.
 _TANGENTS = 8
-# Pixels from which an image runs in channels_last on a CPU: 1.2 to 1.35 times faster in float32 and
-# twice in bfloat16 (TAEF2 at 16 x 16), 1.05 and 1.35 (the SD 1.4 decoder).
-_PIXELS = 64
 
 
 class NoProductError(DecoderError):
@@ -77,8 +75,8 @@ class JacobianOperator:
     chunk : int or "auto"
         At most so many columns in one pass, batched by `torch.vmap`. "auto" goes by the free memory
         and, on a CPU, by its caches: larger images go one column at a time in channels_last, which
-        is faster than batching there. Halved when memory runs out; results do not depend on it
-        beyond rounding.
+        is faster than batching there (`approx.devices.DEVICES` says where else). Halved when memory
+        runs out; results do not depend on it beyond rounding.
     dtype : torch.dtype, optional
         None runs in the latents' own dtype. bfloat16 and float16 run the decoder under
         `torch.autocast` and cost about 1/4 on a CPU that has bfloat16 units; float32 and float64
@@ -164,7 +162,7 @@ class JacobianOperator:
                 "of columns to multiply at once."
             )
         z = as_latents(z, decoder)
-        self._prepared = prepare(decoder, z, output=output, dtype=dtype)
+        self._prepared = prepare(decoder, z, output=output, dtype=dtype).placed()
         self._chunk: int | Literal["auto"] = chunk
         self._latents = (
             z.detach().to(self._prepared.dtype).clone(memory_format=torch.contiguous_format)
@@ -179,8 +177,9 @@ class JacobianOperator:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                raise self._no_room(error) from error
-        self._leaf, y = self._decode()
+                raise no_room(self._prepared, self._latents, error) from error
+        batched = chunk not in ("auto", 1)
+        self._leaf, y = recorded(self._prepared, self._latents, batched=batched)
         if not y.requires_grad:
             raise no_graph()
         self._graph: Tensor | None = y
@@ -306,8 +305,8 @@ class JacobianOperator:
         DecoderError
             The decoder cannot be copied or run in it, or its device has no float64.
         """
-        if self.device.type == "mps" and dtype == torch.float64:
-            raise DecoderError("Expected a device with float64, got mps: use the CPU.")
+        if dtype == torch.float64 and not devices.of(self.device).float64:
+            raise DecoderError(f"Expected a device with float64, got {self.device}: use the CPU.")
         z = self._latents[latents.to(self.device)].to(dtype)
         prepared = self._prepared.at(latents)
         try:
@@ -345,49 +344,6 @@ class JacobianOperator:
     ) -> None:
         self.close()
 
-    def _decode(self) -> tuple[Tensor, Tensor]:
-        """Run the forward pass that all products J^T Y share: (latents, outputs)."""
-        z = self._latents
-        images = z.ndim == 4 and z.shape[2] * z.shape[3] >= _PIXELS
-        # not where columns are to be batched: vmap cannot follow other layouts
-        if images and z.device.type == "cpu" and self._chunk in ("auto", 1):
-            try:
-                return self._record(z.contiguous(memory_format=torch.channels_last))
-            except DecoderError:
-                raise
-            except RuntimeError as error:  # the decoder calls .view(), for example
-                if out_of_memory(error):
-                    raise self._no_room(error) from error
-        try:
-            with in_words(self._prepared.call, z):
-                return self._record(z)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise self._no_room(error) from error
-
-    def _record(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with session(self._prepared), torch.enable_grad():
-            leaf = z.clone().requires_grad_()
-            # a clone, as a decoder may change its input in place, which a leaf does not allow
-            return leaf, forward(self._prepared, leaf.clone())
-
-    def _no_room(self, error: BaseException) -> MemoryError:
-        """Return the error for a forward pass that does not fit, with what would."""
-        free = free_bytes(self._latents.device)
-        one = held_by_one(self._prepared, self._latents)
-        batch = len(self._latents)
-        if free is None or one is None or one.total == 0:
-            return MemoryError(
-                f"Expected memory for a forward pass of {batch} latents, got {error}: give fewer "
-                "latents at a time, or dtype=torch.bfloat16."
-            )
-        fits = free // (one.total + product_bytes(one, self._latents[0].nbytes))
-        return MemoryError(
-            f"Expected memory for a forward pass of {batch} latents that keeps "
-            f"{sized(batch * one.total)}, got {sized(free)} free: {fitting(fits)}."
-        )
-
     def _multiply(self, X: Tensor, mode: Literal["jvp", "vjp"]) -> Tensor:
         """Multiply the block's columns in chunks: (B, rows, k)."""
         given, made, name = self.columns, self.rows, "X"
@@ -402,11 +358,13 @@ class JacobianOperator:
                 f"Expected {name} of shape ({given}, k) or ({self.batch}, {given}, k), got "
                 f"{tuple(X.shape)}: give one column for each product."
             )
+        # once, and not chunk by chunk, which would wait for each
+        X = X.to(device=self.device, dtype=self.dtype)
         k = X.shape[-1]
         result = torch.empty(self.batch, k, made, dtype=self.dtype, device=self.device)
 
         def work(start: int, stop: int) -> None:
-            part = X[..., start:stop].to(device=self.device, dtype=self.dtype)
+            part = X[..., start:stop]
             part = part.T[:, None] if part.ndim == 2 else part.movedim(-1, 0)
             part = part.expand(-1, self.batch, -1)  # (c, B, given)
             result[:, start:stop] = self._apply(part, mode).flatten(2).transpose(0, 1)
@@ -511,10 +469,3 @@ class JacobianOperator:
                 self._transpose = (g, u)
             g, u = self._transpose
             return torch.autograd.grad(g, u, x, retain_graph=True, is_grads_batched=batched)[0]
-
-
-def fitting(latents: int) -> str:
-    """Return what to do, given how many latents fit."""
-    if latents > 0:
-        return f"{latents} at a time would fit"
-    return "not even one fits; use dtype=torch.bfloat16, smaller latents, or another device"

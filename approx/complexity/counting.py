@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from approx.complexity.units import Window
 from approx.complexity.watching import Entering, Sink
+from approx.devices import of, widest
 
-__all__ = ["TEN", "ByDerivatives", "BySigns", "NoBatch", "Sums", "batch_first", "wide"]
+__all__ = ["TEN", "ByDerivatives", "BySigns", "NoBatch", "Sums", "batch_first"]
 
 # knots a latent that a suggested radius is to meet, and latents of a batch that are asked for it
 TEN, _SOME = 10, 2
@@ -57,19 +59,18 @@ def by_latent(tensor: Tensor, batch: int, leading: int = 0) -> Tensor:
     return tensor.reshape(*tensor.shape[:leading], batch, -1)
 
 
-def candidates(x: Tensor, windows: tuple[Tensor, ...], fill: float) -> Tensor:
+def candidates(x: Tensor, windows: tuple[Window, ...], fill: float) -> Tensor:
     """Gather (..., outputs, candidates) from the last len(windows) dimensions of x.
 
     (..., H, W) -> (..., H', kh, W', kw) -> (..., H', W', kh * kw)
     """
     lead, count = x.ndim - len(windows), len(windows)
     for k, window in enumerate(windows):
-        dim, index = lead + 2 * k, window.to(x.device)
-        size = x.shape[dim]
-        if bool((window == size).any()):
+        dim = lead + 2 * k
+        if window.gaps:
             gap = x.new_full((*x.shape[:dim], 1, *x.shape[dim + 1 :]), fill)
             x = torch.cat([x, gap], dim)
-        x = x.index_select(dim, index.flatten()).unflatten(dim, tuple(index.shape))
+        x = x.index_select(dim, window.places.flatten()).unflatten(dim, window.places.shape)
     order = [*range(lead), *range(lead, lead + 2 * count, 2), *range(lead + 1, lead + 2 * count, 2)]
     return x.permute(order).flatten(lead + count)
 
@@ -93,11 +94,6 @@ def steepest(tangents: Tensor) -> Tensor:
 def _full(tensor: Tensor) -> Tensor:
     """At least float32: r times a slope underflows in half precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def wide(device: torch.device) -> torch.dtype:
-    """float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class _Counting:
@@ -145,7 +141,7 @@ class ByDerivatives(_Counting):
         noise = self.noise(entering.values[0], len(self.layers))
         # float64 counts without rounding
         sums = torch.zeros(
-            self.batch, len(Sums._fields), dtype=wide(noise.device), device=noise.device
+            self.batch, len(Sums._fields), dtype=widest(noise.device), device=noise.device
         )
         soft = noise.new_zeros(self.batch)
         size = 0
@@ -153,21 +149,28 @@ class ByDerivatives(_Counting):
             if entering.units.windows:
                 size = self._pooled(value, tangents, entering, noise, sums)
                 continue
-            distance = _full(by_latent(value, self.batch))
+            h = _full(by_latent(value, self.batch))
             rows = by_latent(tangents, self.batch, leading=1)
-            size = distance.shape[1]
-            self._near(distance.abs(), rows, noise, sums)
+            size = h.shape[1]
+            self._near(h.abs(), rows, noise, sums)
             some = slice(_SOME)
-            self._suggest(distance[some].abs(), _full(steepest(rows[:, some])))
+            self._suggest(h[some].abs(), _full(steepest(rows[:, some])))
             if curvature is not None and value is entering.values[0]:
-                soft += 2 * (_full(steepest(rows)) * curvature(distance).abs()).sum(1)
+                soft += 2 * (_full(steepest(rows)) * curvature(h).abs()).sum(1)
         self.layers.append(entering.layer)
         self.units.append(size)
         self.sums.append(sums)
         self.soft.append(soft)
 
     def _near(self, distance: Tensor, tangents: Tensor, noise: Tensor, sums: Tensor) -> None:
-        """Add the units whose knot may be within reach: few, so that only these are looked at."""
+        """Add the units whose knot is within reach."""
+        if not of(distance.device).host:  # which are near would have to be asked for
+            slope = _full(steepest(tangents))
+            curved = _CURVED * self.radius * (self.radius * slope.amax())
+            found = self._found(distance, slope, noise, curved)
+            sums += torch.stack([column.sum(1, dtype=sums.dtype) for column in found], 1)
+            return
+        # few may be: only these are looked at
         least, most = tangents.aminmax()
         farthest = self.radius * _full(torch.maximum(most, -least))
         curved = _CURVED * self.radius * farthest

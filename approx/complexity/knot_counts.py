@@ -342,7 +342,7 @@ def _joined(
         density=density,
         soft=soft,
         zaslavsky=_cells(total.cpu(), size),
-        suggested_radius=float(radii.median()) if len(radii) else math.nan,
+        suggested_radius=float(radii.nanmedian()) if len(radii) else math.nan,
         radius=sizes.radius,
         window=sizes.window,
         roundings=sizes.roundings,

@@ -16,10 +16,21 @@ from approx.complexity.counting import (
     Sums,
     batch_first,
     other_layers,
-    wide,
 )
 from approx.complexity.watching import Entering, watched
-from approx.decoder import LIVE, SHARE, Prepared, check_output, deterministic, free_bytes, sized
+from approx.decoder import (
+    LIVE,
+    SHARE,
+    Prepared,
+    check_output,
+    check_shape,
+    deterministic,
+    finite_rows,
+    free_bytes,
+    refuse_infinite,
+    sized,
+)
+from approx.devices import widest
 
 __all__ = [
     "Part",
@@ -53,7 +64,7 @@ class Part:
     passed_over: tuple[str, ...]
     # (B,) whether signs at the vertices may tell otherwise
     doubtful: Tensor
-    # (n,) radii at which some latents meet ten knots
+    # (n,) radii at which some latents meet ten knots, NaN where there are none
     radii: Tensor
     # entries of the largest layer
     widest: int
@@ -106,7 +117,7 @@ def by_derivatives(
     with deterministic(prepared), watched(prepared.modules, sink, len(basis)) as watch:
         decoded = prepared(watch.start(z, tangents))
     check_output(decoded, z)
-    none = torch.zeros(len(z), 0, len(Sums._fields), dtype=wide(z.device), device=z.device)
+    none = torch.zeros(len(z), 0, len(Sums._fields), dtype=widest(z.device), device=z.device)
     sums = Sums(*torch.stack(counting.sums, 1).unbind(2) if counting.sums else none.unbind(2))
     undecided = sums.undecided.sum(1)
     part = Part(
@@ -118,7 +129,7 @@ def by_derivatives(
         soft=sum(counting.soft, z.new_zeros(len(z))),
         passed_over=watch.passed_over,
         doubtful=(undecided > 0) | (sums.close.sum(1) > 1),
-        radii=_suggested(counting.nearest),
+        radii=_suggested(counting.nearest, z),
         widest=max(*counting.units, decoded[0].numel(), z[0].numel()),
     )
     if prepared.inner != torch.float64 or not bool(part.doubtful.any()):
@@ -131,12 +142,12 @@ def by_derivatives(
     return part
 
 
-def _suggested(nearest: Tensor | None) -> Tensor:
-    """Radii at which TEN units are met, or all that there are."""
+def _suggested(nearest: Tensor | None, z: Tensor) -> Tensor:
+    """Radii at which TEN units are met, or all that there are; NaN without any."""
     if nearest is None:
-        return torch.zeros(0)
+        return z.new_zeros(0)
     radii = nearest.masked_fill(nearest.isinf(), -1).amax(1)
-    return radii[radii >= 0].cpu()
+    return radii.masked_fill(radii < 0, math.nan)
 
 
 def by_signs(
@@ -147,14 +158,17 @@ def by_signs(
     sink = counting if len(z) == 1 else batch_first(counting, one, len(z))
     passed_over: dict[str, None] = {}
     steps = sizes.radius * basis.reshape(-1, *z.shape[1:])
-    widest = z[0].numel()
+    largest = z[0].numel()
+    finite = torch.ones(len(z), dtype=torch.bool, device=z.device)
     for step in torch.stack([steps, -steps], 1).flatten(0, 1):
         counting.next_vertex()
         with deterministic(prepared), watched(prepared.modules, sink) as watch:
             decoded = prepared(watch.start(z + step, None))
-        check_output(decoded, z)
-        widest = max(*counting.units, decoded[0].numel(), widest)
+        check_shape(decoded, z)
+        finite &= finite_rows(decoded)
+        largest = max(*counting.units, decoded[0].numel(), largest)
         passed_over.update(dict.fromkeys(watch.passed_over))
+    refuse_infinite(finite, z.dtype)
     unknown = torch.full((len(z),), math.nan, dtype=z.dtype, device=z.device)
     none = torch.zeros(len(z), 0, device=z.device)
     count = torch.stack(counting.counts, 1) if counting.layers else none
@@ -162,12 +176,12 @@ def by_signs(
     return Part(
         layers=tuple(counting.layers),
         units=tuple(counting.units),
-        count=count.to(wide(z.device)),
-        undecided=undecided.sum(1).to(wide(z.device)),
+        count=count.to(widest(z.device)),
+        undecided=undecided.sum(1).to(widest(z.device)),
         density=unknown,
         soft=unknown,
         passed_over=tuple(passed_over),
         doubtful=torch.zeros(len(z), dtype=torch.bool, device=z.device),
-        radii=torch.zeros(0),
-        widest=widest,
+        radii=z.new_zeros(0),
+        widest=largest,
     )

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from approx.complexity.tangents import Tangents, operation_name
+from approx.devices import widened, widest
 
 __all__ = ["CONDITIONS", "Condition", "Knot", "Made", "Pointwise", "alike", "scaling", "sides"]
 
@@ -150,10 +151,10 @@ def sides(made: Made, knot: Knot) -> tuple[Tensor, Tensor, float | None] | None:
     there of a function that is flat on one side. None where it cannot be told.
     """
     try:
-        at = torch.as_tensor(knot).detach().double()
+        at = widened(torch.as_tensor(knot).detach())
         step = 1e-4 * (1 + at.abs())
         values = [made.compute(at + k * step) for k in (-2, -1, 1, 2)]
-        far_left, left, right, far_right = (torch.as_tensor(v).double() for v in values)
+        far_left, left, right, far_right = (widened(torch.as_tensor(v)) for v in values)
     except (RuntimeError, TypeError):  # an operation that no number, or no float64, will do for
         return None
     before, after = (left - far_left) / step, (far_right - right) / step
@@ -210,7 +211,7 @@ def _masks(args: Any) -> bool:
 
 def _copied(x: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
     # truth values become numbers; numbers stay in float64
-    return x.double() if dtype is not None and not x.is_floating_point() else x
+    return x.to(widest(x.device)) if dtype is not None and not x.is_floating_point() else x
 
 
 def _number(x: Any) -> Knot | None:

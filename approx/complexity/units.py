@@ -17,9 +17,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["AFFINE", "TABLE", "Operation", "Units", "find_units", "written_out_silu"]
+__all__ = ["AFFINE", "TABLE", "Operation", "Units", "Window", "find_units", "written_out_silu"]
 
 Curvature = Callable[[Tensor], Tensor]
+
+
+class Window(NamedTuple):
+    """Windows of a pooling in one dimension.
+
+    Attributes
+    ----------
+    places : Tensor
+        (outputs, candidates) int64, on the entries' device; the dimension's size stands for "no
+        candidate here".
+    gaps : bool
+        Whether any candidate is missing.
+    """
+
+    places: Tensor
+    gaps: bool
 
 
 class Units(NamedTuple):
@@ -30,9 +46,8 @@ class Units(NamedTuple):
     at: tuple[float | Tensor, ...] = (0.0,)
     # second derivative of a smooth activation, as a function of h - (first knot)
     curvature: Curvature | None = None
-    # pooling: for each of the last dimensions, (outputs, candidates) indices; the size of that
-    # dimension stands for "no candidate here"
-    windows: tuple[Tensor, ...] = ()
+    # pooling: one for each of the last dimensions
+    windows: tuple[Window, ...] = ()
     # the smallest candidate wins instead of the largest
     smallest: bool = False
     # truth values, to be broadcast: units whose pieces are alike, and which have no knot
@@ -73,9 +88,8 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Units | None:
     return Units(input) if negative_slope != 1 else None
 
 
-def _prelu(input: Tensor, weight: Tensor) -> Units | None:
-    still = weight == 1
-    return None if bool(still.all()) else Units(input, still=still)
+def _prelu(input: Tensor, weight: Tensor) -> Units:
+    return Units(input, still=weight == 1)
 
 
 def _rrelu(x: Tensor, _: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *__: Any) -> Any:
@@ -224,8 +238,10 @@ def _max_pool(dimensions: int) -> Callable[..., Units]:
             # a window that would begin in the right margin is dropped, as torch does
             if ceil_mode and (outputs - 1) * step >= size + margin:
                 outputs -= 1
-            index = step * torch.arange(outputs)[:, None] + gap * torch.arange(kernel) - margin
-            windows.append(torch.where((index < 0) | (index >= size), size, index))
+            first = step * torch.arange(outputs, device=input.device) - margin
+            index = first[:, None] + gap * torch.arange(kernel, device=input.device)
+            gaps = margin > 0 or step * (outputs - 1) + gap * (kernel - 1) >= size
+            windows.append(Window(index.masked_fill((index < 0) | (index >= size), size), gaps))
         return Units(input, windows=tuple(windows))
 
     return read
@@ -237,11 +253,11 @@ def _adaptive_max_pool(dimensions: int) -> Callable[..., Units]:
         sizes = input.shape[-dimensions:]
         for size, wanted in zip(sizes, _per_dimension(output_size, dimensions), strict=True):
             outputs = size if wanted is None else wanted
-            first = [i * size // outputs for i in range(outputs)]
-            last = [-(-(i + 1) * size // outputs) for i in range(outputs)]
-            widest = max(b - a for a, b in zip(first, last, strict=True))
-            index = torch.tensor(first)[:, None] + torch.arange(widest)
-            windows.append(torch.where(index < torch.tensor(last)[:, None], index, size))
+            i = torch.arange(outputs, device=input.device)[:, None]
+            lengths = {-(-(j + 1) * size // outputs) - j * size // outputs for j in range(outputs)}
+            index = i * size // outputs + torch.arange(max(lengths), device=input.device)
+            beyond = index >= -(-(i + 1) * size // outputs)
+            windows.append(Window(index.masked_fill(beyond, size), len(lengths) > 1))
         return Units(input, windows=tuple(windows))
 
     return read
@@ -264,7 +280,10 @@ def _extremum(smallest: bool) -> Callable[..., Units | None]:
         if not dims:  # over all latents at once: a property of the batch, not of a latent
             return None
         moved = input.movedim(dims, list(range(input.ndim - len(dims), input.ndim)))
-        windows = tuple(torch.arange(input.shape[d])[None] for d in dims)
+        windows = tuple(
+            Window(torch.arange(input.shape[d], device=input.device)[None], gaps=False)
+            for d in dims
+        )
         return Units(moved, windows=windows, smallest=smallest)
 
     return read

@@ -151,6 +151,8 @@ class Watch(TorchDispatchMode):
             if known is not None and (known.units is None or name in _REDUCTIONS):
                 self._passed_over[self.names.at(name)] = None
             return ()
+        if name == "prelu_kernel" and self._identical(args[1]):
+            return ()
         if not self.tangents.moves(units.entering):
             if not self.tangents.moves(units.at[0]):
                 return ()
@@ -197,10 +199,15 @@ class Watch(TorchDispatchMode):
         if units.scale != 1:
             values = tuple(units.scale * value for value in values)
             tangents = tangents and tuple(units.scale * along for along in tangents)
-        if still is not None and bool(still.any()):
+        if still is not None:
             values = tuple(value.masked_fill(still, 1) for value in values)
             tangents = tangents and tuple(along.masked_fill(still, 0) for along in tangents)
         self.sink(Entering(layer, units, values, tangents))
+
+    def _identical(self, weight: Tensor) -> bool:
+        """Tell whether a PReLU has no knots: all its slopes are 1."""
+        known = self.names.identities.get(weight.untyped_storage()._cdata)
+        return bool((weight == 1).all()) if known is None else known
 
     def _written_out_silu(self, name: str, args: Any) -> Units | None:
         """Return the units of x sigmoid(c x)."""
@@ -245,6 +252,7 @@ class _Names:
         self.activations: set[int] = set()
         self.running: list[nn.Module] = []
         self.used: dict[str, None] = {}
+        self.identities = _identities(roots)
         for root in roots:
             self._learn(root, "" if len(roots) == 1 else type(root).__name__.lower())
 
@@ -276,6 +284,16 @@ class _Names:
             label, again = f"{first}_{again}", again + 1
         self.used[label] = None
         return label
+
+
+def _identities(roots: Sequence[nn.Module]) -> dict[int, bool]:
+    """Tell of the weights of PReLU modules, by their storage, whether all are 1.
+
+    The device is asked once, and not at each layer.
+    """
+    found = [m.weight for root in roots for m in root.modules() if isinstance(m, nn.PReLU)]
+    known = torch.stack([(w == 1).all() for w in found]).tolist() if found else []
+    return {w.untyped_storage()._cdata: all_one for w, all_one in zip(found, known, strict=True)}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A caller's decoder, run without leaving a trace.
 
 A module or function goes in; outputs, its parts and what fits into memory come out, and the
-module, its device, its training flag and all generators are as before. Imports nothing of approx.
+module, its device, its training flag and all generators are as before. Imports `approx.devices`.
 """
 
 from approx.decoder.binding import Bound, bind
@@ -13,8 +13,11 @@ from approx.decoder.checks import (
     check_deterministic,
     check_latents,
     check_output,
+    check_shape,
+    finite_rows,
     not_finite,
     pick,
+    refuse_infinite,
     whole,
 )
 from approx.decoder.coordinates import Whitening, whitening
@@ -34,6 +37,7 @@ from approx.decoder.memory import (
     sized,
 )
 from approx.decoder.parts import as_latents, dtypes_of, modules_of
+from approx.decoder.recording import fitting, no_room, recorded
 from approx.decoder.running import (
     Prepared,
     deterministic,
@@ -64,11 +68,14 @@ __all__ = [
     "check_deterministic",
     "check_latents",
     "check_output",
+    "check_shape",
     "chunked",
     "columns_at_once",
     "deterministic",
     "dtypes_of",
+    "finite_rows",
     "first_line",
+    "fitting",
     "forward",
     "free_bytes",
     "held_by_one",
@@ -79,12 +86,15 @@ __all__ = [
     "modules_of",
     "narrowest",
     "no_graph",
+    "no_room",
     "not_finite",
     "out_of_memory",
     "pick",
     "precision",
     "prepare",
     "product_bytes",
+    "recorded",
+    "refuse_infinite",
     "session",
     "sized",
     "transpose",

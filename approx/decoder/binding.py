@@ -53,12 +53,14 @@ class Bound:
 
     def at(self, rows: slice | Tensor) -> Bound:
         """Return the decoder of some of the latents: of a slice, or of their numbers (n,) int64."""
+        if isinstance(rows, Tensor):
+            last = int(rows.max()) if len(rows) else -1
+        else:
+            last = max(range(*rows.indices(2**62)), default=-1)
 
         def picked(name: str, x: Tensor) -> Tensor:
             if not _by_row(x):
                 return x
-            asked = rows if isinstance(rows, Tensor) else range(*rows.indices(2**62))
-            last = int(max(asked)) if len(asked) else -1  # type: ignore[type-var]
             if last >= len(x):
                 raise DecoderError(
                     f"Expected a row of {name}= for each latent, got {len(x)} rows and a latent "
@@ -67,15 +69,18 @@ class Bound:
             index = rows.to(x.device) if isinstance(rows, Tensor) else rows
             return x[index]
 
-        return replace(
-            self,
-            arguments=MappingProxyType(
-                {
-                    name: _mapped(value, lambda x, name=name: picked(name, x))
-                    for name, value in self.arguments.items()
-                }
-            ),
-        )
+        return self._with(picked)
+
+    def to(self, device: torch.device) -> Bound:
+        """Return the decoder with its arguments on a device, so that no pass has to move them."""
+        return self._with(lambda _, x: x.to(device))
+
+    def _with(self, change: Callable[[str, Tensor], Tensor]) -> Bound:
+        made = {
+            name: _mapped(value, lambda x, name=name: change(name, x))
+            for name, value in self.arguments.items()
+        }
+        return replace(self, arguments=MappingProxyType(made))
 
 
 def bind(decoder: Callable[..., Any], **arguments: Any) -> Bound:

@@ -87,18 +87,34 @@ def check_latents(z: Any, *, finite: bool = True) -> None:
 
 def check_output(output: Tensor, z: Tensor) -> None:
     """Refuse outputs that are not a finite batch of as many as there are latents."""
+    check_shape(output, z)
+    bad = not_finite(output)
+    if bad:
+        raise _infinite(bad, output.dtype)
+
+
+def check_shape(output: Tensor, z: Tensor) -> None:
+    """Refuse outputs that are not a batch of as many as there are latents."""
     if output.ndim < 1 or len(output) != len(z) or output.numel() == 0:
         raise DecoderError(
             f"Expected one output for each of {len(z)} latents along the first axis, got shape "
             f"{tuple(output.shape)}: give a decoder of batches."
         )
-    bad = not_finite(output)
+
+
+def refuse_infinite(finite: Tensor, dtype: torch.dtype) -> None:
+    """Refuse latents whose outputs, of a dtype, are not `finite` (B,), see `finite_rows`."""
+    bad = (~finite).nonzero().flatten().tolist() if finite.device.type != "meta" else []
     if bad:
-        raise DecoderError.at(
-            bad,
-            "Expected finite outputs, got NaN or infinite values for {}: check those latents, or "
-            f"run in a wider dtype (output is {output.dtype}).",
-        )
+        raise _infinite(bad, dtype)
+
+
+def _infinite(bad: Sequence[int], dtype: torch.dtype) -> DecoderError:
+    return DecoderError.at(
+        bad,
+        "Expected finite outputs, got NaN or infinite values for {}: check those latents, or "
+        f"run in a wider dtype (output is {dtype}).",
+    )
 
 
 def pick(returned: Any, output: Output | None) -> Tensor:
@@ -205,8 +221,12 @@ def not_finite(x: Tensor) -> list[int]:
     # the sum is finite unless an entry is not, or it overflows: no mask as large as x
     if torch.isfinite(x.detach().sum(dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype)):
         return []
-    bad = ~torch.isfinite(x.detach()).flatten(1).all(dim=1)
-    return bad.nonzero().flatten().tolist()
+    return (~finite_rows(x)).nonzero().flatten().tolist()
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Return which entries of a batch (B, ...) are finite, (B,): without asking the device."""
+    return torch.isfinite(x.detach()).flatten(1).all(dim=1)
 
 
 def listed(indices: Sequence[int]) -> str:

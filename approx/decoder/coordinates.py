@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from approx.decoder.binding import Bound, bind
+from approx.devices import widened
 
 SINGULAR = 1e-12
 """Smallest ratio of a covariance's eigenvalues that whitens: deviations to a millionth."""
@@ -143,7 +144,7 @@ def whitening(codes: Tensor, variances: Tensor | None = None) -> Whitening:
             f"Expected finite codes (N, *latent_shape), got shape {tuple(codes.shape)}"
             f"{' with NaN or infinite entries' if codes.ndim > 1 else ''}: encode a data set."
         )
-    flat = codes.detach().double().flatten(1)
+    flat = widened(codes.detach()).flatten(1)
     count, size = flat.shape
     covariance = torch.atleast_2d(torch.cov(flat.mT)) if count > 1 else flat.new_zeros(size, size)
     if variances is not None:

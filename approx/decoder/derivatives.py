@@ -16,6 +16,7 @@ from approx.decoder.graph import transpose
 from approx.decoder.memory import out_of_memory
 from approx.decoder.running import Prepared, session
 from approx.decoder.suspects import watch
+from approx.devices import widened
 
 
 class _Steps(NamedTuple):
@@ -104,7 +105,7 @@ def _compare(
     prepared: Prepared, z: Tensor, steps: _Steps, generator: torch.Generator
 ) -> _Finding | None:
     """Compare at one latent along one direction; None if all agrees."""
-    scale = float(z.detach().double().square().mean().sqrt()) or 1.0
+    scale = float(widened(z.detach()).square().mean().sqrt()) or 1.0
     noise, x = (torch.randn(z.shape, generator=generator, dtype=torch.float64) for _ in range(2))
     z = z + (1e-3 * scale * noise).to(z)
     x = x.to(z)

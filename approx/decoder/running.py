@@ -65,6 +65,11 @@ class Prepared(NamedTuple):
     def at(self, rows: slice | Tensor) -> Prepared:
         """Return the decoder of some of the latents of its job: a slice, or numbers (n,) int64."""
         call = self.call.at(rows) if isinstance(self.call, Bound) else self.call
+        return self._replace(call=call).placed()
+
+    def placed(self) -> Prepared:
+        """Return the decoder with bound arguments where the latents are, not to move at a pass."""
+        call = self.call.to(self.device) if isinstance(self.call, Bound) else self.call
         return self._replace(call=call)
 
     def check_rows(self, count: int) -> None:

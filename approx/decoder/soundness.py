@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from approx import devices
 from approx.decoder.checks import HALF, DecoderError, check_output
 from approx.decoder.derivatives import check_derivative
 from approx.decoder.failures import first_line, in_words, on_meta, percent, refuse_whole
@@ -139,7 +140,7 @@ def _first(prepared: Prepared, z: Tensor) -> Tensor:
 
 def _in_float64(prepared: Prepared, pair: Tensor) -> Prepared | None:
     """Return a copy in float64, or None where the device has none or memory is short."""
-    if prepared.device.type == "mps":
+    if not devices.of(prepared.device).float64:
         return None
     free = free_bytes(prepared.device)
     if free is not None and prepared.inner != torch.float64:

@@ -1,7 +1,7 @@
 """Randomized linear algebra on anything with products `matmat` and `rmatmat`.
 
 A linear operator goes in; orthonormal probes, projections and largest singular values come out.
-Imports nothing of approx: nothing here knows of decoders.
+Imports `approx.devices`: nothing here knows of decoders.
 """
 
 from approx.sketches.krylov import block_krylov

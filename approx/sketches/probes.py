@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from approx.devices import factorisable, widened
+
 
 class Operator(Protocol):
     """J_b for each latent b of a batch, known through its products."""
@@ -189,7 +191,7 @@ def triangle(*blocks: Tensor) -> Tensor:
     total = torch.zeros(k, k, dtype=torch.float64)
     for parts in zip(*(block.split(_GRAM_ROWS) for block in blocks), strict=True):
         part = torch.cat(parts, dim=1)
-        wide = part if part.device.type == "mps" else part.double()
+        wide = widened(part)
         total += (wide.T @ wide).to("cpu", torch.float64)
     return torch.linalg.cholesky(total, upper=True)
 
@@ -221,11 +223,6 @@ def _probe_dtype(op: Operator) -> torch.dtype:
     return torch.float64 if op.dtype == torch.float64 else torch.float32
 
 
-def widened(Y: Tensor) -> Tensor:
-    """Y in float64, on the CPU where the device has none."""
-    return Y.to("cpu", torch.float64) if Y.device.type == "mps" else Y.double()
-
-
 def corrected(Y: Tensor, R: Tensor) -> Tensor:
     """Y R^-1 in float64: products with G turned into products with the orthonormal G R^-1."""
     y = widened(Y)
@@ -233,7 +230,7 @@ def corrected(Y: Tensor, R: Tensor) -> Tensor:
 
 
 def _qr(Y: Tensor) -> Tensor:
-    return torch.linalg.qr(Y).Q
+    return torch.linalg.qr(factorisable(Y)).Q.to(Y.device)
 
 
 def _signs(r: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from approx.decoder import (
     out_of_memory,
     prepare,
 )
+from approx.devices import widest
 from approx.sketches import Probes
 from approx.spectra import check_method
 from approx.tables.batches import Batches
@@ -147,8 +148,8 @@ def _check(prepared: Prepared, first: Tensor, options: Options) -> float:
 def _working_dtype(options: Options, first: Tensor) -> torch.dtype | None:
     """Return the dtype to ask for: half precision is run in float32 unless asked otherwise."""
     dtype = options.dtype
-    if dtype is None and check_method(options.method).dense and first.device.type != "mps":
-        return torch.float64
+    if dtype is None and check_method(options.method).dense:
+        return widest(first.device)
     if dtype is None and first.dtype in HALF:
         return torch.float32
     return dtype

@@ -49,14 +49,14 @@ def make(name: str, side: int = 16, device: str = "cpu") -> tuple[Decoder, Tenso
         return stable_diffusion().decode, torch.randn(1, 4, side, side)
 
 
-def stable_diffusion() -> Any:
-    """Make diffusers' AutoencoderKL with the configuration of Stable Diffusion 1.4."""
+def stable_diffusion(width: int = 128) -> Any:
+    """Make diffusers' AutoencoderKL in Stable Diffusion 1.4's configuration, whose width is 128."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
         layers_per_block=2,
         latent_channels=4,
         norm_num_groups=32,
