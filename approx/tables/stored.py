@@ -18,7 +18,7 @@ from approx.stores import Marker, Store, StoreError, Writer, imported, open_grou
 from approx.tables import jobs
 from approx.tables.batches import Batches
 from approx.tables.loop import DescribeError
-from approx.tables.plan import Options
+from approx.tables.plan import Options, Plan
 from approx.tables.rows import summary
 from approx.tables.table import KNOTS, LONG_NAMES, SUBSCRIPTED, Descriptors
 
@@ -113,6 +113,9 @@ class StoredDescriptors(Descriptors):
             f"{nu} ({self.used}), k={self.k}, {self.dtype}, seed={self.seed}, {state})"
         )
 
+    def _fallen(self) -> int:
+        return sum(marker.details["fell_back"] for marker in self.store.markers.values())
+
     def load(self) -> Descriptors:
         """Return the whole table in memory."""
         return self[:]
@@ -136,7 +139,7 @@ class StoredDescriptors(Descriptors):
         """
         xr = imported("xarray")
         opened = xr.open_zarr(self.store.at.url, consolidated=False, chunks=None)
-        found = opened.isel(latent=slice(0, len(self)))
+        found = opened[self.store.names()].isel(latent=slice(0, len(self)))
         found = found.assign_coords(latent=np.arange(len(self)))
         for name in found.data_vars:
             found[name].attrs = self.described(str(name))
@@ -212,8 +215,10 @@ def describe_to(
     jobs.check_chunk(chunk)
     with writing(store) as writer:
         first = _look(source, options if writer.header is None else None)
+        plan = None
         if writer.header is None:
-            writer.start(jobs.begin(decoder, first, options, chunk=chunk))
+            header, plan = jobs.begin(decoder, first, options, chunk=chunk)
+            writer.start(header)
         else:
             if own_seed:
                 options = replace(options, seed=writer.header["seed"])
@@ -221,8 +226,13 @@ def describe_to(
             fixed = {name: value for name, value in fixed.items() if value != "auto"}
             writer.compare(jobs.asked(options, first) | fixed)
             jobs.verify(decoder, first, options, writer.header)
-        if count is not None:
-            writer.expect(count)
+            if count is not None:
+                _check_count(writer, count)
+        stored, first = writer.header, first[:_LOOKED_AT]
+
+        def prepared() -> Plan:
+            return plan or jobs.planned(decoder, first, options, stored)
+
         shown = tqdm(
             total=total if count is None else count,
             disable=not options.progress,
@@ -231,7 +241,7 @@ def describe_to(
         )
         try:
             with shown as bar:
-                _fill(writer, decoder, source, first[:_LOOKED_AT], options, bar.update)
+                _fill(writer, decoder, source, count, prepared, bar.update)
         except KeyboardInterrupt:
             if not writer.markers:
                 raise
@@ -273,13 +283,13 @@ def _fill(
     writer: Writer,
     decoder: Callable[[Tensor], Any],
     source: Batches,
-    first: Tensor,
-    options: Options,
+    total: int | None,
+    prepared: Callable[[], Plan],
     told: Callable[[int], object],
 ) -> None:
     """Read all latents chunk by chunk, and do the chunks that are missing."""
     assert writer.header is not None
-    size, plan, wrote, count = int(writer.header["chunk"]), None, False, 0
+    size, plan, count = int(writer.header["chunk"]), None, 0
     while (z := source.take(size)) is not None:
         number, start = count // size, count
         count += len(z)
@@ -290,15 +300,16 @@ def _fill(
                 told(len(z))
                 continue
         if plan is None:
-            plan = jobs.planned(decoder, first, options, writer.header)
+            plan = prepared()
+            if total is not None:
+                writer.expect(total)
         columns, details = jobs.work(plan, z, start, told)
         key = jobs.latents_digest(z, decoder, start)
         writer.commit(number, key, columns, details, described=described(details))
-        wrote = True
     if plan is not None:
         plan.decoder.check_rows(count)
     _check_count(writer, count)
-    if wrote or writer.latents != count:
+    if plan is not None or writer.latents != count:
         writer.expect(count)
         writer.finish(StoredDescriptors(writer.store()).attributes())
 
