@@ -6,7 +6,6 @@ as they are done. Imports the spectra, the complexity, the operator and the stor
 """
 
 from approx.stores import imported
-from approx.tables import jobs
 from approx.tables.description import describe, seed_of
 from approx.tables.loop import DescribeError
 from approx.tables.stored import StoredDescriptors, open_store
@@ -21,7 +20,6 @@ __all__ = [
     "concatenate",
     "describe",
     "imported",
-    "jobs",
     "label",
     "open_store",
     "seed_of",

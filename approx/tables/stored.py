@@ -188,7 +188,15 @@ def open_store(store: str | os.PathLike[str]) -> StoredDescriptors:
 
     Examples
     --------
-    See `StoredDescriptors`.
+    >>> import tempfile, torch
+    >>> from approx import describe, open_store
+    >>> options = {"neighbourhood": None, "seed": 0, "progress": False}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = f"{folder}/run.zarr"
+    ...     z = torch.zeros(3, 2)
+    ...     table = describe(torch.nn.Linear(2, 3), z, store=run, **options)
+    ...     open_store(run).psi.shape, open_store(run).store.complete
+    ((3,), True)
     """
     imported("zarr")
     found = open_group(store)
@@ -228,10 +236,11 @@ def describe_to(
             jobs.verify(decoder, first, options, writer.header)
             if count is not None:
                 _check_count(writer, count)
-        stored, first = writer.header, first[:_LOOKED_AT]
+        header, first = writer.header, first[:_LOOKED_AT]
+        assert header is not None
 
         def prepared() -> Plan:
-            return plan or jobs.planned(decoder, first, options, stored)
+            return plan or jobs.planned(decoder, first, options, header)
 
         shown = tqdm(
             total=total if count is None else count,
