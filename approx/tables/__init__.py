@@ -1,8 +1,8 @@
 """psi, nu and delta of many latents.
 
-A decoder and a stream of latents go in; a table of `Descriptors` comes out, one row a latent.
-With a store they are written
-as they are done. Imports the spectra, the complexity, the operator and the stores.
+A decoder and a stream of latents go in; a table of `Descriptors` comes out, one row a latent, and
+with a store is written as it is done. Imports the spectra, the complexity, the operator and the
+stores.
 """
 
 from approx.stores import imported

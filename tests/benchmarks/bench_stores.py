@@ -64,8 +64,8 @@ def test_time_beside_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     describe(decoder, z, store=tmp_path / "a", seed=0, progress=False, batch=2, chunk=2)
     rest = time.process_time() - begun - sum(spent.values())
     share = rest / spent["work"]
-    print(f"\nTAEF2, 4 latents 32 x 16 x 16 in 2 chunks: {spent['work']:.1f} s of work, {rest:.2f} s "
-          f"of the store: {share:.1%}; once, to begin: {spent['begin']:.1f} s")  # fmt: skip
+    print(f"\nTAEF2, 4 latents 32 x 16 x 16 in 2 chunks: {spent['work']:.1f} s of work, {rest:.2f} "
+          f"s of the store: {share:.1%}; once, to begin: {spent['begin']:.1f} s")  # fmt: skip
     assert share < 0.03
 
 
