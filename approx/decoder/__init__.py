@@ -36,7 +36,7 @@ from approx.decoder.memory import (
     product_bytes,
     sized,
 )
-from approx.decoder.parts import as_latents, dtypes_of, modules_of
+from approx.decoder.parts import as_latents, dtypes_of, modules_of, tensors_of
 from approx.decoder.recording import fitting, no_room, recorded
 from approx.decoder.running import (
     Prepared,
@@ -97,6 +97,7 @@ __all__ = [
     "refuse_infinite",
     "session",
     "sized",
+    "tensors_of",
     "transpose",
     "whitening",
     "whole",
