@@ -24,7 +24,7 @@ _CELLS = 200_000
 # of patterns, for networks of so many units that these take more than everything else
 _PATTERN_BYTES = 256 * 2**20
 # A trial counts the cells in so many boxes, of so many cells or more unless they are this large.
-_TRIALS, _TRIAL_CELLS, _LARGEST_TRIAL = 8, 300, 1 / 8
+_TRIALS, _TRIAL_CELLS, _LARGEST_TRIAL = 32, 100, 1 / 16
 
 Loop = tuple[tuple[Fraction, ...], ...]
 
@@ -116,7 +116,7 @@ def fitting_shape(network: Network, domain: Domain, memory: int) -> tuple[int, .
     """Return how many tiles along each axis make about `_CELLS` a tile, from a few small boxes."""
     wanted = min(_CELLS, 8 * _PATTERN_BYTES // max(1, network.num_units))
     low, high = domain.corners.min(axis=0), domain.corners.max(axis=0)
-    share = _LARGEST_TRIAL / 16
+    share = _LARGEST_TRIAL / 32
     while True:
         found = [
             (subdivide(network, part, memory=memory, progress=False).num_cells, part.volume)
@@ -143,7 +143,7 @@ def _spread(domain: Domain, share: float) -> list[Domain]:
     found: list[Domain] = []
     k = 0
     while len(found) < _TRIALS and k < 100 * _TRIALS:
-        start = low + (0.5 + k * steps) % 1 * (high - low - size)
+        start = low + ((k + 1) * steps) % 1 * (high - low - size)
         part = clipped(domain, tuple(zip(start.tolist(), (start + size).tolist(), strict=True)))
         found += [] if part is None else [part]
         k += 1

@@ -86,7 +86,9 @@ def survey(
         A polytope of three dimensions or more that is no box, tiles that do not fit the domain,
         cells without a store, or a store of another survey, another format or with damaged files.
     RuntimeError
-        Another process writes to the store, or workers cannot do the work.
+        Workers that lack cpwl, or have another version of it.
+    BlockingIOError
+        Another process writes to the store.
     OSError
         The disk is full: what was done is kept.
     ImportError
@@ -99,7 +101,7 @@ def survey(
     are compared by 128 bits of BLAKE2. Both sides of every border are compared: `unmatched` counts
     cells that one of them does not have.
 
-    Memory: that of one tile, some 300 bytes a cell and 256 MiB for maps, and 60 bytes for each cell
+    Memory: that of one tile, some 300 bytes a cell and 64 MiB for maps, and 60 bytes for each cell
     on a border. Cost: that of `subdivide` and `summary` (tests/benchmarks/bench_survey.py).
 
     Examples
