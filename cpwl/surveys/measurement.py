@@ -136,7 +136,7 @@ def _on_borders(partition: Partition, borders: Iterable[Border]) -> tuple[Ints, 
     return np.unique(np.concatenate(along or [np.empty(0, np.int64)])), along
 
 
-def _neighbours(partition: Partition) -> tuple[Ints, Ints]:
+def _neighbours(partition: Partition) -> tuple[NDArray[np.int32], Ints]:
     """Return the pairs of cells (n, 2) that share a facet, and the stage of the unit between."""
     assert partition.network is not None
     inner = (partition.facet_cells >= 0).all(axis=1)
@@ -154,7 +154,8 @@ def _neighbours(partition: Partition) -> tuple[Ints, Ints]:
 def _binned(values: Floats, weights: Floats, width: float) -> tuple[Ints, Floats]:
     """Return the numbers of the bins in use, ascending, and the weight in each."""
     bins, index = np.unique(np.rint(values / width).astype(np.int64), return_inverse=True)
-    return bins, np.bincount(index, weights[: len(values)], minlength=len(bins))
+    added = np.bincount(index, weights[: len(values)], minlength=len(bins))
+    return bins, added.astype(np.float64)
 
 
 def _write_cells(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -134,7 +134,7 @@ def survey(
     folder = None if store is None else Path(store)
     with nullcontext() if folder is None else stores.owned(folder):
         stored = None if folder is None else stores.read_header(folder)
-        shape = given or (stored and tuple(stored["tiles"]))
+        shape = given or (tuple(stored["tiles"]) if stored else None)
         shape = shape or fitting_shape(network, domain, memory)
         done: set[int] = set()
         if folder is not None:
@@ -178,13 +178,15 @@ def survey(
         return joined(grid, found)
 
 
-def _here(network: Network, tasks: list[Task]) -> Iterator[tuple[int, Arrays]]:
+def _here(network: Network, tasks: list[Task]) -> Generator[tuple[int, Arrays], None, None]:
     """Enumerate tiles one after another."""
     for task in tasks:
         yield task.number, measure(network, task)
 
 
-def _there(client: Client, network: Network, tasks: list[Task]) -> Iterator[tuple[int, Arrays]]:
+def _there(
+    client: Client, network: Network, tasks: list[Task]
+) -> Generator[tuple[int, Arrays], None, None]:
     """Enumerate tiles on a cluster, as they come.
 
     The network is a task of its own, so that it is unpickled once a worker and again on one that
@@ -203,7 +205,7 @@ def _there(client: Client, network: Network, tasks: list[Task]) -> Iterator[tupl
         try:
             distributed.wait(there)
             if there.status == "error":
-                raise there.exception()
+                there.result()  # raises what the worker did
         except ImportError as error:
             raise RuntimeError(
                 f"Expected workers that have cpwl {stores.code_version()}, got one without it "
@@ -236,10 +238,11 @@ def _checked(tiles: Any, domain: Domain) -> tuple[int, ...] | None:
     """Return the tiles along each axis, or None for "auto"."""
     if isinstance(tiles, str) and tiles == "auto":
         return None
-    whole = isinstance(tiles, int | np.integer) and not isinstance(tiles, bool)
+    one = isinstance(tiles, int | np.integer) and not isinstance(tiles, bool)
     try:
-        shape = (int(tiles),) * domain.dim if whole else tuple(map(int, tiles))
-        fits = len(shape) == domain.dim and min(shape) > 0 and (whole or shape == tuple(tiles))
+        given = (tiles,) * domain.dim if one else tuple(cast(Iterable[Any], tiles))
+        shape = tuple(map(int, given))
+        fits = len(shape) == domain.dim and min(shape) > 0 and shape == given
     except (TypeError, ValueError):
         fits, shape = False, ()
     if not fits:

@@ -38,7 +38,7 @@ class Histogram:
     >>> import cpwl, torch
     >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
     >>> found = cpwl.survey(network, cpwl.box([-1, -1], [1, 1]), tiles=2, progress=False)
-    >>> found.nu.centres.tolist(), found.nu.volumes.round(12).tolist()
+    >>> found.nu.centres.round(3).tolist(), found.nu.volumes.round(12).tolist()
     ([1.89, 2.0], [2.0, 2.0])
     """
 
@@ -234,7 +234,7 @@ def _histogram(parts: list[Arrays], name: str, width: float, mean: float) -> His
     if math.isnan(mean):  # of some tiles only
         bins, weights = bins[:0], weights[:0]
     used, index = np.unique(bins, return_inverse=True)
-    volumes = np.bincount(index, weights, minlength=len(used))
+    volumes = np.bincount(index, weights, minlength=len(used)).astype(np.float64)
     return Histogram(used * width, volumes, width, float(mean))
 
 
