@@ -126,7 +126,11 @@ def fitting_shape(network: Network, domain: Domain, memory: int) -> tuple[int, .
         if cells >= _TRIAL_CELLS * len(found) or share >= _LARGEST_TRIAL:
             break
         share *= 2
-    tiles = max(1.0, cells / volume * domain.volume / wanted)
+    # tiles are of one size: where cells are dense they may have four times as many
+    # (per whole box: one that the domain's boundary cuts to a sliver has a cell or two)
+    most, whole = np.max(found, axis=0)
+    densest = most / whole / 4
+    tiles = max(1.0, max(cells / volume, densest) * domain.volume / wanted)
     side = (domain.volume / tiles) ** (1 / domain.dim)
     if tiles == 1:
         return (1,) * domain.dim

@@ -52,6 +52,7 @@ ROWS: dict[str, tuple[Callable[[], tuple[cpwl.Network, cpwl.Domain]], object, bo
     "MNIST GAN, 3-D box": (lambda: gan(3, 14), "auto", False),
     "2-1536-1536-1536-3": (lambda: mlp("2-1536-1536-1536-3", 10), "auto", False),
     "2-1536-1536-1536-3, maps": (lambda: mlp("2-1536-1536-1536-3", 10), "auto", True),
+    "2-512-512-512-3": (lambda: mlp("2-512-512-512-3", 10), "auto", False),
     "2-256-256-256-3, maps": (lambda: mlp("2-256-256-256-3", 10), (2, 2), True),
 }
 
