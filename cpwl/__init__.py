@@ -65,6 +65,7 @@ from cpwl.proof import Certificate, certify, verify
 from cpwl.rasters import to_xarray
 from cpwl.storage import load_partition, save_partition
 from cpwl.summaries import summary
+from cpwl.surveys import Histogram, Survey, survey
 
 if TYPE_CHECKING:
     from cpwl import plot
@@ -83,11 +84,13 @@ __all__ = [
     "Facets",
     "Gaussian",
     "HalfSpaces",
+    "Histogram",
     "NearCells",
     "Network",
     "Partition",
     "PartitionError",
     "Slice",
+    "Survey",
     "Uniform",
     "UnsupportedOperationError",
     "adjacency",
@@ -131,6 +134,7 @@ __all__ = [
     "subdivide",
     "summary",
     "surface",
+    "survey",
     "to_geodataframe",
     "to_pandas",
     "to_xarray",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # its threads meet rarely: 240,000 maps of 2-256-256-256-3 take 2.2 s at 512 to 4096 rows and 2.8 s
 # at 8192 on two quiet cores; on busy ones small chunks suffer most.
 _ROWS = 4096
-_BUDGET = 256 * 2**20
+_BUDGET = 64 * 2**20
 
 
 def affine_maps(
@@ -43,7 +43,7 @@ def affine_maps(
     wrt : {"slice", "latent"}
         Coordinates that the maps start from.
     chunk : int, optional
-        Cells per chunk; by default about 256 MiB of intermediate values.
+        Cells per chunk; by default about 64 MiB of intermediate values.
 
     Yields
     ------
@@ -128,13 +128,22 @@ def over_maps(
     wrt: str = "slice",
 ) -> list[Floats]:
     """Return (n, ...) for each function of chunks of (b, columns of A), all from one pass."""
-    stream = columns_and_offsets(partition, cells, wrt=wrt)
-    chunks = [[function(base, columns) for function in functions] for base, columns in stream]
-    if not chunks:  # no cells
+    count = len(cell_indices(partition, cells))
+    found: list[Floats] = []
+    start = 0
+    for base, columns in columns_and_offsets(partition, cells, wrt=wrt):
+        parts = [function(base, columns) for function in functions]
+        # in one array each: small parts kept between the large ones would keep the heap from
+        # using these again, some 200 MB for images
+        found = found or [np.empty((count, *part.shape[1:]), part.dtype) for part in parts]
+        for whole, part in zip(found, parts, strict=True):
+            whole[start : start + len(part)] = part
+        start += len(base)
+    if not count:
         inputs = partition.dim if wrt == "slice" else partition.domain.slice.origin.size
         none = np.empty((inputs, 0, num_outputs(partition)))
-        chunks = [[function(none[0], none) for function in functions]]
-    return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+        return [function(none[0], none) for function in functions]
+    return found
 
 
 def num_outputs(partition: Partition) -> int:

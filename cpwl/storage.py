@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from cpwl.partition import Partition, Status
 
 FORMAT = "cpwl partition 3"
+# rounding moves a sum of a fingerprint by about 1e-16 of its magnitude times the depth; one float32
+# weight changed in its last bit moves it by about 1e-8 over the number of units
+SAME = 1e-12
 _OLDER = {
     "cpwl partition 1": "has neither facets of n dimensions nor a proof of its signs",
     "cpwl partition 2": "has no digest of its arrays",
@@ -106,7 +109,9 @@ def save_partition(partition: Partition, path: str | os.PathLike[str]) -> None:
         "input_shape": list(network.input_shape),
         "output_shape": list(network.output_shape),
         # corners that half-spaces gave are fractions, of which the array below holds the nearest
-        "exact_corners": [list(map(_hex, point)) for point in partition.domain.exact_corners],
+        "exact_corners": [
+            list(map(hexadecimal, point)) for point in partition.domain.exact_corners
+        ],
     }
     arrays: dict[str, NDArray[Any]] = {name: getattr(partition, name) for name in _ARRAYS}
     arrays |= {
@@ -235,6 +240,14 @@ def fingerprint(network: Network, domain: Domain, points: Floats) -> Floats:
     return result
 
 
+def fingerprint_distance(found: Floats, expected: Floats) -> float:
+    """Return how far two fingerprints are apart; those of one network at most `SAME`."""
+    if found.shape != expected.shape:
+        return np.inf
+    off = np.abs(found[:, 0] - expected[:, 0]) / (expected[:, 1] + 1e-300)
+    return float(off.max(initial=0.0))
+
+
 def _check_network(
     network: Network,
     shapes: list[tuple[int, ...]],
@@ -252,14 +265,8 @@ def _check_network(
             f"{stages.tolist()}, got {found_shapes[0]} -> {found_shapes[1]} from {sizes.tolist()}. "
             "Pass the network that was subdivided, or none to use the geometry alone."
         )
-    found = fingerprint(network, domain, points)
-    # rounding moves a sum by about 1e-16 of its magnitude times the depth; one float32 weight
-    # changed in its last bit moves it by about 1e-8 over the number of units
-    distance = np.inf
-    if found.shape == expected.shape:
-        off = np.abs(found[:, 0] - expected[:, 0]) / (expected[:, 1] + 1e-300)
-        distance = float(off.max(initial=0.0))
-    if not distance <= 1e-12:
+    distance = fingerprint_distance(fingerprint(network, domain, points), expected)
+    if not distance <= SAME:
         raise ValueError(
             "Expected the stored network, got one of the same shape with other parameters (values "
             f"at fixed points differ by {distance:.2g} of their magnitude). Pass the network that "
@@ -342,7 +349,7 @@ def _domain(
     raise ValueError("its domain's corners and sides do not fit each other")
 
 
-def _hex(x: Fraction) -> str:
+def hexadecimal(x: Fraction) -> str:
     """Write a fraction in hexadecimal, for which Python has no limit of length."""
     return f"{x.numerator:x}/{x.denominator:x}"
 

@@ -1,4 +1,4 @@
-"""Commands of the exact engine: `cpwl info`, `partition`, `verify` and `demo`."""
+"""Commands of the exact engine: `cpwl info`, `partition`, `survey`, `verify` and `demo`."""
 
 from __future__ import annotations
 
@@ -182,6 +182,50 @@ def partition(
     if result.status.complete:  # last, as it may take longer than all the rest
         count = cpwl.regions(result).count
         click.echo(f"{result.num_cells:,} cells, {count:,} linear regions")
+
+
+@click.command()
+@_model
+@slice_options
+@click.option("--store", type=_PATH, help="A folder that keeps what is done; call again to go on.")
+@click.option(
+    "--tiles", type=click.IntRange(min=1), help="Along every axis.  [default: some 10^5 cells each]"
+)
+@click.option("--no-maps", is_flag=True, help="Leave out psi, nu, regions and image volume.")
+@click.option("--cells", is_flag=True, help="Write all cells to STORE/cells as GeoParquet.")
+@model_options
+@_upto
+def survey(
+    model: Path,
+    store: Path | None,
+    tiles: int | None,
+    no_maps: bool,
+    cells: bool,
+    upto: str | None,
+    reading: dict[str, Any],
+    **place: Any,
+) -> None:
+    """Count and measure the cells of a slice that has too many for the memory, tile by tile.
+
+    MODEL and the slice are those of `cpwl partition`. After Ctrl-C or a crash the same command goes
+    on where it stopped, if it has a --store.
+    """
+    import cpwl
+
+    network = cpwl.Network.load(model, upto=upto, **reading)
+    found = cpwl.survey(
+        network, domain_of(network.input_shape, Place(**place)), store=store, cells=cells,
+        tiles="auto" if tiles is None else tiles, maps=not no_maps, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    click.echo(repr(found))
+    click.echo(f"facets by stage: {', '.join(f'{n:,}' for n in found.facets)}")
+    if not no_maps:
+        for name, values in (("psi", found.psi), ("nu", found.nu)):
+            low, middle, high = map(values.quantile, (0.05, 0.5, 0.95))
+            click.echo(f"{name}: mean {values.mean:.6g}, 5 % {low:.3f}, 50 % {middle:.3f}, "
+                       f"95 % {high:.3f}")  # fmt: skip
+        click.echo(f"squeezed {found.squeezed:.4g}, image volume {found.total_image_volume:.6g}, "
+                   f"entropy at most {found.entropy_bound:.6g}")  # fmt: skip
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 
 from bridges.cli.errors import in_options
 from bridges.cli.estimate import describe, field
-from bridges.cli.exact import demo, info, partition, verify
+from bridges.cli.exact import demo, info, partition, survey, verify
 from bridges.cli.validate import validate
 
 
@@ -19,7 +19,7 @@ def app() -> None:
     """Exact geometry of continuous piecewise-linear generators."""
 
 
-for _command in (demo, describe, field, info, partition, validate, verify):
+for _command in (demo, describe, field, info, partition, survey, validate, verify):
     app.add_command(_command)
 
 

@@ -106,6 +106,19 @@ def test_partition_writes_every_format(run, folder, tmp_path):
     assert partition.domain.volume == 16
 
 
+def test_a_survey_has_the_numbers_of_a_partition_and_goes_on_from_its_store(run):
+    status, out, _ = run("survey @plane.pt2 --box -2 2 --tiles 2 --store s --cells")
+    network = cpwl.Network.from_torch(random_mlp((2, 8, 8, 3)), (2,))
+    whole = cpwl.subdivide(network, cpwl.box([-2, -2], [2, 2]), progress=False)
+    assert status == 0
+    assert out.startswith(f"Survey({whole.num_cells:,} cells, ")
+    assert f"psi: mean {cpwl.summary(whole)['psi_mean']:.6g}, " in out
+    assert run("survey @plane.pt2 --box -2 2 --store s --cells")[:2] == (0, out)
+    status, _, err = run("survey @plane.pt2 --box -1 2 --store s")
+    assert status == 2
+    assert "differs in the domain, cells" in err
+
+
 def test_a_partition_of_space_is_drawn_as_solids_and_as_a_sweep(run, tmp_path, monkeypatch):
     monkeypatch.setitem(plot.sweep.__kwdefaults__, "frames", 3)
     status, out, err = run("partition @space.pt2 --box -2 2 -o a.png -o a.gif --color nu")

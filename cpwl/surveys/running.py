@@ -1,0 +1,281 @@
+"""Surveys tile by tile, in this process or on a cluster: `survey`."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Generator, Iterable
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from tqdm import tqdm
+
+from cpwl.arrays import require_at_least
+from cpwl.descriptors import DESCRIPTORS
+from cpwl.domain import Domain, in_shape
+from cpwl.errors import require_kind
+from cpwl.export import imported
+from cpwl.network import Network, require_captured
+from cpwl.surveys import store as stores
+from cpwl.surveys.grid import Grid, fitting_shape, is_box
+from cpwl.surveys.measurement import Arrays, Task, measure
+from cpwl.surveys.totals import Survey, joined
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_COLUMNS = ("psi", "nu", "rank", "volume")
+
+
+def survey(
+    network: Network,
+    domain: Domain,
+    *,
+    tiles: int | tuple[int, ...] | Literal["auto"] = "auto",
+    maps: bool = True,
+    store: str | os.PathLike[str] | None = None,
+    cells: bool | Iterable[str] = False,
+    client: Client | None = None,
+    memory: int = 2 * 2**30,
+    progress: bool = True,
+) -> Survey:
+    """Count and measure every cell on a domain that has too many of them for the memory.
+
+    The domain is cut into tiles, each is enumerated by `subdivide`, what is additive is kept and
+    the cells are dropped. A cell that several tiles have a piece of is counted once.
+
+    Parameters
+    ----------
+    network : Network
+        The captured network.
+    domain : Domain
+        A segment, a polygon, or a box in three dimensions and more.
+    tiles : "auto", int or tuple of P int
+        Tiles along each axis, or along every axis. "auto": so that a tile has some 10^5 cells, by
+        the cells of a few small boxes; those of a store that exists.
+    maps : bool
+        Without the cells' maps there are no psi, nu, regions and image volume, which take most of
+        the time for networks of many outputs.
+    store : path, optional
+        A folder for what is done, on any mounted file system. Calling again with the same arguments
+        does what is missing; what a process that was killed had done is kept but for the tile in
+        work. One process at a time.
+    cells : bool or iterable of names
+        Also write all cells to ``store/cells``, a GeoParquet file a tile, with these descriptors
+        (True: psi, nu, rank, volume). A row is a cell or, where `piece` is set, what a tile has of
+        one; pieces of one cell have the same `id`.
+    client : distributed.Client, optional
+        Of Dask: tiles are enumerated by its workers (of one thread each), and Dask calls again what
+        a dead worker had in work. Results are written by this process; cells by the workers, which
+        must see the store under the same path.
+    memory : int, default 2 GiB
+        As for `subdivide`, of one tile.
+    progress : bool
+        Show a progress bar over the tiles on standard error.
+
+    Returns
+    -------
+    Survey
+        Counts equal to those of one `subdivide`, sums equal up to rounding.
+
+    Raises
+    ------
+    ValueError
+        A polytope of three dimensions or more that is no box, tiles that do not fit the domain,
+        cells without a store, or a store of another survey, another format or with damaged files.
+    RuntimeError
+        Workers that lack cpwl, or have another version of it.
+    BlockingIOError
+        Another process writes to the store.
+    OSError
+        The disk is full: what was done is kept.
+    ImportError
+        Cells need ``cpwl[geo]``, a client ``cpwl[cluster]``.
+
+    Notes
+    -----
+    Borders are lines on which no vertex is expected. Two pieces are one cell if every unit is on
+    the same piece, as cells are maximal convex sets of one pattern; patterns of cells on borders
+    are compared by 128 bits of BLAKE2. Both sides of every border are compared: `unmatched` counts
+    cells that one of them does not have.
+
+    Memory: that of one tile, some 300 bytes a cell and 64 MiB for maps, and 60 bytes for each cell
+    on a border. Cost: that of `subdivide` and `summary` (tests/benchmarks/bench_survey.py).
+
+    Examples
+    --------
+    >>> import cpwl, pathlib, tempfile, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> square = cpwl.box([-1, -1], [1, 1])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = pathlib.Path(folder, "square")
+    ...     _ = cpwl.survey(network, square, tiles=3, store=store, progress=False)
+    ...     found = cpwl.survey(network, square, store=store, progress=False)  # reads
+    >>> found.cells, found.facets.tolist(), round(found.entropy_bound, 4)
+    (4, [4], 0.6931)
+    """
+    require_captured(network)
+    require_kind(domain, Domain, "Make one with cpwl.box(lo, hi) or cpwl.polygon(corners).")
+    domain = in_shape(domain, network.input_shape)
+    require_at_least(1, memory, "memory", "Give it in bytes, for example memory=2**30.")
+    if domain.dim > 2 and not is_box(domain):
+        raise ValueError(
+            f"Expected a box in {domain.dim} dimensions, got a polytope of "
+            f"{len(domain.corners)} corners. Survey the box around it, or a plane."
+        )
+    given = _checked(tiles, domain)
+    columns = _columns(cells, maps, domain)
+    if columns and store is None:
+        raise ValueError(
+            "Expected a store for the cells, got none. Give a folder, or leave cells out."
+        )
+    folder = None if store is None else Path(store)
+    with nullcontext() if folder is None else stores.owned(folder):
+        stored = None if folder is None else stores.read_header(folder)
+        shape = given or (tuple(stored["tiles"]) if stored else None)
+        shape = shape or fitting_shape(network, domain, memory)
+        done: set[int] = set()
+        if folder is not None:
+            options = {"maps": bool(maps), "cells": list(columns)}
+            header = stores.header_of(network, domain, shape, options)
+            if stored is None:
+                stores.write_header(folder, header)
+            else:
+                stores.require_same(folder, stored, header)
+            if columns:
+                (folder / "cells").mkdir(exist_ok=True)
+        grid = Grid(domain, shape)
+        if folder is not None:
+            done = {k for k in grid.tiles if stores.result_path(folder, k).exists()}
+        tasks = [
+            Task(
+                number=k, tile=tile, borders=tuple(grid.borders(k)), maps=bool(maps),
+                columns=columns, memory=memory,
+                file=stores.cells_path(folder, k).absolute() if folder and columns else None,
+            )
+            for k, tile in grid.tiles.items() if k not in done
+        ]  # fmt: skip
+        found: dict[int, Arrays] = {}
+        work = _here(network, tasks) if client is None else _there(client, network, tasks)
+        counted = 0
+        with (
+            tqdm(total=len(grid.tiles), initial=len(done), desc="survey", disable=not progress,
+                 unit="tile") as bar,
+            closing(work),
+        ):  # fmt: skip
+            for number, made in work:
+                if folder is None:
+                    found[number] = made
+                else:
+                    stores.write_result(folder, number, made)
+                counted += int(made["counts"][0])
+                bar.set_postfix(cells=f"{counted:,}", refresh=False)
+                bar.update()
+        if folder is not None:
+            found = {k: stores.read_result(folder, k, cells=bool(columns)) for k in grid.tiles}
+        return joined(grid, found)
+
+
+def _here(network: Network, tasks: list[Task]) -> Generator[tuple[int, Arrays], None, None]:
+    """Enumerate tiles one after another."""
+    for task in tasks:
+        yield task.number, measure(network, task)
+
+
+def _there(
+    client: Client, network: Network, tasks: list[Task]
+) -> Generator[tuple[int, Arrays], None, None]:
+    """Enumerate tiles on a cluster, as they come.
+
+    The network is a task of its own, so that it is unpickled once a worker and again on one that
+    takes the place of a dead one.
+    """
+    if not tasks:
+        return
+    distributed = imported("distributed", "cluster")
+    dask = imported("dask", "cluster")
+    data = pickle.dumps(network)
+    futures: list[Any] = []
+    # a network of many megabytes is sent once, which the warning is not about
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": len(data) + 2**24}):
+        there = client.submit(_received, data, stores.code_version(), pure=False)
+    try:
+        try:
+            distributed.wait(there)
+            if there.status == "error":
+                there.result()  # raises what the worker did
+        except ImportError as error:
+            raise RuntimeError(
+                f"Expected workers that have cpwl {stores.code_version()}, got one without it "
+                f"({error}). Install the same version there."
+            ) from error
+        numbers = {}
+        for task in tasks:
+            future = client.submit(measure, there, task, pure=False)
+            numbers[future.key] = task.number
+            futures.append(future)
+        for future, made in distributed.as_completed(futures, with_results=True):
+            yield numbers[future.key], made
+            future.release()
+    finally:
+        client.cancel([*futures, there])
+
+
+def _received(data: bytes, version: str) -> Network:
+    """Restore a network on a worker of the same version."""
+    mine = stores.code_version()
+    if mine != version:
+        raise RuntimeError(
+            f"Expected workers of cpwl {version}, as the client has, got one of {mine}. Install "
+            "the same version there."
+        )
+    return pickle.loads(data)
+
+
+def _checked(tiles: Any, domain: Domain) -> tuple[int, ...] | None:
+    """Return the tiles along each axis, or None for "auto"."""
+    if isinstance(tiles, str) and tiles == "auto":
+        return None
+    one = isinstance(tiles, int | np.integer) and not isinstance(tiles, bool)
+    try:
+        given = (tiles,) * domain.dim if one else tuple(cast(Iterable[Any], tiles))
+        shape = tuple(map(int, given))
+        fits = len(shape) == domain.dim and min(shape) > 0 and shape == given
+    except (TypeError, ValueError):
+        fits, shape = False, ()
+    if not fits:
+        raise ValueError(
+            f'Expected tiles="auto", a whole number above 0 or {domain.dim} of them, one an axis, '
+            f"got {tiles!r}. tiles={(4,) * domain.dim} cuts every axis into four."
+        )
+    return shape
+
+
+def _columns(cells: bool | Iterable[str], maps: bool, domain: Domain) -> tuple[str, ...]:
+    """Return the descriptors of every cell that are written, none where no cells are."""
+    if isinstance(cells, bool):
+        names = _COLUMNS if cells else ()
+        names = tuple(n for n in names if maps or DESCRIPTORS[n].needs == "cells")
+    else:
+        names = (cells,) if isinstance(cells, str) else tuple(cells)
+    if unknown := [name for name in names if name not in DESCRIPTORS]:
+        raise ValueError(
+            f"Expected descriptors among {', '.join(DESCRIPTORS)} for the cells, got "
+            f"{', '.join(map(str, unknown))}. cells=True writes {', '.join(_COLUMNS)}."
+        )
+    if not maps and any(DESCRIPTORS[name].needs == "maps" for name in names):
+        raise ValueError(
+            f"Expected descriptors that need no maps with maps=False, got {', '.join(names)}. "
+            "Leave maps=False out, or write the volume alone."
+        )
+    if names and domain.dim > 2:
+        raise ValueError(
+            f"Expected a segment or a plane for files of cells, got {domain.dim} dimensions. "
+            "Leave cells out."
+        )
+    if names:
+        imported("geopandas", "geo")
+        imported("pyarrow", "geo")
+    return names

@@ -1,0 +1,253 @@
+"""Numbers of a whole domain from those of its tiles, with what lies on borders counted once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cpwl.arrays import Floats, Ints
+from cpwl.domain import Domain
+from cpwl.partition import Status
+from cpwl.surveys.grid import Grid
+from cpwl.surveys.measurement import NU_BIN, PSI_BIN, Arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Volume of the domain by the value of a descriptor, without empty bins.
+
+    Parameters
+    ----------
+    centres : (n,) float64 ndarray
+        Middles of the bins, ascending: multiples of the width.
+    volumes : (n,) float64 ndarray
+        Volume of the cells whose value is in each bin.
+    width : float
+        Of every bin.
+    mean : float
+        Weighted by volume, of the values themselves and not of the bins'. NaN where unknown.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> found = cpwl.survey(network, cpwl.box([-1, -1], [1, 1]), tiles=2, progress=False)
+    >>> found.nu.centres.round(3).tolist(), found.nu.volumes.round(12).tolist()
+    ([1.89, 2.0], [2.0, 2.0])
+    """
+
+    centres: Floats
+    volumes: Floats
+    width: float
+    mean: float
+
+    def quantile(self, level: float) -> float:
+        """Return the lowest bin's centre that a share `level` of the volume does not exceed.
+
+        Within half a width of `cpwl.summary`'s quantile; NaN where the values are unknown.
+        """
+        if not len(self.centres):
+            return math.nan
+        total = np.cumsum(self.volumes)
+        at = np.searchsorted(total, level * total[-1])
+        return float(self.centres[min(int(at), len(total) - 1)])
+
+    def __repr__(self) -> str:
+        """Summarise: there may be thousands of bins."""
+        return f"Histogram({len(self.centres)} bins of {self.width:g}, mean {self.mean:.6g})"
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Numbers of all cells of a network on a domain, each cell counted once.
+
+    Parameters
+    ----------
+    domain : Domain
+        The domain.
+    tiles : tuple of P int
+        Tiles along each axis.
+    status : Status
+        As of a partition, the tiles' put together: complete and exact if every tile is, the signs
+        and the uncut cells are sums. Also not exact where `unmatched` is not 0.
+    unmatched : int
+        Cells on the border of one tile that the tile beyond does not have. Above 0 only where signs
+        are undecided, or a knot runs along the border; cells are then counted twice rather than
+        not at all.
+    cells : int
+        The number of cells.
+    facets : (stages,) int64 ndarray
+        Pairs of cells that share a facet, by the stage of the unit that switches there: of several
+        on one knot the one that `Partition.facet_unit` names, or the last match of a max-pooling.
+    regions : float
+        Connected sets of cells of one map (`cpwl.regions`); NaN without maps.
+    volume : float
+        Sum of the cells' volumes; that of the domain up to rounding.
+    psi, nu : Histogram
+        Of local scaling and local rank in the slice; without bins, and with a mean of NaN, where
+        maps are unknown.
+    squeezed : float
+        Share of the volume that the map takes to a rank below P; NaN without maps.
+    total_image_volume : float
+        Counted once per preimage; NaN without maps.
+
+    Examples
+    --------
+    >>> import cpwl, torch
+    >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    >>> found = cpwl.survey(network, cpwl.box([-1, -1], [1, 1]), tiles=(3, 2), progress=False)
+    >>> found
+    Survey(4 cells, 4 facets, 4 regions on 3 x 2 tiles, exact)
+    """
+
+    domain: Domain
+    tiles: tuple[int, ...]
+    status: Status
+    unmatched: int
+    cells: int
+    facets: Ints
+    regions: float
+    volume: float
+    psi: Histogram
+    nu: Histogram
+    squeezed: float
+    total_image_volume: float
+
+    @property
+    def entropy_bound(self) -> float:
+        """Upper bound on the entropy of the output for a uniform latent, in nats.
+
+        The log volume plus the mean of psi. It is the entropy where images of cells do not overlap,
+        which a survey does not examine; -inf where a share of the volume is squeezed.
+        """
+        if self.squeezed > 0:
+            return -math.inf
+        return math.log(self.volume) + self.psi.mean
+
+    def __repr__(self) -> str:
+        """Summarise."""
+        state = (
+            "exact" if self.status.exact else "complete" if self.status.complete else "INCOMPLETE"
+        )
+        counted = f"{self.cells:,} cells, {self.facets.sum():,} facets"
+        if not math.isnan(self.regions):
+            counted += f", {self.regions:,.0f} regions"
+        return f"Survey({counted} on {' x '.join(map(str, self.tiles))} tiles, {state})"
+
+
+def joined(grid: Grid, found: Mapping[int, Arrays]) -> Survey:
+    """Put the results of all tiles together; the order of the sums is that of the tiles."""
+    parts = [found[number] for number in sorted(grid.tiles)]
+    keys, owner = _named(parts)
+    sums = np.sum([part["sums"] for part in parts], axis=0)
+    counts = np.sum([part["counts"] for part in parts], axis=0)
+    volume = float(sums[0])
+    known = not np.isnan(sums).any()
+    unmatched = _unmatched(grid, found)
+    facets = np.sum([part["facets"] for part in parts], axis=0) - _cut_facets(parts, owner)
+    regions = math.nan
+    if known:
+        regions = float(counts[1] - _joins(parts, owner, keys))
+    return Survey(
+        domain=grid.domain,
+        tiles=grid.shape,
+        status=_status(parts, unmatched),
+        unmatched=unmatched,
+        cells=int(counts[0]) - len(owner) + keys,
+        facets=facets,
+        regions=regions,
+        volume=volume,
+        psi=_histogram(parts, "psi", PSI_BIN, sums[1] / volume),
+        nu=_histogram(parts, "nu", NU_BIN, sums[2] / volume),
+        squeezed=float(sums[3] / volume),
+        total_image_volume=float(sums[4]),
+    )
+
+
+def _named(parts: list[Arrays]) -> tuple[int, Ints]:
+    """Return how many cells lie on borders, and the number of each of their pieces."""
+    every = np.concatenate([part["keys"] for part in parts])
+    order = np.lexsort(every.T)
+    new = np.ones(len(every), np.bool_)
+    new[1:] = (every[order[1:]] != every[order[:-1]]).any(axis=1)
+    number = np.empty(len(every), np.int64)
+    number[order] = np.cumsum(new) - 1
+    return int(new.sum()), number
+
+
+def _starts(parts: list[Arrays]) -> Ints:
+    """Return where each tile's border cells begin among all of them."""
+    sizes = np.array([len(part["keys"]) for part in parts])
+    return np.cumsum(sizes) - sizes
+
+
+def _cut_facets(parts: list[Arrays], owner: Ints) -> Ints:
+    """Return by how much facets that borders cut were counted too often, by stage."""
+    starts = _starts(parts)
+    pairs = [owner[part["pairs"] + start] for part, start in zip(parts, starts, strict=True)]
+    stage = np.concatenate([part["pair_stages"] for part in parts])
+    low, high = np.sort(np.concatenate(pairs), axis=1).T
+    order = np.lexsort((stage, high, low))
+    again = (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
+    return np.bincount(stage[order][1:][again], minlength=len(parts[0]["facets"]))
+
+
+def _joins(parts: list[Arrays], owner: Ints, keys: int) -> int:
+    """Return how many regions of tiles are lost where pieces of a cell are joined."""
+    spread = max((int(part["regions"].max(initial=-1)) for part in parts), default=0) + 1
+    sides = [part["regions"] + k * spread for k, part in enumerate(parts)]
+    touched, region = np.unique(np.concatenate(sides), return_inverse=True)
+    n = len(touched)
+    links = coo_array((np.ones(len(owner), np.int8), (region, n + owner)), (n + keys, n + keys))
+    return n - int(connected_components(links, directed=False)[0])
+
+
+def _unmatched(grid: Grid, found: Mapping[int, Arrays]) -> int:
+    """Count the cells on borders that only one of the two tiles has."""
+
+    def along(number: int, k: int) -> NDArray[np.void]:
+        part = found[number]
+        own = part["along"][slice(*part["along_offsets"][k : k + 2])]
+        return np.ascontiguousarray(part["keys"][own]).view("V16").ravel()
+
+    count = 0
+    for number in grid.tiles:
+        for k, (axis, line, beyond) in enumerate(grid.borders(number)):
+            if beyond < number or beyond not in grid.tiles:
+                continue
+            back = [other[:2] for other in grid.borders(beyond)].index((axis, line))
+            mine, theirs = set(along(number, k).tolist()), set(along(beyond, back).tolist())
+            count += len(mine ^ theirs)
+    return count
+
+
+def _histogram(parts: list[Arrays], name: str, width: float, mean: float) -> Histogram:
+    """Add the tiles' histograms."""
+    bins = np.concatenate([part[f"{name}_bins"] for part in parts])
+    weights = np.concatenate([part[f"{name}_volumes"] for part in parts])
+    if math.isnan(mean):  # of some tiles only
+        bins, weights = bins[:0], weights[:0]
+    used, index = np.unique(bins, return_inverse=True)
+    volumes = np.bincount(index, weights, minlength=len(used)).astype(np.float64)
+    return Histogram(used * width, volumes, width, float(mean))
+
+
+def _status(parts: list[Arrays], unmatched: int) -> Status:
+    """Put the tiles' statuses together."""
+    every = [Status(*part["status"].tolist()) for part in parts]
+    complete = all(one.complete for one in every)
+    return Status(
+        complete=complete,
+        exact=all(one.exact for one in every) and not unmatched,
+        arbitrated=sum(one.arbitrated for one in every),
+        undecided=sum(one.undecided for one in every),
+        broken=sum(one.broken for one in every),
+        needed=max(one.needed for one in every),
+        stages=min(one.stages for one in every),
+    )

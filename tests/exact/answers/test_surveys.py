@@ -1,0 +1,308 @@
+"""Surveys by tiles against one partition of the whole domain, counted without their code."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles.bodies import domain_of
+from support import strategies
+from support.agreement import capture
+from support.samples import mlp
+from torch import nn
+
+import cpwl
+from cpwl.files import atomic_path
+from cpwl.surveys import store as stores
+from cpwl.surveys.store import owned
+
+
+def assert_same_cells(found, network, domain) -> cpwl.Partition:
+    """Compare the counts of a survey, and return the partition of the whole domain."""
+    whole = cpwl.subdivide(network, domain, progress=False)
+    assert found.status.exact == whole.status.exact
+    assert found.unmatched == 0
+    assert found.cells == whole.num_cells
+    inner = whole.facet_cells.min(axis=1) >= 0
+    units, sides = whole.facet_unit[inner], np.sort(whole.facet_cells[inner], axis=1)
+    pieces, matches = whole.pieces(), set(network.contests[:, 2].tolist())
+    for k, (one, other) in enumerate(sides.tolist()):
+        if units[k] in matches:
+            units[k] = np.flatnonzero(pieces[one] != pieces[other]).max()
+    stage = [sum(unit >= first for first in network.stage_offsets[1:]) for unit in units.tolist()]
+    pairs = {(*side, k) for side, k in zip(sides.tolist(), stage, strict=True)}
+    expected = [sum(k == own for *_, own in pairs) for k in range(network.num_stages)]
+    assert found.facets.tolist() == expected
+    assert found.volume == pytest.approx(domain.volume, rel=1e-9)
+    return whole
+
+
+def assert_same(network, domain, tiles) -> None:
+    """Compare a survey with one partition: counts exactly, sums to rounding."""
+    found = cpwl.survey(network, domain, tiles=tiles, progress=False)
+    whole = assert_same_cells(found, network, domain)
+    numbers = cpwl.summary(whole)
+    assert found.regions == numbers["regions"]
+    close = {"rel": 1e-9, "abs": 1e-9}
+    assert found.psi.mean == pytest.approx(numbers["psi_mean"], **close)
+    assert found.nu.mean == pytest.approx(numbers["nu_mean"], **close)
+    assert found.squeezed == pytest.approx(numbers["squeezed"], **close)
+    assert found.total_image_volume == pytest.approx(numbers["total_image_volume"], **close)
+    if not math.isnan(numbers["entropy"]):
+        assert found.entropy_bound == pytest.approx(numbers["entropy"], **close)
+    volume = cpwl.volumes(whole)
+    psi, nu = cpwl.local_scaling(whole), cpwl.local_rank(whole)
+    for histogram, values in ((found.psi, psi), (found.nu, nu)):
+        off = np.abs(values[:, None] - histogram.centres)
+        share = (off <= histogram.width / 2 * (1 + 1e-6)).T @ volume
+        np.testing.assert_allclose(histogram.volumes, share, atol=1e-9, rtol=1e-9)
+
+
+grids = st.tuples(st.integers(1, 5), st.integers(1, 4))
+
+
+def well_conditioned(shapes):
+    """Networks whose sums rounding leaves alone."""
+    return st.one_of(strategies.degenerate_networks(shapes), strategies.generic_networks(shapes))
+
+
+@given(
+    well_conditioned(strategies.some_architectures(6, 2, strategies.ALL, width=5)),
+    strategies.places(2),
+    grids,
+)
+@strategies.ordinary(12)
+def test_planes_by_tiles(layers, place, tiles):
+    assert_same(capture(layers), domain_of(place), tiles)
+
+
+@pytest.mark.nightly
+@given(well_conditioned(strategies.shapes(2)), strategies.places(2), grids)
+@strategies.nightly(1500)
+def test_many_planes_by_tiles(layers, place, tiles):
+    assert_same(capture(layers), domain_of(place), tiles)
+
+
+@pytest.mark.nightly
+@given(strategies.nearly_degenerate_networks(strategies.shapes(2)), strategies.places(2), grids)
+@strategies.nightly(700)
+def test_nearly_degenerate_planes_by_tiles(layers, place, tiles):
+    network, domain = capture(layers), domain_of(place)
+    found = cpwl.survey(network, domain, tiles=tiles, maps=False, progress=False)
+    assert_same_cells(found, network, domain)
+    assert math.isnan(found.psi.mean)
+    assert math.isnan(found.regions)
+
+
+@given(
+    strategies.degenerate_networks(strategies.some_architectures(3, 1, strategies.ALL)),
+    strategies.places(1),
+    st.integers(1, 7),
+)
+@strategies.ordinary(10)
+def test_segments_by_tiles(layers, place, tiles):
+    assert_same(capture(layers), domain_of(place), tiles)
+
+
+@given(
+    strategies.degenerate_networks(strategies.some_architectures(3, 3, strategies.SIMPLE)),
+    st.integers(1, 3),
+)
+@strategies.ordinary(5)
+def test_boxes_by_tiles(layers, tiles):
+    assert_same(capture(layers), cpwl.box([-2.0] * 3, [2.0, 1.0, 2.0]), (tiles, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def plane() -> tuple[cpwl.Network, cpwl.Domain]:
+    network = cpwl.Network.from_torch(mlp(2, 12, 12, 3, seed=1), (2,))
+    return network, cpwl.polygon([[-2, -2], [2, -1], [2, 2], [-1, 2]])
+
+
+def folder_of(store: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_auto_tiles_are_kept_in_the_store(plane, tmp_path):
+    first = cpwl.survey(*plane, store=tmp_path / "s", progress=False)
+    assert first.tiles == (1, 1)
+    assert_same(*plane, first.tiles)
+    cpwl.survey(*plane, store=tmp_path / "s", tiles=1, progress=False)
+    with pytest.raises(ValueError, match=r"differs in tiles \(\[1, 1\] there, \[2, 2\] here\)"):
+        cpwl.survey(*plane, store=tmp_path / "s", tiles=2, progress=False)
+
+
+def test_large_tiles_are_cut_smaller_by_a_trial(plane, monkeypatch):
+    monkeypatch.setattr("cpwl.surveys.grid._CELLS", 60)
+    found = cpwl.survey(*plane, maps=False, progress=False)
+    assert math.prod(found.tiles) > 3
+    assert_same_cells(found, *plane)
+
+
+def test_a_store_goes_on_where_a_killed_process_stopped(plane, tmp_path):
+    """The child dies by SIGKILL, without a word, when it has written some of its nine tiles."""
+    network, domain = plane
+    store = tmp_path / "store"
+    (tmp_path / "plane.pkl").write_bytes(pickle.dumps(plane))
+    program = (
+        "import os, pickle, signal, sys, cpwl\n"
+        "from cpwl.surveys import store\n"
+        "write, left = store.write_result, [4]\n"
+        "def dying(*arguments):\n"
+        "    left[0] -= 1\n"
+        "    if not left[0]:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    write(*arguments)\n"
+        "store.write_result = dying\n"
+        "network, domain = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "cpwl.survey(network, domain, tiles=3, store=sys.argv[2], progress=False)\n"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "plane.pkl", store]
+    done = subprocess.run(command, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = folder_of(store)
+    assert sum(name.startswith("tiles/") for name in before) == 3
+    with pytest.warns(RuntimeWarning, match=r"over from process \d+ on .*, which has ended"):
+        found = cpwl.survey(network, domain, tiles=3, store=store, progress=False)
+    after = folder_of(store)
+    assert all(after[name] == data for name, data in before.items() if name.startswith("tiles/"))
+    again = cpwl.survey(network, domain, tiles=3, progress=False)
+    assert found.psi.mean == again.psi.mean
+    assert found.psi.volumes.tolist() == again.psi.volumes.tolist()
+    assert (found.cells, found.regions) == (again.cells, again.regions)
+
+
+def test_two_processes_on_one_store_are_one_too_many(plane, tmp_path):
+    with (
+        owned(tmp_path / "store"),
+        pytest.raises(BlockingIOError, match=r"process \d+ on .* is writ"),
+    ):
+        cpwl.survey(*plane, store=tmp_path / "store", progress=False)
+    cpwl.survey(*plane, store=tmp_path / "store", progress=False)
+
+
+def test_a_full_disk_keeps_what_was_done(plane, tmp_path, monkeypatch):
+    write, left = stores.write_result, [3]
+
+    def full(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            with atomic_path(stores.result_path(*arguments[:2])):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(stores, "write_result", full)
+    with pytest.raises(OSError, match="Expected room on the disk"):
+        cpwl.survey(*plane, tiles=2, store=tmp_path / "s", progress=False)
+    assert len(list((tmp_path / "s" / "tiles").iterdir())) == 2
+    assert cpwl.survey(*plane, tiles=2, store=tmp_path / "s", progress=False).unmatched == 0
+
+
+def test_stores_of_something_else_are_refused_and_damage_is_told(plane, tmp_path):
+    network, domain = plane
+    store = tmp_path / "store"
+    cpwl.survey(network, domain, tiles=2, store=store, progress=False)
+    other = cpwl.Network.from_torch(mlp(2, 12, 12, 3, seed=2), (2,))
+    with pytest.raises(ValueError, match="differs in the network's parameters"):
+        cpwl.survey(other, domain, tiles=2, store=store, progress=False)
+    with pytest.raises(ValueError, match=r"differs in the domain, maps \(True there, False here\)"):
+        cpwl.survey(network, cpwl.box([-1, -1], [1, 1]), maps=False, store=store, progress=False)
+    tile = store / "tiles" / "00000002.npz"
+    data = bytearray(tile.read_bytes())
+    data[len(data) // 2] ^= 1
+    tile.write_bytes(data)
+    with pytest.raises(ValueError, match=r"00000002.npz, got a damaged one .* Delete it and call"):
+        cpwl.survey(network, domain, store=store, progress=False)
+    tile.unlink()
+    assert cpwl.survey(network, domain, store=store, progress=False).unmatched == 0
+    header = store / "survey.json"
+    header.write_text(header.read_text().replace("cpwl survey 1", "cpwl survey 7"))
+    with pytest.raises(
+        ValueError, match=r"of the format 'cpwl survey 1' at .*, got 'cpwl survey 7'"
+    ):
+        cpwl.survey(network, domain, store=store, progress=False)
+    header.write_text("{")
+    with pytest.raises(ValueError, match=r"survey.json, got a damaged one"):
+        cpwl.survey(network, domain, store=store, progress=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"Expected a new folder or the store of a survey"):
+        cpwl.survey(network, domain, store=tmp_path / "mine", progress=False)
+
+
+def test_bad_arguments_are_refused_in_their_own_words(plane):
+    network, domain = plane
+    for tiles in (0, (2,), (2, 0), 1.5, "many", True):
+        with pytest.raises(ValueError, match='Expected tiles="auto", a whole number'):
+            cpwl.survey(network, domain, tiles=tiles)
+    with pytest.raises(ValueError, match="Expected a store for the cells, got none"):
+        cpwl.survey(network, domain, cells=True)
+    with pytest.raises(ValueError, match=r"Expected descriptors among .*, got colour"):
+        cpwl.survey(network, domain, cells=["colour"], store="s")
+    solid = cpwl.Network.from_torch(nn.ReLU(), (3,))
+    with pytest.raises(ValueError, match="Expected a box in 3 dimensions, got a polytope of 4"):
+        cpwl.survey(solid, cpwl.simplex([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]))
+
+
+def test_all_cells_are_read_by_dask_geopandas_and_duckdb(plane, tmp_path):
+    dask_geopandas = pytest.importorskip("dask_geopandas")
+    duckdb = pytest.importorskip("duckdb")
+    network, domain = plane
+    found = cpwl.survey(network, domain, tiles=3, store=tmp_path, cells=True, progress=False)
+    whole = cpwl.subdivide(network, domain, progress=False)
+    rows = dask_geopandas.read_parquet(tmp_path / "cells").compute()
+    assert rows.id.nunique() == found.cells == whole.num_cells
+    assert rows[~rows.piece].id.is_unique
+    assert rows[rows.piece].groupby("id").size().max() > 1
+    # every cell of the whole domain is the union of what has one id
+    parts = rows.dissolve("id", aggfunc={"psi": "first", "volume": "sum"})
+    areas = np.sort(parts.area.to_numpy())
+    np.testing.assert_allclose(areas, np.sort(cpwl.volumes(whole)), atol=1e-12)
+    np.testing.assert_allclose(parts.volume, parts.area, atol=1e-12)
+    assert parts.geometry.convex_hull.area.sum() == pytest.approx(domain.volume)
+    query = "select count(distinct id), sum(volume), count(geometry) from '{}/cells/*.parquet'"
+    count, volume, shapes = duckdb.sql(query.format(tmp_path)).fetchall()[0]
+    assert (count, shapes) == (found.cells, len(rows))
+    assert volume == pytest.approx(domain.volume)
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        stop = {"after": 3}
+        write = stores.write_result
+
+        def killing(*arguments):
+            stop["after"] -= 1
+            if not stop["after"]:
+                worker = next(iter(client.run(os.getpid).values()))
+                os.kill(worker, signal.SIGKILL)
+            write(*arguments)
+
+        with mock.patch.object(stores, "write_result", killing):
+            found = cpwl.survey(
+                *plane, tiles=4, store=tmp_path / "s", client=client, progress=False
+            )
+    alone = cpwl.survey(*plane, tiles=4, progress=False)
+    assert (found.cells, found.regions, found.unmatched) == (alone.cells, alone.regions, 0)
+    assert found.psi.mean == pytest.approx(alone.psi.mean, rel=1e-12)
