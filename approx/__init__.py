@@ -12,7 +12,15 @@ from approx.fields import along, field, latents_at
 from approx.operator import JacobianOperator
 from approx.sketches import Sketch
 from approx.spectra import Spectrum, draw_seed, spectrum
-from approx.tables import DescribeError, Descriptors, concatenate, describe
+from approx.stores import StoreError
+from approx.tables import (
+    DescribeError,
+    Descriptors,
+    StoredDescriptors,
+    concatenate,
+    describe,
+    open_store,
+)
 
 if TYPE_CHECKING:
     from approx import diffusion, plot, populations, sampling  # noqa: F401 - see `__getattr__`
@@ -26,6 +34,8 @@ __all__ = [
     "Knots",
     "Sketch",
     "Spectrum",
+    "StoreError",
+    "StoredDescriptors",
     "Whitening",
     "along",
     "bind",
@@ -37,6 +47,7 @@ __all__ = [
     "latents_at",
     "level_sets",
     "neighbourhood",
+    "open_store",
     "order",
     "score_sets",
     "spectrum",

@@ -33,7 +33,7 @@ from approx.decoder.memory import (
     product_bytes,
     sized,
 )
-from approx.decoder.parts import as_latents, dtypes_of, modules_of
+from approx.decoder.parts import as_latents, dtypes_of, modules_of, tensors_of
 from approx.decoder.running import (
     Prepared,
     deterministic,
@@ -87,6 +87,7 @@ __all__ = [
     "product_bytes",
     "session",
     "sized",
+    "tensors_of",
     "transpose",
     "whitening",
     "whole",

@@ -46,6 +46,13 @@ class Bound:
             _mapped(value, lambda x: lengths.append(len(x)) if _by_row(x) else None)
         return lengths[0] if lengths else None
 
+    def tensors(self, *, by_row: bool) -> list[Tensor]:
+        """Return the arguments' tensors: those with a row for each latent, or those for all."""
+        found: list[Tensor] = []
+        for value in self.arguments.values():
+            _mapped(value, lambda x: found.append(x) if _by_row(x) == by_row else None)
+        return found
+
     def check(self, count: int) -> None:
         """Refuse arguments that have rows for another number of latents than a job's."""
         for name, value in self.arguments.items():

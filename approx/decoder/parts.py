@@ -43,6 +43,16 @@ def dtypes_of(decoder: Any) -> set[torch.dtype]:
     return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
 
 
+def tensors_of(decoder: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters, buffers and tensors that a callable uses, with names, in a fixed order."""
+    for part in _leaves(decoder):
+        if isinstance(part, nn.Module):
+            yield from part.named_parameters()
+            yield from part.named_buffers()
+        else:
+            yield "", part
+
+
 def converted(decoder: Any, dtype: torch.dtype) -> Callable[[Tensor], Any]:
     """Return a copy of the decoder in a dtype; the caller's objects are never touched.
 

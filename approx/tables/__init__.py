@@ -1,21 +1,28 @@
 """psi, nu and delta of many latents.
 
 A decoder and a stream of latents go in; a table of `Descriptors` comes out, one row a latent.
-Imports the spectra, the complexity and the operator.
+With a store they are written
+as they are done. Imports the spectra, the complexity, the operator and the stores.
 """
 
+from approx.stores import imported
+from approx.tables import jobs
 from approx.tables.description import describe, seed_of
 from approx.tables.loop import DescribeError
-from approx.tables.table import KNOTS, LONG_NAMES, Descriptors, concatenate, imported, label
+from approx.tables.stored import StoredDescriptors, open_store
+from approx.tables.table import KNOTS, LONG_NAMES, Descriptors, concatenate, label
 
 __all__ = [
     "KNOTS",
     "LONG_NAMES",
     "DescribeError",
     "Descriptors",
+    "StoredDescriptors",
     "concatenate",
     "describe",
     "imported",
+    "jobs",
     "label",
+    "open_store",
     "seed_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from approx.decoder import HALF, DecoderError, Output, as_latents, check_latents, prepare, session
+
+_PIECE = 2**24  # bytes of an array that are read at a time
 
 
 class Batches:
@@ -43,7 +46,8 @@ class Batches:
         held = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
         self._waiting = [held[size:]] if len(held) > size else []
         self._count = sum(map(len, self._waiting))
-        return held[:size]
+        # new memory: what rounding does may depend on how latents lie in it
+        return held[:size].clone()
 
     def put_back(self, z: Tensor) -> None:
         """Return a batch that could not be done as a whole."""
@@ -63,10 +67,13 @@ def stream(
 
     With `finite`, NaN and infinity are refused here, and otherwise left to the batch.
     """
-    latents = as_latents(latents, decoder)
+    if not isinstance(latents, np.memmap):
+        latents = as_latents(latents, decoder)
     if isinstance(latents, Tensor):
         check_latents(latents, finite=finite)
-        return Batches([latents.detach()]), len(latents)
+        return Batches(_slices(latents.detach(), decoder, finite)), len(latents)
+    if all(hasattr(latents, name) for name in ("shape", "dtype", "__getitem__")):
+        return Batches(_slices(latents, decoder, finite)), len(latents)
     # a map-style dataset has items, and no __iter__
     listed = hasattr(latents, "__iter__") or hasattr(latents, "__getitem__")
     if not listed or isinstance(latents, str | bytes | Mapping | nn.Module):
@@ -76,6 +83,21 @@ def stream(
         )
     runs = batch_test(decoder, output, dtype)
     return Batches(stacked((_tensor(x, decoder) for x in latents), runs, finite=finite)), None
+
+
+def _slices(latents: Any, decoder: Callable[[Tensor], Any], finite: bool) -> Iterator[Tensor]:
+    """Read an array of any library piece by piece: Zarr's, xarray's, Dask's, a file in memory."""
+    each = max(1, math.prod(latents.shape[1:]) * latents.dtype.itemsize)
+    step = max(1, _PIECE // each)
+    for start in range(0, len(latents), step):
+        part = latents[start : start + step]
+        z = as_latents(part if isinstance(part, Tensor) else np.asarray(part), decoder)
+        if not isinstance(latents, Tensor):  # which was looked at as a whole
+            try:
+                check_latents(z, finite=finite)
+            except DecoderError as error:
+                raise error.counted_from(start) from None
+        yield z
 
 
 def _tensor(item: Any, decoder: Callable[[Tensor], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from approx.spectra import draw_seed
 from approx.tables.batches import stream
 from approx.tables.loop import run
 from approx.tables.plan import Neighbourhood, Options, check_options, settle
+from approx.tables.stored import describe_to
 from approx.tables.table import Descriptors
 
 
@@ -37,6 +39,8 @@ def describe(
     straight_through: bool = False,
     on_error: Literal["raise", "nan"] = "raise",
     total: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+    chunk: int | Literal["auto"] = "auto",
 ) -> Descriptors:
     """Return psi, nu and delta of every latent: a table with one row a latent.
 
@@ -51,7 +55,8 @@ def describe(
         others the first item decides, by whether the decoder runs on its first entry. Of a tuple
         or list, as a DataLoader gives, the first entry is taken. Tensors are on the decoder's
         device, which is where everything is computed: CPU, CUDA or MPS. NumPy arrays are moved
-        there and take the decoder's dtype.
+        there and take the decoder's dtype. Arrays that are not in memory (a memmap, or Zarr's,
+        xarray's and Dask's) are read piece by piece.
     k : int, optional
         Singular values behind psi and nu; by default all where the whole Jacobian is taken, and
         min(120, d, D) otherwise.
@@ -97,11 +102,19 @@ def describe(
         the exception, or it gets a row of NaN and an entry in the table's `failures`.
     total : int, optional
         How many latents an iterable has, for the bar.
+    store : str or path, optional
+        A folder, or a URL that fsspec opens (``s3://...``), where rows are written as they are
+        done; extra ``cpwl[table]``. The same call again does what is missing there; with more
+        latents behind the same ones, also these. See Notes.
+    chunk : int or "auto"
+        Rows of the store that are written together, a multiple of the batch. "auto" takes about
+        45 s, and at most 16,384 rows: what an interruption may lose.
 
     Returns
     -------
     Descriptors
-        Complete, or after Ctrl-C the latents before it, with `complete` False and a warning.
+        Complete, or after Ctrl-C the latents before it, with `complete` False and a warning. With
+        a store `StoredDescriptors`, which reads a column where it is asked for.
 
     Raises
     ------
@@ -112,7 +125,13 @@ def describe(
         with a gradient, or has a derivative that is not autograd's; `bind` was given rows for
         another number of latents.
     DescribeError
-        Any exception after the first batch: `.partial` holds the rows before.
+        Any exception after the first batch (with a store: chunk): `.partial` holds the rows before.
+    StoreError
+        The store is of another run, which differs in what is named: latents, weights, an option,
+        the version of cpwl, ...; another run is on it; it is damaged; it cannot be written to.
+        What is in it stays as it was.
+    ImportError
+        A store without zarr.
     KeyboardInterrupt
         Ctrl-C before any latent was done.
 
@@ -132,6 +151,14 @@ def describe(
     100, so that psi holds the smallest singular values): psi by 0.6 to 8.6, nu by 0.17 or less:
     there use float32. Knots are then counted in float32: in bfloat16 TAEF2's delta was 1,400
     instead of 1, with every unit undecided.
+
+    A store keeps what its rows depend on: options, seed (drawn once), batch and chunk (by a trial
+    of a second or two), digests of latents and weights, and a few outputs. Its rows are those of
+    one run with the store's batch, bit for bit on the same kind of device with as many threads, and
+    to rounding elsewhere. A chunk is done when the file that tells of it is there, which is
+    written last: a run that is killed, or whose disk is full, loses the chunk in work. A run holds
+    a lock on its store; one whose process is gone is taken over with a warning. Unfinished or
+    not, it is a Zarr group, which ``xarray.open_zarr(store, consolidated=False)`` opens.
 
     psi, nu and delta after A. I. Humayun et al., "What secrets do your manifolds hold?", 2024;
     `spectrum` and `knots` say how they are estimated.
@@ -167,6 +194,13 @@ def describe(
     source, count = stream(decoder, latents, output=output, dtype=dtype, finite=on_error == "raise")
     if count is not None and isinstance(decoder, Bound):
         decoder.check(count)
+    if store is not None:
+        drawn = generator is None and seed is None
+        return describe_to(
+            store, decoder, source, count, options, chunk=chunk, own_seed=drawn, total=total
+        )
+    if chunk != "auto":
+        raise ValueError(f"Expected store= with chunk={chunk}, got none: give both or neither.")
     return run(settle(decoder, source, options), source, total if count is None else count)
 
 

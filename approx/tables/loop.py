@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,11 +58,13 @@ class DescribeError(RuntimeError):
 
     partial: Descriptors
 
-    def __init__(self, cause: BaseException, partial: Descriptors) -> None:
+    def __init__(self, cause: BaseException, partial: Descriptors, store: str = "") -> None:
         n = len(partial)
+        unit = "chunk" if store else "batch"
+        place = f"{store} and " if store else ""
         super().__init__(
-            f"{cause} [stopped in the batch that begins with latent {n}; the {n} before it are in "
-            'the exception\'s .partial; on_error="nan" goes on past latents that fail]'
+            f"{cause} [stopped in the {unit} that begins with latent {n}; the {n} before it are in "
+            f'{place}the exception\'s .partial; on_error="nan" goes on past latents that fail]'
         )
         self.partial = partial
 
@@ -87,32 +90,15 @@ def run(
     `free` tells how much memory a device has left. A batch of "auto" should take `seconds`: an
     interruption loses at most these.
     """
-    batch = plan.options.batch
     parts: list[Done | Failed] = []
     count = 0
-    size = 1 if batch == "auto" else batch
-    most = _MOST_LATENTS
     hidden = not plan.options.progress
     with tqdm(total=total, disable=hidden, unit="latent", dynamic_ncols=True) as bar:
         try:
-            while (z := source.take(size)) is not None:
-                begun = time.perf_counter()
-                try:
-                    found = _each(plan, z, count)
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error) or len(z) == 1:
-                        raise
-                    source.put_back(z)
-                    size = most = batch = (len(z) + 1) // 2
-                    continue
-                parts += [part for part, _ in found]
-                count += len(z)
-                bar.update(len(z))
-                costs = [cost for _, cost in found if cost is not None]
-                if batch == "auto" and costs:
-                    spent = (time.perf_counter() - begun) / len(z)
-                    fits = _fitting(costs[-1], free(z.device))
-                    size = max(1, min(fits, most, int(seconds / spent)))
+            for found, rows in batch_by_batch(plan, source, free=free, seconds=seconds):
+                parts += found
+                count += rows
+                bar.update(rows)
             plan.decoder.check_rows(count)
         except KeyboardInterrupt:
             if not any(isinstance(part, Done) for part in parts):
@@ -131,6 +117,76 @@ def run(
                 raise
             raise DescribeError(error, join(plan, parts, complete=False)) from error
     return join(plan, parts, complete=True)
+
+
+def batch_by_batch(
+    plan: Plan,
+    source: Batches,
+    start: int = 0,
+    *,
+    free: Callable[[torch.device], int | None] = free_bytes,
+    seconds: float = 5.0,
+) -> Iterator[tuple[list[Done | Failed], int]]:
+    """Yield the results of each batch and its number of latents; the first latent is `start`."""
+    batch = plan.options.batch
+    size = 1 if batch == "auto" else batch
+    most = _MOST_LATENTS
+    while (z := source.take(size)) is not None:
+        begun = time.perf_counter()
+        try:
+            found = _each(plan, z, start)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(z) == 1:
+                raise
+            source.put_back(z)
+            size = most = batch = (len(z) + 1) // 2
+            continue
+        spent = (time.perf_counter() - begun) / len(z)
+        start += len(z)
+        yield [part for part, _ in found], len(z)
+        costs = [cost for _, cost in found if cost is not None]
+        if batch == "auto" and costs:
+            size = _size(costs[-1], spent, free(z.device), most, seconds)
+
+
+class Trial(NamedTuple):
+    """The batch that was found by trying, and what a latent of it takes."""
+
+    batch: int
+    seconds_each: float
+
+
+def trial(plan: Plan, first: Tensor) -> Trial:
+    """Describe some of the first latents, until a good batch and its time are known.
+
+    It takes one latent, and then about a second.
+    """
+    batch = plan.options.batch
+    size = 1 if batch == "auto" else min(batch, len(first))
+    begun = time.perf_counter()
+    while True:
+        z, now = first[:size], time.perf_counter()
+        try:
+            found = _each(plan, z, 0)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or size == 1:
+                raise
+            batch = size = (size + 1) // 2
+            continue
+        each = (time.perf_counter() - now) / len(z)
+        if batch != "auto":
+            return Trial(batch, each)
+        costs = [cost for _, cost in found if cost is not None]
+        fits = _size(costs[-1], each, free_bytes(z.device), _MOST_LATENTS, 5.0) if costs else 1
+        tried = min(fits, len(first), max(2, int(1 / each)))
+        if tried < 2 * size or time.perf_counter() - begun > 2:
+            return Trial(fits, each)
+        size = tried
+
+
+def _size(cost: _Cost, spent: float, free: int | None, most: int, seconds: float) -> int:
+    """Return how many latents the next batch should have."""
+    return max(1, min(_fitting(cost, free), most, int(seconds / spent)))
 
 
 def _each(plan: Plan, z: Tensor, start: int) -> list[tuple[Done | Failed, _Cost | None]]:

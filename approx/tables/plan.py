@@ -100,7 +100,7 @@ def settle(decoder: Callable[[Tensor], Any], source: Batches, options: Options) 
     source.put_back(first)
     if options.on_error == "nan":
         first = torch.where(first.isfinite(), first, 0)
-    dtype = _working_dtype(options, first)
+    dtype = working_dtype(options, first)
     knots_dtype = options.knots_dtype
     if knots_dtype is None:
         knots_dtype = torch.float32 if dtype in HALF else dtype
@@ -144,7 +144,7 @@ def _check(prepared: Prepared, first: Tensor, options: Options) -> float:
     return 0.0
 
 
-def _working_dtype(options: Options, first: Tensor) -> torch.dtype | None:
+def working_dtype(options: Options, first: Tensor) -> torch.dtype | None:
     """Return the dtype to ask for: half precision is run in float32 unless asked otherwise."""
     dtype = options.dtype
     if dtype is None and check_method(options.method).dense and first.device.type != "mps":

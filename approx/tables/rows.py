@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,35 +65,84 @@ _KNOTS: dict[str, Callable[[Knots], Tensor]] = {
 
 def join(plan: Plan, parts: Sequence[Done | Failed], *, complete: bool) -> Descriptors:
     """Join the batches' results, at least one of them done; rows of NaN for what failed."""
+    scalars = summary([details(plan, parts)], complete=complete)
+    return Descriptors(**(dict.fromkeys(KNOTS) | columns(plan, parts)), **scalars)
+
+
+def columns(plan: Plan, parts: Sequence[Done | Failed]) -> dict[str, NDArray[Any]]:
+    """Return the columns of some batches, those of delta only where it was asked for."""
+    names = [name for name in LONG_NAMES if plan.basis is not None or name not in KNOTS]
+    return {name: np.concatenate([_column(part, name) for part in parts]) for name in names}
+
+
+def details(plan: Plan, parts: Sequence[Done | Failed]) -> dict[str, Any]:
+    """Return what else belongs to some batches, in types of JSON."""
     done = [part for part in parts if isinstance(part, Done)]
-    failed = [part for part in parts if isinstance(part, Failed)]
-    if not done:
+    counted = [part.knots for part in done if part.knots is not None]
+    notes = [note for part in done for note in (part.spectrum.note, part.uncounted)]
+    no_knots = all(bool((c.count == 0).all()) for c in counted)
+    return {
+        "table": _settings(plan, done[0]) if done else None,
+        "knots": _counting(counted[0]) if counted else None,
+        "passed_over": list(dict.fromkeys(name for c in counted for name in c.passed_over)),
+        # of every batch, for a median over all of them
+        "suggested": [float(c.suggested_radius) for c in counted] if no_knots else None,
+        "notes": list(dict.fromkeys(note for note in (plan.note, *notes) if note)),
+        "failures": [[part.number, part.reason] for part in parts if isinstance(part, Failed)],
+    }
+
+
+def summary(parts: Sequence[Mapping[str, Any]], *, complete: bool) -> dict[str, Any]:
+    """Return the fields of a table that are no columns, from the details of its parts."""
+    failed = [(number, reason) for part in parts for number, reason in part["failures"]]
+    settings = next((part["table"] for part in parts if part["table"] is not None), None)
+    if settings is None:
         raise ValueError(
             f"Expected at least one latent that can be described, got {len(failed)} that fail, the "
-            f"first with: {failed[0].reason}"
+            f"first with: {failed[0][1]}"
         )
-    first = done[0].spectrum
-    notes = [note for part in done for note in (part.spectrum.note, part.uncounted)]
-    names = [name for name in LONG_NAMES if plan.basis is not None or name not in KNOTS]
-    return Descriptors(
-        **{name: np.concatenate([_column(part, name) for part in parts]) for name in names},
-        **dict.fromkeys(() if plan.basis is not None else KNOTS),
-        **_counted([part.knots for part in done if part.knots is not None]),
-        method=first.method,
-        used=first.used.partition(",")[0],
-        definition=first.definition,
-        subscript=first.subscript,
-        k=first.k,
-        seed=plan.options.seed,
-        directions=0 if plan.basis is None else len(plan.basis),
-        radius=plan.radius,
-        dtype=_named(plan.ran_in),
-        latent_shape=done[0].latent_shape,
-        output_shape=done[0].output_shape,
-        note=" ".join(dict.fromkeys(n for n in (plan.note, *notes) if n)),
-        failures=tuple((part.number, part.reason) for part in failed),
-        complete=complete,
-    )
+    counting = next((part["knots"] for part in parts if part["knots"] is not None), None)
+    radii = [part["suggested"] for part in parts]
+    known = counting is not None and all(some is not None for some in radii)
+    return {
+        **settings,
+        "latent_shape": tuple(settings["latent_shape"]),
+        "output_shape": tuple(settings["output_shape"]),
+        **(counting or {"knots_method": "", "knots_dtype": "", "passes": 0, "units": 0}),
+        "passed_over": tuple(dict.fromkeys(name for part in parts for name in part["passed_over"])),
+        "suggested_radius": float(np.median([r for some in radii for r in some]))
+        if known
+        else math.nan,
+        "note": " ".join(dict.fromkeys(note for part in parts for note in part["notes"])),
+        "failures": tuple(failed),
+        "complete": complete,
+    }
+
+
+def _settings(plan: Plan, first: Done) -> dict[str, Any]:
+    found = first.spectrum
+    return {
+        "method": found.method,
+        "used": found.used.partition(",")[0],
+        "definition": found.definition,
+        "subscript": found.subscript,
+        "k": found.k,
+        "seed": plan.options.seed,
+        "directions": 0 if plan.basis is None else len(plan.basis),
+        "radius": plan.radius,
+        "dtype": named_dtype(plan.ran_in),
+        "latent_shape": list(first.latent_shape),
+        "output_shape": list(first.output_shape),
+    }
+
+
+def _counting(first: Knots) -> dict[str, Any]:
+    return {
+        "knots_method": first.method,
+        "knots_dtype": named_dtype(first.dtype),
+        "passes": first.passes,
+        "units": int(first.units.sum()),
+    }
 
 
 def _column(part: Done | Failed, name: str) -> NDArray[Any]:
@@ -115,23 +164,6 @@ def _filled(part: Done, value: int) -> NDArray[np.int64]:
     return np.full(len(part.spectrum.psi), value, dtype=np.int64)
 
 
-def _counted(counted: list[Knots]) -> dict[str, Any]:
-    """Return how delta was counted; empty values without a neighbourhood."""
-    if not counted:
-        names = {"knots_method": "", "knots_dtype": "", "passes": 0, "units": 0, "passed_over": ()}
-        return names | {"suggested_radius": math.nan}
-    first = counted[0]
-    return {
-        "knots_method": first.method,
-        "knots_dtype": _named(first.dtype),
-        "passes": first.passes,
-        "units": int(first.units.sum()),
-        "passed_over": tuple(dict.fromkeys(name for c in counted for name in c.passed_over)),
-        "suggested_radius": float(np.median([c.suggested_radius for c in counted]))
-        if all(bool((c.count == 0).all()) for c in counted)
-        else math.nan,
-    }
-
-
-def _named(dtype: torch.dtype) -> str:
+def named_dtype(dtype: torch.dtype) -> str:
+    """Return a dtype's name without torch's."""
     return str(dtype).removeprefix("torch.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from approx.spectra import named
+from approx.stores import imported
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,7 +243,7 @@ class Descriptors:
             found.append(f"delta 0 everywhere (about 10 knots at r={self.suggested_radius:.1g})")
         return found
 
-    def columns(self) -> dict[str, NDArray[Any]]:
+    def columns(self) -> Mapping[str, NDArray[Any]]:
         """Return the columns (N,) by name: those of delta only where it was asked for."""
         found = {name: getattr(self, name) for name in LONG_NAMES}
         return {name: column for name, column in found.items() if column is not None}
@@ -251,9 +252,9 @@ class Descriptors:
         """Return the fields that describe the whole table, in types that files can hold."""
         result: dict[str, str | int | float | list[int]] = {}
         for f in fields(self):
-            value = getattr(self, f.name)
             if f.name in LONG_NAMES:
                 continue
+            value = getattr(self, f.name)
             if f.name == "passed_over":
                 value = ", ".join(value)
             elif f.name == "failures":
@@ -285,7 +286,7 @@ class Descriptors:
             If pandas is not installed.
         """
         pd = imported("pandas")
-        frame = pd.DataFrame(self.columns(), index=pd.RangeIndex(len(self), name="latent"))
+        frame = pd.DataFrame(dict(self.columns()), index=pd.RangeIndex(len(self), name="latent"))
         frame.attrs = self.attributes()
         return frame
 
@@ -346,14 +347,13 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
                 f"Expected tables made with the same {f.name}, got {' and '.join(sorted(found))}: "
                 "describe them with the same arguments and generator=table.seed."
             )
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([table.columns()[name] for table in tables])
         for name in first.columns()
     }
     starts = np.cumsum([0, *map(len, tables)]).tolist()
-    return replace(
-        first,
-        **columns,
+    held = {f.name: getattr(first, f.name) for f in fields(first) if f.name not in LONG_NAMES}
+    changed = dict(
         complete=tables[-1].complete,
         note=" ".join(dict.fromkeys(table.note for table in tables if table.note)),
         failures=tuple(
@@ -364,6 +364,7 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
         # of all rows only where none of them has a knot
         suggested_radius=float(np.median([table.suggested_radius for table in tables])),
     )
+    return Descriptors(**(dict.fromkeys(LONG_NAMES) | columns | held | changed))
 
 
 def label(name: str, subscript: str | None = "") -> str:
@@ -383,15 +384,3 @@ def _listed(failures: Sequence[tuple[int, str]]) -> str:
     """Return the first failures as text."""
     text = "; ".join(f"latent {number}: {reason}" for number, reason in failures[:_LISTED])
     return text if len(failures) <= _LISTED else f"{text}; ... ({len(failures):,} in all)"
-
-
-def imported(name: str) -> Any:
-    """Import an optional package, or say how to get it."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"Expected {name} to be installed, got {error}: pip install 'cpwl[table]'."
-        ) from error

@@ -1,0 +1,144 @@
+"""One writer at a time: a lock with its owner, taken over where the owner is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from approx.stores.errors import StoreError
+from approx.stores.folder import Folder, create, get, parsed, put, remove
+
+NAME = "run/lock.json"
+_BEAT = 30.0  # seconds between signs of life
+_GONE = 300.0  # seconds without one, after which an owner on another host is taken for gone
+
+
+class Lock:
+    """The right to write to a store, held within a `with` block.
+
+    Raises
+    ------
+    StoreError
+        Another process holds it, which the message names.
+    """
+
+    def __init__(self, at: Folder) -> None:
+        self._at = at
+        self._own = _owner()
+        self._over = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Lock:
+        while not create(self._at, NAME, self._text()):
+            found = get(self._at, NAME)
+            owner = None if found is None else parsed(found)
+            if found is None:  # given back in between
+                continue
+            if isinstance(owner, dict) and _alive(owner):
+                raise StoreError(
+                    f"Expected to be the only run on {self._at.url}, got one of {_named(owner)}: "
+                    "wait until it is done, or stop it and call again."
+                )
+            warnings.warn(
+                f"The run of {_named(owner)} on {self._at.url} is gone without giving it back: "
+                "this one goes on in its place.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            # of two that find the owner gone, `check` stops the one whose lock was removed
+            remove(self._at, NAME)
+        self._beating.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._beating.join()
+        if self._is_own(get(self._at, NAME)):
+            remove(self._at, NAME)
+
+    def check(self) -> None:
+        """Refuse to go on where another run has taken over, such as after a sleep.
+
+        Raises
+        ------
+        StoreError
+            The lock is another's.
+        """
+        found = get(self._at, NAME)
+        if not self._is_own(found):
+            owner = None if found is None else parsed(found)
+            raise StoreError(
+                f"Expected to be the only run on {self._at.url}, got its lock taken by "
+                f"{_named(owner)}: this run stops, and what it wrote is kept."
+            )
+
+    def _is_own(self, found: bytes | None) -> bool:
+        owner = None if found is None else parsed(found)
+        return isinstance(owner, dict) and owner.get("token") == self._own["token"]
+
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT):
+            with suppress(OSError):  # a full disk is the run's to tell
+                if self._is_own(get(self._at, NAME)):
+                    put(self._at, NAME, self._text())
+
+    def _text(self) -> bytes:
+        return json.dumps(self._own | {"alive": time.time()}).encode()
+
+
+def _owner() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "place": _place(),
+        "started": _started(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _place() -> str | None:
+    """Return where numbers of processes mean the same: a boot of a machine, and a container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process was started, in ticks since boot: its number is given again later."""
+    try:
+        # fields after the name, which may hold blanks and brackets; the first of them is the state
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _alive(owner: dict[str, Any]) -> bool:
+    place = _place()
+    if place is not None and owner.get("place") == place:
+        return _started(int(owner.get("pid", 0))) == owner.get("started")
+    return time.time() - float(owner.get("alive", 0)) < _GONE
+
+
+def _named(owner: Any) -> str:
+    if not isinstance(owner, dict):
+        return "nobody who could be named"
+    who = f"process {owner.get('pid')} on {owner.get('host')}"
+    return f"{who} since {owner['since']}" if "since" in owner else who
