@@ -33,6 +33,7 @@ from approx.decoder.memory import (
     product_bytes,
     sized,
 )
+from approx.decoder.opening import READERS, Factory, moved, opened
 from approx.decoder.parts import as_latents, dtypes_of, modules_of, tensors_of
 from approx.decoder.running import (
     Prepared,
@@ -48,9 +49,11 @@ from approx.decoder.soundness import check_decoder
 __all__ = [
     "HALF",
     "LIVE",
+    "READERS",
     "SHARE",
     "Bound",
     "DecoderError",
+    "Factory",
     "ForwardRules",
     "Output",
     "Prepared",
@@ -77,9 +80,11 @@ __all__ = [
     "in_words",
     "load_diffusers",
     "modules_of",
+    "moved",
     "narrowest",
     "no_graph",
     "not_finite",
+    "opened",
     "out_of_memory",
     "pick",
     "precision",

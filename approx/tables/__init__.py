@@ -2,13 +2,14 @@
 
 A decoder and a stream of latents go in; a table of `Descriptors` comes out, one row a latent.
 With a store they are written
-as they are done. Imports the spectra, the complexity, the operator and the stores.
+as they are done. Imports the spectra, the complexity, the operator and the stores and the cluster.
 """
 
 from approx.stores import imported
 from approx.tables import jobs
 from approx.tables.description import describe, seed_of
 from approx.tables.loop import DescribeError
+from approx.tables.sources import Images
 from approx.tables.stored import StoredDescriptors, open_store
 from approx.tables.table import KNOTS, LONG_NAMES, Descriptors, concatenate, label
 
@@ -17,6 +18,7 @@ __all__ = [
     "LONG_NAMES",
     "DescribeError",
     "Descriptors",
+    "Images",
     "StoredDescriptors",
     "concatenate",
     "describe",

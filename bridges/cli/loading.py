@@ -118,6 +118,17 @@ def load_module(
     return module.eval(), tuple(shape)
 
 
+def read_decoder(path: str) -> nn.Module:
+    """Load a .pt2 or .onnx file for `approx`, which finds this by an entry point.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As for `load_decoder`.
+    """
+    return load_module(Path(path))[0]
+
+
 def check_device(name: str) -> None:
     """Refuse a device that cannot hold a tensor."""
     try:

@@ -162,7 +162,9 @@ def test_workers_without_a_module(client: Client) -> None:
 def test_what_cannot_be_sent(client: Client) -> None:
     lock = __import__("threading").Lock()
     with (
-        pytest.raises(ValueError, match="Expected a decoder that can be sent to workers, got TypeE"),
+        pytest.raises(
+            ValueError, match="Expected a decoder that can be sent to workers, got TypeE"
+        ),
         crew(client, lambda **place: lock, packages=()),
     ):
         pass
@@ -187,7 +189,7 @@ def test_payloads_that_are_collections_are_computed_on_the_cluster(client: Clien
 
 
 def test_clients_that_cannot_be_used(client: Client) -> None:
-    with pytest.raises(ValueError, match="Expected client= as a distributed.Client, got 'tcp"):
+    with pytest.raises(ValueError, match=r"Expected client= as a distributed\.Client, got 'tcp"):
         check_client("tcp://127.0.0.1:1")
     with Client(client.scheduler.address, set_as_default=False) as closed:
         pass
@@ -207,7 +209,7 @@ def test_a_cluster_without_workers() -> None:
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty,
         Client(empty, set_as_default=False) as client,
-        pytest.raises(ConnectionError, match="Expected workers on .*, got none within 0.1 s"),
+        pytest.raises(ConnectionError, match=r"Expected workers on .*, got none within 0\.1 s"),
     ):
         check_client(client, patience=0.1)
 
