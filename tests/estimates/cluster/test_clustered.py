@@ -111,7 +111,7 @@ def test_latents_that_are_images(client, tmp_path) -> None:
     (folder / "03.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(approx.DescribeError, match=r"Expected an image in .*03.png, got .*Remove"):
         approx.describe(network(), images, **settings | {"chunk": "auto"})
-    with pytest.raises(ValueError, match="Expected images .* in '.*', got none"):
+    with pytest.raises(ValueError, match=r"Expected images .* in .*, got none"):
         approx.describe(network(), approx.Images(tmp_path / "none", encode), **SETTINGS)
     with pytest.raises(ValueError, match="Expected an encoder that returns one latent"):
         approx.describe(network(), approx.Images(folder, lambda x: x[0, 0, 0]), progress=False)
