@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,7 +42,9 @@ def field(
     margin : float
         Room around the anchors on each side, as a share of the longer side of their bounding box.
     **options
-        As for `describe`: method, k, neighbourhood, generator, dtype, ...
+        As for `describe`: method, k, neighbourhood, generator, dtype, ... With ``store=`` the same
+        call goes on with an unfinished plane; the store has its pixels in the order of
+        ``maps.psi.values.ravel()``.
 
     Returns
     -------
@@ -288,7 +290,7 @@ def _on_plane(
     return origin + at @ basis
 
 
-def _padded(table: Descriptors, total: int) -> dict[str, NDArray[Any]]:
+def _padded(table: Descriptors, total: int) -> Mapping[str, NDArray[Any]]:
     """Return the columns, with NaN for latents that were not reached."""
     columns = table.columns()
     missing = total - len(table)

@@ -166,7 +166,7 @@ def measure(
     progress : bool
         Whether to show a bar.
     **describe_options
-        Of `approx.describe`. By default ``method="exact"`` and no neighbourhood.
+        Of `approx.describe`, also `store`. By default ``method="exact"`` and no neighbourhood.
 
     Returns
     -------
@@ -217,7 +217,8 @@ def measure(
         raise ValueError("Expected a prior with latents, got none: give at least one batch.")
     z = placed(first[0][:2], generator)
     two = generator.at(slice(0, len(z))) if isinstance(generator, Bound) else generator
-    check_whole(describe(two, z, progress=False, **options))
+    looked = {name: value for name, value in options.items() if name not in ("store", "chunk")}
+    check_whole(describe(two, z, progress=False, **looked))
 
     def pooled(table: Descriptors) -> Pool:
         density, mark = (np.concatenate(parts)[: len(table)] for parts in (log_densities, marks))

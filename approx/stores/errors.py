@@ -22,6 +22,14 @@ class StoreError(ValueError):
     """
 
 
+def not_written(url: str, error: OSError) -> StoreError:
+    """Return the error of a full disk, or of a place that cannot be written to."""
+    return StoreError(
+        f"Expected room and leave to write to {url}, got {error}: make room and call again, which "
+        "goes on after the chunks that are in it."
+    )
+
+
 def imported(name: str) -> Any:
     """Import an optional package, or say how to get it."""
     try:

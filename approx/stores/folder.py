@@ -88,7 +88,7 @@ def get(at: Folder, name: str) -> bytes | None:
     """Return what a file holds, or None without one."""
     try:
         return at.fs.cat_file(at.path(name))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

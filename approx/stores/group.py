@@ -111,14 +111,10 @@ class Store:
         if name not in self.names():
             raise KeyError(name)
         if start >= stop:
-            return np.empty(0, dtype=self._array(name).dtype)
+            return self._array(name)[:0]
         first = start // self.chunk * self.chunk
-        try:
-            held = self._array(name)
-            last = min(-(-stop // self.chunk) * self.chunk, self.rows)
-            values = np.asarray(held[first:last])
-        except Exception as error:  # whatever zarr's codecs say of bytes that are not theirs
-            raise self._damaged(name, self._first_damaged(name, start, stop), error) from error
+        last = min(-(-stop // self.chunk) * self.chunk, self.rows)
+        values = self._values(name, first, last)
         for number, part in spans(first, last, self.chunk):
             here = values[part.start - first : part.stop - first]
             marker = self.markers.get(number)
@@ -131,20 +127,28 @@ class Store:
     def _array(self, name: str) -> Any:
         return imported("zarr").open_array(store=self.at.url, path=name, mode="r")
 
-    def _first_damaged(self, name: str, start: int, stop: int) -> int | None:
-        for number, part in spans(start, stop, self.chunk):
-            try:
-                self._array(name)[part.start : part.stop]
-            except Exception:  # see `read`
-                return number
-        return None
+    def _values(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Read chunks at once, or one by one to find which of those that are done is damaged."""
+        try:
+            array = self._array(name)
+        except Exception as error:  # whatever zarr says of a file that is not its own
+            raise StoreError(
+                f"Expected column {name} of {self.at.url} as it was written, got a damaged "
+                f"zarr.json in it ({error}): put a copy of that file back, or make the store again."
+            ) from error
+        try:
+            return np.asarray(array[start:stop])
+        except Exception:  # whatever its codecs say of bytes that are not theirs
+            values = np.zeros(stop - start, dtype=array.dtype)
+            for number, part in spans(start, stop, self.chunk):
+                if number in self.markers:
+                    try:
+                        values[part.start - start : part.stop - start] = array[part]
+                    except Exception as error:
+                        raise self._damaged(name, number, error) from error
+            return values
 
-    def _damaged(self, name: str, number: int | None, got: Any) -> StoreError:
-        if number is None:
-            return StoreError(
-                f"Expected column {name} of {self.at.url} as it was written, got {got}: the files "
-                "that describe it are damaged. Make the store again."
-            )
+    def _damaged(self, name: str, number: int, got: Any) -> StoreError:
         first = number * self.chunk
         return StoreError(
             f"Expected column {name} of {self.at.url} as it was written, got {got} in rows "
@@ -176,11 +180,12 @@ def read_header(at: Folder) -> dict[str, Any] | None:
     """Return a store's header, None where a store may be made."""
     text = get(at, "zarr.json")
     if text is None:
-        strange = [name for name in names_in(at) if name != "run"]
-        if strange or (at.local and at.fs.isfile(at.root)):
+        # what a run that was killed at its start leaves
+        strange = [x for x in names_in(at) if x != "run" and not x.endswith(".partial")]
+        if strange:
+            got = "a file" if at.fs.isfile(at.root) else ", ".join(strange[:3])
             raise StoreError(
-                f"Expected a store or an empty place at {at.url}, got "
-                f"{', '.join(strange[:3]) or 'a file'}: choose another."
+                f"Expected a store or an empty place at {at.url}, got {got}: choose another."
             )
         return None
     group = parsed(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from approx.stores.errors import StoreError
+from approx.stores.errors import StoreError, not_written
 from approx.stores.folder import Folder, create, get, parsed, put, remove
 
 NAME = "run/lock.json"
@@ -38,7 +38,7 @@ class Lock:
         self._beating = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Lock:
-        while not create(self._at, NAME, self._text()):
+        while not self._create():
             found = get(self._at, NAME)
             owner = None if found is None else parsed(found)
             if found is None:  # given back in between
@@ -85,6 +85,12 @@ class Lock:
                 f"Expected to be the only run on {self._at.url}, got its lock taken by "
                 f"{_named(owner)}: this run stops, and what it wrote is kept."
             )
+
+    def _create(self) -> bool:
+        try:
+            return create(self._at, NAME, self._text())
+        except OSError as error:
+            raise not_written(self._at.url, error) from error
 
     def _is_own(self, found: bytes | None) -> bool:
         owner = None if found is None else parsed(found)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from approx.stores.errors import StoreError, imported
+from approx.stores.errors import StoreError, imported, not_written
 from approx.stores.folder import Folder, folder, get, parsed, put, remove, sealed
 from approx.stores.group import (
     END,
@@ -119,11 +119,7 @@ class Writer:
             marker = Marker(rows, digest, sums, dict(details))
             put(self.at, marker_name(number), marker.text())
         except OSError as error:
-            done = sum(marker.rows for marker in self.markers.values())
-            raise StoreError(
-                f"Expected room and leave to write to {self.at.url}, got {error}: make room and "
-                f"call again, which goes on after the {done:,} rows that are in it."
-            ) from error
+            raise not_written(self.at.url, error) from error
         self.markers[number] = marker
 
     def expect(self, latents: int) -> None:
@@ -149,7 +145,10 @@ class Writer:
 
     def _write(self, name: str, data: bytes) -> None:
         self._lock.check()
-        put(self.at, name, data)
+        try:
+            put(self.at, name, data)
+        except OSError as error:
+            raise not_written(self.at.url, error) from error
 
     def _column(self, name: str, values: NDArray[Any], attributes: Mapping[str, Any]) -> Any:
         if name not in self._arrays:

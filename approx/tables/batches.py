@@ -73,7 +73,7 @@ def stream(
         check_latents(latents, finite=finite)
         return Batches(_slices(latents.detach(), decoder, finite)), len(latents)
     if all(hasattr(latents, name) for name in ("shape", "dtype", "__getitem__")):
-        return Batches(_slices(latents, decoder, finite)), len(latents)
+        return Batches(_slices(latents, decoder, finite)), latents.shape[0]
     # a map-style dataset has items, and no __iter__
     listed = hasattr(latents, "__iter__") or hasattr(latents, "__getitem__")
     if not listed or isinstance(latents, str | bytes | Mapping | nn.Module):
@@ -89,7 +89,7 @@ def _slices(latents: Any, decoder: Callable[[Tensor], Any], finite: bool) -> Ite
     """Read an array of any library piece by piece: Zarr's, xarray's, Dask's, a file in memory."""
     each = max(1, math.prod(latents.shape[1:]) * latents.dtype.itemsize)
     step = max(1, _PIECE // each)
-    for start in range(0, len(latents), step):
+    for start in range(0, latents.shape[0], step):
         part = latents[start : start + step]
         z = as_latents(part if isinstance(part, Tensor) else np.asarray(part), decoder)
         if not isinstance(latents, Tensor):  # which was looked at as a whole

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from approx.tables import jobs
 from approx.tables.batches import Batches
-from approx.tables.plan import Options
+from approx.tables.plan import Options, Plan
 
 LOOKED_AT = 8
 """Latents by which a plan is made."""
@@ -68,15 +68,17 @@ class Job(Protocol):
         ...
 
 
-class _Here(NamedTuple):
-    """A job of this process."""
+class _Here:
+    """A job of this process, with its plan once there is one."""
 
-    decoder: Callable[[Tensor], Any]
-    source: Batches
-    options: Options
+    def __init__(self, decoder: Callable[[Tensor], Any], source: Batches, options: Options) -> None:
+        self.decoder, self.source, self.options = decoder, source, options
+        self.plan: Plan | None = None
 
     def begin(self, chunk: int | Literal["auto"]) -> dict[str, Any]:
-        return jobs.begin(self.decoder, peek(self.source, self.options), self.options, chunk=chunk)
+        first = peek(self.source, self.options)
+        header, self.plan = jobs.begin(self.decoder, first, self.options, chunk=chunk)
+        return header
 
     def asked(self, header: Mapping[str, Any]) -> dict[str, Any]:
         first = peek(self.source)
@@ -92,7 +94,7 @@ class _Here(NamedTuple):
         write: Callable[[int, Work], object],
         told: Callable[[int], object],
     ) -> int:
-        first, size, plan, count = peek(self.source), int(header["chunk"]), None, 0
+        first, size, count = peek(self.source), int(header["chunk"]), 0
         while (z := self.source.take(size)) is not None:
             number, start = count // size, count
             count += len(z)
@@ -103,13 +105,13 @@ class _Here(NamedTuple):
                 told(len(z))
                 write(number, Work(len(z), before, ""))
                 continue
-            if plan is None:
-                plan = jobs.planned(self.decoder, first, self.options, header)
-            found = jobs.work(plan, z, start, told)
+            if self.plan is None:
+                self.plan = jobs.planned(self.decoder, first, self.options, header)
+            found = jobs.work(self.plan, z, start, told)
             key = jobs.latents_digest(z, self.decoder, start)
             write(number, Work(len(z), before, key, *found))
-        if plan is not None:
-            plan.decoder.check_rows(count)
+        if self.plan is not None:
+            self.plan.decoder.check_rows(count)
         return count
 
 

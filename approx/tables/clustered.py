@@ -98,7 +98,8 @@ class Site:
     def begin(self, first: Any, chunk: int | Literal["auto"]) -> dict[str, Any]:
         """Return the header of a new store."""
         z = self._latents(first)
-        return jobs.begin(self.decoder, z, self.options, chunk=chunk, free=self._free)
+        header, self.plan = jobs.begin(self.decoder, z, self.options, chunk=chunk, free=self._free)
+        return header
 
     def asked(self, first: Any, header: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a header must have, of a decoder that is the header's."""

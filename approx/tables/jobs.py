@@ -88,8 +88,8 @@ def begin(
     seconds: float = _SECONDS,
     rows: int = _ROWS,
     free: Callable[[torch.device], int | None] = free_bytes,
-) -> dict[str, Any]:
-    """Look at the first latents, fix batch and chunk by a trial, and return the header.
+) -> tuple[dict[str, Any], Plan]:
+    """Look at the first latents, fix batch and chunk by a trial, and return header and plan.
 
     Parameters
     ----------
@@ -110,7 +110,10 @@ def begin(
     Returns
     -------
     dict
-        Of JSON: the fields of `asked`, batch and chunk, digests of the decoder, and where it ran.
+        The header, of JSON: the fields of `asked`, batch and chunk, digests of the decoder, and
+        where it ran.
+    Plan
+        What `planned` would return for it here; it holds the decoder.
 
     Raises
     ------
@@ -125,10 +128,12 @@ def begin(
         size = max(1, first[0].numel() * first.dtype.itemsize)
         most = min(seconds / each, rows, _BYTES / size)
         chunk = batch * max(1, int(most / batch))
-    elif options.batch == "auto":  # batches end where chunks do
-        batch = next(b for b in range(min(batch, chunk), 0, -1) if chunk % b == 0)
+    elif options.batch == "auto" and batch < chunk:  # batches end where chunks do
+        batch = next((b for b in range(batch, batch // 2, -1) if chunk % b == 0), batch)
+    elif options.batch == "auto":
+        batch = chunk
     _check_chunk(chunk, batch)
-    return {
+    header = {
         **asked(options, first),
         "batch": batch,
         "chunk": chunk,
@@ -142,6 +147,7 @@ def begin(
         },
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+    return header, replace(plan, options=replace(plan.options, batch=batch))
 
 
 def verify(
@@ -246,8 +252,8 @@ def check_chunk(chunk: int | Literal["auto"]) -> None:
 def _check_chunk(chunk: int, batch: int) -> None:
     if chunk % batch:
         raise ValueError(
-            f"Expected chunk as a multiple of batch={batch}, got {chunk}: give "
-            f"{math.ceil(chunk / batch) * batch}, or leave one of them out."
+            f"Expected chunk as a multiple of the batch of {batch}, got {chunk}: give "
+            f"{math.ceil(chunk / batch) * batch}, or chunk='auto'."
         )
 
 

@@ -88,6 +88,7 @@ def details(plan: Plan, parts: Sequence[Done | Failed]) -> dict[str, Any]:
         # of every batch, for a median over all of them
         "suggested": [float(c.suggested_radius) for c in counted] if no_knots else None,
         "notes": list(dict.fromkeys(note for note in (plan.note, *notes) if note)),
+        "fell_back": sum(int(part.spectrum.fell_back.sum()) for part in done),
         "failures": [[part.number, part.reason] for part in parts if isinstance(part, Failed)],
     }
 

@@ -110,6 +110,9 @@ class StoredDescriptors(Descriptors):
             f"{nu} ({self.used}), k={self.k}, {self.dtype}, seed={self.seed}, {state})"
         )
 
+    def _fallen(self) -> int:
+        return sum(marker.details["fell_back"] for marker in self.store.markers.values())
+
     def load(self) -> Descriptors:
         """Return the whole table in memory."""
         return self[:]
@@ -133,7 +136,7 @@ class StoredDescriptors(Descriptors):
         """
         xr = imported("xarray")
         opened = xr.open_zarr(self.store.at.url, consolidated=False, chunks=None)
-        found = opened.isel(latent=slice(0, len(self)))
+        found = opened[self.store.names()].isel(latent=slice(0, len(self)))
         found = found.assign_coords(latent=np.arange(len(self)))
         for name in found.data_vars:
             found[name].attrs = self.described(str(name))

@@ -221,10 +221,13 @@ class Descriptors:
 
     def ran(self) -> str:
         """Return which methods ran, in words."""
-        back, n = int(self.fell_back.sum()), len(self)
+        back, n = self._fallen(), len(self)
         if not back:
             return self.used
         return "paper" if back == n else f"predict, paper for {back:,} of {n:,} latents"
+
+    def _fallen(self) -> int:
+        return int(self.fell_back.sum())
 
     def doubts(self) -> list[str]:
         """Return what is not known and why, a sentence each, without numbers that are all there."""

@@ -14,6 +14,7 @@ _OPTIONS = {
     "input_shape": "--input-shape",
     "max_bytes": "--memory",
     "output": "--output-name",
+    "store": "--store",
     "straight_through": "--straight-through",
     "upto": "--upto",
 }

@@ -58,8 +58,13 @@ _OPTIONS = (
         "--output",
         type=_PATH,
         multiple=True,
-        required=True,
         help=f"Result, its format by its suffix: {', '.join(_SUFFIXES)}. May be repeated.",
+    ),
+    click.option(
+        "--store",
+        metavar="PATH",
+        help="Zarr store, a folder or a URL, to which rows are written as they are done; the same "
+        "command again goes on.  [needed without -o]",
     ),
     click.option(
         "--method",
@@ -153,10 +158,10 @@ def describe(model: str, latents: Path, labels: Path | None, **options: Any) -> 
     .npy file (N, ...), read as it is needed; those of a VQModel are not quantised. A picture shows
     the distributions, by class with --labels.
 
-    After Ctrl-C what is done is written as NAME.partial.SUFFIX.
+    After Ctrl-C what is done is in --store, or else is written as NAME.partial.SUFFIX.
     """
     outputs: tuple[Path, ...] = options["output"]
-    _check_outputs(outputs)
+    _check_outputs(outputs, options["store"])
     work = _prepare(model, latents, options)
     classes = None if labels is None else load_npy(labels, "--labels")
     if classes is not None and classes.shape != (len(work.latents),):
@@ -170,9 +175,10 @@ def describe(model: str, latents: Path, labels: Path | None, **options: Any) -> 
         return approx.describe(work.decode, _stream(work), total=len(work.latents), **work.options)
 
     start = time.perf_counter()
-    table = _run(run, outputs, lambda table, path: _write_table(table, path, classes))
+    store = options["store"]
+    table = _run(run, outputs, store, lambda table, path: _write_table(table, path, classes))
     click.echo(_summary(table, time.perf_counter() - start))
-    _keep(table.complete, f"{len(table):,} of {len(work.latents):,} latents", outputs,
+    _keep(table.complete, f"{len(table):,} of {len(work.latents):,} latents", outputs, store,
           lambda path: _write_table(table, path, classes))  # fmt: skip
 
 
@@ -212,10 +218,11 @@ def field(
     .npy file (3, ...); those of a VQModel are not quantised. A picture shows the maps with the
     anchors marked; --gallery decodes the extremes of --by.
 
-    After Ctrl-C what is done is written as NAME.partial.SUFFIX, missing pixels as NaN.
+    After Ctrl-C what is done is in --store, or else is written as NAME.partial.SUFFIX, missing
+    pixels as NaN.
     """
     outputs: tuple[Path, ...] = options["output"]
-    _check_outputs(outputs)
+    _check_outputs(outputs, options["store"])
     if gallery is not None:
         check_output(gallery, _PICTURES)
     if gallery is not None and by == "delta" and options["no_delta"]:
@@ -237,11 +244,12 @@ def field(
         return approx.field(work.decode, points, pixels, margin=margin, **work.options)
 
     start = time.perf_counter()
-    dataset = _run(run, outputs, lambda table, path: _write_table(table, path, None))
+    store = options["store"]
+    dataset = _run(run, outputs, store, lambda table, path: _write_table(table, path, None))
     done, of = int(np.isfinite(dataset["psi"].values).sum()), dataset["psi"].size
     shape = f"{dataset.sizes['u']} x {dataset.sizes['v']} pixels"
     click.echo(f"{shape} in {time.perf_counter() - start:.1f} s, seed {dataset.attrs['seed']}")
-    _keep(bool(dataset.attrs["complete"]), f"{done:,} of {of:,} pixels", outputs,
+    _keep(bool(dataset.attrs["complete"]), f"{done:,} of {of:,} pixels", outputs, store,
           lambda path: _write_field(dataset, path))  # fmt: skip
     if gallery is not None:
         write_figure(plot.gallery(work.decode, dataset, by, images), gallery)
@@ -285,6 +293,7 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
             "straight_through": options["straight_through"],
             "on_error": options["on_error"],
             "progress": sys.stderr.isatty(),
+            "store": options["store"],
         },
     )
 
@@ -300,8 +309,10 @@ def _sized_latents(values: np.ndarray, loaded: Loaded, path: Path) -> np.ndarray
     return values.reshape(-1, *values.shape[-rank:])
 
 
-def _check_outputs(paths: tuple[Path, ...]) -> None:
+def _check_outputs(paths: tuple[Path, ...], store: str | None) -> None:
     """Refuse results that could not be written, before the work and not after it."""
+    if not paths and store is None:
+        raise click.UsageError("Missing option '-o' / '--output', or '--store'.")
     for path in paths:
         check_output(path, _SUFFIXES)
     from bridges.cli.writing import check_packages, check_store
@@ -319,6 +330,7 @@ def _stream(work: _Work) -> Iterator[torch.Tensor]:
 def _run(
     work: Callable[[], Any],
     outputs: tuple[Path, ...],
+    store: str | None,
     save: Callable[[Descriptors, Path], None],
 ) -> Any:
     """Do the work; an error half-way writes what is done and is one line, as are torch's own."""
@@ -331,7 +343,7 @@ def _run(
             return work()
     except DescribeError as error:
         table, rows = error.partial, len(error.partial)
-        names = _write_partial(outputs, lambda path: save(table, path))
+        names = _write_partial(outputs, store, lambda path: save(table, path))
         reason = " ".join(str(error.__cause__).split()).rstrip(".")
         raise Stopped(f"{reason}. Stopped after {rows:,} latents; {names}.", 2) from error
     except RuntimeError as error:
@@ -345,11 +357,15 @@ def _run(
 
 
 def _keep(
-    complete: bool, done: str, outputs: tuple[Path, ...], save: Callable[[Path], None]
+    complete: bool,
+    done: str,
+    outputs: tuple[Path, ...],
+    store: str | None,
+    save: Callable[[Path], None],
 ) -> None:
     """Write a whole result under its names, or a part of one under partial names."""
     if not complete:
-        raise Stopped(f"interrupted after {done}; {_write_partial(outputs, save)}.", 130)
+        raise Stopped(f"interrupted after {done}; {_write_partial(outputs, store, save)}.", 130)
     from bridges.cli.writing import write_all
 
     for path, failure in write_all(outputs, save):
@@ -357,7 +373,12 @@ def _keep(
             click.echo(f"wrote {path}")
 
 
-def _write_partial(outputs: tuple[Path, ...], save: Callable[[Path], None]) -> str:
+def _write_partial(
+    outputs: tuple[Path, ...], store: str | None, save: Callable[[Path], None]
+) -> str:
+    """Write what is done, where no store has it, and say where it is."""
+    if store is not None:
+        return f"they are in {store}, and the same command goes on"
     from bridges.cli.writing import check_store, partial_path, write_all
 
     names = [partial_path(path) for path in outputs]

@@ -101,6 +101,11 @@ def check_store(path: Path) -> None:
             f"Expected no file at '{path}', or a Zarr store to replace, got something else. "
             "Give another name, or remove it."
         )
+    if (path / "run").is_dir():
+        raise ValueError(
+            f"Expected a result to replace at '{path}', got the store of a run. Give another name, "
+            "or remove it."
+        )
 
 
 def partial_path(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -233,6 +234,51 @@ def test_interruption_of_a_field_leaves_pixels_out(run, tmp_path, stop):
     psi = xr.load_dataset(tmp_path / "a.partial.nc").psi.values.ravel()
     assert np.isfinite(psi[:6]).all()
     assert np.isnan(psi[6:]).all()
+
+
+def test_a_store_goes_on_where_it_was_stopped(run, tmp_path, stop, monkeypatch):
+    jobs = importlib.import_module("approx.tables.jobs")
+    monkeypatch.setattr(jobs, "begin", functools.partial(jobs.begin, rows=2))
+    line = "describe @mlp.pt2 @nine.npy --batch 2 --store run.zarr"
+    assert run("describe @mlp.pt2 @nine.npy")[::2] == (
+        2, "cpwl: Missing option '-o' / '--output', or '--store'.\n",
+    )  # fmt: skip
+    for error, status, said in (
+        (KeyboardInterrupt(), 130, "interrupted after 2 of 9 latents; they are in run.zarr, and "
+         "the same command goes on."),
+        (RuntimeError("it fell off"), 2, "it fell off. Stopped after 6 latents; they are in "
+         "run.zarr, and the same command goes on."),
+    ):  # fmt: skip
+        stop(error)
+        assert run(f"{line} -o a.csv")[::2] == (status, f"cpwl: {said}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
+    status, out, err = run(f"{line} -o a.parquet")
+    assert (status, err, "wrote a.parquet" in out) == (0, "", True)
+    seed = out.partition("seed ")[2].split()[0]
+    assert run(f"describe @mlp.pt2 @nine.npy --batch 2 --seed {seed} -o b.parquet")[0] == 0
+    a, b = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in "ab")
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    for wrong, said in (
+        ("describe @mlp.pt2 @nine.npy -o run.zarr", "got the store of a run. Give another name"),
+        (f"{line} --k 3", "Expected the run that run.zarr was made by, with k=None; got k=3: "),
+        ("describe @mlp.pt2 @nine.npy --store .", "a store or an empty place at ., got a.parquet"),
+    ):
+        status, _, err = run(wrong)
+        assert (status, err.count(said)) == (2, 1)
+
+
+def test_the_store_of_a_field_goes_on(run, tmp_path, stop, monkeypatch):
+    jobs = importlib.import_module("approx.tables.jobs")
+    monkeypatch.setattr(jobs, "begin", functools.partial(jobs.begin, rows=3))
+    line = "field @conv.pt2 @squares.npy --resolution 4,4 --batch 3 --store run.zarr"
+    stop(KeyboardInterrupt())
+    status, _, err = run(line)
+    assert (status, err) == (
+        130, "cpwl: interrupted after 3 of 16 pixels; they are in run.zarr, and the same command "
+        "goes on.\n",
+    )  # fmt: skip
+    assert run(f"{line} -o a.nc")[0] == 0
+    assert np.isfinite(xr.load_dataset(tmp_path / "a.nc").psi.values).all()
 
 
 def test_interruption_before_anything_is_done(run, tmp_path, monkeypatch):
