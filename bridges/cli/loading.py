@@ -86,6 +86,17 @@ def load_decoder(
     )
 
 
+def load_decode(source: str, dtype: torch.dtype, **reading: Any) -> Callable[[Tensor], Any]:
+    """Load a decoder alone, as each worker of a cluster does.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As for `load_decoder`.
+    """
+    return load_decoder(source, dtype, "cpu", **reading).decode
+
+
 def load_module(
     path: Path,
     *,
