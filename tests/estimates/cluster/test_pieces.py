@@ -34,7 +34,13 @@ def test_every_piece_is_written_once_and_setup_is_done_once_a_worker(client: Cli
 
         return piece
 
-    found = {}
+    def modules(dask_worker):
+        import sys
+
+        plugins = [n for n in dask_worker.plugins if n.startswith("piece-")]
+        return sorted({"torch", "approx"} & sys.modules.keys()), plugins
+
+    found, before = {}, client.run(modules)
     with crew(client, make, packages=()) as team:
         each(team, ((n, n) for n in range(40)), lambda n, r: found.setdefault(n, r))
     assert {n: r[3] for n, r in found.items()} == {n: n**2 for n in range(40)}
@@ -44,10 +50,8 @@ def test_every_piece_is_written_once_and_setup_is_done_once_a_worker(client: Cli
     assert {place["threads"] for place in by_worker.values()} == {1}
     # as many calls of one function as pieces: none was set up again
     assert sum(max(r[2] for r in found.values() if r[0] == pid) for pid in by_worker) == 40
-    # the workers import neither this package nor torch, and forget what they had
-    left = client.run(lambda dask_worker: ("torch" in __import__("sys").modules,
-                      [n for n in dask_worker.plugins if n.startswith("piece-")]))  # fmt: skip
-    assert set(map(str, left.values())) == {"(False, [])"}
+    # the workers import neither this package nor torch for it, and forget what they had
+    assert client.run(modules) == before
 
 
 def test_pieces_are_read_as_workers_are_free_and_forgotten_when_written(client: Client) -> None:
