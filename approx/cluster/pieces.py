@@ -183,11 +183,11 @@ def each(
     client, waiting = crew.client, iter(pieces)
     finished = distributed.as_completed(loop=client.loop, with_results=True, raise_errors=False)
     tasks: dict[Any, _Task] = {}
-    workers, counted = list(client.nthreads()), time.monotonic()
+    workers, counted = _addresses(client), time.monotonic()
     try:
         while True:
             if time.monotonic() > counted + _LOOK:
-                workers, counted = list(client.nthreads()), time.monotonic()
+                workers, counted = _addresses(client), time.monotonic()
             able = max(1, len(set(workers) - crew.left_out))
             while len(tasks) < _AT_A_WORKER * able and (following := next(waiting, None)):
                 number, payload = following
@@ -210,7 +210,7 @@ def each(
             task.failed[address] = error
             if stage == "setup":
                 _leave_out(crew, address, error)
-            workers, counted = list(client.nthreads()), time.monotonic()
+            workers, counted = _addresses(client), time.monotonic()
             rest = set(workers) - crew.left_out - task.failed.keys()
             if rest and (stage == "setup" or len(task.failed) < _SEVERAL[stage]):
                 _submit(crew, task, tasks, finished, sorted(rest))
@@ -227,7 +227,7 @@ def _submit(
     crew: Crew, task: _Task, tasks: dict[Any, _Task], finished: Any, on: list[str] | None = None
 ) -> None:
     if on is None and crew.left_out:
-        on = sorted(set(crew.client.nthreads()) - crew.left_out)
+        on = sorted(set(_addresses(crew.client)) - crew.left_out)
     with warnings.catch_warnings():
         # Dask would have large payloads scattered; what is scattered is lost with its worker
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
@@ -245,13 +245,17 @@ def _submit(
     finished.add(future)
 
 
+def _addresses(client: Any) -> list[str]:
+    return list(client.nthreads())
+
+
 def _computed(client: Client, payload: Any) -> Any:
     """Return a payload with futures in place of Dask collections."""
-    import dask
+    from dask.base import is_dask_collection
 
     if type(payload) is tuple:
         return tuple(_computed(client, part) for part in payload)
-    return client.compute(payload) if dask.is_dask_collection(payload) else payload
+    return client.compute(payload) if is_dask_collection(payload) else payload
 
 
 def _blame(crew: Crew, task: _Task, done_on: str) -> None:

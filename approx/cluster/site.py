@@ -99,7 +99,7 @@ def worker_side() -> tuple[type, Any]:
         """Return what became of a piece, the worker's address, and the result or the error."""
         worker, stage = get_worker(), "setup"
         try:
-            site = worker.plugins[name]
+            site: Any = worker.plugins[name]
             with site.lock:
                 function = site.ready()
                 stage = "work"

@@ -7,7 +7,7 @@ that fsspec opens comes out, with one writer at a time. Imports nothing of appro
 from approx.stores.errors import StoreError, imported
 from approx.stores.group import FORMAT, Marker, Store, open_group, spans
 from approx.stores.locking import Lock
-from approx.stores.writing import Writer, digest, writing
+from approx.stores.writer import Writer, digest, writing
 
 __all__ = [
     "FORMAT",

@@ -248,4 +248,4 @@ def spans(start: int, stop: int, chunk: int) -> Iterator[tuple[int, slice]]:
 
 def checksum(values: NDArray[Any]) -> int:
     """Return the CRC-32 of a column's rows."""
-    return zlib.crc32(np.ascontiguousarray(values))
+    return zlib.crc32(np.ascontiguousarray(values).data)

@@ -1,12 +1,11 @@
 """psi, nu and delta of many latents.
 
-A decoder and a stream of latents go in; a table of `Descriptors` comes out, one row a latent.
-With a store they are written
-as they are done. Imports the spectra, the complexity, the operator and the stores and the cluster.
+A decoder and a stream of latents go in; a table of `Descriptors` comes out, one row a latent, and
+with a store is written as it is done. Imports the spectra, the complexity, the operator, the
+stores and the cluster.
 """
 
 from approx.stores import imported
-from approx.tables import jobs
 from approx.tables.description import describe, seed_of
 from approx.tables.loop import DescribeError
 from approx.tables.sources import Images
@@ -23,7 +22,6 @@ __all__ = [
     "concatenate",
     "describe",
     "imported",
-    "jobs",
     "label",
     "open_store",
     "seed_of",

@@ -187,7 +187,7 @@ class _There(NamedTuple):
             while (z := self.source.take(size)) is not None:
                 yield len(z), z.cpu()
             return
-        count = self.source.count
+        count = self.source.length
         for start in range(0, count, size):
             stop = min(start + size, count)
             yield stop - start, self.source.part(start, stop)

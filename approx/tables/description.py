@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from numpy.typing import ArrayLike
@@ -14,7 +15,7 @@ from torch import Tensor
 from approx.decoder import Bound, Factory, Output, opened
 from approx.spectra import draw_seed
 from approx.tables.batches import Batches, stream
-from approx.tables.chunks import here
+from approx.tables.chunks import Job, here
 from approx.tables.clustered import by_parts, on_workers
 from approx.tables.loop import run
 from approx.tables.plan import Neighbourhood, Options, check_options, settle
@@ -216,30 +217,51 @@ def describe(
         raise ValueError("Expected store= with client=, got none: give a folder or a URL.")
     if store is None and chunk != "auto":
         raise ValueError(f"Expected store= with chunk={chunk}, got none: give both or neither.")
-    source, count, finite = None, None, on_error == "raise"
-    encode = latents.encode if isinstance(latents, Images) else None
-    if client is not None or encode is not None:
-        source = source_of(latents, finite=finite)
-    if client is None or source is None:
-        decoder = opened(decoder, latents.device if isinstance(latents, Tensor) else None)
-    if source is None:
-        source, count = stream(decoder, latents, output=output, dtype=dtype, finite=finite)
-    else:
-        count = source.count
-    if count is not None and isinstance(decoder, Bound):
-        decoder.check(count)
-    total = total if count is None else count
-    if client is not None:
-        opening = partial(on_workers, client, decoder, source, encode)
-    elif encode is not None:
-        opening = partial(by_parts, decoder, source, opened(encode))
-    else:
-        opening = partial(here, decoder, source)
+    found = _sources(decoder, latents, options, client)
+    if isinstance(decoder, Bound) and found.length is not None:
+        decoder.check(found.length)
+    total = total if found.length is None else found.length
     if store is not None:
         drawn = generator is None and seed is None
-        return describe_to(store, opening, count, options, chunk=chunk, own_seed=drawn, total=total)
-    batches = source if isinstance(source, Batches) else in_batches(source, opened(encode))
-    return run(settle(decoder, batches, options), batches, total)
+        return describe_to(
+            store, found.opening, found.length, options, chunk=chunk, own_seed=drawn, total=total
+        )
+    assert found.decoder is not None
+    assert found.batches is not None
+    return run(settle(found.decoder, found.batches, options), found.batches, total)
+
+
+class _Found(NamedTuple):
+    """A decoder and latents, opened here, and how a store's job is done with them."""
+
+    opening: Callable[[Options], AbstractContextManager[Job]]
+    length: int | None
+    # None where only workers open them
+    decoder: Callable[[Tensor], Any] | None = None
+    batches: Batches | None = None
+
+
+def _sources(decoder: Any, latents: Any, options: Options, client: Client | None) -> _Found:
+    """Find out what latents are, and open what is needed here."""
+    finite = options.on_error == "raise"
+    encode = latents.encode if isinstance(latents, Images) else None
+    source = None
+    if client is not None or encode is not None:
+        source = source_of(latents, finite=finite)
+    if client is not None and source is not None:
+        opening = partial(on_workers, client, decoder, source, encode)
+        return _Found(opening, source.length)
+    made = opened(decoder, latents.device if isinstance(latents, Tensor) else None)
+    if source is not None and encode is not None:
+        encoder = opened(encode)
+        opening = partial(by_parts, made, source, encoder)
+        return _Found(opening, source.length, made, in_batches(source, encoder))
+    batches, count = stream(
+        made, latents, output=options.output, dtype=options.dtype, finite=finite
+    )
+    if client is not None:
+        return _Found(partial(on_workers, client, made, batches, None), count, made, batches)
+    return _Found(partial(here, made, batches), count, made, batches)
 
 
 def seed_of(generator: torch.Generator | int | None, seed: int | None) -> int:

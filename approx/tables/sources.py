@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -58,7 +58,7 @@ class Source(Protocol):
     """Latents by their numbers."""
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """How many there are."""
         ...
 
@@ -113,7 +113,7 @@ class _Array(NamedTuple):
     values: Any
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         return int(self.values.shape[0])
 
     def first(self, rows: int) -> Any:
@@ -150,7 +150,7 @@ class _Folder(NamedTuple):
     files: tuple[str, ...]
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         return len(self.files)
 
     def first(self, rows: int) -> Any:
@@ -178,7 +178,7 @@ class _Pictures(NamedTuple):
 
 def in_batches(source: Source, encode: Encoder) -> Batches:
     """Return parts of latents one after the other."""
-    parts = (source.part(n, n + 1) for n in range(source.count))
+    parts: Iterator[Part] = (source.part(n, n + 1) for n in range(source.length))
     return Batches(torch.as_tensor(part.read(encode)) for part in parts)
 
 

@@ -185,7 +185,15 @@ def open_store(store: str | os.PathLike[str]) -> StoredDescriptors:
 
     Examples
     --------
-    See `StoredDescriptors`.
+    >>> import tempfile, torch
+    >>> from approx import describe, open_store
+    >>> options = {"neighbourhood": None, "seed": 0, "progress": False}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = f"{folder}/run.zarr"
+    ...     z = torch.zeros(3, 2)
+    ...     table = describe(torch.nn.Linear(2, 3), z, store=run, **options)
+    ...     open_store(run).psi.shape, open_store(run).store.complete
+    ((3,), True)
     """
     imported("zarr")
     found = open_group(store)

@@ -356,18 +356,19 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
     }
     starts = np.cumsum([0, *map(len, tables)]).tolist()
     held = {f.name: getattr(first, f.name) for f in fields(first) if f.name not in LONG_NAMES}
-    changed = dict(
-        complete=tables[-1].complete,
-        note=" ".join(dict.fromkeys(table.note for table in tables if table.note)),
-        failures=tuple(
+    changed: dict[str, Any] = {
+        "complete": tables[-1].complete,
+        "note": " ".join(dict.fromkeys(table.note for table in tables if table.note)),
+        "failures": tuple(
             (start + number, reason)
             for start, table in zip(starts, tables, strict=False)
             for number, reason in table.failures
         ),
         # of all rows only where none of them has a knot
-        suggested_radius=float(np.median([table.suggested_radius for table in tables])),
-    )
-    return Descriptors(**(dict.fromkeys(LONG_NAMES) | columns | held | changed))
+        "suggested_radius": float(np.median([table.suggested_radius for table in tables])),
+    }
+    absent: dict[str, Any] = dict.fromkeys(LONG_NAMES)
+    return Descriptors(**(absent | columns | held | changed))
 
 
 def label(name: str, subscript: str | None = "") -> str:

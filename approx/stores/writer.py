@@ -195,7 +195,7 @@ def digest(*arrays: ArrayLike) -> str:
         # not ascontiguousarray, which gives a scalar an axis
         values = np.asarray(array, order="C")
         found.update(f"{values.dtype.str}{values.shape}".encode())
-        found.update(values.reshape(-1).view(np.uint8) if values.size else b"")
+        found.update(values.reshape(-1).view(np.uint8).data)
     return found.hexdigest()[:32]
 
 
