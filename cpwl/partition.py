@@ -26,13 +26,14 @@ class Status(NamedTuple):
     complete : bool
         Every cell is there. Otherwise `needed` or `broken` says why not.
     exact : bool
-        Complete, and every sign was proven: by float64 with a rigorous bound, or in rational
-        arithmetic. Never where rational arithmetic is out of reach.
+        Complete, and every sign was proven: by float64 with a rigorous bound, in rational
+        arithmetic, or in about 106 bits with a rigorous bound.
     arbitrated : int
         Signs that went to rational arithmetic.
     undecided : int
-        Signs taken from float64 although they lie within its rigorous bound (large convolutions,
-        where rational arithmetic is out of reach).
+        Signs that are not proven. Where rational arithmetic is out of reach (large convolutions)
+        they are taken from float64 although they lie within its rigorous bound; behind a proof in
+        about 106 bits (see `refined`) they are those that it leaves open.
     broken : int
         Cells left uncut because signs were inconsistent; 0 unless some are undecided.
     needed : int
@@ -40,6 +41,9 @@ class Status(NamedTuple):
         those of the first `stages` stages of the network.
     stages : int
         Stages of the network that the cells take into account; all of them if complete.
+    refined : int
+        Signs of units at vertices that were proven in about 106 bits: of all units at all vertices,
+        where `subdivide` proves its result in this way.
     """
 
     complete: bool
@@ -49,6 +53,7 @@ class Status(NamedTuple):
     broken: int
     needed: int
     stages: int
+    refined: int = 0
 
 
 @dataclass(frozen=True, eq=False)

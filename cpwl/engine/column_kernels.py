@@ -52,12 +52,16 @@ def pack_signs(values, error, unit, knot, slack, lipschitz, tolerance, start, st
 
 @kernel
 def list_doubts(values, error, unit, knot, slack, lipschitz, rows, columns):
-    """List the rows and columns of the values in doubt, and return how many; see `pack_signs`."""
+    """List the rows and columns of the values in doubt, and return how many; see `pack_signs`.
+
+    Nothing is written beyond the room that there is.
+    """
     n = 0
     for r in range(values.shape[0]):
         for k in range(unit.shape[0]):
             if abs(values[r, unit[k]] - knot[k]) <= slack[k] + lipschitz[k] * error[r]:
-                rows[n] = r
-                columns[n] = k
+                if n < rows.shape[0]:
+                    rows[n] = r
+                    columns[n] = k
                 n += 1
     return n

@@ -11,6 +11,7 @@ import torch
 
 from cpwl.arrays import Floats
 from cpwl.domain import Slice
+from cpwl.engine.precise import Evaluator
 from cpwl.engine.rational import Arbiter
 from cpwl.network import Network
 
@@ -25,6 +26,7 @@ class Work:
     memory: int  # bytes
     pool: ThreadPoolExecutor
     report: Callable[[float, int], None]  # share of the domain's work done, cells found
+    evaluator: Evaluator | None = None  # where signs are proven in about 106 bits
 
 
 class TooLargeError(Exception):

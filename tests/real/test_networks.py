@@ -39,14 +39,24 @@ SLICES = {
 def test_slice_is_complete_and_checks(name, data):
     make, fewest = SLICES[name]
     network, domain = make(data)
-    partition = cpwl.subdivide(network, domain, progress=False)
+    partition = cpwl.subdivide(network, domain, proof="float64", progress=False)
     assert partition.status.complete
     assert partition.num_cells >= fewest
     cpwl.check(partition, samples=16).require()
 
 
-def test_knots_of_a_deep_denoiser_are_all_found_though_nothing_is_proven(data, one_thread):
-    """Behind its tenth stage the bound on float64's errors exceeds the values; bisection agrees."""
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", SLICES)
+def test_slice_is_proven(name, data, one_thread):
+    """In rational arithmetic, or in about 106 bits where the network is too large for that."""
+    network, domain = SLICES[name][0](data)
+    status = cpwl.subdivide(network, domain, progress=False).status
+    assert (status.exact, status.undecided, status.broken) == (True, 0, 0)
+    assert (status.refined > 0) == (not network.matrices.complete)
+
+
+def test_knots_of_a_deep_denoiser_are_all_found_and_proven(data, one_thread):
+    """Behind its tenth stage float64's bound exceeds the values; bisection and 106 bits agree."""
     module = pretrained.bias_free_dncnn(data).double()
     noisy = np.load(data / "denoiser" / "noisy_im_30.npy")
     z = torch.from_numpy(noisy[None, 7:13, 11:17].copy())
@@ -59,8 +69,12 @@ def test_knots_of_a_deep_denoiser_are_all_found_though_nothing_is_proven(data, o
     )  # fmt: skip
     segment = cpwl.cross_polytope(z.numpy(), radius, way.numpy()[None])
     network = cpwl.Network.from_torch(module, z.shape)
+    left = cpwl.subdivide(network, segment, proof="float64", progress=False).status
+    assert (left.complete, left.exact, left.refined) == (True, False, 0)
+    assert left.undecided > 100_000
     partition = cpwl.subdivide(network, segment, progress=False)
-    assert (partition.status.complete, partition.status.exact) == (True, False)
+    assert (partition.status.exact, partition.status.undecided) == (True, 0)
+    assert partition.status.refined == 25 * network.num_units
     assert partition.num_cells == len(switches) + 1 == 24
     points = np.sort(partition.points.ravel())[1:-1]
     np.testing.assert_allclose(points, switches, rtol=0, atol=1e-8 * radius)

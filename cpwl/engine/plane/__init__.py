@@ -5,6 +5,7 @@ A convex polygon (or segment) goes in, a `Refined` complex comes out. Imports no
 """
 
 from cpwl.engine.plane.complex import Complex, Refined
+from cpwl.engine.plane.proving import Proof, prove
 from cpwl.engine.plane.refinement import coarse, refine
 
-__all__ = ["Complex", "Refined", "coarse", "refine"]
+__all__ = ["Complex", "Proof", "Refined", "coarse", "prove", "refine"]

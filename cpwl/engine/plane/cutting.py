@@ -13,6 +13,7 @@ from cpwl.arrays import Ints, in_parallel, prefix
 from cpwl.engine.plane import cutting_kernels as kernels
 from cpwl.engine.plane import edge_kernels
 from cpwl.engine.plane.complex import Complex
+from cpwl.engine.plane.questions import Questions
 from cpwl.engine.plane.signs import StageSigns
 from cpwl.engine.plane.tightening import scale_of, sharpened
 from cpwl.engine.rational import Arbiter, Vertices
@@ -31,6 +32,7 @@ def split(
     arbiter: Arbiter,
     room: int,
     pool: ThreadPoolExecutor,
+    questions: Questions | None = None,
 ) -> Complex:
     """Cut every cell by the columns of one stage and append the stage's bits to the patterns.
 
@@ -40,6 +42,8 @@ def split(
         The network's number of the unit of each column, for the labels.
     room : int
         Bytes that the result may take.
+    questions : Questions, optional
+        Answers for the arbiter where that is out of reach.
 
     Raises
     ------
@@ -48,7 +52,7 @@ def split(
     """
     if complex_.points.shape[1] == 1:
         return _split_segment(complex_, signs, stage, column_unit, arbiter, room, pool)
-    return _split_polygons(complex_, signs, stage, column_unit, arbiter, room, pool)
+    return _split_polygons(complex_, signs, stage, column_unit, arbiter, room, pool, questions)
 
 
 def _check_room(
@@ -161,6 +165,7 @@ def _split_polygons(
     arbiter: Arbiter,
     room: int,
     pool: ThreadPoolExecutor,
+    questions: Questions | None,
 ) -> Complex:
     """Cut polygons: first every edge once, then every cell on its own."""
     n_new = _count_fresh(signs)
@@ -185,7 +190,9 @@ def _split_polygons(
     def cut(start: int, stop: int, doubts: kernels.Doubts) -> int:
         return kernels.split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out)
 
-    surprises, taken = _cut_cells(cut, count, vertices.names, signs, stage, arbiter, pool)
+    surprises, taken = _cut_cells(
+        cut, count, vertices.names, signs, stage, arbiter, pool, questions
+    )
     edge_unit = np.empty(len(out.edge_points), np.int32)
     edge_unit[:inner_edge] = np.repeat(complex_.edge_unit, n_new + 1)
     edge_unit[inner_edge:] = column_unit[out.edge_column[inner_edge:]]
@@ -287,13 +294,15 @@ def _cut_cells(
     stage: int,
     arbiter: Arbiter,
     pool: ThreadPoolExecutor,
+    questions: Questions | None,
 ) -> tuple[int, int]:
     """Cut all cells; returns how many became less than was counted, and the sides taken as 0."""
+    lenient = not arbiter.exact and questions is None
 
     def first_pass(start: int, stop: int) -> tuple[int, int]:
-        ask = np.zeros(9, np.int32)
+        ask = np.zeros(10, np.int32)
         known = np.empty((0, 4), np.int32)
-        surprises = cut(start, stop, kernels.Doubts(known, ask, not arbiter.exact))
+        surprises = cut(start, stop, kernels.Doubts(known, ask, lenient))
         return surprises, int(ask[kernels.TAKEN])
 
     done = in_parallel(pool, first_pass, count[:, kernels.CORNERS], nanoseconds=60)
@@ -301,11 +310,16 @@ def _cut_cells(
     for cell in np.flatnonzero(count[:, kernels.STATE] == kernels.IN_DOUBT).tolist():
         known = np.empty((0, 4), np.int32)
         while True:
-            ask = np.zeros(9, np.int32)
-            made = cut(cell, cell + 1, kernels.Doubts(known, ask, not arbiter.exact))
+            ask = np.zeros(10, np.int32)
+            made = cut(cell, cell + 1, kernels.Doubts(known, ask, lenient))
             if count[cell, kernels.STATE] != kernels.IN_DOUBT:
                 break
-            known = np.vstack([known, _answer(ask, names, signs, stage, arbiter)])
+            if questions is None or arbiter.exact:
+                answer = _answer(ask, names, signs, stage, arbiter)
+            else:
+                answer, unknown = _answer_in_bits(ask, cell, signs, questions)
+                taken += unknown
+            known = np.vstack([known, answer])
         surprises += made
     return surprises, taken
 
@@ -314,10 +328,21 @@ def _answer(
     ask: NDArray[np.int32], names: Ints, signs: StageSigns, stage: int, arbiter: Arbiter
 ) -> NDArray[np.int32]:
     """Decide the side of a vertex of a chord in rational arithmetic; see `kernels.Doubts`."""
-    *chords, p, q, across, column, right, _ = ask.tolist()
+    *chords, p, q, across, column, right, _, _ = ask.tolist()
     meet = arbiter.add(names[None, [p, q]], stage, signs.unit[[across]], signs.value[[across]])
     sign = arbiter.signs(np.array([meet]), stage, signs.unit[[column]], signs.value[[column]])
     return np.array([*chords, -sign[0] if right else sign[0]], np.int32)
+
+
+def _answer_in_bits(
+    ask: NDArray[np.int32], cell: int, signs: StageSigns, questions: Questions
+) -> tuple[NDArray[np.int32], int]:
+    """Decide it in about 106 bits; what stays open is taken as 0, and counted."""
+    *chords, _, _, across, column, right, _, along = ask.tolist()
+    three = [along, across, column]
+    sign = questions.side(cell, signs.unit[three], signs.value[three])
+    side = 0 if sign is None else sign
+    return np.array([*chords, -side if right else side], np.int32), int(sign is None)
 
 
 def _fill_segments(

@@ -30,8 +30,9 @@ FACES, VERTICES, EDGES, CORNERS, COLUMNS, STATE = range(6)
 CUT, WHOLE, IN_DOUBT = range(3)
 # Entries of ``ask``. On which side of chord C is the vertex where A and B meet? A runs from vertex
 # FROM to vertex TO, B and C are those of the columns ACROSS and COLUMN, and RIGHT tells whether the
-# latter is positive on the right of C. TAKEN counts the sides that were taken as 0.
-A, B, C, FROM, TO, ACROSS, COLUMN, RIGHT, TAKEN = range(9)
+# latter is positive on the right of C. TAKEN counts the sides that were taken as 0. ALONG is the
+# column of A.
+A, B, C, FROM, TO, ACROSS, COLUMN, RIGHT, TAKEN, ALONG = range(10)
 # The side of a vertex of a chord, where it is not -1, 0 or 1.
 OPEN = 2
 # Chords that cross at a smaller angle are left to rational arithmetic.
@@ -74,7 +75,7 @@ class Doubts(NamedTuple):
     """What decides the sides that float64 leaves open."""
 
     known: NDArray[np.int32]  # (n, 4) A, B, C and the side
-    ask: NDArray[np.int32]  # (9,) the question that is open, and how many sides were taken as 0
+    ask: NDArray[np.int32]  # (10,) the question that is open, and how many sides were taken as 0
     lenient: bool  # what is not known is taken as 0
 
 
@@ -616,6 +617,7 @@ def _complete_question(ask, ring, ends, columns):
     ask[FROM], ask[TO] = ring[ends[ask[A], START], VERTEX], ring[ends[ask[A], END], VERTEX]
     ask[ACROSS], ask[COLUMN] = columns[columns[ask[B], FIRST], NUMBER], columns[first, NUMBER]
     ask[RIGHT] = columns[first, ON_RIGHT]
+    ask[ALONG] = columns[columns[ask[A], FIRST], NUMBER]
 
 
 @inner
@@ -767,7 +769,8 @@ def split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out):
         origin = base[VERTICES] - bases[0, VERTICES]
         _write_inner(size, n_local, scale, base[VERTICES], origin, ring, chords, columns, out)
         _spread_bits(made[0], columns, half, faces, bits, face)
-        if count[cell, FACES] != made[0] or state == WHOLE:
+        as_counted = count[cell, EDGES] == made[1] and count[cell, CORNERS] == made[2]
+        if count[cell, FACES] != made[0] or not as_counted or state == WHOLE:
             surprises += 1
             count[cell, FACES], count[cell, EDGES], count[cell, CORNERS] = made
             count[cell, VERTICES] = n_local - size

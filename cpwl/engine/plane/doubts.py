@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from cpwl.arrays import Floats, Ints
 from cpwl.engine import column_kernels
 from cpwl.engine.columns import Columns
+from cpwl.engine.plane.questions import Questions
 from cpwl.engine.rational import Arbiter
+
+# Without rational arithmetic, what lies within this many times what counts as zero is looked at.
+_ASK_WITHIN = 64.0
+# All doubts are looked at where there are at most so many, times the units of the network.
+_FEW = 2**22
+# A unit that is exactly zero at more vertices of a block than this is taken to be dead there.
+_DEAD_ABOVE = 8
+_OPEN = 2  # among signs
 
 
 class Rows(NamedTuple):
@@ -32,8 +41,11 @@ class Rows(NamedTuple):
 class Decisions:
     """What float64 leaves open in one stage: settled by the arbiter, or counted."""
 
-    def __init__(self, arbiter: Arbiter, columns: Columns) -> None:
+    def __init__(
+        self, arbiter: Arbiter, columns: Columns, questions: Questions | None = None
+    ) -> None:
         self.arbiter = arbiter
+        self.questions = questions
         self.columns = columns
         self.undecided = 0
         self._made: dict[tuple[int, int], int] = {}  # vertices that are held come several times
@@ -49,10 +61,14 @@ class Decisions:
         """Set the bits of the values in doubt, or count them.
 
         ``in_doubt`` says how many of the held and of the new values these are. Without rational
-        arithmetic they keep the bits that they have; held ones were counted when they were new.
+        arithmetic they keep the bits that they have, unless they are close to zero; held ones were
+        counted when they were new.
         """
         if not self.arbiter.exact:
             self.undecided += in_doubt[1]
+            if self.questions is not None and sum(in_doubt):
+                few = sum(in_doubt) * self.questions.units <= _FEW
+                self._refine(self.questions, kept, rows, pos, neg, few=few)
             return
         chosen = self.columns.take(kept)
         for (span, values), count in zip(rows.parts, in_doubt, strict=True):
@@ -69,6 +85,45 @@ class Decisions:
             for packed, wanted in ((pos, sign > 0), (neg, sign < 0)):
                 at = row[wanted], column[wanted] >> 6
                 np.bitwise_or.at(packed, at, bit[wanted])
+
+    def _refine(
+        self, questions: Questions, kept: Ints, rows: Rows, pos: NDArray[np.uint64],
+        neg: NDArray[np.uint64], *, few: bool,
+    ) -> None:  # fmt: skip
+        """Decide in about 106 bits what lies close to zero, or all doubts if there are few."""
+        chosen = self.columns.take(kept)
+        within, slope = _ASK_WITHIN * chosen.tolerance, np.zeros(len(kept))
+        if few:
+            within, slope = chosen.slack, chosen.lipschitz
+        for span, values in rows.parts:
+            room = 64
+            while True:
+                row, column = np.empty((2, room), np.int64)
+                found = column_kernels.list_doubts(
+                    values, rows.error[span], chosen.unit, chosen.knot, within, slope, row, column
+                )
+                if found <= room:
+                    break
+                room = found
+            row, column = row[:found], column[:found]
+            zero = values[row, chosen.unit[column]] == chosen.knot[column]
+            often = np.bincount(column[zero], minlength=len(kept)) > _DEAD_ABOVE
+            asked = ~(zero & often[column])
+            row, column = row[asked] + span.start, column[asked]
+            keys = list(zip(rows.names[row].tolist(), kept[column].tolist(), strict=True))
+            fresh = np.array([key not in self._made for key in keys], np.bool_)
+            which = kept[column[fresh]]
+            sign, proven = questions.signs(
+                rows.names[row[fresh]], self.columns.unit[which], self.columns.knot[which]
+            )
+            new = [key for key, one in zip(keys, fresh.tolist(), strict=True) if one]
+            self._made.update(zip(new, np.where(proven, sign, _OPEN).tolist(), strict=True))
+            for key, r, c in zip(keys, row.tolist(), column.tolist(), strict=True):
+                made = self._made[key]
+                if made != _OPEN:
+                    bit, word = np.uint64(1) << np.uint64(c & 63), c >> 6
+                    for packed, on in ((pos, made > 0), (neg, made < 0)):
+                        packed[r, word] = packed[r, word] & ~bit | (bit if on else np.uint64(0))
 
     def _signs(self, names: Ints, columns: Ints) -> NDArray[np.int8]:
         """Have the signs of columns at vertices decided, each pair once."""
@@ -89,7 +144,9 @@ class Decisions:
         """
         if not self.arbiter.exact:
             self.undecided += 1
-            return None
+            if self.questions is None:
+                return None
+            return self.questions.order(names, self.columns.unit[which], self.columns.knot[which])
         places = self.arbiter.places(
             int(names[0]), int(names[1]), self.columns.stage,
             self.columns.unit[which], self.columns.knot[which],

@@ -13,6 +13,7 @@ from cpwl.engine.contests import contests_of
 from cpwl.engine.plane import cutting
 from cpwl.engine.plane.complex import Complex, Refined, whole
 from cpwl.engine.plane.merging import merge_contested
+from cpwl.engine.plane.questions import Questions
 from cpwl.engine.plane.signs import stage_signs
 from cpwl.engine.plane.strips import StripsDisagreeError, cut_polygon, glue
 from cpwl.engine.plane.tightening import sharpen, tighten
@@ -93,7 +94,11 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
     undecided = 0
     for stage in range(network.num_stages if stages is None else stages):
         first = int(network.stage_offsets[stage])
-        signs = stage_signs(work, stage, current.vertices, current.edge_points, bounds)
+        questions = None
+        if work.evaluator is not None:
+            so_far = Refined(current, bit_unit, bit_piece, base, 0, stage)
+            questions = Questions(work, so_far, stage)
+        signs = stage_signs(work, stage, current.vertices, current.edge_points, bounds, questions)
         base[first : first + len(signs.base)] = signs.base
         undecided += signs.undecided
         if len(signs.unit):
@@ -101,7 +106,7 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
             room = work.memory - nbytes(current) - nbytes(signs)
             try:
                 current = cutting.split(
-                    current, signs, stage, column_unit, work.arbiter, room, work.pool
+                    current, signs, stage, column_unit, work.arbiter, room, work.pool, questions
                 )
             except TooLargeError as error:
                 raise TooLargeError(error.needed, stage) from None

@@ -31,6 +31,7 @@ from cpwl.engine.bounds import Bounds
 from cpwl.engine.columns import Columns, block_rows, read_columns, unit_range
 from cpwl.engine.plane import edge_kernels
 from cpwl.engine.plane.doubts import Decisions, Rows
+from cpwl.engine.plane.questions import Questions
 from cpwl.engine.rational import Vertices
 from cpwl.engine.work import Work, units_at
 
@@ -82,7 +83,12 @@ class _Block:
 
 @np.errstate(over="ignore")  # an infinite bound leaves the sign to rational arithmetic
 def stage_signs(
-    work: Work, stage: int, vertices: Vertices, edges: NDArray[np.int32], bounds: Bounds
+    work: Work,
+    stage: int,
+    vertices: Vertices,
+    edges: NDArray[np.int32],
+    bounds: Bounds,
+    questions: Questions | None = None,
 ) -> StageSigns:
     """Evaluate a stage at all vertices.
 
@@ -92,6 +98,8 @@ def stage_signs(
         The complex so far; the stage is affine on each of its cells.
     bounds : Bounds
         Knows the ranges of the stages before; is given this one's.
+    questions : Questions, optional
+        Where what float64 has close to zero is to be decided in about 106 bits.
 
     Notes
     -----
@@ -110,7 +118,7 @@ def stage_signs(
         )
     error = float(vertices.error.max())
     columns, base = read_columns(network, stage, bound, span, error, proven=work.arbiter.exact)
-    decide = Decisions(work.arbiter, columns)
+    decide = Decisions(work.arbiter, columns, questions)
     blocks = list(_blocks(work, columns, vertices, edges, decide, size))
 
     low, high = _joint_range((block.low, block.high) for block in blocks)

@@ -12,7 +12,7 @@ from cpwl.network.program.error_analysis import (
     single_values,
 )
 from cpwl.network.program.linearisation import Linearisation, linearise
-from cpwl.network.program.matrices import Matrices, read_matrices
+from cpwl.network.program.matrices import Matrices, read_matrices, read_step
 from cpwl.network.program.max_pooling import (
     Tournament,
     adaptive_windows,
@@ -29,7 +29,7 @@ from cpwl.network.program.nonlinearities import (
     clamp_pieces,
     largest_slope,
 )
-from cpwl.network.program.passes import held_switching
+from cpwl.network.program.passes import held_pieces, held_switching
 from cpwl.network.program.program import (
     Head,
     Plan,
@@ -38,6 +38,7 @@ from cpwl.network.program.program import (
     Step,
     as_batch,
     call,
+    fill,
     make_plan,
     peak_values,
     references,
@@ -67,7 +68,9 @@ __all__ = [
     "call",
     "clamp_pieces",
     "error_analysis",
+    "fill",
     "gamma",
+    "held_pieces",
     "held_switching",
     "largest_slope",
     "linearise",
@@ -80,6 +83,7 @@ __all__ = [
     "peak_values",
     "pooling_taps",
     "read_matrices",
+    "read_step",
     "references",
     "rounding_noise",
     "single_values",

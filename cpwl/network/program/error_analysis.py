@@ -187,15 +187,17 @@ class Analysis:
         return self.magnitudes[index]
 
 
-def single_values(program: Program) -> dict[int, Any]:
-    """Integers and tensors that follow from the batch size alone, for a batch of one."""
+def single_values(program: Program, rows: int = 1) -> dict[int, Any]:
+    """Integers and tensors that follow from the batch size alone, by default for a batch of one."""
     values: dict[int, Any] = {}
     zero = torch.zeros((), dtype=torch.float64)
     for index, step in enumerate(program.steps):
         if step.kind not in ("size", "fixed"):
             continue
         # A size may be read off any tensor; only its shape matters.
-        values.update({i: zero.expand(program.steps[i].single) for i in step.data})
+        for i in step.data:
+            single = program.steps[i].single
+            values[i] = zero.expand(single if rows == 1 else (rows, *single[1:]))
         values[index] = call(step, values)
         for i in step.data:
             del values[i]

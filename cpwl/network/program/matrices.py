@@ -97,6 +97,12 @@ def read_matrices(program: Program, *, most_entries: int = 2**20) -> Matrices:
     return Matrices(steps, entries)
 
 
+def read_step(program: Program, step: Step) -> AffineMap | None:
+    """Read one affine step; None if its dense matrix would have too many places."""
+    places = sum(prod(program.steps[i].single) for i in step.data) * prod(step.single)
+    return None if places > _MOST_PLACES else _read(program, step, single_values(program))
+
+
 def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineMap:
     """Read one affine step."""
     singles = {i: program.steps[i].single for i in step.data}

@@ -49,7 +49,9 @@ def subdivided(module: nn.Module, dim: int) -> tuple[cpwl.Partition, cpwl.Partit
     domain = cpwl.segment(low, high) if dim == 1 else cpwl.box(low, high)
     network = cpwl.Network.from_torch(module, (dim,))
     large = replace(network, matrices=read_matrices(network.program, most_entries=10))
-    found, proven = (cpwl.subdivide(one, domain, progress=False) for one in (large, network))
+    found, proven = (
+        cpwl.subdivide(one, domain, proof="float64", progress=False) for one in (large, network)
+    )
     assert proven.status.exact
     assert found.status.complete
     assert not found.status.exact

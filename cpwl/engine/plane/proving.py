@@ -1,0 +1,628 @@
+"""Proof in about 106 bits that a finished complex is the network's partition.
+
+A vertex is, by definition, where two affine functions vanish: on one of its cells, those of the
+knots along the cell's two edges there, or of the domain's sides. The complex is the partition if,
+at every vertex,
+
+1. every unit of that cell, as an affine function, has a value on the cell's piece, ends included;
+2. whatever differs between the pieces of two cells at the vertex is level with its knot there.
+
+By 2 the functions of all cells at a vertex take the same values, so that by 1 every cell's pieces
+are right at all of its corners, and on their convex hull. The boundaries of the cells add up to the
+domain's boundary, hence every point of the domain lies in the hull of a cell: in one alone, since
+pieces of different cells hold at the same time only on knots. See architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpwl.arrays import EPS, Floats, Ints, prefix, unpack
+from cpwl.engine import precise
+from cpwl.engine.columns import pieces_of
+from cpwl.engine.plane.complex import Complex, Refined
+from cpwl.engine.precise import Affine, Field, Held, Identities, Roots
+from cpwl.engine.work import Work
+from cpwl.network import Network
+from cpwl.network.program import held_pieces
+
+# Corners of cells whose edges meet at a smaller angle (its sine) are used only where nothing else
+# is left.
+_FLAT = 1e-3
+_ROUNDS = 4
+_CASES = 16  # evaluated at once
+
+
+class Proof(NamedTuple):
+    """What came of a proof.
+
+    Attributes
+    ----------
+    decided, undecided : int
+        Signs of units at vertices that were proven, and those that stay open.
+    cells : int
+        Cells that were evaluated.
+    points : (V, P)
+        The vertices, correctly rounded where all of their signs are proven.
+    """
+
+    decided: int
+    undecided: int
+    cells: int
+    points: Floats
+
+
+class Corners(NamedTuple):
+    """Corners of cells, by cells; P edges leave a cell's corner."""
+
+    cell: Ints  # (N,)
+    vertex: Ints  # (N,)
+    beyond: Ints  # (N, P) the cell on the other side of each edge, -1 outside
+    edge: Ints  # (N, P) the edges themselves; P = 1: the vertex
+    unit: Ints  # (N, P) units whose knots they lie on
+    sine: Floats  # (N,) of the angle between the edges
+
+
+class _Found(NamedTuple):
+    """What is known of vertices."""
+
+    open: Ints  # (V,) signs that are not proven
+    hi: Floats  # (V, P) coordinates
+    lo: Floats
+    radius: Floats  # (V,) bound on their error, in the maximum norm
+
+
+@np.errstate(all="ignore")  # inf and NaN prove nothing
+def prove(
+    work: Work, made: Refined, advance: Callable[[int, int], None] = lambda done, total: None
+) -> Proof:
+    """Prove a finished complex, as far as that goes.
+
+    Raises
+    ------
+    OutOfReachError
+        The network has an operation that cannot be evaluated in this way.
+    """
+    complex_, evaluator = made.complex, work.evaluator
+    assert evaluator is not None
+    corners = corners_of(complex_)
+    prover = Prover(work, made, corners)
+    n_points, units = len(complex_.points), work.network.num_units
+    dim = complex_.points.shape[1]
+    if not _closed(complex_):
+        return Proof(0, n_points * units, 0, complex_.points)
+    best = _Found(
+        np.full(n_points, units), complex_.points.copy(), np.zeros((n_points, dim)),
+        np.full(n_points, np.inf),
+    )  # fmt: skip
+    evaluated = 0
+    tried = np.zeros(len(corners.cell), np.bool_)
+    size = max(1, min(_CASES, work.memory // 4 // evaluator.bytes_per_cell))
+    for attempt in range(_ROUNDS):
+        chosen = _choose(complex_, corners, best.open > 0, tried, attempt)
+        tried[chosen] = True
+        case = np.arange(len(chosen))
+        if attempt == 0:  # a cell settles all of its corners
+            _, case = np.unique(corners.cell[chosen], return_inverse=True)
+        cases = int(case.max(initial=-1)) + 1
+        for start in range(0, cases, size):
+            mine = (case >= start) & (case < start + size)
+            prover.settle(chosen[mine], case[mine] - start, best, meet=attempt > 0)
+            evaluated += min(size, cases - start)
+            advance(evaluated, evaluated + max(cases - start - size, 0))
+    undecided = int(best.open.sum()) + _without_area(complex_, best)
+    if len(np.unique(complex_.patterns, axis=0)) != len(complex_.patterns):
+        undecided += 1
+    points = np.where((best.open == 0)[:, None], best.hi, complex_.points)
+    return Proof(n_points * units - int(best.open.sum()), undecided, evaluated, points)
+
+
+def _choose(
+    complex_: Complex, corners: Corners, waiting: NDArray, tried: NDArray, attempt: int
+) -> Ints:
+    """Choose a corner for every vertex that waits, ascending in cells.
+
+    First as few cells as reach all vertices; then the cells with the widest angles, one each.
+    """
+    usable = waiting[corners.vertex] & ~tried & usable_corners(complex_, corners)
+    if attempt == 0:
+        return _cover(corners, usable & (corners.sine > _FLAT), len(waiting))
+    rows = np.flatnonzero(usable)
+    rows = rows[np.lexsort([-corners.sine[rows], corners.vertex[rows]])]
+    rows = rows[np.unique(corners.vertex[rows], return_index=True)[1]]
+    return rows[np.argsort(corners.cell[rows], kind="stable")]
+
+
+def usable_corners(complex_: Complex, corners: Corners) -> NDArray[np.bool_]:
+    """Flag the corners whose two lines define the vertex: on the domain's boundary, with a side."""
+    outside = (corners.beyond < 0).any(axis=1)
+    on_boundary = np.zeros(len(complex_.points), np.bool_)
+    on_boundary[corners.vertex[outside]] = True
+    return outside | ~on_boundary[corners.vertex]
+
+
+def _cover(corners: Corners, usable: NDArray[np.bool_], n_points: int) -> Ints:
+    """Choose few cells that have usable corners at all vertices; greedily."""
+    rows = np.flatnonzero(usable)
+    cells, first = np.unique(corners.cell[rows], return_index=True)
+    of_cell = np.split(rows, first[1:])
+    order = sorted(range(len(cells)), key=lambda k: -len(of_cell[k]))
+    covered = np.zeros(n_points, np.bool_)
+    found: list[Ints] = []
+    most = max((len(x) for x in of_cell), default=0)
+    waiting = order
+    for wanted in range(most, 0, -1):
+        later = []
+        for k in waiting:
+            mine = of_cell[k][~covered[corners.vertex[of_cell[k]]]]
+            if len(mine) >= wanted:
+                covered[corners.vertex[mine]] = True
+                found.append(mine)
+            elif len(mine):
+                later.append(k)
+        waiting = later
+    joined = np.concatenate(found) if found else np.empty(0, np.int64)
+    return joined[np.argsort(corners.cell[joined], kind="stable")]
+
+
+def corners_of(complex_: Complex) -> Corners:
+    """List the corners of all cells."""
+    n_cells = len(complex_.patterns)
+    if complex_.points.shape[1] == 1:
+        cell = np.repeat(np.arange(n_cells), 2)
+        vertex = cell + np.tile([0, 1], n_cells)
+        beyond = np.where(vertex == cell, cell - 1, cell + 1)
+        beyond = np.where(beyond == n_cells, -1, beyond)[:, None]
+        unit = complex_.point_unit[vertex].astype(np.int64)[:, None]
+        return Corners(cell, vertex, beyond, vertex[:, None], unit, np.ones(len(cell)))
+    offsets = complex_.cell_offsets
+    cell = np.repeat(np.arange(n_cells), np.diff(offsets))
+    place = np.arange(len(cell))
+    before = np.where(place == offsets[cell], offsets[cell + 1] - 1, place - 1)
+    after = np.where(place + 1 == offsets[cell + 1], offsets[cell], place + 1)
+    edges = np.stack([complex_.cell_edges[before], complex_.cell_edges], axis=1)
+    sides = complex_.edge_cells[edges].astype(np.int64)  # (N, 2, 2)
+    beyond = np.where(sides[..., 0] == cell[:, None], sides[..., 1], sides[..., 0])
+    vertex = complex_.cell_corners.astype(np.int64)
+    a = complex_.points[vertex[before]] - complex_.points[vertex]
+    b = complex_.points[vertex[after]] - complex_.points[vertex]
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cross = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
+    sine = np.where(lengths > 0, cross / np.where(lengths > 0, lengths, 1.0), 0.0)
+    unit = complex_.edge_unit[edges].astype(np.int64)
+    return Corners(cell, vertex, beyond, edges.astype(np.int64), unit, sine)
+
+
+def _closed(complex_: Complex) -> bool:
+    """Whether the boundaries of the cells add up to one loop, through all corners in order."""
+    n = len(complex_.corners)
+    if complex_.points.shape[1] == 1:
+        ends = complex_.names[[0, -1]].tolist()
+        return ends == [0, 1] and len(complex_.patterns) == len(complex_.points) - 1
+    loop = _boundary(complex_)
+    names = complex_.names[loop]
+    ring = names[names < n]
+    start = int(np.argmin(ring)) if len(ring) else 0
+    return np.array_equal(np.roll(ring, -start), np.arange(n))
+
+
+def _boundary(complex_: Complex) -> Ints:
+    """Walk the boundary anticlockwise, from vertex to vertex; empty unless it is one loop."""
+    offsets = complex_.cell_offsets
+    start = complex_.cell_corners.astype(np.int64)
+    place = np.arange(len(start))
+    cell = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    end = start[np.where(place + 1 == offsets[cell + 1], offsets[cell], place + 1)]
+    n = len(complex_.points)
+    forth, back = start * n + end, end * n + start
+    if len(np.unique(forth)) != len(forth):
+        return np.empty(0, np.int64)
+    outer = ~np.isin(forth, back)
+    following = np.full(n, -1)
+    following[start[outer]] = end[outer]
+    if len(np.unique(start[outer])) != outer.sum() or not outer.any():
+        return np.empty(0, np.int64)
+    loop = [int(start[outer][0])]
+    while (step := int(following[loop[-1]])) != loop[0]:
+        if step < 0 or len(loop) > n:
+            return np.empty(0, np.int64)
+        loop.append(step)
+    return np.array(loop) if len(loop) == outer.sum() else np.empty(0, np.int64)
+
+
+class _Sides:
+    """The domain's sides as affine functions, exactly, and which of them each vertex lies on."""
+
+    def __init__(self, work: Work, complex_: Complex) -> None:
+        self.dim = complex_.points.shape[1]
+        n = len(complex_.corners)
+        self.corners = [
+            [Fraction(int(x.p), int(x.q)) for x in work.arbiter.point(k)] for k in range(n)
+        ]
+        self.of = np.full((len(complex_.points), 2), -1)  # one or, at corners, two sides
+        if self.dim == 1:
+            self.of[0, 0], self.of[-1, 0] = 0, 1
+            return
+        loop = _boundary(complex_)
+        names = complex_.names[loop]
+        start = int(np.flatnonzero(names == 0)[0]) if (names == 0).any() else 0
+        side = 0
+        for vertex, name in zip(np.roll(loop, -start), np.roll(names, -start), strict=True):
+            if name < n:
+                side = int(name)
+                self.of[vertex] = (side - 1) % n, side
+            else:
+                self.of[vertex, 0] = side
+
+    def function(self, side: int, point: Floats) -> list[tuple[float, float, float]]:
+        """Value at a point and slopes of a side's function, each as hi, lo and error."""
+        a = self.corners[side]
+        x = [Fraction(float(t)) for t in point]
+        if self.dim == 1:
+            return [_parts(x[0] - a[0]), (1.0, 0.0, 0.0)]
+        b = self.corners[(side + 1) % len(self.corners)]
+        slope = a[1] - b[1], b[0] - a[0]
+        value = slope[0] * (x[0] - a[0]) + slope[1] * (x[1] - a[1])
+        return [_parts(number) for number in (value, *slope)]
+
+
+def _parts(number: Fraction) -> tuple[float, float, float]:
+    hi = float(number)
+    lo = float(number - Fraction(hi))
+    return hi, lo, abs(lo) * EPS
+
+
+class Prover:
+    """Settles vertices from the cells at their corners."""
+
+    def __init__(self, work: Work, made: Refined, corners: Corners) -> None:
+        assert work.evaluator is not None
+        self._made, self._evaluator, self.corners = made, work.evaluator, corners
+        self._complex = made.complex
+        self._network = work.network
+        self._sides = _Sides(work, made.complex)
+        self._breaks = _breaks(work.network)
+        self._identities = Identities(work.network.program, work.slice)
+        order = np.argsort(corners.vertex, kind="stable")
+        self._at = order  # corners by vertices
+        self._bits = np.argsort(made.bit_unit, kind="stable")
+        self._lead = np.zeros(work.network.num_units, np.bool_)
+        for field in self._evaluator.fields.values():
+            self._lead[field.first : field.first + field.units] = True
+        self._first = prefix(np.bincount(corners.vertex, minlength=len(made.complex.points)))
+
+    def settle(self, rows: Ints, case: Ints, best: _Found, *, meet: bool) -> None:
+        """Settle the vertices of some corners, and keep what is better than before.
+
+        Parameters
+        ----------
+        rows, case : (n,)
+            Corners, and what they are evaluated on: 0, ..., B - 1.
+        meet : bool
+            Hold every unit on the lowest of its pieces at the vertex, where what is off is exactly
+            zero. This changes no value there.
+        """
+        at = self.solved(rows, case, self._network.num_stages, meet=meet)
+        held, points, roots = at.held, at.points, at.roots
+        vertex = self.corners.vertex[rows]
+        opened = self._settled(at, case)
+        for i in np.flatnonzero(np.isfinite(roots.radius)).tolist():
+            opened[i] += self._differences(i, int(case[i]), int(vertex[i]), at)
+        opened = opened + held.ties[case]
+        opened = np.where(np.isfinite(roots.radius), opened, self._network.num_units)
+        opened = np.minimum(opened, self._network.num_units)
+        better = opened < best.open[vertex]
+        v, here = vertex[better], np.flatnonzero(better)
+        best.open[v] = opened[here]
+        total = points[case[here]] + roots.hi[here]
+        lost = roots.hi[here] - (total - points[case[here]])
+        swapped = np.abs(roots.hi[here]) > np.abs(points[case[here]])
+        lost = np.where(swapped, points[case[here]] - (total - roots.hi[here]), lost)
+        best.hi[v], best.lo[v] = total, lost + roots.lo[here]
+        best.radius[v] = roots.radius[here] * (1 + 4 * EPS)
+        best.radius[v] += 2 * EPS * np.abs(best.lo[v]).max(axis=1)
+
+    def solved(self, rows: Ints, case: Ints, stages: int, *, meet: bool) -> _Solved:
+        """Evaluate the first stages on cells, and find the vertices at some of their corners."""
+        corners, complex_ = self.corners, self._complex
+        _, first = np.unique(case, return_index=True)
+        cells = corners.cell[rows[first]]
+        vertex = corners.vertex[rows]
+        pieces = self._all_pieces(cells)
+        if meet:
+            for k, v in enumerate(vertex.tolist()):
+                there = self._around(v)
+                units = self._changed(there)
+                units = units[~self._lead[units]]
+                pieces[case[k], units] = self._pieces(there, units).min(axis=0)
+        points = np.array([self._middle(c) for c in cells.tolist()])
+        held = self._evaluator.held(points, pieces, stages)
+        functions, labels = self.functions(rows, case, held, points)
+        roots = precise.solve(functions, complex_.points[vertex] - points[case])
+        roots = roots._replace(radius=np.where(labels.known, roots.radius, np.inf))
+        return _Solved(held, points, pieces, functions, labels, roots)
+
+    def on_cell(self, cell: int, stages: int) -> tuple[Held, Floats]:
+        """Evaluate the first stages on one cell; returns the point (1, P) as well."""
+        point = self._middle(cell)[None]
+        return self._evaluator.held(point, self._all_pieces(np.array([cell])), stages), point
+
+    def _around(self, vertex: int) -> Ints:
+        """List the cells at a vertex."""
+        return self.corners.cell[self._at[self._first[vertex] : self._first[vertex + 1]]]
+
+    def _changed(self, cells: Ints) -> Ints:
+        """List the units whose pieces differ between cells."""
+        patterns = self._complex.patterns[cells]
+        changed = np.bitwise_or.reduce(patterns ^ patterns[0], axis=0)
+        units = self._made.bit_unit[np.flatnonzero(unpack(changed))]
+        return np.unique(units).astype(np.int64)
+
+    def _pieces(self, cells: Ints, units: Ints) -> Ints:
+        """Name the pieces (cells, units) of some units on some cells."""
+        out = np.tile(self._made.base[units].astype(np.int64), (len(cells), 1))
+        first, last = (
+            np.searchsorted(self._made.bit_unit[self._bits], units, side)
+            for side in ("left", "right")
+        )
+        for k in range(len(units)):
+            for bit in self._bits[first[k] : last[k]].tolist():
+                word = self._complex.patterns[cells, bit >> 6]
+                out[:, k] += (word >> np.uint64(bit & 63)).astype(np.int64) & 1
+        return out
+
+    def _middle(self, cell: int) -> Floats:
+        if self._complex.points.shape[1] == 1:
+            return self._complex.points[cell : cell + 2].mean(axis=0)
+        a, b = self._complex.cell_offsets[cell : cell + 2]
+        return self._complex.points[self._complex.cell_corners[a:b]].mean(axis=0)
+
+    def functions(
+        self, rows: Ints, case: Ints, held: Held, points: Floats
+    ) -> tuple[Affine, _Labels]:
+        """Give the functions (n, P, P + 1) that vanish at vertices, and what they stand for."""
+        corners, dim = self.corners, points.shape[1]
+        n = len(rows)
+        vertex, beyond = corners.vertex[rows], corners.beyond[rows]
+        parts = np.zeros((3, n, dim, dim + 1))
+        knot, pair = np.zeros((n, dim)), np.full((n, dim, 3), -1)
+        known = np.ones(n, np.bool_)
+        unit = np.where(beyond >= 0, corners.unit[rows], -1)
+        unit[self._sides.of[vertex, 1] >= 0] = -1  # a corner is where its sides meet
+        for i, k in np.ndindex(n, dim):
+            u = int(unit[i, k])
+            if u < 0:
+                sides = self._sides.of[vertex[i]]
+                side = int(sides[k] if sides[1] >= 0 else sides[0])
+                known[i] &= side >= 0
+                if side >= 0:
+                    parts[:, i, k] = np.array(self._sides.function(side, points[case[i]])).T
+                continue
+            both = np.array([corners.cell[rows[i]], beyond[i, k]])
+            if self._lead[u]:
+                place = self._rivals(u, both)
+                if place is None:
+                    known[i] = False
+                    continue
+                unit[i, k], *pair[i, k] = place
+            else:
+                mine, theirs = self._pieces(both, np.array([u]))[:, 0].tolist()
+                known[i] &= abs(mine - theirs) == 1
+                knot[i, k] = self._breaks[u, max(mine, theirs)]
+            for part, source in zip(parts, held[:3], strict=True):
+                part[i, k] = source[case[i], :, unit[i, k]]
+        return precise.minus(Affine(*parts), knot), _Labels(unit, knot, pair, known)
+
+    def _rivals(self, unit: int, cells: Ints) -> tuple[int, int, int, int] | None:
+        """Place where the winners of a match's window on two cells are compared, and the two."""
+        index, field = self._field(unit)
+        window = field.match_window[[unit - field.first]]
+        a, b = self._winners(index, self._all_pieces(cells))[:, window[0]].tolist()
+        if a == b:
+            return None
+        place = field.places(np.array([a]), window, np.array([b]))
+        return field.first + int(place[0]), index, min(a, b), max(a, b)
+
+    def _all_pieces(self, cells: Ints) -> NDArray[np.int32]:
+        made = self._made
+        return pieces_of(self._complex.patterns[cells], made.bit_unit, made.base)
+
+    def _winners(self, index: int, pieces: NDArray[np.int32]) -> Ints:
+        program = self._network.program
+        held = held_pieces(program, index, program.steps[index], torch.from_numpy(pieces))
+        return self._evaluator.fields[index].winners(held, self._size(index))
+
+    def _size(self, index: int) -> int:
+        program = self._network.program
+        (source,) = program.steps[index].data
+        return int(np.prod(program.steps[source].single))
+
+    def _settled(self, at: _Solved, case: Ints) -> Ints:
+        """Prove that units are on their pieces, and count what stays open at each vertex."""
+        held, pieces, labels, roots = at.held, at.pieces, at.labels, at.roots
+        units = np.arange(pieces.shape[1])
+        low, high = self._breaks[units, pieces], self._breaks[units, pieces + 1]
+        low[:, self._lead], high[:, self._lead] = 0.0, np.inf
+        row, column = self._near(held, case, roots, low, high)
+        b = case[row]
+        functions = Affine(*(part[b, :, column] for part in held[:3]))
+        ends = low[b, column], high[b, column]
+        proven = np.ones(len(row), np.bool_)
+        for end, sign in zip(ends, (1, -1), strict=True):
+            value, off = precise.values_at(
+                functions, np.where(np.isfinite(end), end, 0.0), roots, row
+            )
+            proven &= np.isinf(end) | (sign * value > off)
+        # constant, and not rounded at all
+        still = (np.abs(functions.hi[:, 1:]) + functions.error[:, 1:] == 0).all(axis=1)
+        still &= np.abs(functions.lo[:, 0]) + functions.error[:, 0] == 0
+        level, leads = functions.hi[:, 0], self._lead[column]
+        above = (level > ends[0]) | (leads & (level == ends[0]))
+        proven |= still & above & (level <= ends[1])
+        proven |= (labels.unit[row] == column[:, None]).any(axis=1)
+        for k in np.flatnonzero(~proven).tolist():
+            u, i = int(column[k]), int(row[k])
+            if leads[k]:
+                proven[k] = self._level_by_definition(u, pieces[b[k]], labels.pair[i])
+            elif np.isfinite(roots.radius[i]):
+                proven[k] = any(self._twin(u, end[k], labels, i) for end in ends)
+        return np.bincount(row[~proven], minlength=len(case))
+
+    def _near(
+        self, held: Held, case: Ints, roots: Roots, low: Floats, high: Floats
+    ) -> tuple[Ints, Ints]:
+        """List vertices and units that float64 does not settle."""
+        step, size = np.ascontiguousarray(roots.hi), 4096
+        while True:
+            row, column = np.empty((2, size), np.int64)
+            found = precise.near_knots(
+                held.hi, held.error, case, step, roots.radius, low, high, self._lead, row, column
+            )
+            if found <= size:
+                return row[:found], column[:found]
+            size = found
+
+    def _level_by_definition(self, column: int, pieces: NDArray[np.int32], pairs: Ints) -> bool:
+        """Whether the two that a place compares are level by the definition of the vertex."""
+        index, field = self._field(column)
+        place = column - field.first
+        winners = self._winners(index, pieces[None])
+        a, b = int(winners[0, field.window[place]]), int(field.others(winners)[0, place])
+        by_definition = _joined(a, b, [p[1:].tolist() for p in pairs if p[0] == index])
+        return by_definition or self._same_entries(index, a, b)
+
+    def _same_entries(self, index: int, a: int, b: int) -> bool:
+        """Whether two candidates of a max-pooling are the same function."""
+        (source,) = self._network.program.steps[index].data
+        return self._identities.same(source, a, b)
+
+    def _differences(self, i: int, case: int, vertex: int, at: _Solved) -> int:
+        """Count what differs between cells at a vertex without being level with its knot there."""
+        held, labels, mine = at.held, at.labels, at.pieces[case]
+        around = self._around(vertex)
+        changed = self._changed(around)
+        opened = 0
+        units = changed[~self._lead[changed]]
+        for u, theirs in zip(units.tolist(), self._pieces(around, units).T, strict=True):
+            for piece in set(theirs.tolist()) - {int(mine[u])}:
+                knot = float(self._breaks[u, max(piece, int(mine[u]))])
+                defined = ((labels.unit[i] == u) & (labels.knot[i] == knot)).any()
+                level = defined or _equals(held, case, u, knot) or self._twin(u, knot, labels, i)
+                opened += not (level and abs(piece - int(mine[u])) == 1)
+        matches = changed[self._lead[changed]]
+        if len(matches) == 0:
+            return opened
+        there_pieces = self._all_pieces(around)
+        for index, field in self._evaluator.fields.items():
+            span = (matches >= field.first) & (matches < field.first + field.units)
+            here, there = self._winners(index, mine[None])[0], self._winners(index, there_pieces)
+            pairs = [p[1:].tolist() for p in labels.pair[i] if p[0] == index]
+            for w in np.unique(field.match_window[matches[span] - field.first]).tolist():
+                for rival in set(there[:, w].tolist()) - {int(here[w])}:
+                    if _joined(int(here[w]), rival, pairs):
+                        continue
+                    if self._same_entries(index, int(here[w]), rival):
+                        continue
+                    place = field.places(here[[w]], np.array([w]), np.array([rival]))
+                    opened += not _equals(held, case, field.first + int(place[0]), 0.0)
+        return opened
+
+    def _twin(self, unit: int, knot: float, labels: _Labels, i: int) -> bool:
+        """Whether a unit is the same function as one that is level with this knot by definition."""
+        return any(
+            self._identities.same_units(unit, other)
+            for other, at in zip(labels.unit[i].tolist(), labels.knot[i].tolist(), strict=True)
+            if other >= 0 and at == knot and not self._lead[other]
+        )
+
+    def _field(self, unit: int) -> tuple[int, Field]:
+        """Find the max-pooling that a match belongs to."""
+        for index, field in self._evaluator.fields.items():
+            if field.first <= unit < field.first + field.units:
+                return index, field
+        raise ValueError(f"Expected a match, got unit {unit}.")
+
+
+def _equals(held: Held, case: int, unit: int, number: float) -> bool:
+    """Whether a unit is constant on a cell, and equals a number without any error."""
+    hi, lo, error = (part[case, :, unit] for part in held[:3])
+    return bool(hi[0] == number and not hi[1:].any() and not lo.any() and not error.any())
+
+
+class _Labels(NamedTuple):
+    """What the functions that define n vertices stand for."""
+
+    unit: Ints  # (n, P) unit, or place of a lead; -1 for a side
+    knot: Floats  # (n, P)
+    pair: Ints  # (n, P, 3) step and the two candidates, for a lead
+    known: NDArray[np.bool_]  # (n,)
+
+
+class _Solved(NamedTuple):
+    """Units on cells, and the vertices at some of their corners."""
+
+    held: Held
+    points: Floats  # (B, P)
+    pieces: NDArray[np.int32]  # (B, num_units) that the units are held on
+    functions: Affine  # (n, P, P + 1) zero at the vertices
+    labels: _Labels
+    roots: Roots
+
+
+def _joined(a: int, b: int, pairs: list[list[int]]) -> bool:
+    """Whether pairs of equals make two candidates equal."""
+    reached = {a}
+    for _ in pairs:
+        for pair in pairs:
+            if reached & set(pair):
+                reached |= set(pair)
+    return b in reached
+
+
+def _breaks(network: Network) -> Floats:
+    """List the ends of the pieces of all units: of piece k entries k and k + 1."""
+    tables = []
+    for heads in network.program.heads:
+        for head in heads:
+            bend = network.program.steps[head.step].nonlinearity
+            assert bend is not None
+            tables.append(
+                np.stack([b.numpy().reshape(-1) for b in bend.breaks(head.round)], axis=1)
+            )
+    most = max(table.shape[1] for table in tables)
+    rows = []
+    for table in tables:
+        end = np.full((len(table), 1), np.inf)
+        rows.append(np.hstack([-end, table, *([end] * (most - table.shape[1] + 1))]))
+    return np.concatenate(rows)
+
+
+def _without_area(complex_: Complex, found: _Found) -> int:
+    """Count the cells that are not proven to have an interior."""
+    hi, lo, radius = found.hi, found.lo, found.radius
+    if complex_.points.shape[1] == 1:
+        length = (hi[1:, 0] - hi[:-1, 0]) + (lo[1:, 0] - lo[:-1, 0])
+        size = np.abs(length) + np.abs(lo[1:, 0]) + np.abs(lo[:-1, 0])
+        return int((~(length > radius[1:] + radius[:-1] + 8 * EPS * size)).sum())
+    offsets = complex_.cell_offsets
+    cell = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    vertex = complex_.cell_corners.astype(np.int64)
+    origin = vertex[offsets[cell]]
+    way = (hi[vertex] - hi[origin]) + (lo[vertex] - lo[origin])
+    off = radius[vertex] + radius[origin]
+    off = off + 8 * EPS * (np.abs(way) + np.abs(lo[vertex]) + np.abs(lo[origin])).max(axis=1)
+    place = np.arange(len(cell))
+    after = np.where(place + 1 == offsets[cell + 1], offsets[cell], place + 1)
+    doubled = way[:, 0] * way[after, 1] - way[:, 1] * way[after, 0]
+    reach = np.abs(way).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        doubt = reach * off[after] + reach[after] * off + 2 * off * off[after]
+        doubt = doubt + 8 * EPS * reach * reach[after]
+    total = np.bincount(cell, doubled), np.bincount(cell, doubt)
+    return int((~(total[0] > total[1] * (1 + 1e-9))).sum())
