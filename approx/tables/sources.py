@@ -201,7 +201,8 @@ def _files(folder: str | os.PathLike[str]) -> tuple[str, ...]:
 def _bytes(name: str) -> bytes:
     import fsspec
 
-    with fsspec.open(name, "rb") as file:
+    opening: Any = fsspec.open(name, "rb")
+    with opening as file:
         return file.read()
 
 

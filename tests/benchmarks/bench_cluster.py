@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROUNDS = 3
-TAEF2, SMALL = ("taef2", 24, 2, 4), ("small", 20_000, 500, 1000)  # latents, batch, chunk
+ROUNDS = int(os.environ.get("CPWL_ROUNDS", "3"))
+TAEF2, SMALL = ("taef2", 16, 2, 4), ("small", 20_000, 500, 1000)  # latents, batch, chunk
 QUIET = {"neighbourhood": (4, 1e-5), "seed": 0, "progress": False}
 
 
@@ -41,8 +41,8 @@ def make(name: str, latents: int, side: int = 16) -> tuple[Any, Any]:
         from bridges.networks.pretrained import taef2_decoder
 
         return taef2_decoder(), torch.randn(latents, 32, side, side)
-    layers = [nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 256)]
-    return nn.Sequential(*layers).eval(), torch.randn(latents, 64)
+    layers = [nn.Linear(16, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64)]
+    return nn.Sequential(*layers).eval(), torch.randn(latents, 16)
 
 
 def independent(name: str, latents: int, batch: int, folder: Path) -> list[float]:
