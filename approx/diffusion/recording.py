@@ -106,7 +106,7 @@ class Run:
             "at": np.repeat(np.array([s.at for s in self.seen], dtype=str), sizes),
             "norm": np.concatenate(norms or [np.empty(0)]),
         }
-        return {name: column[:rows] for name, column in own.items()} | found
+        return {**{name: column[:rows] for name, column in own.items()}, **found}
 
     def attributes(self) -> dict[str, Any]:
         """Return what holds for the whole table, in types that files can hold."""
