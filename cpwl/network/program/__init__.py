@@ -44,6 +44,7 @@ from cpwl.network.program.program import (
     stage_plan,
 )
 from cpwl.network.program.rounding import Rounding, absolute, gamma
+from cpwl.network.program.segments import Segment, multiplications, segments
 
 __all__ = [
     "Analysis",
@@ -58,6 +59,7 @@ __all__ = [
     "Program",
     "Ref",
     "Rounding",
+    "Segment",
     "Step",
     "Tournament",
     "Triangle",
@@ -74,6 +76,7 @@ __all__ = [
     "make_plan",
     "make_tournament",
     "max_pooling",
+    "multiplications",
     "nonlinearities",
     "output_bound",
     "passes",
@@ -82,6 +85,7 @@ __all__ = [
     "read_matrices",
     "references",
     "rounding_noise",
+    "segments",
     "single_values",
     "stage_plan",
     "strided_windows",
