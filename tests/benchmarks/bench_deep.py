@@ -5,10 +5,16 @@
 Each slice has a process of its own. "passes" counts the multiplications of all steps that ran, over
 those of one pass at the final vertices: in the stages, in the residuals that bound the vertices'
 errors, and what the stages would take from the input ("afresh"). "of a pass" is processor time,
-over that of one float64 forward pass at the final vertices in the same run. On two busy cores:
+over that of one float64 forward pass at the final vertices in the same run.
+On two cores that ten processes shared:
 
 | slice | stages | cells | passes | residuals | afresh | CPU s | of a pass | peak MB |
 |---|---|---|---|---|---|---|---|---|
+| CIFAR-10 ResNet 2b | 6 | 22,630 | 1.00 | 1.15 | 1.97 | 23.3 | 5.56 | 677 |
+| ResNet-18, random weights | 17 | 78 | 1.00 | 0.00 | 6.04 | 5.2 | 0.97 | 308 |
+| VGG-11, random weights | 18 | 521 | 1.04 | 0.00 | 8.27 | 9.0 | 1.18 | 302 |
+| SD-latent decoder | 8 | 773 | 0.97 | 0.00 | 2.98 | 4.3 | 0.82 | 302 |
+| 2-256-256-256-3 | 3 | 269,845 | 0.44 | 0.00 | 0.49 | 1.8 | 1.02 | 206 |
 """
 
 from __future__ import annotations
@@ -73,7 +79,12 @@ class Count:
             self.residuals += len(z) * self.of(make_plan(program.steps, inputs))
             return held(program, z, given, stages)
 
-        passes.run, live.Live.begin, residuals.held_switching = counting, beginning, holding
+        for owner, name, counted in (
+            (passes, "run", counting),
+            (live.Live, "begin", beginning),
+            (residuals, "held_switching", holding),
+        ):
+            setattr(owner, name, counted)
 
     def of(self, plan: Any) -> int:
         return sum(multiplications(self.program.steps[i]) for i in plan.order)
