@@ -101,9 +101,12 @@ def subdivide(
     the vertices decide everything. Each edge is cut once, at the places that linear interpolation
     between its ends gives; each cell is then cut on its own by the chords of the units that have
     corners on both sides. Where chords cross is decided combinatorially, from the order of their
-    ends on the cell's boundary. Vertices are evaluated afresh at every stage, from their
-    coordinates, so that errors do not build up along edges. The cost is one forward pass at the
-    vertices of the last stage but one, and about a microsecond a cell; all cores are used.
+    ends on the cell's boundary. Every vertex is evaluated from its coordinates, so that errors do
+    not build up along edges, and every step of the network runs once at it: the tensors that later
+    stages read are kept, in at most half of `memory` (where they do not fit, a deep network's
+    domain is refined in strips). The cost is one forward pass at the vertices of the last stage
+    but one, and about a microsecond a cell; all cores are used. Bounds on vertices of networks
+    within reach of rational arithmetic may take as much again.
 
     From three dimensions on, the faces of all dimensions are kept by their incidences, and cut unit
     after unit: edges where the signs at their ends differ, and a face of dimension k along the new

@@ -23,7 +23,9 @@ from cpwl.engine.bounds import Bounds
 from cpwl.network import Network
 from cpwl.network.program import held_switching
 
-_BLOCK_ROWS = 4096
+# Blocks of vertices: larger ones leave the caches, and those of images take gigabytes.
+_BLOCK_BYTES_AT_MOST = 2**26
+_BLOCK_ROWS = (32, 4096)
 
 
 def can_tighten(network: Network, stages: int) -> bool:
@@ -72,8 +74,11 @@ def residual_errors(
     """
     out = error.copy()
     step = bounds.margin / 2
-    for first in range(0, len(points), _BLOCK_ROWS):
-        rows = slice(first, first + _BLOCK_ROWS)
+    row_bytes = 24 * network.num_units + network.bytes_per_sample(stages - 1)
+    fit = _BLOCK_BYTES_AT_MOST // (row_bytes * (points.shape[1] + 1))
+    block_rows = int(np.clip(fit, *_BLOCK_ROWS))
+    for first in range(0, len(points), block_rows):
+        rows = slice(first, first + block_rows)
         usable = error[rows] <= step
         if usable.any():
             block = np.arange(first, first + len(usable))[usable]

@@ -30,12 +30,16 @@ class Work:
 
 
 class TooLargeError(Exception):
-    """The refined complex would take more memory than there is room for."""
+    """The refined complex would take more memory than there is room for.
 
-    def __init__(self, needed: int, stage: int = 0) -> None:
+    Where less is only ``wanted``, to save time, it can be refined all the same.
+    """
+
+    def __init__(self, needed: int, stage: int = 0, *, wanted: bool = False) -> None:
         super().__init__(needed, stage)
         self.needed = needed
         self.stage = stage
+        self.wanted = wanted
 
 
 def units_at(work: Work, stage: int, points: Floats) -> Floats:

@@ -8,6 +8,7 @@ its own with the kernels' cache warm.
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import subprocess
@@ -152,6 +153,34 @@ def vgg11() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10)).eval()
 
 
+def dncnn(data: Path) -> nn.Module:
+    """The part of the bias-free denoiser of 20 convolutions that finds the noise."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        file = torch.load(data / "denoiser" / "bf_dncnn_0-100.pt", "cpu", weights_only=True)
+    state = file["model"][0]
+    layers: list[nn.Module] = []
+    for k, name in enumerate(name for name in state if name.endswith("layer.weight")
+                             or name.startswith("hidden_layer_list")):  # fmt: skip
+        weight = state[name].double()
+        if 0 < k < 19:
+            norm = f"bn_layer_list.{k - 1}"
+            scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"].sqrt() + 1e-5)
+            weight = weight * scale[:, None, None, None]
+        layers += [nn.Conv2d(*weight.shape[1::-1], 3, 1, 1, bias=False), nn.ReLU()]
+        layers[-2].weight = nn.Parameter(weight.float())
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+def denoiser(data: Path, zoom: float = 0.0005) -> tuple[cpwl.Network, cpwl.Domain]:
+    """The denoiser's noise of a patch of 12 x 12, about the middle of three noisy ones."""
+    network = cpwl.Network.from_torch(dncnn(data), (1, 12, 12))
+    noisy = torch.from_numpy(np.load(data / "denoiser" / "noisy_im_30.npy")).double()
+    patches = [
+        noisy.reshape(30, 30)[None, i : i + 12, j : j + 12] for i, j in ((0, 0), (4, 15), (17, 8))
+    ]
+    return network, _around(cpwl.Slice.through(*patches), zoom)
+
+
 def of_images(module: nn.Module, zoom: float) -> tuple[cpwl.Network, cpwl.Domain]:
     """A classifier of 32 x 32 images, about the middle of three noise images."""
     network = cpwl.Network.from_torch(module, (3, 32, 32))
@@ -169,6 +198,7 @@ def all_slices(data: Path) -> Iterator[tuple[str, Callable[[], tuple[cpwl.Networ
     yield "CIFAR-10 ResNet 2b", lambda: cifar_resnet(data)
     yield "MNIST ConvNet, max-pooling", lambda: mnist_convnet(data)
     yield "fitted image 2-256x5-3", fitted_image
+    yield "DnCNN, 20 convolutions", lambda: denoiser(data)
     yield "ResNet-18, random weights", lambda: of_images(resnet18(), 1e-5)
     yield "VGG-11, random weights", lambda: of_images(vgg11(), 5e-5)
 

@@ -12,9 +12,10 @@ from cpwl.engine.bounds import Bounds
 from cpwl.engine.contests import contests_of
 from cpwl.engine.plane import cutting
 from cpwl.engine.plane.complex import Complex, Refined, whole
+from cpwl.engine.plane.live import Live
 from cpwl.engine.plane.merging import merge_contested
 from cpwl.engine.plane.questions import Questions
-from cpwl.engine.plane.signs import stage_signs
+from cpwl.engine.plane.signs import StageSigns, stage_signs
 from cpwl.engine.plane.strips import StripsDisagreeError, cut_polygon, glue
 from cpwl.engine.plane.tightening import sharpen, tighten
 from cpwl.engine.rational import Vertices
@@ -24,6 +25,7 @@ from cpwl.engine.work import TooLargeError, Work
 # Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
 _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
 _NESTED_STRIPS_AT_MOST = 12
+_STRIPS_TO_SAVE_TIME_AT_MOST = 3  # nested; see `live`
 # Error bounds of vertices, as shares of the domain's extent. TIGHTEN_ABOVE: bound the vertex anew
 # from the residuals of its knots, once all bounds above add up to TIGHTEN_SUMS_ABOVE: less than
 # that is not expected to leave a sign in doubt. RECOMPUTE_ABOVE: compute the vertex in rational
@@ -51,9 +53,9 @@ def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) ->
         Even a small part of the domain does not fit.
     """
     try:
-        return _whole(work, corners, share)
+        return _whole(work, corners, share, strips=depth < _STRIPS_TO_SAVE_TIME_AT_MOST)
     except TooLargeError as error:
-        needed = error.needed
+        needed, wanted = error.needed, error.wanted
     if depth == _NESTED_STRIPS_AT_MOST:
         raise TooLargeError(needed)
     low, high = corners.points.min(axis=0), corners.points.max(axis=0)
@@ -67,6 +69,8 @@ def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) ->
             return glue(strips, axis, lines, corners, work.network, work.pool)
         except StripsDisagreeError:
             work.report(-share, 0)
+    if wanted:
+        return _whole(work, corners, share)
     raise ArithmeticError(
         f"Expected neighbouring strips of the domain to agree along their border, but all "
         f"{len(_NUDGES)} choices of it failed: knots lie within rounding error there. "
@@ -80,15 +84,23 @@ def coarse(work: Work, corners: Vertices) -> Refined:
         return _whole(work, corners, 1.0)
     except TooLargeError as error:
         needed, stages = error.needed, error.stage
-    made = _whole(work, corners, 1.0, stages)
+    made = _whole(work, corners, 1.0, stages=stages)
     return replace(made, stages=stages, needed=needed)
 
 
-def _whole(work: Work, corners: Vertices, share: float, stages: int | None = None) -> Refined:
-    """Subdivide a domain in one go, by all stages or the first few."""
+def _whole(
+    work: Work,
+    corners: Vertices,
+    share: float,
+    *,
+    stages: int | None = None,
+    strips: bool = False,
+) -> Refined:
+    """Subdivide a domain in one go, by all stages or the first few; or ask for ``strips``."""
     network = work.network
     current = whole(corners)
     bounds = Bounds(network, work.slice, corners.points)
+    live = Live(work, strips=strips)
     base = np.zeros(network.num_units, np.int32)
     bit_unit, bit_piece = np.empty(0, np.int32), np.empty(0, np.int64)
     undecided = 0
@@ -98,18 +110,14 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
         if work.evaluator is not None:
             so_far = Refined(current, bit_unit, bit_piece, base, 0, stage)
             questions = Questions(work, so_far, stage)
-        signs = stage_signs(work, stage, current.vertices, current.edge_points, bounds, questions)
+        signs = stage_signs(
+            work, stage, current.vertices, current.edge_points, bounds, live, questions
+        )
         base[first : first + len(signs.base)] = signs.base
         undecided += signs.undecided
         if len(signs.unit):
             column_unit = (first + signs.unit).astype(np.int32)
-            room = work.memory - nbytes(current) - nbytes(signs)
-            try:
-                current = cutting.split(
-                    current, signs, stage, column_unit, work.arbiter, room, work.pool, questions
-                )
-            except TooLargeError as error:
-                raise TooLargeError(error.needed, stage) from None
+            current = _split(work, current, signs, stage, column_unit, live, questions)
             bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
             bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
             current = _improve(work, current, bounds, stage + 1, corners, bit_unit, base)
@@ -123,6 +131,29 @@ def _whole(work: Work, corners: Vertices, share: float, stages: int | None = Non
         complex=current, bit_unit=bit_unit, bit_piece=bit_piece, base=base, undecided=undecided,
         stages=network.num_stages,
     )  # fmt: skip
+
+
+def _split(
+    work: Work,
+    current: Complex,
+    signs: StageSigns,
+    stage: int,
+    column_unit: NDArray[np.int32],
+    live: Live,
+    questions: Questions | None,
+) -> Complex:
+    """Cut all cells by the columns of a stage; tensors are held only where room is left."""
+    room = work.memory - nbytes(current) - nbytes(signs)
+    while True:
+        left = room - live.nbytes
+        try:
+            return cutting.split(
+                current, signs, stage, column_unit, work.arbiter, left, work.pool, questions
+            )
+        except TooLargeError as error:
+            if live.nbytes == 0 or error.needed > room:
+                raise TooLargeError(error.needed, stage) from None
+        live.drop()
 
 
 def _improve(

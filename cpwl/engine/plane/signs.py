@@ -31,9 +31,10 @@ from cpwl.engine.bounds import Bounds
 from cpwl.engine.columns import Columns, block_rows, read_columns, unit_range
 from cpwl.engine.plane import edge_kernels
 from cpwl.engine.plane.doubts import Decisions, Rows
+from cpwl.engine.plane.live import Live
 from cpwl.engine.plane.questions import Questions
 from cpwl.engine.rational import Vertices
-from cpwl.engine.work import Work, units_at
+from cpwl.engine.work import Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,7 @@ def stage_signs(
     vertices: Vertices,
     edges: NDArray[np.int32],
     bounds: Bounds,
+    live: Live,
     questions: Questions | None = None,
 ) -> StageSigns:
     """Evaluate a stage at all vertices.
@@ -98,6 +100,8 @@ def stage_signs(
         The complex so far; the stage is affine on each of its cells.
     bounds : Bounds
         Knows the ranges of the stages before; is given this one's.
+    live : Live
+        Holds the tensors behind the stage before; is left with those behind this one.
     questions : Questions, optional
         Where what float64 has close to zero is to be decided in about 106 bits.
 
@@ -109,17 +113,16 @@ def stage_signs(
     """
     network, n_points = work.network, len(vertices.points)
     bound = bounds.stage(stage)
+    live.begin(stage, vertices)
     size = block_rows(network, stage, work.memory // 2)
     span = None
     if network.stage_is_periodic(stage):
-        parts = (vertices.points[a : a + size] for a in range(0, n_points, size))
-        span = _joint_range(
-            unit_range(units_at(work, stage, points), work.pool) for points in parts
-        )
+        parts = (np.arange(a, min(a + size, n_points)) for a in range(0, n_points, size))
+        span = _joint_range(unit_range(live.units(rows, last=False), work.pool) for rows in parts)
     error = float(vertices.error.max())
     columns, base = read_columns(network, stage, bound, span, error, proven=work.arbiter.exact)
     decide = Decisions(work.arbiter, columns, questions)
-    blocks = list(_blocks(work, columns, vertices, edges, decide, size))
+    blocks = list(_blocks(work, columns, vertices, edges, decide, size, live))
 
     low, high = _joint_range((block.low, block.high) for block in blocks)
     bounds.give(stage, low, high, error)
@@ -167,6 +170,7 @@ def _blocks(
     edges: NDArray[np.int32],
     decide: Decisions,
     size: int,
+    live: Live,
 ) -> Iterator[_Block]:
     """Evaluate block after block, and hold the values that edges of later blocks need."""
     offsets, n_points = work.network.stage_offsets, len(vertices.points)
@@ -179,7 +183,7 @@ def _blocks(
         new = sweep.order[start:stop]
         at = np.concatenate([held, new])
         row_of[at] = np.arange(len(at))
-        values = units_at(work, columns.stage, vertices.points[new])
+        values = live.units(new)
         rows = Rows(vertices.names[at], vertices.error[at], held_values, values)
         first, last = np.searchsorted(sweep.edge_end, [start, stop])
         mine = sweep.edge_order[first:last]

@@ -45,6 +45,7 @@ from cpwl.network.program.program import (
     stage_plan,
 )
 from cpwl.network.program.rounding import Rounding, absolute, gamma
+from cpwl.network.program.segments import Segment, multiplications, segments
 
 __all__ = [
     "Analysis",
@@ -59,6 +60,7 @@ __all__ = [
     "Program",
     "Ref",
     "Rounding",
+    "Segment",
     "Step",
     "Tournament",
     "Triangle",
@@ -77,6 +79,7 @@ __all__ = [
     "make_plan",
     "make_tournament",
     "max_pooling",
+    "multiplications",
     "nonlinearities",
     "output_bound",
     "passes",
@@ -86,6 +89,7 @@ __all__ = [
     "read_step",
     "references",
     "rounding_noise",
+    "segments",
     "single_values",
     "stage_plan",
     "strided_windows",

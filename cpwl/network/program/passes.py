@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from cpwl.network.program.nonlinearities import piece_of
 from cpwl.network.program.program import (
     Head,
+    Plan,
     Program,
     Step,
     call,
@@ -32,6 +34,18 @@ def preactivations(program: Program, z: Tensor, stage: int) -> Tensor:
     with torch.no_grad():
         env = run(program, stage_plan(program, stage), z)
         return stage_values(program, env, stage)
+
+
+def stage_units(
+    program: Program, plan: Plan, z: Tensor, known: Mapping[int, Tensor], stage: int
+) -> tuple[Tensor, list[Any]]:
+    """Switching functions of one stage, (N, n_stage), by a plan of its `Segment`; what is alive.
+
+    ``known`` are the values of the segment's start, where the plan takes these as known.
+    """
+    with torch.no_grad():
+        env = run(program, plan, z, known=known)
+        return stage_values(program, env, stage), env
 
 
 def pieces(program: Program, z: Tensor, num_units: int) -> Tensor:

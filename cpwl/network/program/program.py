@@ -123,14 +123,17 @@ def call(step: Step, env: Values) -> Any:
     return step.function(*args, **{key: fill(value, env) for key, value in step.kwargs.items()})
 
 
-def make_plan(steps: Sequence[Step], targets: Iterable[int]) -> Plan:
-    """Order the steps that `targets` need; everything else dies after its last use."""
-    keep = set(targets)
+def make_plan(steps: Sequence[Step], targets: Iterable[int], known: Iterable[int] = (0,)) -> Plan:
+    """Order the steps that `targets` need; everything else dies after its last use.
+
+    Those that are ``known`` need not run: the input, or values held from an earlier pass as well.
+    """
+    keep, given = set(targets), set(known)
     needed = set(keep)
     for index in range(len(steps) - 1, 0, -1):
-        if index in needed:
+        if index in needed and index not in given:
             needed.update(steps[index].inputs)
-    order = tuple(sorted(needed - {0}))
+    order = tuple(sorted(needed - given))
     last_use = {source: index for index in order for source in steps[index].inputs}
     dying: dict[int, list[int]] = {}
     for source, index in last_use.items():
@@ -155,14 +158,18 @@ def run(
     plan: Plan,
     z: Tensor,
     evaluate: Callable[[int, Step, list[Any]], Any] | None = None,
+    known: Mapping[int, Tensor] | None = None,
 ) -> list[Any]:
     """Run a plan on a batch; the returned list holds the values that are still alive.
 
-    `evaluate(index, step, env)`, where given, computes a step's value instead of `call`.
+    `evaluate(index, step, env)`, where given, computes a step's value instead of `call`; ``known``
+    are the values that the plan takes as known besides the input.
     """
     steps = program.steps
     env: list[Any] = [None] * len(steps)
     env[0] = z
+    for index, value in (known or {}).items():
+        env[index] = value
     for index, dead in zip(plan.order, plan.dead, strict=True):
         step = steps[index]
         env[index] = call(step, env) if evaluate is None else evaluate(index, step, env)
