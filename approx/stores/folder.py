@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from approx.stores.errors import imported
+from approx.stores.errors import StoreError, imported
 
 
 class Folder(NamedTuple):
@@ -19,6 +19,9 @@ class Folder(NamedTuple):
 
     fs: Any
     root: str
+    # what zarr opens, whatever the current folder is by then
+    place: str | Path
+    # as it was given, for messages
     url: str
     local: bool
 
@@ -30,12 +33,22 @@ class Folder(NamedTuple):
 def folder(url: str | os.PathLike[str]) -> Folder:
     """Return the folder of a path or of a URL that fsspec knows."""
     fsspec = imported("fsspec")
-    given = os.fspath(url).rstrip("/")
-    fs, root = fsspec.core.url_to_fs(given)
+    if not isinstance(url, str | os.PathLike) or not (given := str(url)):
+        raise StoreError(f"Expected store as a path or a URL, got {url!r}: name a folder.")
+    if "://" not in given:  # whatever else fsspec makes of names with :: in them
+        given = os.path.abspath(os.path.expanduser(given))
+        return Folder(fsspec.filesystem("file"), given, Path(given), str(url), True)
+    given = given.rstrip("/")
+    try:
+        fs, root = fsspec.core.url_to_fs(given)
+    except (ValueError, ImportError) as error:  # an unknown protocol, or one of another package
+        raise type(error)(
+            f"Expected store as a path or a URL that fsspec opens, got {given}: {error}."
+        ) from error
     names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    local = "file" in names
+    local, root = "file" in names, root.rstrip("/")
     # zarr takes no file:// with a folder that is not there yet
-    return Folder(fs, root.rstrip("/"), root if local and "://" in given else given, local)
+    return Folder(fs, root, Path(root) if local else given, given, local)
 
 
 def put(at: Folder, name: str, data: bytes) -> None:

@@ -125,7 +125,7 @@ class Store:
         return values[start - first : stop - first]
 
     def _array(self, name: str) -> Any:
-        return imported("zarr").open_array(store=self.at.url, path=name, mode="r")
+        return imported("zarr").open_array(store=self.at.place, path=name, mode="r")
 
     def _values(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Read chunks at once, or one by one to find which of those that are done is damaged."""

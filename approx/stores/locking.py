@@ -43,7 +43,7 @@ class Lock:
             owner = None if found is None else parsed(found)
             if found is None:  # given back in between
                 continue
-            if isinstance(owner, dict) and _alive(owner):
+            if _alive(owner):
                 raise StoreError(
                     f"Expected to be the only run on {self._at.url}, got one of {_named(owner)}: "
                     "wait until it is done, or stop it and call again."
@@ -136,11 +136,15 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def _alive(owner: dict[str, Any]) -> bool:
+def _alive(owner: Any) -> bool:
+    """Tell whether an owner may still write; False of what is no owner, such as half a file."""
     place = _place()
-    if place is not None and owner.get("place") == place:
-        return _started(int(owner.get("pid", 0))) == owner.get("started")
-    return time.time() - float(owner.get("alive", 0)) < _GONE
+    try:
+        if place is not None and owner["place"] == place:
+            return _started(int(owner["pid"])) == owner["started"]
+        return time.time() - float(owner["alive"]) < _GONE
+    except (TypeError, ValueError, KeyError):
+        return False
 
 
 def _named(owner: Any) -> str:

@@ -154,10 +154,10 @@ class Writer:
         if name not in self._arrays:
             zarr = imported("zarr")
             try:
-                found = zarr.open_array(store=self.at.url, path=name, mode="r+")
+                found = zarr.open_array(store=self.at.place, path=name, mode="r+")
             except FileNotFoundError:
                 found = zarr.create_array(
-                    store=self.at.url,
+                    store=self.at.place,
                     name=name,
                     shape=(0,),
                     chunks=(self._chunk,),

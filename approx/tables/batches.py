@@ -72,7 +72,7 @@ def stream(
     if isinstance(latents, Tensor):
         check_latents(latents, finite=finite)
         return Batches(_slices(latents.detach(), decoder, finite)), len(latents)
-    if all(hasattr(latents, name) for name in ("shape", "dtype", "__getitem__")):
+    if is_array(latents):
         return Batches(_slices(latents, decoder, finite)), latents.shape[0]
     # a map-style dataset has items, and no __iter__
     listed = hasattr(latents, "__iter__") or hasattr(latents, "__getitem__")
@@ -83,6 +83,24 @@ def stream(
         )
     runs = batch_test(decoder, output, dtype)
     return Batches(stacked((_tensor(x, decoder) for x in latents), runs, finite=finite)), None
+
+
+def is_array(latents: Any) -> bool:
+    """Whether latents are an array of any library, of a known length.
+
+    Raises
+    ------
+    ValueError
+        One of Dask that does not know how many rows it has.
+    """
+    if not all(hasattr(latents, name) for name in ("shape", "dtype", "__getitem__")):
+        return False
+    if any(n != n for n in latents.shape):
+        raise ValueError(
+            f"Expected latents of a known shape (N, *latent_shape), got {tuple(latents.shape)}: "
+            "call latents.compute_chunk_sizes() before."
+        )
+    return True
 
 
 def _slices(latents: Any, decoder: Callable[[Tensor], Any], finite: bool) -> Iterator[Tensor]:
@@ -151,6 +169,7 @@ def batch_test(
         if not z.is_floating_point():  # refused with a better message than the decoder's
             return True
         wanted = torch.float32 if dtype is None and z.dtype in HALF else dtype
+        z = torch.where(z.isfinite(), z, 0)  # its shape is asked for, and not its values
         try:
             prepared = prepare(decoder, z, output=output, dtype=wanted).at(slice(0, 1))
             with session(prepared), torch.no_grad():

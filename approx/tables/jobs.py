@@ -44,7 +44,6 @@ _ROWS = 16_384  # of a chunk at the most, so that one of small latents is soon d
 _BYTES = 2**28  # of a chunk's latents at the most
 # how far numbers of an output may be from those of another machine, over their size
 _NEAR = {torch.float64: 1e-6, torch.float32: 1e-3}
-_NEAR_HALF = 0.1
 
 
 def asked(options: Options, first: Tensor | NDArray[Any]) -> dict[str, Any]:
@@ -56,11 +55,11 @@ def asked(options: Options, first: Tensor | NDArray[Any]) -> dict[str, Any]:
     if around is not None:
         directions, radius = around
         tensor = isinstance(directions, Tensor)
-        around = [digest(as_array(directions)) if tensor else directions, float(radius)]
+        around = [digest(as_array(directions)) if tensor else int(directions), float(radius)]
     output = options.output
     z = torch.as_tensor(first)
     return {
-        "k": options.k,
+        "k": None if options.k is None else int(options.k),
         "neighbourhood": around,
         "method": options.method,
         "seed": options.seed,
@@ -68,7 +67,7 @@ def asked(options: Options, first: Tensor | NDArray[Any]) -> dict[str, Any]:
         if callable(output)
         else output,
         "dtype": None if options.dtype is None else named_dtype(options.dtype),
-        "products": options.products,
+        "products": int(options.products),
         "knots_method": options.knots_method,
         "knots_dtype": None if options.knots_dtype is None else named_dtype(options.knots_dtype),
         "straight_through": options.straight_through,
@@ -168,12 +167,9 @@ def verify(
                 " give the same, or choose another place for another run."
             )
     now, before = _numbers(decoder, first, options), header["output_at_first"]
-    if now is None or before is None:
-        return
-    half = _ran_in(options, first) in HALF
-    near = _NEAR_HALF if half else _NEAR.get(_ran_in(options, first), 1e-3)
-    a, b = np.array(now), np.array(before)
-    if a.shape != b.shape or not np.all(np.abs(a - b) <= near * max(np.abs(b).max(), 1e-30)):
+    a, b = np.array(now or []), np.array(before or [])
+    near = _NEAR.get(_told_in(options, first), 1e-3) * np.abs(b).max(initial=1e-30)
+    if a.shape != b.shape or not np.all(np.abs(a - b) <= near):
         raise StoreError(
             f"Expected the decoder's output at the first latent by which the store was made, "
             f"{_short(before)}, got {_short(now)}: the weights are the same and the code around "
@@ -273,8 +269,10 @@ def _identity(decoder: Callable[[Tensor], Any]) -> dict[str, str]:
     return {"cpwl": version, "weights": digest(*found)}
 
 
-def _ran_in(options: Options, first: Tensor) -> torch.dtype:
-    return working_dtype(options, first) or first.dtype
+def _told_in(options: Options, first: Tensor) -> torch.dtype:
+    """Return the dtype in which decoders are told apart: half precision hides too much."""
+    dtype = working_dtype(options, first) or first.dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def _numbers(
@@ -282,7 +280,7 @@ def _numbers(
 ) -> list[float] | None:
     """Return a few numbers of the output at the first latent, None where it has none."""
     z = torch.where(first[:1].isfinite(), first[:1], 0)
-    prepared = prepare(decoder, z, output=options.output, dtype=working_dtype(options, z))
+    prepared = prepare(decoder, z, output=options.output, dtype=_told_in(options, z))
     prepared = prepared.at(slice(0, 1))
     try:
         with session(prepared), torch.no_grad():
@@ -296,5 +294,7 @@ def _numbers(
     return found if all(map(math.isfinite, found)) else None
 
 
-def _short(numbers: list[float]) -> str:
+def _short(numbers: list[float] | None) -> str:
+    if numbers is None:
+        return "none that is finite"
     return "(" + ", ".join(f"{number:.6g}" for number in numbers[:4]) + ", ...)"

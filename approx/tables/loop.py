@@ -182,6 +182,9 @@ def trial(
         if batch != "auto":
             return Trial(batch, each)
         costs = [cost for _, cost in found if cost is not None]
+        if not costs and size < len(first):  # all of them fail, which tells nothing of the others
+            size = min(2 * size, len(first))
+            continue
         fits = _size(costs[-1], each, free(z.device), _MOST_LATENTS, 5.0) if costs else 1
         tried = min(fits, len(first), max(2, int(1 / each)))
         if tried < 2 * size or time.perf_counter() - begun > 2:

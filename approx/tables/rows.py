@@ -127,7 +127,7 @@ def _settings(plan: Plan, first: Done) -> dict[str, Any]:
         "used": found.used.partition(",")[0],
         "definition": found.definition,
         "subscript": found.subscript,
-        "k": found.k,
+        "k": int(found.k),
         "seed": plan.options.seed,
         "directions": 0 if plan.basis is None else len(plan.basis),
         "radius": plan.radius,

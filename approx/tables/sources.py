@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from approx.decoder import Factory, check_latents, modules_of
-from approx.tables.batches import Batches
+from approx.tables.batches import Batches, is_array
 
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -97,7 +97,7 @@ def source_of(latents: Any, *, finite: bool) -> Source | None:
         return _Folder(_files(latents.folder))
     if isinstance(latents, Tensor):
         check_latents(latents, finite=finite)
-    elif not all(hasattr(latents, name) for name in ("shape", "dtype", "__getitem__")):
+    elif not is_array(latents):
         return None
     elif not latents.shape or not latents.shape[0]:
         raise ValueError(

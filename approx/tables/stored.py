@@ -135,7 +135,7 @@ class StoredDescriptors(Descriptors):
         It does not compare checksums.
         """
         xr = imported("xarray")
-        opened = xr.open_zarr(self.store.at.url, consolidated=False, chunks=None)
+        opened = xr.open_zarr(self.store.at.place, consolidated=False, chunks=None)
         found = opened[self.store.names()].isel(latent=slice(0, len(self)))
         found = found.assign_coords(latent=np.arange(len(self)))
         for name in found.data_vars:
@@ -240,9 +240,8 @@ def _filled(
         with tqdm(total=total, disable=not progress, unit="latent", dynamic_ncols=True) as bar:
             _fill(writer, job, count, bar.update)
     except KeyboardInterrupt:
-        if not writer.markers:
+        if (partial := _partial(writer)) is None:
             raise
-        partial = StoredDescriptors(writer.store())
         warnings.warn(
             f"Interrupted after {partial.store.done} latents: these are in {writer.at.url}, "
             "and the same call goes on after them.",
@@ -253,10 +252,16 @@ def _filled(
     except StoreError:
         raise
     except Exception as error:
-        if not writer.markers:
+        if (partial := _partial(writer)) is None:
             raise
-        partial = StoredDescriptors(writer.store())
         raise DescribeError(error, partial, writer.at.url) from error
+    return StoredDescriptors(writer.store())
+
+
+def _partial(writer: Writer) -> StoredDescriptors | None:
+    """Return what is there, None without a row that could be described."""
+    if all(marker.details["table"] is None for marker in writer.markers.values()):
+        return None
     return StoredDescriptors(writer.store())
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _COLUMNS = ("psi", "nu", "rank", "volume")
+_PATIENCE = 10.0  # seconds for a first worker to be there
 
 
 def survey(
@@ -87,6 +88,8 @@ def survey(
         cells without a store, or a store of another survey, another format or with damaged files.
     RuntimeError
         Workers that lack cpwl, or have another version of it.
+    ConnectionError
+        A client that is closed or has no workers.
     BlockingIOError
         Another process writes to the store.
     OSError
@@ -196,6 +199,7 @@ def _there(
         return
     distributed = imported("distributed", "cluster")
     dask = imported("dask", "cluster")
+    _check_client(client, distributed)
     data = pickle.dumps(network)
     futures: list[Any] = []
     # a network of many megabytes is sent once, which the warning is not about
@@ -221,6 +225,27 @@ def _there(
             future.release()
     finally:
         client.cancel([*futures, there])
+
+
+def _check_client(client: Any, distributed: Any) -> None:
+    """Refuse what is no client, and one that nothing would ever answer."""
+    if not isinstance(client, distributed.Client):
+        raise ValueError(
+            f"Expected client as a distributed.Client, got {client!r}. Give "
+            "distributed.Client('tcp://host:8786')."
+        )
+    if client.status != "running":
+        raise ConnectionError(
+            f"Expected a client with a scheduler, got one that is {client.status}. Connect anew "
+            "with distributed.Client(address)."
+        )
+    try:
+        client.wait_for_workers(1, timeout=_PATIENCE)
+    except TimeoutError as error:
+        raise ConnectionError(
+            f"Expected workers on {client.scheduler.address}, got none within {_PATIENCE:g} s. "
+            "Start some, and call again."
+        ) from error
 
 
 def _received(data: bytes, version: str) -> Network:

@@ -42,6 +42,23 @@ def test_a_batch_that_does_not_fit_is_halved(batch: Any) -> None:
     assert_same(quiet(module, z), quiet(Small().eval(), z, batch=batch))
 
 
+@pytest.mark.parametrize("cut", [list, lambda z: z.split(2)])
+def test_a_stream_whose_first_latent_is_nan_is_of_the_same_latents(cut: Any) -> None:
+    """And not of batches taken for latents with one axis more, which a linear layer runs on."""
+    module, shape = decoders.relu_mlp()
+    z = decoders.latents(shape, 6)
+    z[0] = math.nan
+    assert_same(quiet(module, z, on_error="nan"), quiet(module, cut(z), on_error="nan"))
+
+
+def test_an_array_of_unknown_length_is_refused() -> None:
+    dask = pytest.importorskip("dask.array")
+    module, shape = decoders.relu_mlp()
+    z = dask.from_array(decoders.latents(shape, 6).numpy(), chunks=2)
+    with pytest.raises(ValueError, match=r"got \(nan, .*: call latents.compute_chunk_sizes"):
+        quiet(module, z[z[:, 0] < 9])
+
+
 def test_out_of_memory_at_one_latent_says_so() -> None:
     def full(z: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

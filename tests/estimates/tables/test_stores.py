@@ -374,6 +374,15 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(
         assert path.exists()
 
 
+@pytest.mark.parametrize("text", ["", "[1]", '{"pid": "x", "alive": "x"}', '{"alive": null}'])
+def test_a_lock_of_nobody_is_taken_over(tmp_path: Path, text: str) -> None:
+    module, z = made()
+    stored(module, z[:6], tmp_path / "a")
+    (tmp_path / "a" / "run" / "lock.json").write_text(text)
+    with pytest.warns(RuntimeWarning, match="is gone without giving it back"):
+        assert len(stored(module, z, tmp_path / "a")) == 20
+
+
 def test_a_run_whose_lock_was_taken_stops(tmp_path: Path) -> None:
     decoder, z = made()
 
@@ -466,6 +475,86 @@ def test_bad_options(tmp_path: Path, options: Any, said: str) -> None:
     decoder, z = made()
     with pytest.raises(ValueError, match=said):
         quiet(decoder, z, **(OPTIONS | {"store": tmp_path / "a"} | options))
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    module, z = made()
+    numbers: dict[str, Any] = {
+        "k": np.int64(2), "products": np.int32(16), "neighbourhood": (np.int64(2), np.float64(0.1)),
+    }  # fmt: skip
+    table = stored(module, z, tmp_path / "a", **numbers)
+    assert_equal(stored(module, z, tmp_path / "a", k=2, products=16), table)
+
+
+def test_a_place_is_one_whatever_the_current_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, z = made()
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("a.zarr", "~/b.zarr", "c, # ü.zarr", "d::e.zarr"):
+        monkeypatch.chdir(tmp_path)
+        table = stored(module, z, name)
+        monkeypatch.chdir(home)
+        assert len(table.psi) == 20
+        assert "::" in name or len(table.to_xarray().psi) == 20  # xarray takes that for a URL
+    assert sorted(x.name for x in tmp_path.iterdir()) == [
+        "a.zarr",
+        "c, # ü.zarr",
+        "d::e.zarr",
+        "home",
+    ]
+    assert [x.name for x in home.iterdir()] == ["b.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        (3, "Expected store as a path or a URL, got 3: name a folder"),
+        ("", "Expected store as a path or a URL, got '': name a folder"),
+        ("foo://a", "URL that fsspec opens, got foo://a: Protocol not known: foo"),
+    ],
+)
+def test_places_that_are_none(store: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        stored(*made(), store)
+
+
+def test_a_chunk_that_fails_as_a_whole_hides_nothing(tmp_path: Path) -> None:
+    """Neither what ended the run after it, nor how large batches of the others may be."""
+    module, z = made()
+    z[:6] = torch.nan
+
+    def broken() -> Iterator[Tensor]:
+        yield from z[:6].split(2)
+        raise OSError("the reader broke")
+
+    with pytest.raises(OSError, match="the reader broke"):
+        stored(module, broken(), tmp_path / "a", on_error="nan")
+    with pytest.raises(KeyboardInterrupt):
+        stored(module, Stopping(z, 10), tmp_path / "b", on_error="nan")
+    table = stored(module, z, tmp_path / "a", on_error="nan")
+    assert_equal(table, one_run(module, z, on_error="nan"))
+    auto: Any = {"batch": "auto", "chunk": "auto"}
+    assert stored(module, z, tmp_path / "c", on_error="nan", **auto).store.header["batch"] > 1
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_other_code_of_equal_weights_is_refused_in_any_dtype(tmp_path: Path, dtype: Any) -> None:
+    module, z = made()
+    stored(module, z, tmp_path / "a", dtype=dtype)
+    other = nn.Sequential(module[0], nn.LeakyReLU(0.01), module[2])
+    with pytest.raises(StoreError, match="the weights are the same and the code around"):
+        stored(other, z, tmp_path / "a", dtype=dtype)
+    overflowing = nn.Sequential(*module, Overflow())
+    with pytest.raises(StoreError, match="got none that is finite: the weights are the same"):
+        stored(overflowing, z, tmp_path / "a", dtype=dtype, on_error="raise")
+
+
+class Overflow(nn.Module):
+    def forward(self, y: Tensor) -> Tensor:
+        return y * torch.inf
 
 
 def test_a_chunk_fixes_the_batch_that_is_tried_for(tmp_path: Path) -> None:

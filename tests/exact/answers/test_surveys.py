@@ -252,6 +252,8 @@ def test_bad_arguments_are_refused_in_their_own_words(plane):
             cpwl.survey(network, domain, tiles=tiles)
     with pytest.raises(ValueError, match="Expected a store for the cells, got none"):
         cpwl.survey(network, domain, cells=True)
+    with pytest.raises(ValueError, match=r"Expected client as a distributed.Client, got 'tcp://a"):
+        cpwl.survey(network, domain, tiles=2, client="tcp://a:8786", progress=False)
     with pytest.raises(ValueError, match=r"Expected descriptors among .*, got colour"):
         cpwl.survey(network, domain, cells=["colour"], store="s")
     solid = cpwl.Network.from_torch(nn.ReLU(), (3,))
@@ -286,7 +288,9 @@ def test_all_cells_are_read_by_dask_geopandas_and_duckdb(plane, tmp_path):
 def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
     distributed = pytest.importorskip("distributed")
     with (
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         stop = {"after": 3}
@@ -306,3 +310,14 @@ def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
     alone = cpwl.survey(*plane, tiles=4, progress=False)
     assert (found.cells, found.regions, found.unmatched) == (alone.cells, alone.regions, 0)
     assert found.psi.mean == pytest.approx(alone.psi.mean, rel=1e-12)
+
+
+def test_clients_that_nothing_would_answer_are_refused(plane, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("cpwl.surveys.running._PATIENCE", 0.1)
+    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
+        client = distributed.Client(cluster, set_as_default=False)
+        with client, pytest.raises(ConnectionError, match=r"Expected workers on .*, got none"):
+            cpwl.survey(*plane, tiles=2, client=client, progress=False)
+        with pytest.raises(ConnectionError, match="got one that is closed"):
+            cpwl.survey(*plane, tiles=2, client=client, progress=False)
