@@ -83,8 +83,8 @@ class Survey:
     cells : int
         The number of cells.
     facets : (stages,) int64 ndarray
-        Pairs of cells that share a facet, by the stage of the unit that switches there: of several
-        on one knot the one that `Partition.facet_unit` names, or the last match of a max-pooling.
+        Pairs of cells that share a facet, by the stage of the unit between them, which
+        `Partition.facet_unit` says. Two cells that share several facets are one pair.
     regions : float
         Connected sets of cells of one map (`cpwl.regions`); NaN without maps.
     volume : float

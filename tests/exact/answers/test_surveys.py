@@ -36,10 +36,6 @@ def assert_same_cells(found, network, domain) -> cpwl.Partition:
     assert found.cells == whole.num_cells
     inner = whole.facet_cells.min(axis=1) >= 0
     units, sides = whole.facet_unit[inner], np.sort(whole.facet_cells[inner], axis=1)
-    pieces, matches = whole.pieces(), set(network.contests[:, 2].tolist())
-    for k, (one, other) in enumerate(sides.tolist()):
-        if units[k] in matches:
-            units[k] = np.flatnonzero(pieces[one] != pieces[other]).max()
     stage = [sum(unit >= first for first in network.stage_offsets[1:]) for unit in units.tolist()]
     pairs = {(*side, k) for side, k in zip(sides.tolist(), stage, strict=True)}
     expected = [sum(k == own for *_, own in pairs) for k in range(network.num_stages)]
