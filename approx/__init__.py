@@ -7,7 +7,7 @@ evidence only because the two share no code. `import-linter` enforces it.
 from typing import TYPE_CHECKING, Any
 
 from approx.complexity import Knots, knots, neighbourhood
-from approx.decoder import DecoderError, Whitening, bind, whitening
+from approx.decoder import DecoderError, Factory, Whitening, bind, whitening
 from approx.fields import along, field, latents_at
 from approx.operator import JacobianOperator
 from approx.sketches import Sketch
@@ -16,6 +16,7 @@ from approx.stores import StoreError
 from approx.tables import (
     DescribeError,
     Descriptors,
+    Images,
     StoredDescriptors,
     concatenate,
     describe,
@@ -30,6 +31,8 @@ __all__ = [
     "DecoderError",
     "DescribeError",
     "Descriptors",
+    "Factory",
+    "Images",
     "JacobianOperator",
     "Knots",
     "Sketch",

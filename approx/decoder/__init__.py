@@ -36,6 +36,7 @@ from approx.decoder.memory import (
     product_bytes,
     sized,
 )
+from approx.decoder.opening import READERS, Factory, moved, opened
 from approx.decoder.parts import as_latents, dtypes_of, modules_of, tensors_of
 from approx.decoder.recording import fitting, no_room, recorded
 from approx.decoder.running import (
@@ -52,9 +53,11 @@ from approx.decoder.soundness import check_decoder
 __all__ = [
     "HALF",
     "LIVE",
+    "READERS",
     "SHARE",
     "Bound",
     "DecoderError",
+    "Factory",
     "ForwardRules",
     "Output",
     "Prepared",
@@ -84,10 +87,12 @@ __all__ = [
     "in_words",
     "load_diffusers",
     "modules_of",
+    "moved",
     "narrowest",
     "no_graph",
     "no_room",
     "not_finite",
+    "opened",
     "out_of_memory",
     "pick",
     "precision",

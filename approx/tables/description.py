@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from approx.decoder import Bound, Output
+from approx.decoder import Bound, Factory, Output, opened
 from approx.spectra import draw_seed
-from approx.tables.batches import stream
+from approx.tables.batches import Batches, stream
+from approx.tables.chunks import Job, here
+from approx.tables.clustered import by_parts, on_workers
 from approx.tables.loop import run
 from approx.tables.plan import Neighbourhood, Options, check_options, settle
+from approx.tables.sources import Images, in_batches, source_of
 from approx.tables.stored import describe_to
 from approx.tables.table import Descriptors
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 
 def describe(
-    decoder: Callable[[Tensor], Any],
-    latents: Tensor | ArrayLike | Iterable[Any],
+    decoder: Callable[[Tensor], Any] | Factory | str | os.PathLike[str],
+    latents: Tensor | ArrayLike | Iterable[Any] | Images,
     *,
     k: int | None = None,
     neighbourhood: Neighbourhood | None = (4, 1e-5),
@@ -41,15 +49,17 @@ def describe(
     total: int | None = None,
     store: str | os.PathLike[str] | None = None,
     chunk: int | Literal["auto"] = "auto",
+    client: Client | None = None,
 ) -> Descriptors:
     """Return psi, nu and delta of every latent: a table with one row a latent.
 
     Parameters
     ----------
-    decoder : callable
+    decoder : callable, Factory, str or path
         Takes (B, *latent_shape); a torch module, a bound method of one, a function, or what
-        `bind` returns where it has further arguments.
-    latents : Tensor, array_like or iterable
+        `bind` returns where it has further arguments. Or where to get it: a `Factory`, the name of
+        a .pt2 or .onnx file, or the folder or the hub's name of an autoencoder of diffusers.
+    latents : Tensor, array_like, iterable or Images
         (N, *latent_shape), or any iterable, which is read as it is needed: of latents
         (*latent_shape) or of batches (B, *latent_shape). An item with one axis is a latent; for
         others the first item decides, by whether the decoder runs on its first entry. Of a tuple
@@ -109,6 +119,11 @@ def describe(
     chunk : int or "auto"
         Rows of the store that are written together, a multiple of the batch. "auto" takes about
         45 s, and at most 16,384 rows: what an interruption may lose.
+    client : distributed.Client, optional
+        Does the work on a cluster of Dask (extra ``cpwl[cluster]``), with `store`. Each worker gets
+        the decoder once, or loads it from its path, on its own GPU, and does chunks with as many
+        threads as it has. Latents in memory are sent with each chunk; Zarr's and xarray's are read
+        and Dask's computed by the workers, and `Images` encoded. See Notes.
 
     Returns
     -------
@@ -131,7 +146,10 @@ def describe(
         the version of cpwl, ...; another run is on it; it is damaged; it cannot be written to.
         What is in it stays as it was.
     ImportError
-        A store without zarr.
+        A store without zarr, a client without distributed; workers without cpwl, or with another
+        version of it or of torch.
+    ConnectionError
+        A client that is closed or has no workers, or whose scheduler is gone.
     KeyboardInterrupt
         Ctrl-C before any latent was done.
 
@@ -159,6 +177,10 @@ def describe(
     written last: a run that is killed, or whose disk is full, loses the chunk in work. A run holds
     a lock on its store; one whose process is gone is taken over with a warning. Unfinished or
     not, it is a Zarr group, which ``xarray.open_zarr(store, consolidated=False)`` opens.
+
+    On a cluster this process alone writes, so that workers need no common file system. A worker's
+    death costs its chunk, which another does. A worker on which a chunk fails that another one does
+    is left out with a warning; what fails on three is raised. Chunks are tried for on one worker.
 
     psi, nu and delta after A. I. Humayun et al., "What secrets do your manifolds hold?", 2024;
     `spectrum` and `knots` say how they are estimated.
@@ -191,17 +213,55 @@ def describe(
         on_error=on_error,
     )
     check_options(options)
-    source, count = stream(decoder, latents, output=output, dtype=dtype, finite=on_error == "raise")
-    if count is not None and isinstance(decoder, Bound):
-        decoder.check(count)
+    if store is None and client is not None:
+        raise ValueError("Expected store= with client=, got none: give a folder or a URL.")
+    if store is None and chunk != "auto":
+        raise ValueError(f"Expected store= with chunk={chunk}, got none: give both or neither.")
+    found = _sources(decoder, latents, options, client)
+    if isinstance(decoder, Bound) and found.length is not None:
+        decoder.check(found.length)
+    total = total if found.length is None else found.length
     if store is not None:
         drawn = generator is None and seed is None
         return describe_to(
-            store, decoder, source, count, options, chunk=chunk, own_seed=drawn, total=total
+            store, found.opening, found.length, options, chunk=chunk, own_seed=drawn, total=total
         )
-    if chunk != "auto":
-        raise ValueError(f"Expected store= with chunk={chunk}, got none: give both or neither.")
-    return run(settle(decoder, source, options), source, total if count is None else count)
+    assert found.decoder is not None
+    assert found.batches is not None
+    return run(settle(found.decoder, found.batches, options), found.batches, total)
+
+
+class _Found(NamedTuple):
+    """A decoder and latents, opened here, and how a store's job is done with them."""
+
+    opening: Callable[[Options], AbstractContextManager[Job]]
+    length: int | None
+    # None where only workers open them
+    decoder: Callable[[Tensor], Any] | None = None
+    batches: Batches | None = None
+
+
+def _sources(decoder: Any, latents: Any, options: Options, client: Client | None) -> _Found:
+    """Find out what latents are, and open what is needed here."""
+    finite = options.on_error == "raise"
+    encode = latents.encode if isinstance(latents, Images) else None
+    source = None
+    if client is not None or encode is not None:
+        source = source_of(latents, finite=finite)
+    if client is not None and source is not None:
+        opening = partial(on_workers, client, decoder, source, encode)
+        return _Found(opening, source.length)
+    made = opened(decoder, latents.device if isinstance(latents, Tensor) else None)
+    if source is not None and encode is not None:
+        encoder = opened(encode)
+        opening = partial(by_parts, made, source, encoder)
+        return _Found(opening, source.length, made, in_batches(source, encoder))
+    batches, count = stream(
+        made, latents, output=options.output, dtype=options.dtype, finite=finite
+    )
+    if client is not None:
+        return _Found(partial(on_workers, client, made, batches, None), count, made, batches)
+    return _Found(partial(here, made, batches), count, made, batches)
 
 
 def seed_of(generator: torch.Generator | int | None, seed: int | None) -> int:

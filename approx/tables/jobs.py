@@ -23,6 +23,7 @@ from approx.decoder import (
     Bound,
     DecoderError,
     as_array,
+    free_bytes,
     prepare,
     session,
     tensors_of,
@@ -86,6 +87,7 @@ def begin(
     chunk: int | Literal["auto"] = "auto",
     seconds: float = _SECONDS,
     rows: int = _ROWS,
+    free: Callable[[torch.device], int | None] = free_bytes,
 ) -> tuple[dict[str, Any], Plan]:
     """Look at the first latents, fix batch and chunk by a trial, and return header and plan.
 
@@ -102,6 +104,8 @@ def begin(
         Rows of a chunk, a multiple of the batch. "auto" takes `seconds`, and `rows` at the most.
     seconds, rows : float, int
         Of a chunk of "auto".
+    free : callable
+        Tells how much memory a device has left for a batch of "auto".
 
     Returns
     -------
@@ -119,7 +123,7 @@ def begin(
     plan = settle(decoder, Batches([first]), options)
     batch, each = options.batch, 0.0
     if batch == "auto" or chunk == "auto":
-        batch, each = trial(plan, first)
+        batch, each = trial(plan, first, free=free)
     if chunk == "auto":
         size = max(1, first[0].numel() * first.dtype.itemsize)
         most = min(seconds / each, rows, _BYTES / size)

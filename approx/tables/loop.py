@@ -156,7 +156,12 @@ class Trial(NamedTuple):
     seconds_each: float
 
 
-def trial(plan: Plan, first: Tensor) -> Trial:
+def trial(
+    plan: Plan,
+    first: Tensor,
+    *,
+    free: Callable[[torch.device], int | None] = free_bytes,
+) -> Trial:
     """Describe some of the first latents, until a good batch and its time are known.
 
     It takes one latent, and then about a second.
@@ -177,7 +182,7 @@ def trial(plan: Plan, first: Tensor) -> Trial:
         if batch != "auto":
             return Trial(batch, each)
         costs = [cost for _, cost in found if cost is not None]
-        fits = _size(costs[-1], each, free_bytes(z.device), _MOST_LATENTS, 5.0) if costs else 1
+        fits = _size(costs[-1], each, free(z.device), _MOST_LATENTS, 5.0) if costs else 1
         tried = min(fits, len(first), max(2, int(1 / each)))
         if tried < 2 * size or time.perf_counter() - begun > 2:
             return Trial(fits, each)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from approx.spectra import named
-from approx.stores import Marker, Store, StoreError, Writer, imported, open_group, writing
+from approx.stores import Store, StoreError, Writer, imported, open_group, writing
 from approx.tables import jobs
-from approx.tables.batches import Batches
+from approx.tables.chunks import Job, Work
 from approx.tables.loop import DescribeError
-from approx.tables.plan import Options, Plan
+from approx.tables.plan import Options
 from approx.tables.rows import summary
 from approx.tables.table import KNOTS, LONG_NAMES, SUBSCRIPTED, Descriptors
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["StoredDescriptors", "describe_to", "open_store"]
-
-_LOOKED_AT = 8  # latents before the first chunk
-_TRIAL = 2**24  # bytes of latents that a trial may read
 
 
 class StoredDescriptors(Descriptors):
@@ -210,8 +207,7 @@ def open_store(store: str | os.PathLike[str]) -> StoredDescriptors:
 
 def describe_to(
     store: str | os.PathLike[str],
-    decoder: Callable[[Tensor], Any],
-    source: Batches,
+    opening: Callable[[Options], AbstractContextManager[Job]],
     count: int | None,
     options: Options,
     *,
@@ -222,118 +218,79 @@ def describe_to(
     """Describe what a store lacks. `own_seed` tells that the seed was drawn, and not given."""
     jobs.check_chunk(chunk)
     with writing(store) as writer:
-        first = _look(source, options if writer.header is None else None)
-        plan = None
-        if writer.header is None:
-            header, plan = jobs.begin(decoder, first, options, chunk=chunk)
-            writer.start(header)
-        else:
-            if own_seed:
-                options = replace(options, seed=writer.header["seed"])
-            fixed = {"batch": options.batch, "chunk": chunk}
-            fixed = {name: value for name, value in fixed.items() if value != "auto"}
-            writer.compare(jobs.asked(options, first) | fixed)
-            jobs.verify(decoder, first, options, writer.header)
-            if count is not None:
-                _check_count(writer, count)
-        header, first = writer.header, first[:_LOOKED_AT]
-        assert header is not None
+        if writer.header is not None and own_seed:
+            options = replace(options, seed=writer.header["seed"])
+        with opening(options) as job:
+            if writer.header is None:
+                writer.start(job.begin(chunk))
+            else:
+                fixed = {"batch": options.batch, "chunk": chunk}
+                fixed = {name: value for name, value in fixed.items() if value != "auto"}
+                writer.compare(job.asked(writer.header) | fixed)
+                if count is not None:
+                    _check_count(writer, count)
+            return _filled(writer, job, count, total if count is None else count, options.progress)
 
-        def prepared() -> Plan:
-            return plan or jobs.planned(decoder, first, options, header)
 
-        shown = tqdm(
-            total=total if count is None else count,
-            disable=not options.progress,
-            unit="latent",
-            dynamic_ncols=True,
-        )
-        try:
-            with shown as bar:
-                _fill(writer, decoder, source, count, prepared, bar.update)
-        except KeyboardInterrupt:
-            if not writer.markers:
-                raise
-            partial = StoredDescriptors(writer.store())
-            warnings.warn(
-                f"Interrupted after {partial.store.done} latents: these are in {writer.at.url}, "
-                "and the same call goes on after them.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return partial
-        except StoreError:
+def _filled(
+    writer: Writer, job: Job, count: int | None, total: int | None, progress: bool
+) -> StoredDescriptors:
+    """Do what is missing, and say what is there when that ends before its time."""
+    try:
+        with tqdm(total=total, disable=not progress, unit="latent", dynamic_ncols=True) as bar:
+            _fill(writer, job, count, bar.update)
+    except KeyboardInterrupt:
+        if not writer.markers:
             raise
-        except Exception as error:
-            if not writer.markers:
-                raise
-            partial = StoredDescriptors(writer.store())
-            raise DescribeError(error, partial, writer.at.url) from error
-        return StoredDescriptors(writer.store())
+        partial = StoredDescriptors(writer.store())
+        warnings.warn(
+            f"Interrupted after {partial.store.done} latents: these are in {writer.at.url}, "
+            "and the same call goes on after them.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return partial
+    except StoreError:
+        raise
+    except Exception as error:
+        if not writer.markers:
+            raise
+        partial = StoredDescriptors(writer.store())
+        raise DescribeError(error, partial, writer.at.url) from error
+    return StoredDescriptors(writer.store())
 
 
-def _look(source: Batches, options: Options | None) -> Tensor:
-    """Return the first latents without taking them: with options as many as a trial may need."""
-    first = source.take(_LOOKED_AT)
-    if first is None:
-        raise ValueError("Expected at least one latent, got an empty iterable: give some.")
-    source.put_back(first)
-    if options is None:
-        return first
-    wanted = jobs.TRIED if options.batch == "auto" else options.batch
-    fits = _TRIAL // (first[0].numel() * first.dtype.itemsize)
-    first = source.take(max(_LOOKED_AT, min(wanted, fits)))
-    assert first is not None
-    source.put_back(first)
-    return first
-
-
-def _fill(
-    writer: Writer,
-    decoder: Callable[[Tensor], Any],
-    source: Batches,
-    total: int | None,
-    prepared: Callable[[], Plan],
-    told: Callable[[int], object],
-) -> None:
-    """Read all latents chunk by chunk, and do the chunks that are missing."""
+def _fill(writer: Writer, job: Job, expected: int | None, told: Callable[[int], object]) -> None:
+    """Go through all latents, and do the chunks that are missing."""
     assert writer.header is not None
-    size, plan, count = int(writer.header["chunk"]), None, 0
-    while (z := source.take(size)) is not None:
-        number, start = count // size, count
-        count += len(z)
-        done = writer.markers.get(number)
-        if done is not None:
-            _check_equal(writer, done, z, decoder, start)
-            if done.rows == len(z):
-                told(len(z))
-                continue
-        if plan is None:
-            plan = prepared()
-            if total is not None:
-                writer.expect(total)
-        columns, details = jobs.work(plan, z, start, told)
-        key = jobs.latents_digest(z, decoder, start)
-        writer.commit(number, key, columns, details, described=described(details))
-    if plan is not None:
-        plan.decoder.check_rows(count)
+    size, wrote = int(writer.header["chunk"]), False
+
+    def write(number: int, found: Work) -> None:
+        nonlocal wrote
+        done, start = writer.markers.get(number), number * size
+        if done is not None and done.rows > found.rows:
+            _check_count(writer, start + found.rows)
+        if done is not None and found.before != done.digest:
+            raise StoreError(
+                f"Expected the latents that {writer.at.url} was made of, got others in rows "
+                f"{start:,} to {start + done.rows - 1:,}: give those, or choose another place for "
+                "another run."
+            )
+        if found.columns is None or found.details is None:
+            return
+        if expected is not None:
+            writer.expect(expected)
+        writer.commit(
+            number, found.digest, found.columns, found.details, described=described(found.details)
+        )
+        wrote = True
+
+    known = {number: marker.rows for number, marker in writer.markers.items()}
+    count = job.work(writer.header, known, write, told)
     _check_count(writer, count)
-    if plan is not None or writer.latents != count:
+    if wrote or writer.latents != count:
         writer.expect(count)
         writer.finish(StoredDescriptors(writer.store()).attributes())
-
-
-def _check_equal(
-    writer: Writer, done: Marker, z: Tensor, decoder: Callable[[Tensor], Any], start: int
-) -> None:
-    """Refuse other latents than those that a chunk was made of."""
-    if done.rows > len(z):
-        _check_count(writer, start + len(z))
-    if jobs.latents_digest(z[: done.rows], decoder, start) != done.digest:
-        raise StoreError(
-            f"Expected the latents that {writer.at.url} was made of, got others in rows {start:,} "
-            f"to {start + done.rows - 1:,}: give those, or choose another place for another run."
-        )
 
 
 def _check_count(writer: Writer, count: int) -> None:

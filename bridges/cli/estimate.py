@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,7 @@ from bridges.cli.errors import Stopped
 if TYPE_CHECKING:
     import torch
     import xarray as xr
+    from distributed import Client
 
     from approx import Descriptors
     from bridges.cli.loading import Loaded
@@ -65,6 +67,16 @@ _OPTIONS = (
         metavar="PATH",
         help="Zarr store, a folder or a URL, to which rows are written as they are done; the same "
         "command again goes on.  [needed without -o]",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Do it on the workers of a Dask scheduler, such as tcp://host:8786; with --store.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Do it in as many processes of one thread on this machine; with --store.",
     ),
     click.option(
         "--method",
@@ -133,6 +145,8 @@ class _Work(NamedTuple):
     """A decoder, latents and the options of `approx.describe`."""
 
     decode: Callable[[torch.Tensor], Any]
+    # what approx is given: on a cluster each worker loads it
+    decoder: Any
     latents: np.ndarray
     dtype: torch.dtype
     device: str
@@ -172,7 +186,9 @@ def describe(model: str, latents: Path, labels: Path | None, **options: Any) -> 
     import approx
 
     def run() -> Descriptors:
-        return approx.describe(work.decode, _stream(work), total=len(work.latents), **work.options)
+        here = work.options["client"] is None
+        latents = _stream(work) if here else work.latents
+        return approx.describe(work.decoder, latents, total=len(work.latents), **work.options)
 
     start = time.perf_counter()
     store = options["store"]
@@ -241,7 +257,7 @@ def field(
     points = work.tensor(work.latents)
 
     def run() -> xr.Dataset:
-        return approx.field(work.decode, points, pixels, margin=margin, **work.options)
+        return approx.field(work.decoder, points, pixels, margin=margin, **work.options)
 
     start = time.perf_counter()
     store = options["store"]
@@ -260,13 +276,16 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     """Read model and latents, and check what can be checked before the work."""
     import torch
 
+    from approx import Factory
     from approx.spectra import METHODS
-    from bridges.cli.loading import check_device, load_decoder
+    from bridges.cli.loading import check_device, load_decode, load_decoder
 
+    client = _client(options)
     method, name = options["method"], options["dtype"]
     double = name == "float64" or (name is None and METHODS[method].dense)
     dtype = torch.float64 if double else torch.float32
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cpu" if client is not None else device
     check_device(device)
     values = load_npy(path, "the latents", mapped=True)
     values = check_latents(values, path, finite=options["on_error"] == "raise")
@@ -277,8 +296,11 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     else:
         values = _sized_latents(values, loaded, path)
     directions, radius = options["neighbourhood"]
+    sent = Factory(partial(load_decode, str(Path(model).resolve()) if Path(model).exists() else
+                           model, dtype, **reading))  # fmt: skip
     return _Work(
         loaded.decode,
+        loaded.decode if client is None else sent,
         values,
         dtype,
         device,
@@ -294,8 +316,28 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
             "on_error": options["on_error"],
             "progress": sys.stderr.isatty(),
             "store": options["store"],
+            "client": client,
         },
     )
+
+
+def _client(options: dict[str, Any]) -> Client | None:
+    """Connect to the cluster that is asked for, until the command ends."""
+    scheduler, workers = options["scheduler"], options["workers"]
+    if scheduler is None and workers is None:
+        return None
+    if scheduler is not None and workers is not None:
+        raise click.UsageError(
+            "Expected --scheduler or --workers, got both. Leave one of them out."
+        )
+    if options["store"] is None or options["device"] is not None:
+        raise click.UsageError(
+            "Expected --store, and no --device, with --scheduler or --workers: the rows are "
+            "written to a store, and each worker takes its own device."
+        )
+    from approx.cluster import connected
+
+    return click.get_current_context().with_resource(connected(scheduler, workers))
 
 
 def _sized_latents(values: np.ndarray, loaded: Loaded, path: Path) -> np.ndarray:

@@ -86,6 +86,17 @@ def load_decoder(
     )
 
 
+def load_decode(source: str, dtype: torch.dtype, **reading: Any) -> Callable[[Tensor], Any]:
+    """Load a decoder alone, as each worker of a cluster does.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As for `load_decoder`.
+    """
+    return load_decoder(source, dtype, "cpu", **reading).decode
+
+
 def load_module(
     path: Path,
     *,
@@ -116,6 +127,17 @@ def load_module(
                 delattr(module, name)
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     return module.eval(), tuple(shape)
+
+
+def read_decoder(path: str) -> nn.Module:
+    """Load a .pt2 or .onnx file for `approx`, which finds this by an entry point.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As for `load_decoder`.
+    """
+    return load_module(Path(path))[0]
 
 
 def check_device(name: str) -> None:

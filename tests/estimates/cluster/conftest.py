@@ -1,0 +1,27 @@
+"""One cluster for all tests: its start costs seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("distributed", reason='pip install ".[cluster]"')
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Two processes of one thread, without torch until a test brings it."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as found:
+        yield found
+
+
+@pytest.fixture
+def client(cluster):
+    """Return a client of two workers, whatever the last test did to them."""
+    from distributed import Client
+
+    cluster.scale(2)
+    with Client(cluster) as found:
+        found.wait_for_workers(2, timeout=30)
+        yield found
