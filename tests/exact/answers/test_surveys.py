@@ -279,8 +279,8 @@ def test_bad_arguments_are_refused_in_their_own_words(plane):
 
 
 def test_all_cells_are_read_by_dask_geopandas_and_duckdb(plane, tmp_path):
-    dask_geopandas = pytest.importorskip("dask_geopandas")
-    duckdb = pytest.importorskip("duckdb")
+    dask_geopandas = pytest.importorskip("dask_geopandas", reason="needs dask-geopandas")
+    duckdb = pytest.importorskip("duckdb", reason="needs duckdb")
     network, domain = plane
     found = cpwl.survey(network, domain, tiles=3, store=tmp_path, cells=True, progress=False)
     whole = cpwl.subdivide(network, domain, progress=False)
@@ -346,7 +346,7 @@ def gone(*arguments):
     ],
 )  # fmt: skip
 def test_a_cluster_that_cannot_work_is_one_error(plane, tmp_path, monkeypatch, answer, kind, told):
-    pytest.importorskip("distributed")
+    pytest.importorskip("distributed", reason="needs cpwl[cluster]")
     monkeypatch.setattr(Answering, "status", "running")
     client = Answering(answer)
     with pytest.raises(kind, match=told):
@@ -358,7 +358,7 @@ def test_a_cluster_that_cannot_work_is_one_error(plane, tmp_path, monkeypatch, a
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("default")
 def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="needs cpwl[cluster]")
     with (
         distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
