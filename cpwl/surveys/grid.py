@@ -25,7 +25,7 @@ _CELLS = 200_000
 _PATTERN_BYTES = 256 * 2**20
 # A trial counts the cells in so many boxes, of so many cells or more unless they are this large;
 # how large these must be, it finds with the first few.
-_TRIALS, _FEW, _TRIAL_CELLS, _LARGEST_TRIAL = 32, 6, 100, 1 / 16
+_TRIALS, _FEW, _TRIAL_CELLS, _LARGEST_TRIAL = 32, 6, 100, 1 / 32
 
 Loop = tuple[tuple[Fraction, ...], ...]
 
@@ -124,7 +124,7 @@ def fitting_shape(network: Network, domain: Domain, memory: int) -> tuple[int, .
             for part in _spread(domain, share, count)
         ]
 
-    share = _LARGEST_TRIAL / 32
+    share = _LARGEST_TRIAL / 16
     while share < _LARGEST_TRIAL and np.mean(tried(share, _FEW), axis=0)[0] < _TRIAL_CELLS:
         share *= 2
     found = tried(share, _TRIALS)

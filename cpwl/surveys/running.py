@@ -205,7 +205,7 @@ def _there(
     # a network of many megabytes is sent once, which the warning is not about
     quiet = {"distributed.admin.large-graph-warning-threshold": len(data) + 2**24}
     with dask.config.set(quiet):
-        there = client.submit(_received, data, stores.code_version(), pure=False)
+        there: Any = client.submit(_received, data, stores.code_version(), pure=False)
     try:
         error = there.exception()
         _require_scheduler(client)  # which may have cancelled it
