@@ -88,7 +88,7 @@ def _part(final: Path) -> Iterator[tuple[Path, Path]]:
     owner = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
     part = final.with_name(f".{final.stem}.{owner}.part{final.suffix}")
     try:
-        with _ending_as_error():
+        with ending_as_error():
             yield final, part
     except OSError as error:
         if error.errno in _FULL or os.strerror(errno.ENOSPC) in str(error) or _is_short(error):
@@ -108,7 +108,7 @@ def _is_short(error: OSError) -> bool:
 
 
 @contextmanager
-def _ending_as_error() -> Iterator[None]:
+def ending_as_error() -> Iterator[None]:
     """Turn signals that end the process into SystemExit, where nobody else handles them."""
 
     def end(number: int, frame: Any) -> None:

@@ -90,9 +90,9 @@ class Partition:
         right. P = 1: below, above. P >= 3: the cell in which the facet's unit is on the lower
         piece, and the other; on the boundary the one cell comes first. -1 outside the domain.
     facet_unit : (F,) int32
-        The unit whose knot the facet lies on; -1 on the domain's boundary. Where several units
-        have the same knot it is the lowest of the first stage that has one (for a max-pooling
-        window: the match in which the winners on the two sides meet).
+        The unit whose knot the facet lies on; -1 on the domain's boundary. Of several units that
+        switch there it is the first with an effect on both sides (of a max-pooling window: the
+        match in which the winners on the two sides meet), whatever domain the cells are part of.
     skeleton : tuple of Ragged
         P >= 3: entry k - 1 has the faces of dimension k = 1..P - 1, each by the numbers of its
         faces of dimension k - 1: the first the edges by their two vertices, the last the facets

@@ -4,7 +4,7 @@ Arrays go in, arrays come out: ragged rows, packed bits, constants of float64, w
 threads. Imports nothing of cpwl.
 """
 
-from cpwl.arrays.bits import last_difference, pack_row, padded, unpack
+from cpwl.arrays.bits import pack_row, padded, unpack
 from cpwl.arrays.floats import EPS, SMALLEST, UNIT_ROUNDOFF, Floats, Ints, magnitude
 from cpwl.arrays.kernels import inlined, inner, kernel, on_compilation
 from cpwl.arrays.limits import require_at_least
@@ -26,7 +26,6 @@ __all__ = [
     "inlined",
     "inner",
     "kernel",
-    "last_difference",
     "magnitude",
     "nbytes",
     "next_corner",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cpwl.arrays.floats import Ints
-
 
 def pack_row(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Pack a row of flags into 64-bit words, lowest bit first."""
@@ -26,14 +24,3 @@ def unpack(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Unpack rows of words, lowest bit first: (..., W) -> (..., 64 W)."""
     data = np.ascontiguousarray(words).astype("<u8", copy=False).view(np.uint8)
     return np.unpackbits(data, axis=-1, bitorder="little").astype(np.bool_)
-
-
-def last_difference(patterns: NDArray[np.uint64], sides: NDArray) -> Ints:
-    """Return the last bit in which the patterns of pairs of cells (n, 2) differ."""
-    last = np.zeros(len(sides), np.int64)
-    word = np.zeros((len(sides), 1), np.uint64)
-    for w in range(patterns.shape[1]):
-        differ = patterns[sides[:, 0], w] ^ patterns[sides[:, 1], w]
-        last[differ != 0] = w
-        word[differ != 0, 0] = differ[differ != 0]
-    return 64 * last + 63 - np.argmax(unpack(word)[:, ::-1], axis=1)

@@ -61,6 +61,26 @@ def unpack_pieces(patterns, bit_unit, base, pieces):
 
 
 @kernel
+def first_switches(patterns, sides, bit_unit, bit_of, above, found):
+    """Find the first bit in which two cells differ, of a unit above which (-1: none) no other does.
+
+    ``bit_of`` has a bit of each unit, -1 where it never switches.
+    """
+    for r in range(sides.shape[0]):
+        one, other = patterns[sides[r, 0]], patterns[sides[r, 1]]
+        for w in range(patterns.shape[1]):
+            word = one[w] ^ other[w]
+            while word != uint64(0) and found[r] < 0:
+                j = 64 * w + _lowest(word)
+                word &= word - uint64(1)
+                u = above[bit_unit[j]]
+                while u >= 0 and (bit_of[u] < 0 or _bit(one, bit_of[u]) == _bit(other, bit_of[u])):
+                    u = above[u]
+                if u < 0:
+                    found[r] = j
+
+
+@kernel
 def clear_lost(patterns, parent_bit, piece, child_bit, start, stop):
     """Clear the bits of children whose parent (bit -1: always) is on the given piece."""
     for c in range(start, stop):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cpwl.arrays import Ints, in_parallel, last_difference, pattern_kernels
+from cpwl.arrays import Ints, in_parallel, pattern_kernels
 from cpwl.network import Network
 
 
@@ -78,18 +78,33 @@ def clear_lost(
 
 
 def compare_sides(
-    patterns: NDArray[np.uint64], cleared: NDArray, unit: NDArray, sides: NDArray
+    patterns: NDArray[np.uint64],
+    cleared: NDArray,
+    network: Network,
+    bit_unit: NDArray[np.int32],
+    unit: NDArray,
+    sides: NDArray,
 ) -> Contested:
     """Sort out the facets (unit, two cells) on knots of units that may have been cleared.
 
-    A facet that stays is named after the last bit that differs: the match in which the winners of
-    its two sides meet, for all later matches are decided alike. Earlier ones may have no effect on
-    one of the sides.
+    A facet that stays is named after the first unit that switches with an effect on both sides: of
+    a window the match in which the winners meet, above which all are decided alike. Those two cells
+    give it that name in every domain. A match beneath may differ in one domain and not in another.
     """
     candidates = np.flatnonzero(np.isin(unit, cleared))
     same = same_pattern(patterns, *sides[candidates].T)
     left = candidates[~same]
-    return Contested(candidates[same], left, last_difference(patterns, sides[left]))
+    above = np.full(network.num_units, network.num_units, np.int64)
+    np.minimum.at(above, network.contests[:, 2], network.contests[:, 0])
+    above[above == network.num_units] = -1
+    bit_of = np.full(network.num_units, -1, np.int64)
+    used = np.flatnonzero(bit_unit >= 0)
+    bit_of[bit_unit[used]] = used
+    deciding = np.full(len(left), -1, np.int64)
+    pattern_kernels.first_switches(
+        patterns, sides[left].astype(np.int64), bit_unit, bit_of, above, deciding
+    )
+    return Contested(candidates[same], left, deciding)
 
 
 def same_pattern(patterns: NDArray[np.uint64], a: NDArray, b: NDArray) -> NDArray[np.bool_]:

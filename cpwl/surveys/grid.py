@@ -23,8 +23,9 @@ _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978, -0.0411539, 0.0372281)
 _CELLS = 200_000
 # of patterns, for networks of so many units that these take more than everything else
 _PATTERN_BYTES = 256 * 2**20
-# A trial counts the cells in so many boxes, of so many cells or more unless they are this large.
-_TRIALS, _TRIAL_CELLS, _LARGEST_TRIAL = 32, 100, 1 / 16
+# A trial counts the cells in so many boxes, of so many cells or more unless they are this large;
+# how large these must be, it finds with the first few.
+_TRIALS, _FEW, _TRIAL_CELLS, _LARGEST_TRIAL = 32, 6, 100, 1 / 32
 
 Loop = tuple[tuple[Fraction, ...], ...]
 
@@ -116,16 +117,18 @@ def fitting_shape(network: Network, domain: Domain, memory: int) -> tuple[int, .
     """Return how many tiles along each axis make about `_CELLS` a tile, from a few small boxes."""
     wanted = min(_CELLS, 8 * _PATTERN_BYTES // max(1, network.num_units))
     low, high = domain.corners.min(axis=0), domain.corners.max(axis=0)
-    share = _LARGEST_TRIAL / 32
-    while True:
-        found = [
+
+    def tried(share: float, count: int) -> list[tuple[int, float]]:
+        return [
             (subdivide(network, part, memory=memory, progress=False).num_cells, part.volume)
-            for part in _spread(domain, share)
+            for part in _spread(domain, share, count)
         ]
-        cells, volume = np.sum(found, axis=0)
-        if cells >= _TRIAL_CELLS * len(found) or share >= _LARGEST_TRIAL:
-            break
+
+    share = _LARGEST_TRIAL / 16
+    while share < _LARGEST_TRIAL and np.mean(tried(share, _FEW), axis=0)[0] < _TRIAL_CELLS:
         share *= 2
+    found = tried(share, _TRIALS)
+    cells, volume = np.sum(found, axis=0)
     # tiles are of one size: where cells are dense they may have four times as many
     # (per whole box: one that the domain's boundary cuts to a sliver has a cell or two)
     most, whole = np.max(found, axis=0)
@@ -137,7 +140,7 @@ def fitting_shape(network: Network, domain: Domain, memory: int) -> tuple[int, .
     return tuple(max(1, math.ceil(float(extent) / side)) for extent in high - low)
 
 
-def _spread(domain: Domain, share: float) -> list[Domain]:
+def _spread(domain: Domain, share: float, count: int) -> list[Domain]:
     """Return small boxes spread over a domain, the parts of them that lie in it."""
     low, high = domain.corners.min(axis=0), domain.corners.max(axis=0)
     size = share * (high - low)
@@ -146,7 +149,7 @@ def _spread(domain: Domain, share: float) -> list[Domain]:
     steps: Floats = ratio ** -np.arange(1.0, domain.dim + 1)
     found: list[Domain] = []
     k = 0
-    while len(found) < _TRIALS and k < 100 * _TRIALS:
+    while len(found) < count and k < 100 * count:
         start = low + ((k + 1) * steps) % 1 * (high - low - size)
         part = clipped(domain, tuple(zip(start.tolist(), (start + size).tolist(), strict=True)))
         found += [] if part is None else [part]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl.affine import over_maps
-from cpwl.arrays import Floats, Ints, Ragged, last_difference, take_rows
+from cpwl.arrays import Floats, Ints, Ragged, take_rows
 from cpwl.descriptors import (
     Spectrum,
     describe,
@@ -144,10 +144,6 @@ def _neighbours(partition: Partition) -> tuple[NDArray[np.int32], Ints]:
     if partition.dim > 2 and len(partition.network.contests):  # they may share several
         _, first = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
         pairs, unit = pairs[first], unit[first]
-    # which of several matches on one knot a partition names depends on its domain: here the last
-    match = np.flatnonzero(np.isin(unit, partition.network.contests[:, 2]))
-    if len(match):
-        unit[match] = partition.bit_unit[last_difference(partition.patterns, pairs[match])]
     return pairs, np.searchsorted(partition.network.stage_offsets, unit, side="right") - 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Generator, Iterable
+from concurrent.futures import CancelledError
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -87,9 +88,9 @@ def survey(
         A polytope of three dimensions or more that is no box, tiles that do not fit the domain,
         cells without a store, or a store of another survey, another format or with damaged files.
     RuntimeError
-        Workers that lack cpwl, or have another version of it.
+        A scheduler or workers that lack cpwl, or have another version of it.
     ConnectionError
-        A client that is closed or has no workers.
+        A client without workers or a scheduler, or one that loses it for longer than Dask waits.
     BlockingIOError
         Another process writes to the store.
     OSError
@@ -199,46 +200,58 @@ def _there(
         return
     distributed = imported("distributed", "cluster")
     dask = imported("dask", "cluster")
-    _check_client(client, distributed)
+    _check_client(client)
     data = pickle.dumps(network)
     futures: list[Any] = []
     # a network of many megabytes is sent once, which the warning is not about
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": len(data) + 2**24}):
-        there = client.submit(_received, data, stores.code_version(), pure=False)
+    quiet = {"distributed.admin.large-graph-warning-threshold": len(data) + 2**24}
+    with dask.config.set(quiet):
+        there: Any = client.submit(_received, data, stores.code_version(), pure=False)
     try:
-        try:
-            distributed.wait(there)
-            if there.status == "error":
-                there.result()  # raises what the worker did
-        except ImportError as error:
+        error = there.exception()
+        _require_scheduler(client)  # which may have cancelled it
+        # an older cpwl has no surveys; where the scheduler lacks cpwl, it says so in a sentence
+        if isinstance(error, ImportError | AttributeError) or "deserialization" in str(error):
             raise RuntimeError(
-                f"Expected workers that have cpwl {stores.code_version()}, got one without it "
-                f"({error}). Install the same version there."
+                f"Expected a scheduler and workers that have cpwl {stores.code_version()}, got one "
+                f"without it ({error}). Install the same version there."
             ) from error
+        if error is not None:
+            raise error
         numbers = {}
         for task in tasks:
             future = client.submit(measure, there, task, pure=False)
             numbers[future.key] = task.number
             futures.append(future)
-        for future, made in distributed.as_completed(futures, with_results=True):
+        for future in distributed.as_completed(futures):
+            try:
+                made = future.result()
+            except CancelledError:
+                _require_scheduler(client)
+                raise
             yield numbers[future.key], made
             future.release()
     finally:
-        client.cancel([*futures, there])
+        if client.status == "running":
+            client.cancel([*futures, there])
 
 
-def _check_client(client: Any, distributed: Any) -> None:
+def _require_scheduler(client: Client) -> None:
+    if client.status != "running":
+        raise ConnectionError(
+            f"Expected a client with a scheduler, got one that is {client.status}. Call again with "
+            "distributed.Client(address): in a store, what was done is kept."
+        )
+
+
+def _check_client(client: Any) -> None:
     """Refuse what is no client, and one that nothing would ever answer."""
-    if not isinstance(client, distributed.Client):
+    if not hasattr(client, "submit"):
         raise ValueError(
             f"Expected client as a distributed.Client, got {client!r}. Give "
             "distributed.Client('tcp://host:8786')."
         )
-    if client.status != "running":
-        raise ConnectionError(
-            f"Expected a client with a scheduler, got one that is {client.status}. Connect anew "
-            "with distributed.Client(address)."
-        )
+    _require_scheduler(client)
     try:
         client.wait_for_workers(1, timeout=_PATIENCE)
     except TimeoutError as error:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from cpwl.contents import open_archive, parse_json, read_array
 from cpwl.domain import Domain
-from cpwl.files import atomic_path
+from cpwl.files import atomic_path, ending_as_error
 from cpwl.network import Network
 from cpwl.storage import SAME, digest, fingerprint, fingerprint_distance, hexadecimal
 from cpwl.surveys.measurement import Arrays
@@ -83,12 +83,10 @@ def owned(folder: Path) -> Iterator[None]:
         me = {"process": os.getpid(), "host": socket.gethostname()}
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         owner.write_text(json.dumps(me | {"since": since}))
-        yield
-        owner.unlink()
-    except BaseException:
-        owner.unlink(missing_ok=True)
-        raise
+        with ending_as_error():
+            yield
     finally:
+        owner.unlink(missing_ok=True)
         lock.release()
 
 

@@ -83,8 +83,8 @@ class Survey:
     cells : int
         The number of cells.
     facets : (stages,) int64 ndarray
-        Pairs of cells that share a facet, by the stage of the unit that switches there: of several
-        on one knot the one that `Partition.facet_unit` names, or the last match of a max-pooling.
+        Pairs of cells that share a facet, by the stage of the unit between them, which
+        `Partition.facet_unit` says. Two cells that share several facets are one pair.
     regions : float
         Connected sets of cells of one map (`cpwl.regions`); NaN without maps.
     volume : float
@@ -123,8 +123,11 @@ class Survey:
     def entropy_bound(self) -> float:
         """Upper bound on the entropy of the output for a uniform latent, in nats.
 
-        The log volume plus the mean of psi. It is the entropy where images of cells do not overlap,
-        which a survey does not examine; -inf where a share of the volume is squeezed.
+        The log volume plus the mean of psi, as `cpwl.summary` has it. It equals the "entropy" there
+        wherever that is a number, up to rounding: where no two cells' images share volume. Where it
+        is NaN there, because images overlap or may, this is a bound, which no survey makes sharp:
+        cells of different tiles are not compared. -inf where a share of the volume is squeezed,
+        NaN without maps.
         """
         if self.squeezed > 0:
             return -math.inf

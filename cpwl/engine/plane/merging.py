@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpwl.arrays import Ints, Ragged, next_corner, prefix, take_rows
-from cpwl.engine.contests import clear_lost, compare_sides, components
+from cpwl.engine.contests import clear_lost, compare_sides, components, contests_of
 from cpwl.engine.plane.complex import Complex
+from cpwl.network import Network
 
 
 def merge_contested(
     complex_: Complex,
-    contests: NDArray[np.int32],
+    network: Network,
+    stage: int,
     bit_unit: NDArray[np.int32],
     base: NDArray[np.int32],
     fixed: NDArray[np.bool_],
@@ -31,11 +33,14 @@ def merge_contested(
 
     Parameters
     ----------
-    contests, bit_unit, base
+    stage
+        What its contests leave without effect is cleared.
+    bit_unit, base
         As in `cpwl.engine.contests.clear_lost`.
     fixed : (V,)
         The vertices that stay: the domain's own corners.
     """
+    contests = contests_of(network, stage)
     cleared, patterns = clear_lost(complex_.patterns, contests, bit_unit, base, pool)
     if len(cleared) == 0:
         return complex_
@@ -44,7 +49,7 @@ def merge_contested(
         sides = np.stack([np.arange(-1, len(unit) - 1), np.arange(len(unit))], axis=1)
     else:
         unit, sides = complex_.edge_unit.copy(), complex_.edge_cells
-    found = compare_sides(patterns, cleared, unit, sides)
+    found = compare_sides(patterns, cleared, network, bit_unit, unit, sides)
     unit[found.left] = bit_unit[found.deciding]
     if complex_.points.shape[1] == 1:
         return merge_intervals(replace(complex_, patterns=patterns, point_unit=unit), found.removed)

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from cpwl.arrays import nbytes, padded
 from cpwl.engine.bounds import Bounds
-from cpwl.engine.contests import contests_of
 from cpwl.engine.plane import cutting
 from cpwl.engine.plane.complex import Complex, Refined, whole
 from cpwl.engine.plane.live import Live
@@ -121,10 +120,8 @@ def _whole(
             bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
             bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
             current = _improve(work, current, bounds, stage + 1, corners, bit_unit, base)
-        contests = contests_of(network, stage)
-        if len(contests):
-            fixed = np.arange(len(current.points)) < len(corners.points)
-            current = merge_contested(current, contests, bit_unit, base, fixed, work.pool)
+        fixed = np.arange(len(current.points)) < len(corners.points)
+        current = merge_contested(current, network, stage, bit_unit, base, fixed, work.pool)
         work.report(share / network.num_stages, len(current.patterns))
     undecided += current.undecided
     return Refined(

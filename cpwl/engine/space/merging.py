@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 
 from cpwl.arrays import Ints, Ragged, prefix
 from cpwl.engine.columns import units_of
-from cpwl.engine.contests import clear_lost, compare_sides, components
+from cpwl.engine.contests import clear_lost, compare_sides, components, contests_of
 from cpwl.engine.space import lattice_kernels as kernels
 from cpwl.engine.space.lattice import Lattice
+from cpwl.network import Network
 
 
 def merge_contested(
     lattice: Lattice,
-    contests: NDArray[np.int32],
+    network: Network,
+    stage: int,
     bit_unit: NDArray[np.int32],
     base: NDArray[np.int32],
     pool: ThreadPoolExecutor,
@@ -30,16 +32,19 @@ def merge_contested(
 
     Parameters
     ----------
-    contests, bit_unit, base
+    stage
+        What its contests leave without effect is cleared.
+    bit_unit, base
         As in `cpwl.engine.contests.clear_lost`.
     """
+    contests = contests_of(network, stage)
     cleared, patterns = clear_lost(lattice.patterns, contests, bit_unit, base, pool)
     if len(cleared) == 0:
         return lattice
     bit = lattice.facet_bit.copy()
     sides = np.full((len(bit), 2), -1, np.int32)
     kernels.facet_sides(*lattice.faces[-1], bit, lattice.patterns, sides)
-    found = compare_sides(patterns, cleared, units_of(bit, bit_unit), sides)
+    found = compare_sides(patterns, cleared, network, bit_unit, units_of(bit, bit_unit), sides)
     bit[found.left] = found.deciding
     return merge(replace(lattice, patterns=patterns, facet_bit=bit), found.removed)
 

@@ -11,7 +11,6 @@ from cpwl.arrays import Floats, Ints, padded
 from cpwl.domain import Domain
 from cpwl.engine.bounds import Bounds
 from cpwl.engine.columns import Columns, block_rows, read_columns, unit_range
-from cpwl.engine.contests import contests_of
 from cpwl.engine.residuals import can_tighten
 from cpwl.engine.space import lattice as lattices
 from cpwl.engine.space.cutting import split
@@ -67,9 +66,7 @@ def refine_lattice(work: Work, domain: Domain) -> RefinedLattice:
         more = stage + 1 < network.num_stages and work.arbiter.exact
         if more and can_tighten(network, stage + 1):
             current = tighten(current, network, bounds, stage + 1, sides, bit_unit, base, largest)
-        contests = contests_of(network, stage)
-        if len(contests):
-            current = merge_contested(current, contests, bit_unit, base, work.pool)
+        current = merge_contested(current, network, stage, bit_unit, base, work.pool)
         work.report(1 / network.num_stages, len(current.patterns))
     return RefinedLattice(
         lattice=current, bit_unit=bit_unit, base=base, undecided=undecided, broken=broken,

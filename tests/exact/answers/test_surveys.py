@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from oracles.bodies import domain_of
 from support import strategies
 from support.agreement import capture
-from support.samples import mlp
+from support.samples import mlp, sample
 from torch import nn
 
 import cpwl
@@ -36,10 +37,6 @@ def assert_same_cells(found, network, domain) -> cpwl.Partition:
     assert found.cells == whole.num_cells
     inner = whole.facet_cells.min(axis=1) >= 0
     units, sides = whole.facet_unit[inner], np.sort(whole.facet_cells[inner], axis=1)
-    pieces, matches = whole.pieces(), set(network.contests[:, 2].tolist())
-    for k, (one, other) in enumerate(sides.tolist()):
-        if units[k] in matches:
-            units[k] = np.flatnonzero(pieces[one] != pieces[other]).max()
     stage = [sum(unit >= first for first in network.stage_offsets[1:]) for unit in units.tolist()]
     pairs = {(*side, k) for side, k in zip(sides.tolist(), stage, strict=True)}
     expected = [sum(k == own for *_, own in pairs) for k in range(network.num_stages)]
@@ -124,6 +121,12 @@ def test_boxes_by_tiles(layers, tiles):
     assert_same(capture(layers), cpwl.box([-2.0] * 3, [2.0, 1.0, 2.0]), (tiles, 1, 2))
 
 
+@pytest.mark.parametrize("kind", ["conv", "max-pool"])
+def test_convolutions_by_tiles(kind):
+    partition = sample(kind)[1]
+    assert_same(partition.network, partition.domain, (2, 3))
+
+
 @pytest.fixture(scope="module")
 def plane() -> tuple[cpwl.Network, cpwl.Domain]:
     network = cpwl.Network.from_torch(mlp(2, 12, 12, 3, seed=1), (2,))
@@ -154,37 +157,53 @@ def test_large_tiles_are_cut_smaller_by_a_trial(plane, monkeypatch):
     assert_same_cells(found, *plane)
 
 
-def test_a_store_goes_on_where_a_killed_process_stopped(plane, tmp_path):
-    """The child dies by SIGKILL, without a word, when it has written some of its nine tiles."""
-    network, domain = plane
-    store = tmp_path / "store"
-    (tmp_path / "plane.pkl").write_bytes(pickle.dumps(plane))
-    program = (
-        "import os, pickle, signal, sys, cpwl\n"
-        "from cpwl.surveys import store\n"
-        "write, left = store.write_result, [4]\n"
-        "def dying(*arguments):\n"
-        "    left[0] -= 1\n"
-        "    if not left[0]:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    write(*arguments)\n"
-        "store.write_result = dying\n"
-        "network, domain = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "cpwl.survey(network, domain, tiles=3, store=sys.argv[2], progress=False)\n"
-    )
-    command = [sys.executable, "-c", program, tmp_path / "plane.pkl", store]
-    done = subprocess.run(command, check=False, capture_output=True)
+_ENDED = """
+import pickle, signal, sys
+import cpwl
+from cpwl.surveys import measurement
+
+def ending(number):
+    left = [4]
+
+    def subdivide(*arguments, **options):
+        left[0] -= 1
+        if not left[0]:
+            signal.raise_signal(number)
+        return cpwl.subdivide(*arguments, **options)
+
+    return subdivide
+
+network, domain, root = pickle.load(open(sys.argv[1], "rb"))
+for name in ("SIGINT", "SIGTERM", "SIGKILL"):
+    measurement.subdivide = ending(getattr(signal, name))
+    try:
+        cpwl.survey(network, domain, tiles=3, store=root / name, progress=False)
+    except (KeyboardInterrupt, SystemExit) as error:
+        print(name, type(error).__name__, error, flush=True)
+"""
+
+
+def test_a_store_goes_on_where_a_process_was_ended(plane, tmp_path):
+    """One process is interrupted, asked to end and killed, each in the fourth of nine tiles."""
+    (tmp_path / "plane.pkl").write_bytes(pickle.dumps((*plane, tmp_path)))
+    command = [sys.executable, "-c", _ENDED, tmp_path / "plane.pkl"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    before = folder_of(store)
-    assert sum(name.startswith("tiles/") for name in before) == 3
-    with pytest.warns(RuntimeWarning, match=r"over from process \d+ on .*, which has ended"):
-        found = cpwl.survey(network, domain, tiles=3, store=store, progress=False)
-    after = folder_of(store)
-    assert all(after[name] == data for name, data in before.items() if name.startswith("tiles/"))
-    again = cpwl.survey(network, domain, tiles=3, progress=False)
-    assert found.psi.mean == again.psi.mean
-    assert found.psi.volumes.tolist() == again.psi.volumes.tolist()
-    assert (found.cells, found.regions) == (again.cells, again.regions)
+    assert done.stdout.split("\n") == ["SIGINT KeyboardInterrupt ", "SIGTERM SystemExit 143", ""]
+    again = cpwl.survey(*plane, tiles=3, progress=False)
+    for name in ("SIGINT", "SIGTERM", "SIGKILL"):
+        before = folder_of(tmp_path / name)
+        assert sum(path.startswith("tiles/") for path in before) == 3
+        told = nullcontext()  # the lock was given back
+        if name == "SIGKILL":
+            told = pytest.warns(RuntimeWarning, match=r"over from process \d+ on .*, which has end")
+        with told:
+            found = cpwl.survey(*plane, tiles=3, store=tmp_path / name, progress=False)
+        after = folder_of(tmp_path / name)
+        assert all(after[path] == before[path] for path in before if path.startswith("tiles/"))
+        assert found.psi.mean == again.psi.mean
+        assert found.psi.volumes.tolist() == again.psi.volumes.tolist()
+        assert (found.cells, found.regions) == (again.cells, again.regions)
 
 
 def test_two_processes_on_one_store_are_one_too_many(plane, tmp_path):
@@ -262,8 +281,8 @@ def test_bad_arguments_are_refused_in_their_own_words(plane):
 
 
 def test_all_cells_are_read_by_dask_geopandas_and_duckdb(plane, tmp_path):
-    dask_geopandas = pytest.importorskip("dask_geopandas")
-    duckdb = pytest.importorskip("duckdb")
+    dask_geopandas = pytest.importorskip("dask_geopandas", reason="needs dask-geopandas")
+    duckdb = pytest.importorskip("duckdb", reason="needs duckdb")
     network, domain = plane
     found = cpwl.survey(network, domain, tiles=3, store=tmp_path, cells=True, progress=False)
     whole = cpwl.subdivide(network, domain, progress=False)
@@ -283,10 +302,68 @@ def test_all_cells_are_read_by_dask_geopandas_and_duckdb(plane, tmp_path):
     assert volume == pytest.approx(domain.volume)
 
 
+class Answering:
+    """A client whose only worker does one thing with every task."""
+
+    status = "running"
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.cancelled = []
+
+    def submit(self, function, *arguments, pure):
+        assert not pure
+        return mock.Mock(exception=lambda: self.answer(function, *arguments))
+
+    def wait_for_workers(self, count, timeout):
+        assert count == 1
+
+    def cancel(self, futures):
+        self.cancelled += futures
+
+
+def raised(function, *arguments):
+    try:
+        function(*arguments)
+    except RuntimeError as error:
+        return error
+
+
+def other_version(function, data, version):
+    return raised(function, data, "0.0.1")
+
+
+def gone(*arguments):
+    Answering.status = "closed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "told"),
+    [
+        (lambda *_: ModuleNotFoundError("No module named 'cpwl'"), RuntimeError,
+         r"Expected a scheduler and workers that have cpwl .*, got one without it \(No module"),
+        (lambda *_: AttributeError("no '_received'"), RuntimeError, "got one without it"),
+        (lambda *_: RuntimeError("Error during deserialization of the task graph."), RuntimeError,
+         "Install the same version there"),
+        (other_version, RuntimeError,
+         r"Expected workers of cpwl 0.0.1, as the client has, got one of .*\. Install the same"),
+        (gone, ConnectionError, r"Expected a client with a scheduler, got one that is closed\."),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_cannot_work_is_one_error(plane, tmp_path, monkeypatch, answer, kind, told):
+    pytest.importorskip("distributed", reason="needs cpwl[cluster]")
+    monkeypatch.setattr(Answering, "status", "running")
+    client = Answering(answer)
+    with pytest.raises(kind, match=told):
+        cpwl.survey(*plane, tiles=2, store=tmp_path, client=client, progress=False)
+    assert len(client.cancelled) == (client.status == "running")
+    assert cpwl.survey(*plane, tiles=2, store=tmp_path, progress=False).unmatched == 0
+
+
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("default")
 def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="needs cpwl[cluster]")
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles.layers import ABS, LINEAR, Pool, hardtanh, layer, leaky, network
 from support.agreement import subdivide_and_compare
-from support.strategies import BOX, INTERVALS, degenerate_networks, nightly, ordinary
+from support.strategies import BOX, INTERVALS, Corners, degenerate_networks, nightly, ordinary
 from support.sweeps import sweep
 
 import cpwl
@@ -37,6 +37,19 @@ def test_opposite_units_cut_once() -> None:
     partition = subdivide_and_compare(two_layers([[1, 2], [-1, -2]], [1, -1]), BOX)
     assert partition.num_cells == 2
     assert sorted(partition.pieces().tolist()) == [[0, 1], [1, 0]]
+
+
+def test_a_facet_has_one_name_in_every_domain() -> None:
+    # max(x, -x, y - 1), whose last match is decided below y = -1, and max(0, -5, x)
+    rows = [[1, 0], [-1, 0], [0, 1], [0, 0], [0, 0], [1, 0]]
+    layers = network(layer(rows, [0, 0, -1, 0, -5, 0], Pool(3)), layer([SUM], [0], LINEAR))
+    below: Corners = ((-2.0, -2.0), (2.0, -2.0), (2.0, -1.0), (-2.0, -1.0))
+    names = []
+    for corners in (BOX, below):
+        partition = subdivide_and_compare(layers, corners)
+        upright = (partition.points[partition.facet_corners.reshape(-1, 2), 0] == 0).all(axis=1)
+        names.append(sorted(partition.facet_unit[upright].tolist()))
+    assert names == [[0, 3], [0]]  # above y = 1 the match of x and -x is without effect
 
 
 def test_parallel_units_cut_strips() -> None:
