@@ -190,10 +190,10 @@ def describe(model: str, latents: Path, labels: Path | None, **options: Any) -> 
         latents = _stream(work) if here else work.latents
         return approx.describe(work.decoder, latents, total=len(work.latents), **work.options)
 
-    start = time.perf_counter()
-    store = options["store"]
+    start, store = time.perf_counter(), options["store"]
+    held = _held(store)
     table = _run(run, outputs, store, lambda table, path: _write_table(table, path, classes))
-    click.echo(_summary(table, time.perf_counter() - start))
+    click.echo(_summary(table, time.perf_counter() - start, held))
     _keep(table.complete, f"{len(table):,} of {len(work.latents):,} latents", outputs, store,
           lambda path: _write_table(table, path, classes))  # fmt: skip
 
@@ -461,12 +461,23 @@ def _write_field(dataset: xr.Dataset, path: Path) -> None:
         write_dataset(dataset, path)
 
 
-def _summary(table: Descriptors, seconds: float) -> str:
-    """Say what was estimated, and how."""
+def _held(store: str | None) -> int:
+    """Count the rows that a store has before a run goes on."""
+    from approx import StoreError, open_store
+
+    try:
+        return 0 if store is None else open_store(store).store.done
+    except StoreError:  # none yet, or one of which the run says what is wrong
+        return 0
+
+
+def _summary(table: Descriptors, seconds: float, held: int) -> str:
+    """Say what was estimated, and how; of a store, how many rows were there before."""
     from approx.spectra import named
 
+    before = f" ({held:,} of them were in the store before)" if held else ""
     lines = [
-        f"{len(table):,} latents in {seconds:.1f} s, seed {table.seed}",
+        f"{len(table):,} latents in {seconds:.1f} s{before}, seed {table.seed}",
         f"{table.definition} (method {table.method}: {table.ran()})",
         *table.doubts(),
         *([table.note] if table.note else []),

@@ -45,7 +45,7 @@ from cpwl.network.program.program import (
     stage_plan,
 )
 from cpwl.network.program.rounding import Rounding, absolute, gamma
-from cpwl.network.program.segments import Segment, multiplications, segments
+from cpwl.network.program.segmentation import Segment, multiplications, segments
 
 __all__ = [
     "Analysis",
