@@ -35,12 +35,12 @@ def connected(
             distributed.LocalCluster(
                 n_workers=workers, threads_per_worker=1, dashboard_address=":0"
             ) as cluster,
-            distributed.Client(cluster) as client,
+            distributed.Client(cluster, set_as_default=False) as client,
         ):
             yield client
         return
     try:
-        client = distributed.Client(scheduler, timeout=patience)
+        client = distributed.Client(scheduler, timeout=patience, set_as_default=False)
     except ValueError as error:
         raise ValueError(
             f"Expected the address of a Dask scheduler such as tcp://host:8786, got '{scheduler}': "

@@ -166,7 +166,10 @@ def verify(
                 f"Expected {what}, by which the store was made: {name} {header[name]}, got {value}:"
                 " give the same, or choose another place for another run."
             )
-    now, before = _numbers(decoder, first, options), header["output_at_first"]
+    before = header["output_at_first"]
+    # where it had an output, its own error says more than that it has none
+    strict = options if before is None else replace(options, on_error="raise")
+    now = _numbers(decoder, first, strict)
     a, b = np.array(now or []), np.array(before or [])
     near = _NEAR.get(_told_in(options, first), 1e-3) * np.abs(b).max(initial=1e-30)
     if a.shape != b.shape or not np.all(np.abs(a - b) <= near):

@@ -21,7 +21,9 @@ def test_the_plane_through_three_digits(data: Path) -> None:
     lines, names = example("mnist_vae_decoder"), dict[str, Any]()
     exec(lines, names)
     partition = names["partition"]
-    assert f"{partition.num_cells:,} cells, each sign proven" in lines
+    # codes are an encoder's in float32: their last bits, and the plane, differ between processors
+    (said,) = re.findall(r"([\d,]+) cells, each sign proven", lines)
+    assert partition.num_cells == pytest.approx(int(said.replace(",", "")), abs=5)
     assert partition.status.exact
     assert len(names["plane"].anchors) == 3
 

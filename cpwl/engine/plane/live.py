@@ -124,7 +124,8 @@ class Live:
     def _inputs(self, plan: Plan, points: Floats) -> Tensor:
         """Embed points of the slice; where a plan reads no more than how many, zeros do."""
         steps = self._program.steps
-        if any(0 in steps[i].inputs for i in plan.order if steps[i].kind not in ("size", "fixed")):
+        read = [*plan.order, *(head.step for head in self._program.heads[self._stage])]
+        if any(0 in steps[i].inputs for i in read if steps[i].kind not in ("size", "fixed")):
             return torch.from_numpy(np.ascontiguousarray(self._work.slice.embed(points)))
         shape = self._work.network.input_shape
         return torch.zeros((), dtype=torch.float64).expand(len(points), *shape)

@@ -449,8 +449,12 @@ def test_a_pipeline_may_run_without_gradients(mode: Any) -> None:
     expected = _recorded(_Pipe(decoder), x).columns()
     with mode():
         found = _recorded(_Pipe(decoder), x.clone()).columns()
-    for name, column in expected.items():  # the same operations on the same numbers
-        np.testing.assert_array_equal(found[name], column)
+    # the same operations on the same numbers, which may lie elsewhere in memory
+    for name, column in expected.items():
+        if column.dtype.kind == "f":
+            np.testing.assert_allclose(found[name], column, rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(found[name], column)
 
 
 def test_recording_takes_the_products_of_describe_and_no_more() -> None:
