@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,6 @@ def data() -> Path:
     if not folder:
         pytest.skip("set the environment variable CPWL_DATA to the folder with the real networks")
     return Path(folder)
-
-
-@pytest.fixture(autouse=True)
-def no_scheduler_is_left():
-    """Forget Dask's default scheduler: clients that are lost, or closed in any order, leave it."""
-    yield
-    dask, distributed = sys.modules.get("dask"), sys.modules.get("distributed")
-    if dask is None or distributed is None:
-        return
-    try:
-        distributed.default_client()
-    except ValueError:
-        dask.config.config.pop("scheduler", None)
 
 
 @pytest.fixture(scope="module")

@@ -81,11 +81,7 @@ class _Here:
         return header
 
     def asked(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        first = peek(self.source)
-        found = jobs.asked(self.options, first)
-        if all(header.get(name) == value for name, value in found.items()):
-            jobs.verify(self.decoder, first, self.options, header)
-        return found
+        return jobs.compared(self.decoder, peek(self.source), self.options, header)
 
     def work(
         self,

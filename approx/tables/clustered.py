@@ -103,11 +103,7 @@ class Site:
 
     def asked(self, first: Any, header: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a header must have, of a decoder that is the header's."""
-        z = self._latents(first)
-        found = jobs.asked(self.options, z)
-        if all(header.get(name) == value for name, value in found.items()):
-            jobs.verify(self.decoder, z, self.options, header)
-        return found
+        return jobs.compared(self.decoder, self._latents(first), self.options, header)
 
     def work(
         self, header: Mapping[str, Any], first: Any, start: int, rows: int, known: int, part: Any
@@ -124,7 +120,9 @@ class Site:
         if known == rows:
             return Work(rows, before, key)
         if self.plan is None:
-            self.plan = jobs.planned(self.decoder, self._latents(first), self.options, header)
+            at_first = self._latents(first)
+            jobs.verify(self.decoder, at_first, self.options, header)  # compared on another worker
+            self.plan = jobs.planned(self.decoder, at_first, self.options, header)
         return Work(rows, before, key, *jobs.work(self.plan, z, start))
 
     def _latents(self, part: Any) -> Tensor:

@@ -34,7 +34,17 @@ from approx.tables.loop import batch_by_batch, trial
 from approx.tables.plan import Options, Plan, settle, working_dtype
 from approx.tables.rows import Done, Failed, columns, details, named_dtype
 
-__all__ = ["TRIED", "asked", "begin", "latents_digest", "planned", "verify", "work"]
+__all__ = [
+    "TRIED",
+    "asked",
+    "begin",
+    "check_chunk",
+    "compared",
+    "latents_digest",
+    "planned",
+    "verify",
+    "work",
+]
 
 TRIED = 4096
 """Latents that `begin` may look at, where they are small."""
@@ -131,7 +141,7 @@ def begin(
         batch = next((b for b in range(batch, batch // 2, -1) if chunk % b == 0), batch)
     elif options.batch == "auto":
         batch = chunk
-    _check_chunk(chunk, batch)
+    _check_multiple(chunk, batch)
     header = {
         **asked(options, first),
         "batch": batch,
@@ -180,21 +190,28 @@ def verify(
         )
 
 
+def compared(
+    decoder: Callable[[Tensor], Any], first: Tensor, options: Options, header: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a header must have, see `asked`; where it has all of it, `verify` the decoder."""
+    found = asked(options, first)
+    if all(header.get(name) == value for name, value in found.items()):
+        verify(decoder, first, options, header)
+    return found
+
+
 def planned(
     decoder: Callable[[Tensor], Any], first: Tensor, options: Options, header: Mapping[str, Any]
 ) -> Plan:
-    """Return the plan of a header's job, for `work`.
+    """Return the plan of a header's job, for `work`, with a decoder that was compared or verified.
 
     `first` are the first latents of the job, 8 or more where there are as many.
 
     Raises
     ------
-    StoreError
-        As `verify`.
     DecoderError
         As `describe`, before its first batch.
     """
-    verify(decoder, first, options, header)
     fixed = replace(options, batch=header["batch"])
     plan = settle(decoder, Batches([first]), fixed)
     # measured once, as rows depend on it
@@ -248,7 +265,7 @@ def check_chunk(chunk: int | Literal["auto"]) -> None:
         )
 
 
-def _check_chunk(chunk: int, batch: int) -> None:
+def _check_multiple(chunk: int, batch: int) -> None:
     if chunk % batch:
         raise ValueError(
             f"Expected chunk as a multiple of the batch of {batch}, got {chunk}: give "

@@ -170,15 +170,14 @@ def survey(
             closing(work),
         ):  # fmt: skip
             for number, made in work:
-                if folder is None:
-                    found[number] = made
-                else:
+                found[number] = made
+                if folder is not None:
                     stores.write_result(folder, number, made)
                 counted += int(made["counts"][0])
                 bar.set_postfix(cells=f"{counted:,}", refresh=False)
                 bar.update()
         if folder is not None:
-            found = {k: stores.read_result(folder, k, cells=bool(columns)) for k in grid.tiles}
+            found |= {k: stores.read_result(folder, k, cells=bool(columns)) for k in done}
         return joined(grid, found)
 
 

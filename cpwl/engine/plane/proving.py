@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpwl.arrays import EPS, Floats, Ints, prefix, unpack
+from cpwl.arrays import EPS, Floats, Ints, next_corner, prefix, unpack
 from cpwl.engine import precise
 from cpwl.engine.columns import pieces_of
 from cpwl.engine.plane.complex import Complex, Refined
@@ -184,8 +184,9 @@ def corners_of(complex_: Complex) -> Corners:
     offsets = complex_.cell_offsets
     cell = np.repeat(np.arange(n_cells), np.diff(offsets))
     place = np.arange(len(cell))
-    before = np.where(place == offsets[cell], offsets[cell + 1] - 1, place - 1)
-    after = np.where(place + 1 == offsets[cell + 1], offsets[cell], place + 1)
+    after = next_corner(offsets)
+    before = np.empty_like(place)
+    before[after] = place
     edges = np.stack([complex_.cell_edges[before], complex_.cell_edges], axis=1)
     sides = complex_.edge_cells[edges].astype(np.int64)  # (N, 2, 2)
     beyond = np.where(sides[..., 0] == cell[:, None], sides[..., 1], sides[..., 0])
@@ -216,9 +217,7 @@ def _boundary(complex_: Complex) -> Ints:
     """Walk the boundary anticlockwise, from vertex to vertex; empty unless it is one loop."""
     offsets = complex_.cell_offsets
     start = complex_.cell_corners.astype(np.int64)
-    place = np.arange(len(start))
-    cell = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    end = start[np.where(place + 1 == offsets[cell + 1], offsets[cell], place + 1)]
+    end = start[next_corner(offsets)]
     n = len(complex_.points)
     forth, back = start * n + end, end * n + start
     if len(np.unique(forth)) != len(forth):
@@ -617,8 +616,7 @@ def _without_area(complex_: Complex, found: _Found) -> int:
     way = (hi[vertex] - hi[origin]) + (lo[vertex] - lo[origin])
     off = radius[vertex] + radius[origin]
     off = off + 8 * EPS * (np.abs(way) + np.abs(lo[vertex]) + np.abs(lo[origin])).max(axis=1)
-    place = np.arange(len(cell))
-    after = np.where(place + 1 == offsets[cell + 1], offsets[cell], place + 1)
+    after = next_corner(offsets)
     doubled = way[:, 0] * way[after, 1] - way[:, 1] * way[after, 0]
     reach = np.abs(way).sum(axis=1)
     with np.errstate(invalid="ignore"):

@@ -22,6 +22,7 @@ def client(cluster):
     from distributed import Client
 
     cluster.scale(2)
-    with Client(cluster) as found:
+    # not Dask's default, which a client that is lost leaves behind
+    with Client(cluster, set_as_default=False) as found:
         found.wait_for_workers(2, timeout=30)
         yield found

@@ -368,7 +368,7 @@ def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None
         ) as cluster,
-        distributed.Client(cluster) as client,
+        distributed.Client(cluster, set_as_default=False) as client,
     ):
         stop = {"after": 3}
         write = stores.write_result
