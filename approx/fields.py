@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -246,18 +247,27 @@ def _plane(anchors: Tensor) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         raise ValueError(
             f"Expected three anchors (3, *latent_shape), got {len(anchors)}: they span the plane."
         )
-    points = anchors.detach().cpu().double().flatten(1)
-    sides = points[1:] - points[0]
-    # no pivoting: u is along the first side; signs make both coordinates of "their" anchor positive
-    q, r = torch.linalg.qr(sides.T)
-    lengths = r.diagonal().abs()
-    if points.shape[1] < 2 or not (lengths > 1e-9 * sides.norm(dim=1).max()).all():
+    points = anchors.detach().cpu().double().flatten(1).numpy()
+    first, second = points[1:] - points[0]
+    long, wide = _dot(first, first) ** 0.5, _dot(second, second) ** 0.5
+    u = first / long if long else first
+    v, along = second, 0.0
+    for _ in range(2):  # once leaves a share of u where the sides are nearly parallel
+        share = _dot(v, u)
+        v, along = v - share * u, along + share
+    high = _dot(v, v) ** 0.5
+    if min(long, high) <= 1e-9 * max(long, wide):
         raise ValueError(
             "Expected three anchors that span a plane, got three on one line: choose others."
         )
-    signs = r.diagonal().sign()[:, None]
-    places = torch.cat([torch.zeros(1, 2, dtype=torch.float64), (signs * r).T])
-    return points[0], (q.T * signs).contiguous(), places.numpy()
+    basis = np.stack([u, v / high])
+    places = np.array([[0.0, 0.0], [long, 0.0], [along, high]])
+    return torch.from_numpy(points[0]), torch.from_numpy(basis), places
+
+
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return a product that is the same on every machine: a store's latents are compared by it."""
+    return math.fsum((a * b).tolist())
 
 
 def _grid(
@@ -286,8 +296,9 @@ def _on_plane(
     origin: Tensor, basis: Tensor, u: NDArray[np.float64], v: NDArray[np.float64]
 ) -> Tensor:
     """Return the points of the plane, (n, d) in float64."""
-    at = torch.from_numpy(np.stack([u, v], axis=1))
-    return origin + at @ basis
+    # element by element, which rounds alike everywhere; a product of matrices does not
+    first, second = basis.numpy()
+    return torch.from_numpy(origin.numpy() + u[:, None] * first + v[:, None] * second)
 
 
 def _padded(table: Descriptors, total: int) -> Mapping[str, NDArray[Any]]:

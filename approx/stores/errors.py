@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from typing import Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StoreError(ValueError):
@@ -24,8 +27,13 @@ class StoreError(ValueError):
 
 def not_written(url: str, error: OSError) -> StoreError:
     """Return the error of a full disk, or of a place that cannot be written to."""
+    if isinstance(error, FileExistsError | NotADirectoryError):  # of a folder above the store
+        return StoreError(
+            f"Expected a folder for the store {url}, got {error}: choose a place in a folder."
+        )
+    remedy = "make room" if error.errno in _FULL else "see to that"
     return StoreError(
-        f"Expected room and leave to write to {url}, got {error}: make room and call again, which "
+        f"Expected room and leave to write to {url}, got {error}: {remedy} and call again, which "
         "goes on after the chunks that are in it."
     )
 

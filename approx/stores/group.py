@@ -168,7 +168,7 @@ def open_group(url: str | os.PathLike[str]) -> Store:
         is damaged.
     """
     at = folder(url)
-    header = read_header(at)
+    header = read_header(at, expected="a store")
     if header is None:
         raise StoreError(
             f"Expected a store at {at.url}, got nothing: describe(..., store=...) makes one."
@@ -176,7 +176,9 @@ def open_group(url: str | os.PathLike[str]) -> Store:
     return Store(at, header, read_markers(at), read_end(at))
 
 
-def read_header(at: Folder) -> dict[str, Any] | None:
+def read_header(
+    at: Folder, *, expected: str = "a store or an empty place"
+) -> dict[str, Any] | None:
     """Return a store's header, None where a store may be made."""
     text = get(at, "zarr.json")
     if text is None:
@@ -184,9 +186,7 @@ def read_header(at: Folder) -> dict[str, Any] | None:
         strange = [x for x in names_in(at) if x != "run" and not x.endswith(".partial")]
         if strange:
             got = "a file" if at.fs.isfile(at.root) else ", ".join(strange[:3])
-            raise StoreError(
-                f"Expected a store or an empty place at {at.url}, got {got}: choose another."
-            )
+            raise StoreError(f"Expected {expected} at {at.url}, got {got}: choose another place.")
         return None
     group = parsed(text)
     attributes = group.get("attributes") if isinstance(group, dict) else None

@@ -70,8 +70,8 @@ class Writer:
             stored = ", ".join(f"{name}={header.get(name)!r}" for name in other)
             now = ", ".join(f"{name}={given[name]!r}" for name in other)
             raise StoreError(
-                f"Expected the run that {self.at.url} was made by, with {stored}; got {now}: call "
-                "with the stored values, or choose another place for another run."
+                f"Expected {stored}, with which {self.at.url} was begun; got {now}: give the "
+                "former, or choose another place for another run."
             )
 
     def commit(

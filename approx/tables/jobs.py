@@ -24,6 +24,7 @@ from approx.decoder import (
     DecoderError,
     as_array,
     free_bytes,
+    modules_of,
     prepare,
     session,
     tensors_of,
@@ -35,6 +36,7 @@ from approx.tables.plan import Options, Plan, settle, working_dtype
 from approx.tables.rows import Done, Failed, columns, details, named_dtype
 
 __all__ = [
+    "ROWS",
     "TRIED",
     "asked",
     "begin",
@@ -49,17 +51,25 @@ __all__ = [
 TRIED = 4096
 """Latents that `begin` may look at, where they are small."""
 
+ROWS = 16_384
+"""Rows of a chunk of "auto" at the most, so that one of small latents is soon done."""
+
 _SECONDS = 45.0  # of a chunk: what an interruption may lose
-_ROWS = 16_384  # of a chunk at the most, so that one of small latents is soon done
 _BYTES = 2**28  # of a chunk's latents at the most
 # how far numbers of an output may be from those of another machine, over their size
 _NEAR = {torch.float64: 1e-6, torch.float32: 1e-3}
+_SAME = {
+    "cpwl": "this version of cpwl",
+    "modules": "a decoder of these modules",
+    "weights": "a decoder with these weights",
+}
 
 
-def asked(options: Options, first: Tensor | NDArray[Any]) -> dict[str, Any]:
+def asked(options: Options, first: Tensor | NDArray[Any], key: str | None = None) -> dict[str, Any]:
     """Return the fields of a header that a caller decides, but for batch and chunk.
 
-    `first` are the first latents, as the decoder is given them: (n, *latent_shape).
+    `first` are the first latents, as the decoder is given them: (n, *latent_shape); `key` is the
+    digest of the first one where that is not of its values.
     """
     around = options.neighbourhood
     if around is not None:
@@ -84,7 +94,7 @@ def asked(options: Options, first: Tensor | NDArray[Any]) -> dict[str, Any]:
         "on_error": options.on_error,
         "latent_shape": list(z.shape[1:]),
         "latent_dtype": named_dtype(z.dtype),
-        "first_latent": latents_digest(z[:1]),
+        "first_latent": key or latents_digest(z[:1]),
     }
 
 
@@ -93,9 +103,10 @@ def begin(
     first: Tensor,
     options: Options,
     *,
+    key: str | None = None,
     chunk: int | Literal["auto"] = "auto",
     seconds: float = _SECONDS,
-    rows: int = _ROWS,
+    rows: int = ROWS,
     free: Callable[[torch.device], int | None] = free_bytes,
 ) -> tuple[dict[str, Any], Plan]:
     """Look at the first latents, fix batch and chunk by a trial, and return header and plan.
@@ -109,8 +120,11 @@ def begin(
         to `TRIED`, find a better batch.
     options : Options
         Of the job, with its seed; a batch of "auto" is tried for.
+    key : str, optional
+        As for `asked`.
     chunk : int or "auto"
-        Rows of a chunk, a multiple of the batch. "auto" takes `seconds`, and `rows` at the most.
+        Rows of a chunk: a multiple of a batch that is given; one of "auto" divides it as evenly as
+        it goes. "auto" takes `seconds`, and `rows` at the most.
     seconds, rows : float, int
         Of a chunk of "auto".
     free : callable
@@ -137,13 +151,12 @@ def begin(
         size = max(1, first[0].numel() * first.dtype.itemsize)
         most = min(seconds / each, rows, _BYTES / size)
         chunk = batch * max(1, int(most / batch))
-    elif options.batch == "auto" and batch < chunk:  # batches end where chunks do
-        batch = next((b for b in range(batch, batch // 2, -1) if chunk % b == 0), batch)
-    elif options.batch == "auto":
-        batch = chunk
-    _check_multiple(chunk, batch)
+    elif options.batch == "auto":  # batches end where chunks do
+        batch = math.ceil(chunk / math.ceil(chunk / batch))
+    else:
+        _check_multiple(chunk, batch)
     header = {
-        **asked(options, first),
+        **asked(options, first, key),
         "batch": batch,
         "chunk": chunk,
         "roundings": plan.roundings,
@@ -170,11 +183,10 @@ def verify(
         Other weights, another version of cpwl, or another output at the first latent.
     """
     for name, value in _identity(decoder).items():
-        if header[name] != value:
-            what = "a decoder with these weights" if name == "weights" else "this version of cpwl"
+        if header.get(name) != value:
             raise StoreError(
-                f"Expected {what}, by which the store was made: {name} {header[name]}, got {value}:"
-                " give the same, or choose another place for another run."
+                f"Expected {_SAME[name]}, by which the store was made: {name} {header.get(name)}, "
+                f"got {value}: give the same, or choose another place for another run."
             )
     before = header["output_at_first"]
     # where it had an output, its own error says more than that it has none
@@ -191,10 +203,14 @@ def verify(
 
 
 def compared(
-    decoder: Callable[[Tensor], Any], first: Tensor, options: Options, header: Mapping[str, Any]
+    decoder: Callable[[Tensor], Any],
+    first: Tensor,
+    options: Options,
+    header: Mapping[str, Any],
+    key: str | None = None,
 ) -> dict[str, Any]:
     """Return what a header must have, see `asked`; where it has all of it, `verify` the decoder."""
-    found = asked(options, first)
+    found = asked(options, first, key)
     if all(header.get(name) == value for name, value in found.items()):
         verify(decoder, first, options, header)
     return found
@@ -286,7 +302,14 @@ def _identity(decoder: Callable[[Tensor], Any]) -> dict[str, str]:
         found += [np.array(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()), held.numpy()]
     if isinstance(decoder, Bound):  # rows of latents are told with these
         found += [as_array(x) for x in decoder.tensors(by_row=False)]
-    return {"cpwl": version, "weights": digest(*found)}
+    # with their settings, such as GELU's approximation, which no weight and hardly an output tells
+    parts = [
+        f"{name} {type(part).__qualname__}({part.extra_repr()})"
+        for module in modules_of(decoder)
+        for name, part in module.named_modules()
+    ]
+    told = np.array("\n".join(parts).encode())
+    return {"cpwl": version, "modules": digest(told), "weights": digest(*found)}
 
 
 def _told_in(options: Options, first: Tensor) -> torch.dtype:

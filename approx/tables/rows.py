@@ -80,13 +80,16 @@ def details(plan: Plan, parts: Sequence[Done | Failed]) -> dict[str, Any]:
     done = [part for part in parts if isinstance(part, Done)]
     counted = [part.knots for part in done if part.knots is not None]
     notes = [note for part in done for note in (part.spectrum.note, part.uncounted)]
-    no_knots = all(bool((c.count == 0).all()) for c in counted)
     return {
         "table": _settings(plan, done[0]) if done else None,
         "knots": _counting(counted[0]) if counted else None,
         "passed_over": list(dict.fromkeys(name for c in counted for name in c.passed_over)),
         # of every batch, for a median over all of them
-        "suggested": [float(c.suggested_radius) for c in counted] if no_knots else None,
+        "suggested": [float(c.suggested_radius) for c in counted],
+        "without_knots": [
+            sum(int((c.count == 0).sum()) for c in counted),
+            sum(len(c.count) for c in counted),
+        ],
         "notes": list(dict.fromkeys(note for note in (plan.note, *notes) if note)),
         "fell_back": sum(int(part.spectrum.fell_back.sum()) for part in done),
         "failures": [[part.number, part.reason] for part in parts if isinstance(part, Failed)],
@@ -103,17 +106,15 @@ def summary(parts: Sequence[Mapping[str, Any]], *, complete: bool) -> dict[str, 
             f"first with: {failed[0][1]}"
         )
     counting = next((part["knots"] for part in parts if part["knots"] is not None), None)
-    radii = [part["suggested"] for part in parts]
-    known = counting is not None and all(some is not None for some in radii)
+    radii = [radius for part in parts for radius in part["suggested"] if math.isfinite(radius)]
+    zero, rows = np.sum([part["without_knots"] for part in parts], axis=0)
     return {
         **settings,
         "latent_shape": tuple(settings["latent_shape"]),
         "output_shape": tuple(settings["output_shape"]),
         **(counting or {"knots_method": "", "knots_dtype": "", "passes": 0, "units": 0}),
         "passed_over": tuple(dict.fromkeys(name for part in parts for name in part["passed_over"])),
-        "suggested_radius": float(np.median([r for some in radii for r in some]))
-        if known
-        else math.nan,
+        "suggested_radius": float(np.median(radii)) if radii and 2 * zero > rows else math.nan,
         "note": " ".join(dict.fromkeys(note for part in parts for note in part["notes"])),
         "failures": tuple(failed),
         "complete": complete,

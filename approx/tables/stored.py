@@ -226,7 +226,11 @@ def describe_to(
             else:
                 fixed = {"batch": options.batch, "chunk": chunk}
                 fixed = {name: value for name, value in fixed.items() if value != "auto"}
-                writer.compare(job.asked(writer.header) | fixed)
+                asked = job.asked(writer.header) | fixed
+                first = asked.pop("first_latent")
+                writer.compare(asked)
+                if first != writer.header.get("first_latent"):
+                    raise _other_latents(writer, "from the first on")
                 if count is not None:
                     _check_count(writer, count)
             return _filled(writer, job, count, total if count is None else count, options.progress)
@@ -276,11 +280,7 @@ def _fill(writer: Writer, job: Job, expected: int | None, told: Callable[[int], 
         if done is not None and done.rows > found.rows:
             _check_count(writer, start + found.rows)
         if done is not None and found.before != done.digest:
-            raise StoreError(
-                f"Expected the latents that {writer.at.url} was made of, got others in rows "
-                f"{start:,} to {start + done.rows - 1:,}: give those, or choose another place for "
-                "another run."
-            )
+            raise _other_latents(writer, f"in rows {start:,} to {start + done.rows - 1:,}")
         if found.columns is None or found.details is None:
             return
         if expected is not None:
@@ -296,6 +296,14 @@ def _fill(writer: Writer, job: Job, expected: int | None, told: Callable[[int], 
     if wrote or writer.latents != count:
         writer.expect(count)
         writer.finish(StoredDescriptors(writer.store()).attributes())
+
+
+def _other_latents(writer: Writer, where: str) -> StoreError:
+    return StoreError(
+        f"Expected the latents that {writer.at.url} was made of, got others {where}: give those "
+        "(of a field the same anchors, resolution and margin), or choose another place for another "
+        "run."
+    )
 
 
 def _check_count(writer: Writer, count: int) -> None:

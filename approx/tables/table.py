@@ -118,7 +118,7 @@ class Descriptors:
     units : int
         Number of units that could have knots.
     suggested_radius : float
-        Where delta is 0 at every latent: the radius at which about ten knots would be met. Else
+        Where delta is 0 at most latents: the radius at which about ten knots would be met. Else
         NaN.
     passed_over : tuple of str
         Bends and jumps that ran and are no units (softmax, tanh, ...).
@@ -243,7 +243,9 @@ class Descriptors:
         if self.delta is not None and len(self) and np.isnan(self.delta).all():
             found.append(f"delta unknown ({', '.join(self.passed_over)})")
         elif np.isfinite(self.suggested_radius):
-            found.append(f"delta 0 everywhere (about 10 knots at r={self.suggested_radius:.1g})")
+            zero, around = int((self.delta == 0).sum()), f"{self.directions}, "
+            around += f"{self.suggested_radius:.1g}"
+            found.append(f"delta 0 at {zero:,} (about 10 knots with neighbourhood ({around}))")
         return found
 
     def columns(self) -> Mapping[str, NDArray[Any]]:
@@ -364,7 +366,7 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
             for start, table in zip(starts, tables, strict=False)
             for number, reason in table.failures
         ),
-        # of all rows only where none of them has a knot
+        # of all rows only where most of each table's have no knot
         "suggested_radius": float(np.median([table.suggested_radius for table in tables])),
     }
     absent: dict[str, Any] = dict.fromkeys(LONG_NAMES)

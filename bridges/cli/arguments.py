@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 AT_A_TIME = 64  # latents that are read from a file at once
 
@@ -48,6 +51,40 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_MODEL_OPTIONS):
         called = option(called)
     return called
+
+
+_CLUSTER_OPTIONS = (
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Do it on the workers of a Dask scheduler, such as tcp://host:8786.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Do it in as many processes of one thread on this machine.",
+    ),
+)
+
+
+def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `client_of`."""
+    for option in reversed(_CLUSTER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def client_of(scheduler: str | None, workers: int | None) -> Client | None:
+    """Connect to the cluster that is asked for, until the command ends."""
+    if scheduler is None and workers is None:
+        return None
+    if scheduler is not None and workers is not None:
+        raise click.UsageError(
+            "Expected --scheduler or --workers, got both. Leave one of them out."
+        )
+    from approx.cluster import connected
+
+    return click.get_current_context().with_resource(connected(scheduler, workers))
 
 
 def _read_fixed(text: str) -> tuple[str, Any]:

@@ -17,6 +17,8 @@ from bridges.cli.arguments import (
     AT_A_TIME,
     check_latents,
     check_output,
+    client_of,
+    cluster_options,
     load_npy,
     model_options,
     read_pixels,
@@ -28,9 +30,8 @@ from bridges.cli.errors import Stopped
 if TYPE_CHECKING:
     import torch
     import xarray as xr
-    from distributed import Client
 
-    from approx import Descriptors
+    from approx import Descriptors, StoredDescriptors
     from bridges.cli.loading import Loaded
 
 _PICTURES = (".png", ".pdf", ".svg")
@@ -66,17 +67,7 @@ _OPTIONS = (
         "--store",
         metavar="PATH",
         help="Zarr store, a folder or a URL, to which rows are written as they are done; the same "
-        "command again goes on.  [needed without -o]",
-    ),
-    click.option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Do it on the workers of a Dask scheduler, such as tcp://host:8786; with --store.",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        help="Do it in as many processes of one thread on this machine; with --store.",
+        "command again goes on.  [needed without -o, and on a cluster]",
     ),
     click.option(
         "--method",
@@ -135,7 +126,7 @@ _OPTIONS = (
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what both commands have in common."""
-    command = model_options(command)
+    command = cluster_options(model_options(command))
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -151,6 +142,8 @@ class _Work(NamedTuple):
     dtype: torch.dtype
     device: str
     options: dict[str, Any]
+    # rows that the store had before
+    held: int
 
     def tensor(self, values: np.ndarray) -> torch.Tensor:
         """Return latents where the decoder is."""
@@ -191,9 +184,8 @@ def describe(model: str, latents: Path, labels: Path | None, **options: Any) -> 
         return approx.describe(work.decoder, latents, total=len(work.latents), **work.options)
 
     start, store = time.perf_counter(), options["store"]
-    held = _held(store)
     table = _run(run, outputs, store, lambda table, path: _write_table(table, path, classes))
-    click.echo(_summary(table, time.perf_counter() - start, held))
+    click.echo(_summary(table, time.perf_counter() - start, work.held))
     _keep(table.complete, f"{len(table):,} of {len(work.latents):,} latents", outputs, store,
           lambda path: _write_table(table, path, classes))  # fmt: skip
 
@@ -244,7 +236,7 @@ def field(
     if gallery is not None and by == "delta" and options["no_delta"]:
         raise ValueError("Expected delta for --by delta, got --no-delta. Leave one of them out.")
     pixels = read_pixels(resolution)
-    work = _prepare(model, anchors, options)
+    work = _prepare(model, anchors, options, plane=True)
     if len(work.latents) != 3:
         raise ValueError(
             f"Expected three latents in {anchors}, got {len(work.latents)}. "
@@ -272,7 +264,7 @@ def field(
         click.echo(f"wrote {gallery}")
 
 
-def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
+def _prepare(model: str, path: Path, options: dict[str, Any], *, plane: bool = False) -> _Work:
     """Read model and latents, and check what can be checked before the work."""
     import torch
 
@@ -280,15 +272,19 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
     from approx.spectra import METHODS
     from bridges.cli.loading import check_device, load_decode, load_decoder
 
-    client = _client(options)
+    _check_cluster(options)
     method, name = options["method"], options["dtype"]
     double = name == "float64" or (name is None and METHODS[method].dense)
     dtype = torch.float64 if double else torch.float32
+    values = load_npy(path, "the latents", mapped=True)
+    values = check_latents(values, path, finite=options["on_error"] == "raise")
+    stored = _stored(options["store"])
+    # what is all there is compared here, and needs no workers
+    whole = stored is not None and stored.complete and (plane or len(stored) == len(values))
+    client = None if whole else client_of(options["scheduler"], options["workers"])
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     device = "cpu" if client is not None else device
     check_device(device)
-    values = load_npy(path, "the latents", mapped=True)
-    values = check_latents(values, path, finite=options["on_error"] == "raise")
     reading = options["reading"]
     loaded = load_decoder(model, dtype, device, **reading)
     if (shape := loaded.latent_shape or reading["input_shape"]) is not None:
@@ -318,26 +314,18 @@ def _prepare(model: str, path: Path, options: dict[str, Any]) -> _Work:
             "store": options["store"],
             "client": client,
         },
+        0 if stored is None else stored.store.done,
     )
 
 
-def _client(options: dict[str, Any]) -> Client | None:
-    """Connect to the cluster that is asked for, until the command ends."""
-    scheduler, workers = options["scheduler"], options["workers"]
-    if scheduler is None and workers is None:
-        return None
-    if scheduler is not None and workers is not None:
-        raise click.UsageError(
-            "Expected --scheduler or --workers, got both. Leave one of them out."
-        )
-    if options["store"] is None or options["device"] is not None:
+def _check_cluster(options: dict[str, Any]) -> None:
+    """Refuse a cluster without a store, and with a device."""
+    cluster = options["scheduler"] is not None or options["workers"] is not None
+    if cluster and (options["store"] is None or options["device"] is not None):
         raise click.UsageError(
             "Expected --store, and no --device, with --scheduler or --workers: the rows are "
             "written to a store, and each worker takes its own device."
         )
-    from approx.cluster import connected
-
-    return click.get_current_context().with_resource(connected(scheduler, workers))
 
 
 def _sized_latents(values: np.ndarray, loaded: Loaded, path: Path) -> np.ndarray:
@@ -378,6 +366,8 @@ def _run(
     """Do the work; an error half-way writes what is done and is one line, as are torch's own."""
     from approx import DescribeError
 
+    if store is not None and not sys.stderr.isatty():
+        click.echo(f"writing to {store}; how far it is shows on a terminal, or as files in it")
     try:
         with warnings.catch_warnings():
             # that it was interrupted is said below, with where the partial result is
@@ -461,14 +451,14 @@ def _write_field(dataset: xr.Dataset, path: Path) -> None:
         write_dataset(dataset, path)
 
 
-def _held(store: str | None) -> int:
-    """Count the rows that a store has before a run goes on."""
+def _stored(store: str | None) -> StoredDescriptors | None:
+    """Open the store of a run that goes on."""
     from approx import StoreError, open_store
 
     try:
-        return 0 if store is None else open_store(store).store.done
+        return None if store is None else open_store(store)
     except StoreError:  # none yet, or one of which the run says what is wrong
-        return 0
+        return None
 
 
 def _summary(table: Descriptors, seconds: float, held: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridges.cli.arguments import check_output, model_options
+from bridges.cli.arguments import check_output, client_of, cluster_options, model_options
 from bridges.cli.errors import Stopped
 from bridges.cli.slicing import Place, domain_of, slice_options
 
@@ -193,6 +193,7 @@ def partition(
 )
 @click.option("--no-maps", is_flag=True, help="Leave out psi, nu, regions and image volume.")
 @click.option("--cells", is_flag=True, help="Write all cells to STORE/cells as GeoParquet.")
+@cluster_options
 @model_options
 @_upto
 def survey(
@@ -201,14 +202,17 @@ def survey(
     tiles: int | None,
     no_maps: bool,
     cells: bool,
+    scheduler: str | None,
+    workers: int | None,
     upto: str | None,
     reading: dict[str, Any],
     **place: Any,
 ) -> None:
     """Count and measure the cells of a slice that has too many for the memory, tile by tile.
 
-    MODEL and the slice are those of `cpwl partition`. After Ctrl-C or a crash the same command goes
-    on where it stopped, if it has a --store.
+    MODEL and the slice are those of `cpwl partition`. A tile is enumerated as a whole, which takes
+    some 300 bytes a cell, and its cells are then dropped, or written with --cells. After Ctrl-C or
+    a crash the same command goes on where it stopped, if it has a --store.
     """
     import cpwl
 
@@ -216,6 +220,7 @@ def survey(
     found = cpwl.survey(
         network, domain_of(network.input_shape, Place(**place)), store=store, cells=cells,
         tiles="auto" if tiles is None else tiles, maps=not no_maps, progress=sys.stderr.isatty(),
+        client=client_of(scheduler, workers),
     )  # fmt: skip
     click.echo(repr(found))
     click.echo(f"facets by stage: {', '.join(f'{n:,}' for n in found.facets)}")

@@ -16,7 +16,7 @@ from bridges.cli.validate import validate
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cpwl", message="%(prog)s %(version)s")
 def app() -> None:
-    """Exact geometry of continuous piecewise-linear generators."""
+    """Measure the local geometry of a generator: exactly, by estimates, or one by the other."""
 
 
 for _command in (demo, describe, field, info, partition, survey, validate, verify):

@@ -25,6 +25,8 @@ from typing import Any, cast
 
 import numpy as np
 from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from cpwl.contents import open_archive, parse_json, read_array
 from cpwl.domain import Domain
@@ -121,11 +123,25 @@ def header_of(
         "output_shape": list(network.output_shape),
         "stage_offsets": np.asarray(network.stage_offsets).tolist(),
         "fingerprint": fingerprint(network, domain, points).tolist(),
+        # of units that are dead at all of these points no output tells
+        "weights": digest(_weights(network)),
         "domain": [list(map(hexadecimal, point)) for point in domain.exact_corners],
         "slice": digest(arrays),
         "tiles": list(tiles),
         **options,
     }
+
+
+def _weights(network: Network) -> Arrays:
+    """Return the parameters, buffers and constants of what a network was captured from."""
+    source, state = network.origin.source, network.origin.state
+    tensors = (
+        dict(source.state_dict) if isinstance(source, ExportedProgram) else source.state_dict()
+    )
+    if isinstance(source, ExportedProgram):
+        tensors |= {k: v for k, v in source.constants.items() if isinstance(v, Tensor)}
+    tensors |= state or {}
+    return {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
 
 
 def read_header(folder: Path) -> dict[str, Any] | None:
@@ -162,7 +178,8 @@ def require_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -
         "cpwl": "the version of cpwl", "input_shape": "the network", "output_shape": "the network",
         "stage_offsets": "the network",
         "domain": "the domain", "slice": "the slice",
-        "fingerprint": "the network's parameters", "tiles": "tiles", "maps": "maps",
+        "weights": "the network's parameters", "fingerprint": "the network's parameters",
+        "tiles": "tiles", "maps": "maps",
         "cells": "cells",
     }  # fmt: skip
     shown = ("cpwl", "tiles", "maps", "cells")

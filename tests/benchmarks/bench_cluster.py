@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 ROUNDS = int(os.environ.get("CPWL_ROUNDS", "3"))
-TAEF2, SMALL = ("taef2", 16, 2, 4), ("small", 20_000, 500, 1000)  # latents, batch, chunk
+TAEF2, SMALL = ("taef2", 8, 2, 2), ("small", 20_000, 250, 2500)  # latents, batch, chunk
 QUIET = {"neighbourhood": (4, 1e-5), "seed": 0, "progress": False}
 
 
@@ -41,8 +41,8 @@ def make(name: str, latents: int, side: int = 16) -> tuple[Any, Any]:
         from bridges.networks.pretrained import taef2_decoder
 
         return taef2_decoder(), torch.randn(latents, 32, side, side)
-    layers = [nn.Linear(16, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64)]
-    return nn.Sequential(*layers).eval(), torch.randn(latents, 16)
+    layers = [nn.Linear(32, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, 784)]
+    return nn.Sequential(*layers).eval(), torch.randn(latents, 32)
 
 
 def independent(name: str, latents: int, batch: int, folder: Path) -> list[float]:
@@ -139,6 +139,7 @@ def test_64_workers_that_sleep(tmp_path: Path) -> None:
 
     # watching itself costs a worker more than sleeping does
     quiet = {"distributed.worker.profile.enabled": False,
+             "distributed.admin.tick.interval": "2s", "distributed.admin.tick.limit": "1m",
              "distributed.admin.system-monitor.interval": "10s"}  # fmt: skip
     print("\n| seconds a chunk | chunks | ideal s | took s | of the ideal |\n" + "|---" * 5 + "|")
     shares = {}
@@ -154,6 +155,7 @@ def test_64_workers_that_sleep(tmp_path: Path) -> None:
             chunks = workers * max(3, min(12, int(16 / seconds)))
             with writing(tmp_path / f"{seconds}.zarr") as writer:
                 writer.start({"chunk": rows})
+                writer.expect(chunks * rows)
                 begun = time.perf_counter()
                 each(
                     team,

@@ -91,6 +91,25 @@ def test_a_worker_that_dies_costs_its_piece(client: Client, tmp_path) -> None:
     assert sorted(found) == list(range(8))
 
 
+def test_a_piece_that_kills_every_worker_ends_the_run_and_keeps_the_rest(client: Client) -> None:
+    def piece(place, number, payload):
+        import os
+
+        if number == 3:
+            os._exit(1)
+        return number
+
+    found = []
+    # waits for the one before, which would otherwise be done again with it
+    with (
+        crew(client, nested(piece), packages=()) as team,
+        pytest.raises(RuntimeError, match="workers that live, got several that died at piece 3"),
+    ):
+        each(team, ((n, None) for n in range(4)), lambda n, r: found.append(r))
+    assert set(found) <= {0, 1, 2}
+    assert len(found) == len(set(found))
+
+
 def test_a_function_that_fails_on_one_worker_only(client: Client) -> None:
     bad = min(client.nthreads())
 

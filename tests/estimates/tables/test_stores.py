@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -200,14 +201,14 @@ class Other(nn.Module):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"generator": 6}, "with seed=5; got seed=6: call with the stored values, or choose"),
-        ({"k": 2}, "with k=None; got k=2"),
-        ({"batch": 2}, "with batch=3; got batch=2"),
-        ({"chunk": 3}, "with chunk=6; got chunk=3"),
+        ({"generator": 6}, "Expected seed=5, with which .* was begun; got seed=6: give"),
+        ({"k": 2}, "Expected k=None, with which .*; got k=2"),
+        ({"batch": 2}, "Expected batch=3, with which .*; got batch=2"),
+        ({"chunk": 3}, "Expected chunk=6, with which .*; got chunk=3"),
         ({"dtype": torch.float64, "method": "paper"},
-         "with method='auto', dtype=None; got method='paper', dtype='float64'"),
-        ({"neighbourhood": (3, 0.1)}, r"neighbourhood=\[2, 0.1\]; got neighbourhood=\[3, 0.1\]"),
-        ({"on_error": "nan"}, "with on_error='raise'; got on_error='nan'"),
+         "Expected method='auto', dtype=None, with .*; got method='paper', dtype='float64'"),
+        ({"neighbourhood": (3, 0.1)}, r"neighbourhood=\[2, 0.1\], with .*; got .*=\[3, 0.1\]"),
+        ({"on_error": "nan"}, "Expected on_error='raise', with which .*; got on_error='nan'"),
     ],
 )  # fmt: skip
 def test_another_run_is_refused_by_what_differs(tmp_path: Path, change: Any, said: str) -> None:
@@ -225,12 +226,18 @@ def test_other_latents_and_decoders_are_refused(tmp_path: Path) -> None:
     before = _contents(tmp_path)
     other = z.clone()
     other[13, 1] += 1e-6
-    with pytest.raises(StoreError, match="got others in rows 12 to 17: give those, or choose"):
+    with pytest.raises(StoreError, match="got others in rows 12 to 17: give those"):
         stored(decoder, torch.cat([other, z]), tmp_path / "a")
-    with pytest.raises(StoreError, match="with first_latent="):
+    with pytest.raises(StoreError, match="got others from the first on: give those"):
         stored(decoder, z.flip(0), tmp_path / "a")
-    with pytest.raises(StoreError, match=r"output at the first latent .*weights are the same and"):
+    with pytest.raises(StoreError, match="a decoder of these modules, by which the store was"):
         stored(Other(decoder), z, tmp_path / "a")  # type: ignore[arg-type]
+    smooth = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 8))
+    stored(smooth, z, tmp_path / "smooth")
+    smooth[1] = nn.GELU(approximate="tanh")
+    with pytest.raises(StoreError, match="a decoder of these modules, by which the store was"):
+        stored(smooth, z, tmp_path / "smooth")
+    shutil.rmtree(tmp_path / "smooth")
     with torch.no_grad():
         decoder[0].bias[2] += 1e-6  # type: ignore[index, union-attr]
     with pytest.raises(StoreError, match="a decoder with these weights, by which the store was"):
@@ -323,8 +330,8 @@ def test_other_formats_and_folders_are_refused_and_left_alone(tmp_path: Path) ->
     (tmp_path / "newer" / "zarr.json").write_text(json.dumps(group))
     before = _contents(tmp_path)
     for name, said in {
-        "thesis": r"a store or an empty place at .*, got thesis\.tex: choose another",
-        "file": r"a store or an empty place at .*, got a file: choose",
+        "thesis": r"Expected a store.* at .*, got thesis\.tex: choose another",
+        "file": r"Expected a store.* at .*, got a file: choose",
         "group": "Expected a store of descriptors at .*, got another Zarr group: choose",
         "newer": "Expected a store of format 1 at .*, got 2: it was made by a newer version",
     }.items():
@@ -351,8 +358,6 @@ def test_two_runs_on_one_store(tmp_path: Path) -> None:
         ({}, False),
         ({"started": "1"}, True),  # the number of a process, given again
         ({"pid": 2**22 + 1}, True),
-        ({"place": "another machine"}, False),
-        ({"place": "another machine", "alive": 0}, True),
         (None, True),
     ],
 )
@@ -372,6 +377,35 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(
         with pytest.raises(StoreError, match="Expected to be the only run"):
             stored(decoder, z, tmp_path / "a")
         assert path.exists()
+
+
+@pytest.mark.parametrize("alive", [False, True])
+@pytest.mark.parametrize("clock", [-1e6, 0.0, 1e6])
+def test_a_lock_of_another_machine_is_watched_whatever_its_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool, clock: float
+) -> None:
+    monkeypatch.setattr("approx.stores.locking._BEAT", 0.1)
+    decoder, z = made()
+    path = tmp_path / "a" / "run" / "lock.json"
+    with writing(tmp_path / "a"):
+        owner = json.loads(path.read_text()) | {"place": "another machine"}
+
+    def beat(n: int) -> None:
+        path.write_text(json.dumps(owner | {"alive": time.time() + clock + n}))
+
+    beat(0)
+    watched = pytest.warns(RuntimeWarning, match="looking for up to 0 s whether it is alive")
+    if not alive:
+        with watched, pytest.warns(RuntimeWarning, match="is gone without giving it back"):
+            stored(decoder, z, tmp_path / "a")
+        assert not path.exists()
+        return
+    beating = threading.Timer(0.05, beat, (1,))
+    beating.start()
+    with watched, pytest.raises(StoreError, match="Expected to be the only run"):
+        stored(decoder, z, tmp_path / "a")
+    beating.join()
+    assert path.exists()
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"pid": "x", "alive": "x"}', '{"alive": null}'])
@@ -477,6 +511,22 @@ def test_bad_options(tmp_path: Path, options: Any, said: str) -> None:
         quiet(decoder, z, **(OPTIONS | {"store": tmp_path / "a"} | options))
 
 
+def test_a_batch_of_auto_divides_any_chunk(tmp_path: Path) -> None:
+    decoder, z = made()
+    table = stored(decoder, z, tmp_path / "a", batch="auto", chunk=7)
+    header = table.store.header
+    assert header["chunk"] == 7
+    assert header["batch"] <= 7
+    assert_equal(stored(decoder, z, tmp_path / "a", batch="auto", chunk=7), table)
+
+
+def test_a_file_above_the_store_is_told(tmp_path: Path) -> None:
+    decoder, z = made()
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(StoreError, match=r"Expected a folder for the store .*: choose a place in"):
+        stored(decoder, z, tmp_path / "a" / "b")
+
+
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     module, z = made()
     numbers: dict[str, Any] = {
@@ -543,18 +593,14 @@ def test_a_chunk_that_fails_as_a_whole_hides_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_other_code_of_equal_weights_is_refused_in_any_dtype(tmp_path: Path, dtype: Any) -> None:
     module, z = made()
-    stored(module, z, tmp_path / "a", dtype=dtype)
-    other = nn.Sequential(module[0], nn.LeakyReLU(0.01), module[2])
+    plain: Any = lambda z: module(z)  # noqa: E731
+    stored(plain, z, tmp_path / "a", dtype=dtype)
+    leaky: Any = lambda z: module(z) + 0.01 * z.sum(dim=1, keepdim=True)  # noqa: E731
     with pytest.raises(StoreError, match="the weights are the same and the code around"):
-        stored(other, z, tmp_path / "a", dtype=dtype)
-    overflowing = nn.Sequential(*module, Overflow())
+        stored(leaky, z, tmp_path / "a", dtype=dtype)
+    overflowing: Any = lambda z: module(z) / 0  # noqa: E731
     with pytest.raises(StoreError, match="got none that is finite: the weights are the same"):
         stored(overflowing, z, tmp_path / "a", dtype=dtype, on_error="raise")
-
-
-class Overflow(nn.Module):
-    def forward(self, y: Tensor) -> Tensor:
-        return y * torch.inf
 
 
 def test_a_chunk_fixes_the_batch_that_is_tried_for(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles.bodies import domain_of
@@ -239,6 +240,15 @@ def test_stores_of_something_else_are_refused_and_damage_is_told(plane, tmp_path
     other = cpwl.Network.from_torch(mlp(2, 12, 12, 3, seed=2), (2,))
     with pytest.raises(ValueError, match="differs in the network's parameters"):
         cpwl.survey(other, domain, tiles=2, store=store, progress=False)
+    dead = mlp(2, 12, 12, 3, seed=1)
+    with torch.no_grad():
+        dead[0].bias[3] = -1e6
+        cpwl.survey(cpwl.Network.from_torch(dead, (2,)), domain, tiles=1, store=tmp_path / "dead",
+                    progress=False)  # fmt: skip
+        dead[0].bias[3] = -2e6
+    with pytest.raises(ValueError, match="differs in the network's parameters"):
+        cpwl.survey(cpwl.Network.from_torch(dead, (2,)), domain, store=tmp_path / "dead",
+                    progress=False)  # fmt: skip
     with pytest.raises(ValueError, match=r"differs in the domain, maps \(True there, False here\)"):
         cpwl.survey(network, cpwl.box([-1, -1], [1, 1]), maps=False, store=store, progress=False)
     tile = store / "tiles" / "00000002.npz"

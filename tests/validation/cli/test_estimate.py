@@ -260,11 +260,35 @@ def test_a_store_goes_on_where_it_was_stopped(run, tmp_path, stop, monkeypatch):
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     for wrong, said in (
         ("describe @mlp.pt2 @nine.npy -o run.zarr", "got the store of a run. Give another name"),
-        (f"{line} --k 3", "Expected the run that run.zarr was made by, with k=None; got k=3: "),
+        (f"{line} --k 3", "Expected k=None, with which run.zarr was begun; got k=3: "),
         ("describe @mlp.pt2 @nine.npy --store .", "a store or an empty place at ., got a.parquet"),
     ):
         status, _, err = run(wrong)
         assert (status, err.count(said)) == (2, 1)
+
+
+def test_workers_of_this_machine_and_none_for_a_store_that_is_whole(run, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason='pip install ".[cluster]"')
+    cluster = importlib.import_module("approx.cluster")
+    line = "describe @mlp.pt2 @nine.npy --batch 2 --seed 0 -o a.parquet"
+    assert run(line)[0] == 0
+    one = pd.read_parquet(tmp_path / "a.parquet")
+    line += " --store run.zarr --workers 1"
+    status, out, err = run(line)
+    assert (status, "writing to run.zarr" in out) == (0, True), err
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), one, check_exact=True)
+
+    def started(*given):
+        raise AssertionError("no cluster is needed")
+
+    monkeypatch.setattr(cluster, "connected", started)
+    assert run(line)[0] == 0
+    with pytest.raises(AssertionError, match="no cluster is needed"):
+        run(line.replace("run.zarr", "other.zarr"))
+    assert run(line.replace(" --store run.zarr", ""))[::2] == (
+        2, "cpwl: Expected --store, and no --device, with --scheduler or --workers: the rows are "
+        "written to a store, and each worker takes its own device.\n",
+    )  # fmt: skip
 
 
 def test_the_store_of_a_field_goes_on(run, tmp_path, stop, monkeypatch):
