@@ -42,6 +42,12 @@ KEPT = (
     "rrelu_with_noise", "scaled_dot_product_attention", "col2im",
 )
 # fmt: on
+# What a dense network consists of, and decompositions leave as it is.
+_FINAL = {
+    torch.ops.aten.linear.default,
+    torch.ops.aten.relu.default,
+    torch.ops.aten.leaky_relu.default,
+}  # fmt: skip
 
 
 def export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram | TracedCalls:
@@ -89,6 +95,9 @@ def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
     exported = torch.export.export(
         module, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
     )
+    called = {node.target for node in exported.graph.nodes if node.op == "call_function"}
+    if called <= _FINAL:  # decomposing takes most of a capture's time
+        return exported
     return exported.run_decompositions(_table())
 
 

@@ -80,7 +80,7 @@ def well_conditioned(shapes):
     strategies.places(2),
     grids,
 )
-@strategies.ordinary(12)
+@strategies.ordinary(6)
 def test_planes_by_tiles(layers, place, tiles):
     assert_same(capture(layers), domain_of(place), tiles)
 
@@ -108,7 +108,7 @@ def test_nearly_degenerate_planes_by_tiles(layers, place, tiles):
     strategies.places(1),
     st.integers(1, 7),
 )
-@strategies.ordinary(10)
+@strategies.ordinary(5)
 def test_segments_by_tiles(layers, place, tiles):
     assert_same(capture(layers), domain_of(place), tiles)
 
@@ -117,7 +117,7 @@ def test_segments_by_tiles(layers, place, tiles):
     strategies.degenerate_networks(strategies.some_architectures(3, 3, strategies.SIMPLE)),
     st.integers(1, 3),
 )
-@strategies.ordinary(5)
+@strategies.ordinary(3)
 def test_boxes_by_tiles(layers, tiles):
     assert_same(capture(layers), cpwl.box([-2.0] * 3, [2.0, 1.0, 2.0]), (tiles, 1, 2))
 
