@@ -6,10 +6,15 @@ is an exact description, and all that a proof needs of the network.
 
 from __future__ import annotations
 
+import base64
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+MOST_GATHERED = 2**26
+"""Entries that the outputs of a convolution's group look at, all together."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -24,11 +29,36 @@ class Matrix(NamedTuple):
     values: Floats
 
 
+class Convolution(NamedTuple):
+    """A convolution, or the transpose of one, as a matrix whose entries are not listed.
+
+    The output at o is the sum over taps t of the weight times the input at o * stride - padding +
+    t * dilation, or, transposed, at the place that this leads from: (o + padding - t * dilation) /
+    stride; where there is no such place, nothing.
+
+    Attributes
+    ----------
+    size, out : (channels, *axes)
+        Of the value that is read, and of the one that is made.
+    stride, padding, dilation : one for each axis
+    weights : (channels of the output, channels of a group of the input, *taps)
+    """
+
+    size: tuple[int, ...]
+    out: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+    weights: Floats
+
+
 class Part(NamedTuple):
     """One operand of an affine step."""
 
     source: int
-    matrix: Matrix
+    matrix: Matrix | Convolution
 
 
 class Affine(NamedTuple):
@@ -132,6 +162,54 @@ def units(step: Step) -> Integers:
     return step.first_unit + np.arange(size(step))
 
 
+def plain_matrix(matrix: Any) -> Matrix:
+    """Bring a matrix of coordinates to its entries that are not zero, row by row, ascending."""
+    row, column = (np.asarray(x, np.int64) for x in matrix.coords)
+    order = np.lexsort((column, row))
+    order = order[matrix.data[order] != 0]
+    height, width = matrix.shape
+    counts = np.bincount(row[order], minlength=height)
+    return Matrix((height, width), counts, column[order], matrix.data[order].astype(np.float64))
+
+
+def gathered(c: Convolution) -> Integers:
+    """Entries (groups, terms, positions) that the outputs' sums take; the number of all: none."""
+    at, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), np.bool_)
+    axes = zip(
+        c.size[1:], c.out[1:], c.weights.shape[2:], c.stride, c.padding, c.dilation, strict=True
+    )
+    for n, outputs, taps, stride, padding, dilation in axes:
+        o, t = np.arange(outputs)[None], np.arange(taps)[:, None]
+        rest = np.zeros((1, 1), np.int64)
+        if c.transposed:
+            place, rest = np.divmod(o + padding - t * dilation, stride)
+        else:
+            place = o * stride - padding + t * dilation
+        fits = (rest == 0) & (place >= 0) & (place < n)
+        shape = (at.shape[0] * taps, at.shape[1] * outputs)
+        at = (at[:, None, :, None] * n + place[None, :, None]).reshape(shape)
+        inside = (inside[:, None, :, None] & fits[None, :, None]).reshape(shape)
+    channel = np.arange(c.size[0]).reshape(c.groups, -1, 1, 1) * prod(c.size[1:])
+    found = np.where(inside, channel + at, prod(c.size))
+    return found.reshape(c.groups, -1, at.shape[1])
+
+
+def _matrices(network: ExactNetwork) -> list[Matrix | Convolution]:
+    affine = (step for step in network.steps if isinstance(step, Affine))
+    return [part.matrix for step in affine for part in step.parts]
+
+
+def coefficients(network: ExactNetwork) -> int:
+    """Count the numbers that a network multiplies with."""
+    listed = _matrices(network)
+    return sum(m.weights.size if isinstance(m, Convolution) else len(m.values) for m in listed)
+
+
+def has_convolutions(network: ExactNetwork) -> bool:
+    """Whether the network has a convolution whose matrix is not listed."""
+    return any(isinstance(matrix, Convolution) for matrix in _matrices(network))
+
+
 def _unit_count(step: Bend) -> int:
     """Return how many units a step has."""
     return len(step.units) if isinstance(step, Contest) else size(step)
@@ -192,6 +270,11 @@ def _fault(step: Step, sizes: list[int]) -> str:
 def _affine_fault(step: Affine, sizes: list[int]) -> str:
     """Say what is wrong with an affine step."""
     for source, matrix in step.parts:
+        if isinstance(matrix, Convolution):
+            fault = _convolution_fault(matrix, len(step.offset), sizes[source])
+            if fault:
+                return fault
+            continue
         rows, columns = matrix.shape
         if (rows, columns) != (len(step.offset), sizes[source]) or len(matrix.counts) != rows:
             return f"has a matrix of {rows} x {columns} for {sizes[source]} entries"
@@ -205,6 +288,22 @@ def _affine_fault(step: Affine, sizes: list[int]) -> str:
     return "" if np.isfinite(step.offset).all() else "has an offset that is not finite"
 
 
+def _convolution_fault(c: Convolution, rows: int, columns: int) -> str:
+    """Say what is wrong with a convolution."""
+    axes, ones = len(c.size) - 1, (*c.size, *c.out, *c.stride, *c.dilation, c.groups)
+    lengths = {len(c.out) - 1, len(c.stride), len(c.padding), len(c.dilation), c.weights.ndim - 2}
+    if lengths != {axes} or min(ones) < 1:
+        return "has a convolution whose axes do not fit"
+    channels = (c.out[0], c.size[0] / c.groups)
+    if c.weights.shape[:2] != channels or c.out[0] % c.groups or c.weights.size == 0:
+        return "has a convolution whose weights do not fit its channels"
+    if (prod(c.out), prod(c.size)) != (rows, columns):
+        return f"has a convolution of {prod(c.out)} x {prod(c.size)} for {columns} entries"
+    if c.weights[0].size * prod(c.out[1:]) > MOST_GATHERED:
+        return "has a convolution that is too large"
+    return "" if np.isfinite(c.weights).all() else "has an entry that is not finite"
+
+
 def describe(network: ExactNetwork, unit: int) -> str:
     """Name a unit, for a message."""
     for step, name in zip(network.steps, network.names, strict=True):
@@ -213,23 +312,18 @@ def describe(network: ExactNetwork, unit: int) -> str:
     return f"unit {unit}"
 
 
-def as_plain(step: Step) -> dict[str, Any]:
-    """Write a step as JSON holds it: float64 numbers as hexadecimal text."""
+def as_plain(step: Step, *, large: bool = False) -> dict[str, Any]:
+    """Write a step as JSON holds it: float64 numbers as hexadecimal text, or `packed`."""
+    write = packed if large else hexadecimal
     if isinstance(step, Affine):
         parts = [
-            {
-                "source": part.source,
-                "shape": list(part.matrix.shape),
-                "counts": part.matrix.counts.tolist(),
-                "columns": part.matrix.columns.tolist(),
-                "values": hexadecimal(part.matrix.values),
-            }
+            {"source": part.source, **_matrix_as_plain(part.matrix, large=large)}
             for part in step.parts
         ]
-        return {"kind": "affine", "parts": parts, "offset": hexadecimal(step.offset)}
+        return {"kind": "affine", "parts": parts, "offset": write(step.offset)}
     if isinstance(step, Pieces):
         tables = {name: getattr(step, name) for name in ("points", "slopes", "offsets")}
-        plain = {name: [hexadecimal(row) for row in table] for name, table in tables.items()}
+        plain = {name: [write(row) for row in table] for name, table in tables.items()}
         return {"kind": "pieces", "source": step.source, "first_unit": step.first_unit, **plain}
     if isinstance(step, Wave):
         numbers = {name: hexadecimal([getattr(step, name)])[0] for name in _WAVE}
@@ -239,6 +333,25 @@ def as_plain(step: Step) -> dict[str, Any]:
     return {"kind": "contest", "source": step.source, **lists, "largest": step.largest}
 
 
+def _matrix_as_plain(matrix: Matrix | Convolution, *, large: bool) -> dict[str, Any]:
+    if isinstance(matrix, Matrix):
+        return {
+            "shape": list(matrix.shape),
+            "counts": matrix.counts.tolist(),
+            "columns": matrix.columns.tolist(),
+            "values": (packed if large else hexadecimal)(matrix.values),
+        }
+    lists = {name: list(getattr(matrix, name)) for name in _CONVOLUTION}
+    return {
+        **lists,
+        "groups": matrix.groups,
+        "transposed": matrix.transposed,
+        "taps": list(matrix.weights.shape[2:]),
+        "weights": packed(matrix.weights),
+    }
+
+
+_CONVOLUTION = ("size", "out", "stride", "padding", "dilation")
 _WAVE = ("period", "phase", "scale", "offset")
 
 
@@ -267,14 +380,41 @@ def from_plain(plain: dict[str, Any]) -> Step:
 
 
 def _part(plain: dict[str, Any]) -> Part:
-    rows, columns = plain["shape"]
-    matrix = Matrix(
-        (integer(rows), integer(columns)),
-        integers(plain["counts"]),
-        integers(plain["columns"]),
-        floats(plain["values"]),
-    )
-    return Part(integer(plain["source"]), matrix)
+    source = integer(plain["source"])
+    if "weights" not in plain:
+        rows, columns = plain["shape"]
+        shape = integer(rows), integer(columns)
+        counts, places = integers(plain["counts"]), integers(plain["columns"])
+        return Part(source, Matrix(shape, counts, places, floats(plain["values"])))
+    axes = {name: tuple(integers(plain[name]).tolist()) for name in _CONVOLUTION}
+    groups, transposed = integer(plain["groups"]), bool(plain["transposed"])
+    taps = integers(plain["taps"]).tolist()
+    weights = unpacked(plain["weights"])
+    if groups < 1 or not axes["size"] or not axes["out"]:
+        raise ValueError("a convolution without channels")
+    shape = (axes["out"][0], axes["size"][0] // groups, *taps)
+    if weights.size != prod(shape):
+        raise ValueError(f"{weights.size} weights of a convolution of {shape}")
+    made = Convolution(**axes, groups=groups, transposed=transposed, weights=weights.reshape(shape))
+    return Part(source, made)
+
+
+def packed(values: Floats) -> dict[str, str]:
+    """Write many float64 numbers exactly: as the bytes of the shortest kind that holds them all."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        kind = next(k for k in _KINDS if np.array_equal(values.astype(k), values))
+    return {kind: base64.b64encode(values.astype(kind).tobytes()).decode()}
+
+
+_KINDS = ("|i1", "<f4", "<f8")
+
+
+def unpacked(stored: Any) -> Floats:
+    """Read what `packed` wrote, as one row."""
+    ((kind, text),) = stored.items()
+    if kind not in _KINDS:
+        raise ValueError(f"numbers of kind {str(kind)[:40]!r}")
+    return np.frombuffer(base64.b64decode(text, validate=True), kind).astype(np.float64)
 
 
 def hexadecimal(values: Any) -> list[str]:
@@ -287,7 +427,9 @@ def hexadecimal(values: Any) -> list[str]:
 
 
 def floats(texts: Any) -> Floats:
-    """Read a list of hexadecimal numbers."""
+    """Read a list of hexadecimal numbers, or what `packed` wrote."""
+    if isinstance(texts, dict):
+        return unpacked(texts)
     if not isinstance(texts, list):
         raise TypeError(f"a list of numbers that is {type(texts).__name__}")
     return np.array([float.fromhex(text) for text in texts], np.float64)
