@@ -156,7 +156,9 @@ def certify(partition: Partition, *, seconds: float = inf, progress: bool = True
     separates the two cells that it names, along the whole of it, and lies on a knot of its unit;
     each vertex is within `ROUNDING` times the largest coordinate of the domain of the exact point.
 
-    Takes 0.4 ms a cell for 2-20-20-20-3 and 0.8 ms for 2-64-64-64-3, on one core.
+    Takes 0.4 ms a cell for 2-20-20-20-3 and 0.8 ms for 2-64-64-64-3, on one core. A network that is
+    too large for rational arithmetic is multiplied by remainders, in float64 without rounding: some
+    150 forward passes a cell for 20 layers, less what cells in the order of their patterns share.
 
     Examples
     --------

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from cpwl.contents import parse_json
 from cpwl.files import atomic_path
-from cpwl.proof import exact_network as plain
+from cpwl.proof import plain
 from cpwl.proof.arrays import shortest
 from cpwl.proof.cells import ExactDomain
-from cpwl.proof.exact_network import ExactNetwork
+from cpwl.proof.exact_network import ExactNetwork, find_fault, has_convolutions
 from cpwl.proof.place import independent
 
 FORMAT = "cpwl proof 1"
@@ -129,7 +129,7 @@ def _require_length(stated: dict[str, Any], name: str, listed: Any) -> None:
 
 
 def _network(network: ExactNetwork) -> dict[str, Any]:
-    large = plain.has_convolutions(network)
+    large = has_convolutions(network)
     return {
         "inputs": network.inputs,
         "units": network.units,
@@ -150,7 +150,7 @@ def _read_network(stored: dict[str, Any]) -> ExactNetwork:
         tuple(names),
         tail,
     )
-    fault = plain.find_fault(network)
+    fault = find_fault(network)
     if fault:
         raise ValueError(fault)
     return network

@@ -22,12 +22,12 @@ from cpwl.proof.exact_network import (
     Pieces,
     Step,
     Wave,
-    as_plain,
     coefficients,
     plain_matrix,
     sources,
 )
 from cpwl.proof.large_steps import listed, read_large
+from cpwl.proof.plain import as_plain
 
 MOST_ENTRIES = 2**20
 """Coefficients of a network that is still proven: each is multiplied once for every group of

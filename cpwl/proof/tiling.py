@@ -143,7 +143,7 @@ def prove(
 
 def lexicographic(pieces: NDArray[np.integer]) -> tuple[NDArray[np.int64], list[int]]:
     """Order the patterns; say where each first differs from the one before (the first: at 0)."""
-    varies = np.flatnonzero((pieces != pieces[0]).any(axis=0))
+    varies = np.flatnonzero(pieces.min(axis=0) != pieces.max(axis=0))
     order = np.arange(len(pieces))
     if len(varies):
         order = np.lexsort(pieces[:, varies[::-1]].T)
