@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_GATHERED = 2**26
-"""Entries that the outputs of a convolution's group look at, all together."""
+"""Entries that the outputs of a convolution look at, one output channel of each group."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -298,7 +298,7 @@ def _convolution_fault(c: Convolution, rows: int, columns: int) -> str:
         return "has a convolution whose weights do not fit its channels"
     if (prod(c.out), prod(c.size)) != (rows, columns):
         return f"has a convolution of {prod(c.out)} x {prod(c.size)} for {columns} entries"
-    if c.weights[0].size * prod(c.out[1:]) > MOST_GATHERED:
+    if c.groups * c.weights[0].size * prod(c.out[1:]) > MOST_GATHERED:
         return "has a convolution that is too large"
     return "" if np.isfinite(c.weights).all() else "has an entry that is not finite"
 

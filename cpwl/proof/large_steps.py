@@ -29,7 +29,7 @@ def read_large(program: Program, step: Step) -> Read | str:
     name = step.target.split(".")[1] if step.target.startswith("aten.") else step.target
     if name == "convolution" and isinstance(step.args[1], Tensor):
         made = _convolution(program, step)
-        gathered = made.weights[0].size * prod(made.out[1:])
+        gathered = made.groups * made.weights[0].size * prod(made.out[1:])
         if gathered > MOST_GATHERED:
             return f"the outputs of {step.name} look at {gathered:,} entries"
         return [(step.data[0], made)], reading.offset

@@ -97,9 +97,10 @@ class ModularPatterns:
             terms = max(terms, ready.terms)
             last = max((self._reach[source] for source in sources(step)), default=0)
             self._reach.append(max([last, *(units(step) + 1).tolist()]))
-            if not isinstance(step, Affine):
-                bits = max(bits, _bits(2 * bounds[step.source], self.shifts[step.source]))
         try:
+            for step in network.steps:
+                if not isinstance(step, Affine):
+                    bits = max(bits, _bits(2 * bounds[step.source], self.shifts[step.source]))
             self.residues = Residues(terms, bits)
         except OverflowError as error:
             raise ValueError(
