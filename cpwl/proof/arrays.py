@@ -12,7 +12,12 @@ from cpwl.partition import Partition
 from cpwl.proof.exact_network import ExactNetwork, describe
 
 
-def unpack(p: Partition) -> NDArray[np.int32]:
+def shortest(lowest: int, highest: int) -> type[np.int8] | type[np.int32]:
+    """Type of an array of pieces: those of a large network take most of a proof's memory."""
+    return np.int8 if lowest >= 0 and highest < 128 else np.int32
+
+
+def unpack(p: Partition) -> NDArray[np.integer]:
     """Pieces (C, units) of all cells, without the engine's kernel."""
     octets = np.ascontiguousarray(p.patterns).astype("<u8").view(np.uint8)
     bits = np.unpackbits(octets.reshape(len(p.patterns), -1), axis=1, bitorder="little")
@@ -20,7 +25,9 @@ def unpack(p: Partition) -> NDArray[np.int32]:
     if len(idle):
         cell, bit = idle[0].tolist()
         _fail(cell, "bits of units only", f"bit {bit} set, which belongs to none")
-    pieces = np.repeat(p.unit_base[None].astype(np.int32), len(bits), axis=0)
+    counts = np.bincount(p.bit_unit[p.bit_unit >= 0], minlength=len(p.unit_base))
+    kind = shortest(p.unit_base.min(initial=0), (p.unit_base + counts).max(initial=0))
+    pieces = np.repeat(p.unit_base[None].astype(kind), len(bits), axis=0)
     for bit in np.flatnonzero(p.bit_unit >= 0):
         pieces[:, p.bit_unit[bit]] += bits[:, bit]
     return pieces

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import operator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from flint import fmpz, fmpz_mat
@@ -24,6 +24,7 @@ from cpwl.proof.exact_network import (
     Bend,
     Contest,
     ExactNetwork,
+    Matrix,
     Pieces,
     Step,
     Wave,
@@ -34,7 +35,7 @@ from cpwl.proof.exact_network import (
 
 Row = list[fmpz]
 
-_LOST = -(2**31)  # the piece of a unit without effect, in patterns that are compared
+LOST = -(2**31)  # the piece of a unit without effect, in patterns that are compared
 
 
 class ExactDomain(NamedTuple):
@@ -71,11 +72,49 @@ class Bound(NamedTuple):
     strict: bool
 
 
-class Cell(NamedTuple):
-    """All conditions of a pattern, the domain's sides first, and the pattern without lost units."""
+class Conditions(Protocol):
+    """All conditions of a pattern, the domain's sides first, and the unit of each: -1 for sides."""
 
-    bounds: list[Bound]
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """Unit of each condition."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Bound: ...
+
+    def vanished(self) -> int | None:
+        """Find a strict condition that vanishes identically."""
+        ...
+
+    def hold(self, corners: list[tuple[fmpz, ...]]) -> tuple[tuple[int, int] | None, int]:
+        """Find a condition and a corner where it does not hold; count those that are equal."""
+        ...
+
+
+class Cell(NamedTuple):
+    """The conditions of a pattern; ``key`` is equal for patterns that differ in lost units only."""
+
+    bounds: Conditions
     key: bytes
+
+
+class _Listed(list[Bound]):
+    """Conditions whose rows are at hand."""
+
+    units: NDArray[np.int64]
+
+    def vanished(self) -> int | None:
+        return next((i for i, b in enumerate(self) if b.strict and not any(b.row)), None)
+
+    def hold(self, corners: list[tuple[fmpz, ...]]) -> tuple[tuple[int, int] | None, int]:
+        at = fmpz_mat([list(corner) for corner in corners]).transpose()
+        values = (fmpz_mat([bound.row for bound in self]) * at).entries()
+        if min(values) < 0:
+            place = next(i for i, value in enumerate(values) if value < 0)
+            return divmod(place, len(corners)), 0
+        return None, sum(value == 0 for value in values)
 
 
 class _Value(NamedTuple):
@@ -137,12 +176,13 @@ class Patterns:
                 self.values[index + 1] = self._affine(step, self.weights[index])
             else:
                 self._bend(number, index, step, pieces)
-        bounds = list(self.sides)
+        bounds = _Listed(self.sides)
         for more in self.bounds:
             bounds += more
+        bounds.units = np.array([bound.unit for bound in bounds], np.int64)
         key = pieces.astype(np.int32)
         for lost in self.lost:
-            key[lost] = _LOST
+            key[lost] = LOST
         return Cell(bounds, key.tobytes())
 
     def _affine(self, step: Affine, weights: list[_Weights]) -> _Value:
@@ -171,14 +211,14 @@ class Patterns:
             else:
                 value, self.bounds[index] = _pieces(step, source, mine)
             self.values[index + 1] = value
-        except _NoSuchPieceError as fault:
+        except NoSuchPieceError as fault:
             named = describe(self.network, fault.unit)
             raise CertificateError(
                 cell, f"{named} on a piece that it has", f"piece {fault.piece}"
             ) from None
 
 
-class _NoSuchPieceError(Exception):
+class NoSuchPieceError(Exception):
     """A unit is said to be on a piece that it does not have."""
 
     def __init__(self, unit: int, piece: int) -> None:
@@ -217,6 +257,8 @@ def _prepare(step: Step) -> list[_Weights]:
         return []
     made = []
     for _, matrix in step.parts:
+        if not isinstance(matrix, Matrix):
+            raise TypeError("a convolution whose matrix is not listed")  # see tiling.prove
         (numbers,), shift = integers(matrix.values.reshape(1, -1))
         ends = np.cumsum(matrix.counts)[:-1]
         columns = [part.tolist() for part in np.split(matrix.columns, ends)]
@@ -267,7 +309,7 @@ def _moved(value: _Value, offset: _Weights) -> _Value:
     )
 
 
-def _between(row: Row, shift: int, knot: float | Fraction, sign: int) -> Row:
+def between(row: Row, shift: int, knot: float | Fraction, sign: int) -> Row:
     """Row of sign * (value - knot), the knot an integer over a power of two."""
     if knot:
         p, d = knot.as_integer_ratio()
@@ -288,16 +330,16 @@ def _pieces(step: Pieces, source: _Value, chosen: list[int]) -> tuple[_Value, li
         below = points_here[piece - 1] if 0 < piece <= knots else -np.inf
         above = points_here[piece] if 0 <= piece < knots else np.inf
         if not 0 <= piece <= knots or below == np.inf or above == -np.inf:
-            raise _NoSuchPieceError(unit, piece)
+            raise NoSuchPieceError(unit, piece)
         if below != -np.inf:
-            bounds.append(Bound(_between(row, source.shift, below, 1), unit, True))
+            bounds.append(Bound(between(row, source.shift, below, 1), unit, True))
         if above != np.inf:
-            bounds.append(Bound(_between(row, source.shift, above, -1), unit, False))
+            bounds.append(Bound(between(row, source.shift, above, -1), unit, False))
     every = np.arange(len(chosen))
     slopes, offsets = step.slopes[chosen, every], step.offsets[chosen, every]
     if not (np.isfinite(slopes).all() and np.isfinite(offsets).all()):
         wrong = int(np.argmin(np.isfinite(slopes) & np.isfinite(offsets)))
-        raise _NoSuchPieceError(step.first_unit + wrong, chosen[wrong])
+        raise NoSuchPieceError(step.first_unit + wrong, chosen[wrong])
     return _scaled(source, slopes, offsets), bounds
 
 
@@ -324,8 +366,8 @@ def _wave(step: Wave, source: _Value, chosen: list[int]) -> tuple[_Value, list[B
     lines = []
     for j, (row, k) in enumerate(zip(source.rows, chosen, strict=True)):
         below, above = (m * half - phase for m in (k, k + 1))
-        bounds.append(Bound(_between(row, source.shift, below, 1), step.first_unit + j, True))
-        bounds.append(Bound(_between(row, source.shift, above, -1), step.first_unit + j, False))
+        bounds.append(Bound(between(row, source.shift, below, 1), step.first_unit + j, True))
+        bounds.append(Bound(between(row, source.shift, above, -1), step.first_unit + j, False))
         slope = scale if k % 2 else -scale
         lines.append((slope, offset - slope * ((k + (k + 1) % 2) * half - phase)))
     shift = max(x.denominator.bit_length() - 1 for line in lines for x in line)
@@ -345,7 +387,7 @@ def winners(step: Contest, entries: int, chosen: list[int]) -> list[int]:
     sides = zip(step.left.tolist(), step.right.tolist(), strict=True)
     for (left, right), unit, piece in zip(sides, step.units.tolist(), chosen, strict=True):
         if piece not in (0, 1):
-            raise _NoSuchPieceError(unit, piece)
+            raise NoSuchPieceError(unit, piece)
         leaf.append(leaf[left if (piece == 1) == step.largest else right])
     return leaf
 

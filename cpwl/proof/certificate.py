@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import inf
 from os import PathLike
 
 from cpwl.arrays import denormals
@@ -38,7 +39,10 @@ class Certificate:
     Attributes
     ----------
     cells : int
-        Cells, each the whole of its pattern's cell; together they tile the domain.
+        Cells that were proven, each the whole of its pattern's cell.
+    share : float
+        Of the domain that they cover. 1.0 says that they tile it, and none is missing; less, that
+        time was up before, and that nothing is known of the rest.
     points : int
         Distinct corners of cells, in exact arithmetic.
     units, dim : int
@@ -49,7 +53,8 @@ class Certificate:
     ties : int
         Those of them that hold with equality; each corner has two at least (1-D: one).
     area : Fraction
-        Exact area of the domain in slice coordinates, and the sum of the cells' (1-D: length).
+        Exact area of the domain in slice coordinates (1-D: length); the sum of the cells' where
+        they tile it.
     rounding : float or None
         Largest distance on an axis of a float64 vertex of the partition from the exact one; None
         from `verify`, since a proof's file has no such vertices.
@@ -71,6 +76,7 @@ class Certificate:
     """
 
     cells: int
+    share: float
     points: int
     units: int
     dim: int
@@ -86,7 +92,8 @@ class Certificate:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the proof as JSON, whole or not at all; `verify` proves it again from that file.
 
-        About 15 bytes a cell and 0.17 more for each unit, and 20 for each coefficient.
+        About 15 bytes a cell and 0.17 more for each unit that changes its piece, 20 for each
+        coefficient, or 6 to 11 for those of the convolutions of a large network, and 8 a unit.
 
         Raises
         ------
@@ -94,26 +101,34 @@ class Certificate:
             The folder of `path` does not exist.
         """
         area = f"{self.area.numerator:x}/{self.area.denominator:x}"
-        counts = {"cells": self.cells, "points": self.points}
-        file.write(self._proof, {**counts, "area": area, "digest": self.digest}, path)
+        claims = {"cells": self.cells, "points": self.points, "area": area, "digest": self.digest}
+        if self.share < 1:
+            claims["partial"] = True
+        file.write(self._proof, claims, path)
 
     def __str__(self) -> str:
         kind = "area" if self.dim == 2 else "length"
+        place = f"the domain of {kind} {shown(self.area)}, {self.domain}"
+        said = f"tile {place}"
+        if self.share < 1:
+            said = f"cover {100 * self.share:.3g} % of {place}, and nothing is proven of the rest"
         return (
-            f"proven: {self.cells:,} cells with {self.points:,} corners tile the domain of {kind} "
-            f"{shown(self.area)}, {self.domain}; {self.signs:,} exact signs, {self.seconds:.1f} s; "
-            f"{self.digest[:16]}"
+            f"proven: {self.cells:,} cells with {self.points:,} corners {said}; "
+            f"{self.signs:,} exact signs, {self.seconds:.1f} s; {self.digest[:16]}"
         )
 
 
 @denormals(all_threads=True)
-def certify(partition: Partition, *, progress: bool = True) -> Certificate:
+def certify(partition: Partition, *, seconds: float = inf, progress: bool = True) -> Certificate:
     """Prove that a partition is exactly that of its network, from scratch.
 
     Parameters
     ----------
     partition : Partition
         In 1-D or 2-D, with its network.
+    seconds : float
+        Begin no further cell after this time. What was proven until then is certified, as many
+        cells as that is, and `Certificate.share` is less than 1.
     progress : bool
         Show a progress bar over the cells on standard error.
 
@@ -128,7 +143,8 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
         names the cell and says what was expected there.
     ValueError
         The partition has no network or more than two dimensions, or the network has more than
-        `MOST_ENTRIES` coefficients up to its last units: use `cpwl.check`, which works in float64.
+        `MOST_ENTRIES` coefficients up to its last units (a convolution's count once), or a step
+        that proofs do not have: use `cpwl.check`, which works in float64.
 
     Notes
     -----
@@ -140,7 +156,9 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
     separates the two cells that it names, along the whole of it, and lies on a knot of its unit;
     each vertex is within `ROUNDING` times the largest coordinate of the domain of the exact point.
 
-    Takes 0.4 ms a cell for 2-20-20-20-3 and 0.8 ms for 2-64-64-64-3, on one core.
+    Takes 0.4 ms a cell for 2-20-20-20-3 and 0.8 ms for 2-64-64-64-3, on one core. A network that is
+    too large for rational arithmetic is multiplied by remainders, in float64 without rounding: some
+    150 forward passes a cell for 20 layers, less what cells in the order of their patterns share.
 
     Examples
     --------
@@ -174,16 +192,19 @@ def certify(partition: Partition, *, progress: bool = True) -> Certificate:
         sides[number] = tuple(found.chosen)
         claims.visit(number, cell, found)
 
-    proven = prove(network, domain, pieces, claims.choose, visit, progress=progress)
+    proven = prove(
+        network, domain, pieces, claims.choose, visit, seconds=seconds, progress=progress
+    )
     require_corners(partition)
-    proof = Proof(network, domain, pieces, tuple(sides))
+    cells = sorted(proven.cells)
+    proof = Proof(network, domain, pieces[cells], tuple(sides[cell] for cell in cells))
     return _certificate(proof, proven, claims.largest, start)
 
 
 def read_provable(network: Network, domain: Domain) -> tuple[ExactNetwork, ExactDomain]:
     """Return a network and a domain as proofs hold them, or raise ValueError: see `certify`."""
     exact = _read_domain(domain)
-    return read_exactly(network), exact
+    return read_exactly(network, large=True), exact
 
 
 def _read_domain(domain: Domain) -> ExactDomain:
@@ -254,7 +275,7 @@ def verify(
         """Have nothing else to compare: the file claims no vertices and no facets."""
 
     if network is not None:
-        _require_same(read_exactly(network), proof)
+        _require_same(read_exactly(network, large=True), proof)
     if domain is not None and not same(_read_domain(domain), proof.domain):
         raise CertificateError(
             None,
@@ -262,7 +283,11 @@ def verify(
             f"one about {in_words(proof.domain)}",
             "Give the domain that was certified, or certify this one.",
         )
-    proven = prove(proof.network, proof.domain, proof.pieces, choose, visit, progress=progress)
+    partial = claimed.pop("partial")
+    proven = prove(
+        proof.network, proof.domain, proof.pieces, choose, visit, partial=partial,
+        progress=progress,
+    )  # fmt: skip
     certificate = _certificate(proof, proven, None, start)
     for name, value in claimed.items():
         found = getattr(certificate, name)
@@ -280,6 +305,7 @@ def _certificate(proof: Proof, proven: Proven, rounding: float | None, start: fl
     cells, units = proof.pieces.shape
     return Certificate(
         cells=cells,
+        share=proven.share,
         points=proven.points,
         units=units,
         dim=len(proof.domain.basis),

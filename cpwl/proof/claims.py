@@ -9,7 +9,7 @@ from flint import fmpz
 
 from cpwl.errors import CertificateError
 from cpwl.partition import Partition
-from cpwl.proof.cells import Bound, Cell, Row
+from cpwl.proof.cells import Cell, Conditions, Row
 from cpwl.proof.exact_network import ExactNetwork, describe
 from cpwl.proof.tiling import Point, Sides, meet, rounded, show
 
@@ -43,9 +43,9 @@ class Claims:
         labels = p.facet_unit[p.cell_facets[a:b]].tolist()
         sides = list(range(self.domain_sides))
         corners = meet(number, cell.bounds, sides, p.dim)
-        for i, bound in enumerate(cell.bounds):
-            if bound.unit < 0 or bound.unit not in labels:
-                continue
+        mine = np.isin(cell.bounds.units, labels) & (cell.bounds.units >= 0)
+        for i in np.flatnonzero(mine).tolist():
+            bound = cell.bounds[i]
             values = [_value(bound.row, corner) for corner in corners]
             if min(values) < 0:
                 if max(values) <= 0:
@@ -66,7 +66,7 @@ class Claims:
         return self._aligned(number, cell.bounds, labels, sides, corners)
 
     def _aligned(
-        self, number: int, bounds: list[Bound], labels: list[int], sides: list[int], at: list[Point]
+        self, number: int, bounds: Conditions, labels: list[int], sides: list[int], at: list[Point]
     ) -> list[int]:
         """Turn the sides so that the first is the first facet's: by distance and the labels."""
         p = self.partition
@@ -134,12 +134,13 @@ def _cut(sides: list[int], new: int, inside: list[bool]) -> list[int]:
     return left
 
 
-def _on_knot(bounds: list[Bound], side: int, unit: int) -> bool:
+def _on_knot(bounds: Conditions, side: int, unit: int) -> bool:
     """Whether a side lies on the line of one of a unit's conditions."""
+    if bounds.units[side] == unit:
+        return True
     row = bounds[side].row
-    return bounds[side].unit == unit or any(
-        bound.unit == unit and _same_line(bound.row, row) for bound in bounds
-    )
+    mine = np.flatnonzero(bounds.units == unit).tolist()
+    return any(_same_line(bounds[i].row, row) for i in mine)
 
 
 def _same_line(a: Row, b: Row) -> bool:

@@ -6,10 +6,14 @@ is an exact description, and all that a proof needs of the network.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+MOST_GATHERED = 2**26
+"""Entries that the outputs of a convolution look at, one output channel of each group."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -24,11 +28,36 @@ class Matrix(NamedTuple):
     values: Floats
 
 
+class Convolution(NamedTuple):
+    """A convolution, or the transpose of one, as a matrix whose entries are not listed.
+
+    The output at o is the sum over taps t of the weight times the input at o * stride - padding +
+    t * dilation, or, transposed, at the place that this leads from: (o + padding - t * dilation) /
+    stride; where there is no such place, nothing.
+
+    Attributes
+    ----------
+    size, out : (channels, *axes)
+        Of the value that is read, and of the one that is made.
+    stride, padding, dilation : one for each axis
+    weights : (channels of the output, channels of a group of the input, *taps)
+    """
+
+    size: tuple[int, ...]
+    out: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+    weights: Floats
+
+
 class Part(NamedTuple):
     """One operand of an affine step."""
 
     source: int
-    matrix: Matrix
+    matrix: Matrix | Convolution
 
 
 class Affine(NamedTuple):
@@ -132,6 +161,54 @@ def units(step: Step) -> Integers:
     return step.first_unit + np.arange(size(step))
 
 
+def plain_matrix(matrix: Any) -> Matrix:
+    """Bring a matrix of coordinates to its entries that are not zero, row by row, ascending."""
+    row, column = (np.asarray(x, np.int64) for x in matrix.coords)
+    order = np.lexsort((column, row))
+    order = order[matrix.data[order] != 0]
+    height, width = matrix.shape
+    counts = np.bincount(row[order], minlength=height)
+    return Matrix((height, width), counts, column[order], matrix.data[order].astype(np.float64))
+
+
+def gathered(c: Convolution) -> Integers:
+    """Entries (groups, terms, positions) that the outputs' sums take; the number of all: none."""
+    at, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), np.bool_)
+    axes = zip(
+        c.size[1:], c.out[1:], c.weights.shape[2:], c.stride, c.padding, c.dilation, strict=True
+    )
+    for n, outputs, taps, stride, padding, dilation in axes:
+        o, t = np.arange(outputs)[None], np.arange(taps)[:, None]
+        rest = np.zeros((1, 1), np.int64)
+        if c.transposed:
+            place, rest = np.divmod(o + padding - t * dilation, stride)
+        else:
+            place = o * stride - padding + t * dilation
+        fits = (rest == 0) & (place >= 0) & (place < n)
+        shape = (at.shape[0] * taps, at.shape[1] * outputs)
+        at = (at[:, None, :, None] * n + place[None, :, None]).reshape(shape)
+        inside = (inside[:, None, :, None] & fits[None, :, None]).reshape(shape)
+    channel = np.arange(c.size[0]).reshape(c.groups, -1, 1, 1) * prod(c.size[1:])
+    found = np.where(inside, channel + at, prod(c.size))
+    return found.reshape(c.groups, -1, at.shape[1])
+
+
+def _matrices(network: ExactNetwork) -> list[Matrix | Convolution]:
+    affine = (step for step in network.steps if isinstance(step, Affine))
+    return [part.matrix for step in affine for part in step.parts]
+
+
+def coefficients(network: ExactNetwork) -> int:
+    """Count the numbers that a network multiplies with."""
+    listed = _matrices(network)
+    return sum(m.weights.size if isinstance(m, Convolution) else len(m.values) for m in listed)
+
+
+def has_convolutions(network: ExactNetwork) -> bool:
+    """Whether the network has a convolution whose matrix is not listed."""
+    return any(isinstance(matrix, Convolution) for matrix in _matrices(network))
+
+
 def _unit_count(step: Bend) -> int:
     """Return how many units a step has."""
     return len(step.units) if isinstance(step, Contest) else size(step)
@@ -192,6 +269,11 @@ def _fault(step: Step, sizes: list[int]) -> str:
 def _affine_fault(step: Affine, sizes: list[int]) -> str:
     """Say what is wrong with an affine step."""
     for source, matrix in step.parts:
+        if isinstance(matrix, Convolution):
+            fault = _convolution_fault(matrix, len(step.offset), sizes[source])
+            if fault:
+                return fault
+            continue
         rows, columns = matrix.shape
         if (rows, columns) != (len(step.offset), sizes[source]) or len(matrix.counts) != rows:
             return f"has a matrix of {rows} x {columns} for {sizes[source]} entries"
@@ -205,103 +287,25 @@ def _affine_fault(step: Affine, sizes: list[int]) -> str:
     return "" if np.isfinite(step.offset).all() else "has an offset that is not finite"
 
 
+def _convolution_fault(c: Convolution, rows: int, columns: int) -> str:
+    """Say what is wrong with a convolution."""
+    axes, ones = len(c.size) - 1, (*c.size, *c.out, *c.stride, *c.dilation, c.groups)
+    lengths = {len(c.out) - 1, len(c.stride), len(c.padding), len(c.dilation), c.weights.ndim - 2}
+    if lengths != {axes} or min(ones) < 1:
+        return "has a convolution whose axes do not fit"
+    channels = (c.out[0], c.size[0] / c.groups)
+    if c.weights.shape[:2] != channels or c.out[0] % c.groups or c.weights.size == 0:
+        return "has a convolution whose weights do not fit its channels"
+    if (prod(c.out), prod(c.size)) != (rows, columns):
+        return f"has a convolution of {prod(c.out)} x {prod(c.size)} for {columns} entries"
+    if c.groups * c.weights[0].size * prod(c.out[1:]) > MOST_GATHERED:
+        return "has a convolution that is too large"
+    return "" if np.isfinite(c.weights).all() else "has an entry that is not finite"
+
+
 def describe(network: ExactNetwork, unit: int) -> str:
     """Name a unit, for a message."""
     for step, name in zip(network.steps, network.names, strict=True):
         if unit in units(step):
             return f"unit {unit} ({name})"
     return f"unit {unit}"
-
-
-def as_plain(step: Step) -> dict[str, Any]:
-    """Write a step as JSON holds it: float64 numbers as hexadecimal text."""
-    if isinstance(step, Affine):
-        parts = [
-            {
-                "source": part.source,
-                "shape": list(part.matrix.shape),
-                "counts": part.matrix.counts.tolist(),
-                "columns": part.matrix.columns.tolist(),
-                "values": hexadecimal(part.matrix.values),
-            }
-            for part in step.parts
-        ]
-        return {"kind": "affine", "parts": parts, "offset": hexadecimal(step.offset)}
-    if isinstance(step, Pieces):
-        tables = {name: getattr(step, name) for name in ("points", "slopes", "offsets")}
-        plain = {name: [hexadecimal(row) for row in table] for name, table in tables.items()}
-        return {"kind": "pieces", "source": step.source, "first_unit": step.first_unit, **plain}
-    if isinstance(step, Wave):
-        numbers = {name: hexadecimal([getattr(step, name)])[0] for name in _WAVE}
-        size_ = {"first_unit": step.first_unit, "size": step.size}
-        return {"kind": "wave", "source": step.source, **size_, **numbers}
-    lists = {name: getattr(step, name).tolist() for name in ("units", "left", "right", "outputs")}
-    return {"kind": "contest", "source": step.source, **lists, "largest": step.largest}
-
-
-_WAVE = ("period", "phase", "scale", "offset")
-
-
-def from_plain(plain: dict[str, Any]) -> Step:
-    """Read what `as_plain` wrote; raises KeyError, TypeError, ValueError where it does not fit."""
-    kind = plain["kind"]
-    if kind == "affine":
-        parts = tuple(_part(part) for part in plain["parts"])
-        return Affine(parts, floats(plain["offset"]))
-    if kind not in ("pieces", "wave", "contest"):
-        raise ValueError(f"a step of kind {str(kind)[:40]!r}")
-    source = integer(plain["source"])
-    if kind == "pieces":
-        tables = [
-            np.array([floats(row) for row in plain[name]], np.float64)
-            for name in ("points", "slopes", "offsets")
-        ]
-        if any(table.ndim != 2 for table in tables):
-            raise ValueError("pieces without units")
-        return Pieces(source, integer(plain["first_unit"]), *tables)
-    if kind == "wave":
-        numbers = floats([plain[name] for name in _WAVE]).tolist()
-        return Wave(source, integer(plain["first_unit"]), integer(plain["size"]), *numbers)
-    lists = [integers(plain[name]) for name in ("units", "left", "right", "outputs")]
-    return Contest(source, *lists, largest=bool(plain["largest"]))
-
-
-def _part(plain: dict[str, Any]) -> Part:
-    rows, columns = plain["shape"]
-    matrix = Matrix(
-        (integer(rows), integer(columns)),
-        integers(plain["counts"]),
-        integers(plain["columns"]),
-        floats(plain["values"]),
-    )
-    return Part(integer(plain["source"]), matrix)
-
-
-def hexadecimal(values: Any) -> list[str]:
-    """Write float64 numbers exactly, without the zeros at the end of their fractions."""
-    texts = (float(value).hex() for value in values)
-    return [
-        f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}{mark}{power}"
-        for mantissa, mark, power in (text.partition("p") for text in texts)
-    ]
-
-
-def floats(texts: Any) -> Floats:
-    """Read a list of hexadecimal numbers."""
-    if not isinstance(texts, list):
-        raise TypeError(f"a list of numbers that is {type(texts).__name__}")
-    return np.array([float.fromhex(text) for text in texts], np.float64)
-
-
-def integer(value: Any) -> int:
-    """Read a whole number that fits 64 bits and is not negative."""
-    if type(value) is not int or not 0 <= value < 2**62:
-        raise ValueError(f"{str(value)[:40]!r} where a whole number is needed")
-    return value
-
-
-def integers(values: Any) -> Integers:
-    """Read a list of whole numbers that are not negative."""
-    if not isinstance(values, list):
-        raise TypeError(f"a list of whole numbers that is {type(values).__name__}")
-    return np.array([integer(value) for value in values], np.int64)

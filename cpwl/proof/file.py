@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 
 from cpwl.contents import parse_json
 from cpwl.files import atomic_path
-from cpwl.proof import exact_network as plain
+from cpwl.proof import plain
+from cpwl.proof.arrays import shortest
 from cpwl.proof.cells import ExactDomain
-from cpwl.proof.exact_network import ExactNetwork
+from cpwl.proof.exact_network import ExactNetwork, find_fault, has_convolutions
 from cpwl.proof.place import independent
 
 FORMAT = "cpwl proof 1"
 
 _LARGEST = 2**30  # bytes of a file that is read
-# pieces of patterns that a file may stand for, and more for each of its bytes
-_MOST_PIECES = (2**26, 16)
+# bytes of patterns that a file may stand for, and more for each of its own
+_MOST_PIECES = (2**28, 64)
 _LONGEST = 4096  # hexadecimal digits of a numerator or denominator
 
 
@@ -40,14 +41,14 @@ class Proof(NamedTuple):
     ----------
     network : ExactNetwork
     domain : ExactDomain
-    pieces : (C, units) int32
+    pieces : (C, units) int8 or int32
     sides : tuple of tuple of int
         For each cell the numbers of the conditions that its sides lie on, in order.
     """
 
     network: ExactNetwork
     domain: ExactDomain
-    pieces: NDArray[np.int32]
+    pieces: NDArray[np.integer]
     sides: tuple[tuple[int, ...], ...]
 
 
@@ -108,7 +109,7 @@ def read(path: Any) -> tuple[Proof, dict[str, Any]]:
         network = _read_network(stated)
         domain = _read_domain(content["domain"], network.inputs)
         sides = _read_sides(content["sides"])
-        most = min(2**30, _MOST_PIECES[0] + _MOST_PIECES[1] * place.stat().st_size)
+        most = min(2**32, _MOST_PIECES[0] + _MOST_PIECES[1] * place.stat().st_size)
         pieces = _read_pieces(content["patterns"], len(sides), network.units, most)
         claims = _read_claims(content["claims"])
     except (
@@ -128,10 +129,11 @@ def _require_length(stated: dict[str, Any], name: str, listed: Any) -> None:
 
 
 def _network(network: ExactNetwork) -> dict[str, Any]:
+    large = has_convolutions(network)
     return {
         "inputs": network.inputs,
         "units": network.units,
-        "steps": [plain.as_plain(step) for step in network.steps],
+        "steps": [plain.as_plain(step, large=large) for step in network.steps],
         "names": list(network.names),
         "tail": network.tail,
     }
@@ -148,7 +150,7 @@ def _read_network(stored: dict[str, Any]) -> ExactNetwork:
         tuple(names),
         tail,
     )
-    fault = plain.find_fault(network)
+    fault = find_fault(network)
     if fault:
         raise ValueError(fault)
     return network
@@ -224,7 +226,7 @@ def _read_sides(stored: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(flat[b - n : b]) for b, n in zip(ends, counts.tolist(), strict=True))
 
 
-def _pack(offsets: NDArray[np.int32], bits: list[int]) -> bytes:
+def _pack(offsets: NDArray[np.integer], bits: list[int]) -> bytes:
     """Write the rows of `offsets` one after the other, column j in bits[j] bits, lowest first."""
     columns = [
         ((offsets[:, j, None] >> np.arange(width)) & 1).astype(np.uint8)
@@ -235,24 +237,26 @@ def _pack(offsets: NDArray[np.int32], bits: list[int]) -> bytes:
     return np.packbits(np.concatenate(columns, axis=1).ravel(), bitorder="little").tobytes()
 
 
-def _read_pieces(stored: dict[str, Any], cells: int, units: int, most: int) -> NDArray[np.int32]:
+def _read_pieces(stored: dict[str, Any], cells: int, units: int, most: int) -> NDArray[np.integer]:
     lowest, bits = [_signed(value) for value in stored["lowest"]], stored["bits"]
     bits = plain.integers(bits).tolist()
     fits = len(lowest) == len(bits) == units
     if not fits or any(n > 31 or low + 2**n > 2**31 for low, n in zip(lowest, bits, strict=True)):
         raise ValueError(f"patterns that are not of {units} units")
-    if cells * units > most:
+    highest = max((low + 2**n - 1 for low, n in zip(lowest, bits, strict=True)), default=0)
+    kind = shortest(min(lowest, default=0), highest)
+    if cells * units * np.dtype(kind).itemsize > most:
         raise ValueError(f"{cells:,} patterns of {units:,} units")
     packed = np.frombuffer(base64.b64decode(stored["packed"], validate=True), np.uint8)
     total = cells * sum(bits)
     if len(packed) != -(-total // 8):
         raise ValueError(f"{len(packed)} bytes of patterns for {total} bits")
     table = np.unpackbits(packed, count=total, bitorder="little").reshape(cells, sum(bits))
-    pieces = np.repeat(np.array(lowest, np.int32)[None], cells, axis=0)
+    pieces = np.repeat(np.array(lowest, kind)[None], cells, axis=0)
     start = 0
     for unit, width in enumerate(bits):
         for k in range(width):
-            pieces[:, unit] += table[:, start + k].astype(np.int32) << k
+            pieces[:, unit] += table[:, start + k].astype(kind) << k
         start += width
     return pieces
 
@@ -264,8 +268,10 @@ def _signed(value: Any) -> int:
 
 
 def _read_claims(stored: dict[str, Any]) -> dict[str, Any]:
-    """Read the counts, the area and the digest that the file claims."""
-    found = stored["digest"]
+    """Read the counts, the area and the digest that the file claims, and how far it goes."""
+    found, partial = stored["digest"], stored.get("partial", False)
+    if not isinstance(partial, bool):
+        raise TypeError("a proof that is neither whole nor partial")
     if not isinstance(found, str) or len(found) != 64 or not set(found) <= set("0123456789abcdef"):
         raise ValueError("a digest that is none")
     return {
@@ -273,4 +279,5 @@ def _read_claims(stored: dict[str, Any]) -> dict[str, Any]:
         "points": plain.integer(stored["points"]),
         "area": _fraction(stored["area"]),
         "digest": found,
+        "partial": partial,
     }

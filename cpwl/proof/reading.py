@@ -5,53 +5,63 @@ from __future__ import annotations
 import hashlib
 import json
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 
 from cpwl.network import Network
 from cpwl.network.program import Extremum, Pointwise, Program, Ref, Tournament, Triangle
 from cpwl.proof.exact_network import (
     Affine,
     Contest,
+    Convolution,
     ExactNetwork,
     Matrix,
     Part,
     Pieces,
     Step,
     Wave,
-    as_plain,
+    coefficients,
+    plain_matrix,
     sources,
 )
+from cpwl.proof.large_steps import listed, read_large
+from cpwl.proof.plain import as_plain
 
 MOST_ENTRIES = 2**20
 """Coefficients of a network that is still proven: each is multiplied once for every group of
 cells that agree up to it, at half a microsecond in exact arithmetic."""
 
 
-def read_exactly(network: Network) -> ExactNetwork:
-    """Read a network's steps.
+def read_exactly(network: Network, *, large: bool = False) -> ExactNetwork:
+    """Read a network's steps; ``large`` ones may have convolutions whose matrix is not listed.
 
     Raises
     ------
     ValueError
         The network is too large, or has an operation without an exact matrix.
     """
-    matrices = network.matrices
-    if not matrices.complete:
+    matrices, program = network.matrices, network.program
+    if not matrices.complete and not large:
         raise _too_large(matrices.reason)
-    reading = _Reading(network.program)
-    for index, step in enumerate(network.program.steps):
+    reading = _Reading(program)
+    for index, step in enumerate(program.steps):
         if step.kind == "affine":
-            parts, offset = matrices.steps[index].parts, matrices.steps[index].offset
-            reading.affine(index, [(part.source, part.matrix) for part in parts], offset)
+            if matrices.complete:
+                held, offset = listed(matrices.steps[index]), matrices.steps[index].offset
+            else:
+                found = read_large(program, step)
+                if isinstance(found, str):
+                    raise _too_large(found)
+                held, offset = found
+            reading.affine(index, held, offset)
         elif step.kind == "cpwl":
+            if not matrices.complete and isinstance(step.nonlinearity, Triangle):
+                raise _too_large(f"{step.name} is a triangle wave")
             reading.bend(index)
     exact = reading.finish(network)
-    held = (part for step in exact.steps if isinstance(step, Affine) for part in step.parts)
-    entries = sum(len(part.matrix.values) for part in held)
+    entries = coefficients(exact)
     if entries > MOST_ENTRIES:
         raise _too_large(f"its affine operations have {entries:,} coefficients")
     return exact
@@ -80,11 +90,13 @@ class _Reading:
         self.names.append(name)
         return len(self.steps)
 
-    def affine(self, index: int, parts: list[tuple[int, csr_array]], offset: NDArray) -> None:
+    def affine(
+        self, index: int, parts: list[tuple[int, Matrix | Convolution]], offset: NDArray
+    ) -> None:
         """Append an affine step, unless it only passes its operand on."""
         if any(source not in self.place for source, _ in parts):
             return  # behind an operation that the output does not depend on
-        held = [Part(self.place[source], _plain(coo_array(matrix))) for source, matrix in parts]
+        held = [Part(self.place[source], matrix) for source, matrix in parts]
         if len(held) == 1 and not offset.any() and _is_identity(held[0].matrix):
             self.place[index] = held[0].source
         else:
@@ -217,25 +229,16 @@ def _renumbered(step: Step, new: dict[int, int]) -> Step:
     return step._replace(source=new[step.source])
 
 
-def _plain(matrix: Any) -> Matrix:
-    """Bring a sparse matrix to its entries that are not zero, row by row in ascending order."""
-    row, column = matrix.coords
-    order = np.lexsort((column, row))
-    order = order[matrix.data[order] != 0]
-    height, width = matrix.shape
-    counts = np.bincount(row[order], minlength=height)
-    return Matrix((height, width), counts, column[order].astype(np.int64), matrix.data[order])
-
-
 def _selection(rows: NDArray, columns: NDArray, height: int, width: int) -> Matrix:
     """Return the matrix with ones at these places."""
     entries = (np.ones(len(rows)), (rows, columns))
-    return _plain(coo_array(entries, shape=(height, width)))
+    return plain_matrix(coo_array(entries, shape=(height, width)))
 
 
-def _is_identity(matrix: Matrix) -> bool:
+def _is_identity(matrix: Matrix | Convolution) -> bool:
     return (
-        matrix.shape[0] == matrix.shape[1] == len(matrix.columns)
+        isinstance(matrix, Matrix)
+        and matrix.shape[0] == matrix.shape[1] == len(matrix.columns)
         and bool((matrix.columns == np.arange(len(matrix.columns))).all())
         and bool((matrix.counts == 1).all())
         and bool((matrix.values == 1.0).all())

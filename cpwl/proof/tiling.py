@@ -15,25 +15,34 @@ Why this is a proof. Let a cell claim a pattern and a polygon.
 
 So every pattern that occurs on an open set is in the list, and its polygon is all of its cell. In
 1-D read interval for polygon and length for area.
+
+Without 5, for some of the cells: the sides lie on conditions of the pattern, and no point outside
+of the polygon meets these. So a polygon is all of its pattern's cell, whatever is beside it.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
-from flint import fmpq, fmpz, fmpz_mat
+from flint import fmpq, fmpz
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cpwl.errors import CertificateError
-from cpwl.proof.cells import Bound, Cell, ExactDomain, Patterns, side_rows
-from cpwl.proof.exact_network import ExactNetwork, describe
+from cpwl.proof.cells import Bound, Cell, Conditions, ExactDomain, Patterns, side_rows
+from cpwl.proof.exact_network import ExactNetwork, coefficients, describe, has_convolutions
+from cpwl.proof.modular_cells import ModularPatterns
 from cpwl.proof.place import nearest
+
+# Networks of more coefficients are multiplied by remainders.
+_MODULAR_ABOVE = 2**20
 
 Point = tuple[fmpz, ...]
 """A point in lowest terms: numerators, then their common denominator, which is positive."""
@@ -44,6 +53,8 @@ class Proven(NamedTuple):
 
     Attributes
     ----------
+    cells : list of int
+        Those that were proven.
     points : int
         Distinct corners of cells.
     signs : int
@@ -51,13 +62,17 @@ class Proven(NamedTuple):
     ties : int
         Those among them that hold with equality.
     area : Fraction
-        Of the domain (length in 1-D), and of all cells together.
+        Of the domain (length in 1-D).
+    share : float
+        Of the area that the cells cover; 1.0 is exact, and the others are rounded.
     """
 
+    cells: list[int]
     points: int
     signs: int
     ties: int
     area: Fraction
+    share: float
 
 
 class Sides(NamedTuple):
@@ -74,11 +89,14 @@ def prove(
     choose: Callable[[int, Cell], Sequence[int]],
     visit: Callable[[int, Cell, Sides], None],
     *,
+    partial: bool = False,
+    seconds: float = inf,
     progress: bool,
 ) -> Proven:
     """Prove that patterns (C, units) and the sides that `choose` names tile the domain.
 
     `visit` is called with every cell whose polygon has been proven to lie in its pattern's cell.
+    ``partial`` patterns need not cover the domain, nor do those that were proven when time is up.
 
     Raises
     ------
@@ -88,12 +106,19 @@ def prove(
     if len(pieces) == 0:
         raise CertificateError(None, "at least one cell", "none")
     order, first = lexicographic(pieces)
-    patterns = Patterns(network, domain.origin, domain.basis, side_rows(domain.corners))
+    large = coefficients(network) > _MODULAR_ABOVE or has_convolutions(network)
+    outer = side_rows(domain.corners)
+    patterns = (ModularPatterns if large else Patterns)(network, domain.origin, domain.basis, outer)
     seen: dict[bytes, int] = {}
-    border = _Border(len(patterns.sides))
+    border = _Border(len(outer))
     signs = ties = 0
     bar = tqdm(order.tolist(), desc="certify", unit="cell", disable=not progress)
+    done: list[int] = []
+    end = time.monotonic() + seconds
     for number, start in zip(bar, first, strict=True):
+        if done and time.monotonic() > end:
+            bar.close()
+            break
         cell = patterns.cell(number, pieces[number], start)
         chosen = choose(number, cell)
         sides = Sides(chosen, meet(number, cell.bounds, chosen, len(domain.basis)))
@@ -104,16 +129,21 @@ def prove(
             raise CertificateError(number, "a pattern of its own", f"that of cell {other} again")
         visit(number, cell, sides)
         border.add(number, sides)
+        done.append(number)
     area = _area(domain)
-    covered = border.area()
-    if covered != area:
-        raise border.hole(area - covered)
-    return Proven(len(border.number), signs, ties, area)
+    share = 1.0
+    if partial or len(done) < len(pieces):
+        share = border.share(area)
+    else:
+        covered = border.area()
+        if covered != area:
+            raise border.hole(area - covered)
+    return Proven(done, len(border.number), signs, ties, area, share)
 
 
 def lexicographic(pieces: NDArray[np.integer]) -> tuple[NDArray[np.int64], list[int]]:
     """Order the patterns; say where each first differs from the one before (the first: at 0)."""
-    varies = np.flatnonzero((pieces != pieces[0]).any(axis=0))
+    varies = np.flatnonzero(pieces.min(axis=0) != pieces.max(axis=0))
     order = np.arange(len(pieces))
     if len(varies):
         order = np.lexsort(pieces[:, varies[::-1]].T)
@@ -124,7 +154,7 @@ def lexicographic(pieces: NDArray[np.integer]) -> tuple[NDArray[np.int64], list[
     return order, first
 
 
-def meet(cell: int, bounds: list[Bound], chosen: Sequence[int], dim: int) -> list[Point]:
+def meet(cell: int, bounds: Conditions, chosen: Sequence[int], dim: int) -> list[Point]:
     """Corners of a cell: corner i lies on sides i and i + 1 (1-D: on side i)."""
     if not all(0 <= i < len(bounds) for i in chosen):
         raise CertificateError(cell, f"sides below {len(bounds)}", f"{max(chosen)}")
@@ -166,26 +196,24 @@ def _hold(
     network: ExactNetwork,
     cell: int,
     pieces: NDArray[np.integer],
-    bounds: list[Bound],
+    bounds: Conditions,
     corners: list[Point],
 ) -> int:
     """Require all conditions at all corners and a positive area; count those that are equal."""
-    for bound in bounds:
-        if bound.strict and not any(bound.row):
-            raise CertificateError(
-                cell,
-                f"{describe(network, bound.unit)} on the piece below a breakpoint that it equals "
-                "on all of the cell",
-                f"it on piece {pieces[bound.unit]}, above",
-            )
+    vanished = bounds.vanished()
+    if vanished is not None:
+        unit = bounds[vanished].unit
+        raise CertificateError(
+            cell,
+            f"{describe(network, unit)} on the piece below a breakpoint that it equals "
+            "on all of the cell",
+            f"it on piece {pieces[unit]}, above",
+        )
     _require_orientation(cell, corners)
-    n = len(corners)
-    at = fmpz_mat([list(corner) for corner in corners]).transpose()
-    values = (fmpz_mat([bound.row for bound in bounds]) * at).entries()
-    if min(values) < 0:
-        place = next(i for i, value in enumerate(values) if value < 0)
-        _complain(network, cell, pieces, bounds[place // n], corners[place % n])
-    return sum(value == 0 for value in values)
+    failed, ties = bounds.hold(corners)
+    if failed is not None:
+        _complain(network, cell, pieces, bounds[failed[0]], corners[failed[1]])
+    return ties
 
 
 def _complain(
@@ -265,8 +293,8 @@ class _Border:
             else:
                 self.left[a, b] = (cell, at_border)
 
-    def area(self) -> Fraction:
-        """Sum of all areas or lengths."""
+    def _terms(self) -> list[fmpq]:
+        """Shares of the edges that are left in the sum of all areas or lengths."""
         points = list(self.number)
         terms = []
         for a, b in self.left:
@@ -276,6 +304,17 @@ class _Border:
             else:
                 (x, y, w), (u, v, t) = points[a], points[b]
                 terms.append(fmpq(x * v - y * u, 2 * w * t))
+        return terms
+
+    def share(self, area: Fraction) -> float:
+        """Sum of all areas or lengths over this one, each rounded to 2^-256 of it; below 1."""
+        unit = fmpq(area.denominator << 256, area.numerator)
+        total = sum((int((term * unit).floor()) for term in self._terms()), 0)
+        return min(total / 2**256, 1 - 2.0**-53)
+
+    def area(self) -> Fraction:
+        """Sum of all areas or lengths."""
+        terms = self._terms()
         while len(terms) > 1:  # in pairs: the numbers stay short as long as possible
             pairs = [a + b for a, b in zip(terms[::2], terms[1::2], strict=False)]
             terms = pairs + terms[2 * len(pairs) :]

@@ -2,12 +2,16 @@
 
 CPWL_DATA=... python tests/benchmarks/bench_proving.py bounds.png   the figure of architecture.md
 CPWL_DATA=... python tests/benchmarks/bench_proving.py dncnn        a row of the table there
+CPWL_DATA=... python tests/benchmarks/bench_proving.py mnist_convnet    of real/slices.py
+CPWL_DATA=... python tests/benchmarks/bench_proving.py certify denoiser 600   certified in 600 s
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -84,7 +88,31 @@ def report(name: str, network: cpwl.Network, domain: cpwl.Domain) -> None:
     print(
         f"| {name} | {network.num_units:,} | {partition.num_cells:,} | {before.undecided:,} "
         f"| {partition.status.undecided:,} | {partition.status.exact} "
-        f"| {spent[0] / each:.1f} | {(spent[1] - spent[0]) / each:.1f} |",
+        f"| {spent[0] / each:.1f} | {(spent[1] - spent[0]) / each:.1f} "
+        f"| {spent[0]:.0f} | {spent[1]:.0f} | {_peak():.0f} MB |",
+        flush=True,
+    )
+
+
+def _peak() -> float:
+    """Most memory so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def certify(name: str, network: cpwl.Network, domain: cpwl.Domain, seconds: float) -> None:
+    """Print how many cells are certified in some seconds, and what that costs."""
+    partition = cpwl.subdivide(network, domain, proof="float64", progress=False)
+    start = time.process_time()
+    found = cpwl.certify(partition, seconds=seconds, progress=False)
+    spent = time.process_time() - start
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "proof.json")
+        found.save(path)
+        size = path.stat().st_size / 1e6
+    print(
+        f"| {name} | {network.num_units:,} | {found.cells:,} of {partition.num_cells:,} "
+        f"| {100 * found.share:.3g} % | {found.ties:,} | {found.rounding:.1e} | {spent:.0f} "
+        f"| {spent / found.cells:.2f} | {size:.1f} | {_peak():.0f} MB |",
         flush=True,
     )
 
@@ -100,6 +128,9 @@ def main() -> None:
         return
     from real import slices
 
+    if what == "certify":
+        certify(sys.argv[2], *getattr(slices, sys.argv[2])(data), float(sys.argv[3]))
+        return
     zoom = [float(arg) for arg in sys.argv[2:]]
     network, domain = denoiser(data) if what == "dncnn" else getattr(slices, what)(data, *zoom)
     report(what, network, domain)

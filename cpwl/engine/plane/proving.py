@@ -307,13 +307,18 @@ class Prover:
             Hold every unit on the lowest of its pieces at the vertex, where what is off is exactly
             zero. This changes no value there.
         """
-        at = self.solved(rows, case, self._network.num_stages, meet=meet)
+        last = self._network.num_stages
+        at = self.solved(rows, case, last, meet=meet)
         held, points, roots = at.held, at.points, at.roots
         vertex = self.corners.vertex[rows]
         opened = self._settled(at, case)
         for i in np.flatnonzero(np.isfinite(roots.radius)).tolist():
             opened[i] += self._differences(i, int(case[i]), int(vertex[i]), at)
-        opened = opened + held.ties[case]
+        ties = held.ties[case]
+        if meet:  # units that are held on other pieces make ties that the cell does not have
+            for i in np.flatnonzero((ties > 0) & (opened == 0)).tolist():
+                ties[i] = self.on_cell(int(self.corners.cell[rows[i]]), last)[0].ties[0]
+        opened = opened + ties
         opened = np.where(np.isfinite(roots.radius), opened, self._network.num_units)
         opened = np.minimum(opened, self._network.num_units)
         better = opened < best.open[vertex]

@@ -12,7 +12,7 @@ from cpwl.network.program.error_analysis import (
     single_values,
 )
 from cpwl.network.program.linearisation import Linearisation, linearise
-from cpwl.network.program.matrices import Matrices, read_matrices, read_step
+from cpwl.network.program.matrices import AffineMap, Matrices, read_matrices, read_step
 from cpwl.network.program.max_pooling import (
     Tournament,
     adaptive_windows,
@@ -48,6 +48,7 @@ from cpwl.network.program.rounding import Rounding, absolute, gamma
 from cpwl.network.program.segmentation import Segment, multiplications, segments
 
 __all__ = [
+    "AffineMap",
     "Analysis",
     "Coefficient",
     "Extremum",

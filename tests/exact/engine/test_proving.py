@@ -34,7 +34,7 @@ from support.strategies import (
 from torch import nn
 
 import cpwl
-from cpwl.engine.plane import Refined, prove, refine
+from cpwl.engine.plane import Refined, prove, proving, refine
 from cpwl.engine.precise import Evaluator
 from cpwl.engine.rational import Arbiter
 from cpwl.engine.work import Work
@@ -203,6 +203,32 @@ def test_whatever_is_changed_is_no_longer_proven(units) -> None:
         corners[[k, k + 1]] = corners[[k + 1, k]]
         wrong = replace(made, complex=replace(complex_, cell_corners=corners))
         assert prove(work, wrong).undecided > 0
+
+
+def test_a_tie_of_units_that_are_held_for_a_vertex_is_none_of_the_cell() -> None:
+    """Max-pooling over two ReLU: where both are held at zero, their match is level everywhere."""
+    passed = [[1.0, 0.0], [0.0, 1.0]]
+    work, made = proven(
+        network(
+            layer(passed, [0, 0], RELU), layer(passed, [0, 0], Pool(2)), layer([[1]], [0], LINEAR)
+        )
+    )
+    corners, complex_ = proving.corners_of(made.complex), made.complex
+    prover = proving.Prover(work, made, corners)
+    n = len(complex_.points)
+    origin = int(np.flatnonzero((complex_.points == 0).all(axis=1))[0])
+    units = work.network.num_units
+    opened = []
+    for row in np.flatnonzero(corners.vertex == origin):
+        if sorted(corners.unit[row].tolist()) != [0, 1]:
+            continue  # where the match is one of the two edges, the other ReLU is open
+        best = proving._Found(
+            np.full(n, units), complex_.points.copy(), np.zeros((n, 2)), np.full(n, np.inf)
+        )
+        prover.settle(np.array([row]), np.zeros(1, np.int64), best, meet=True)
+        opened.append(int(best.open[origin]))
+    assert len(opened) >= 3
+    assert not any(opened)
 
 
 def test_evaluation_is_within_its_bound_of_rational_arithmetic() -> None:
