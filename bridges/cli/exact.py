@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,11 @@ def info(model: Path, upto: str | None, reading: dict[str, Any]) -> None:
 @click.option(
     "--certify", is_flag=True, help="Prove the result in exact arithmetic before it is written."
 )
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="Stop that proof after these, with as many cells as are proven.  [default: all cells]",
+)
 @slice_options
 @click.option("--color", default="psi", show_default=True, type=_Colors())
 @model_options
@@ -136,6 +142,7 @@ def partition(
     model: Path,
     output: tuple[Path, ...],
     certify: bool,
+    seconds: float | None,
     through: Path | None,
     origin: str | None,
     basis: str | None,
@@ -162,7 +169,7 @@ def partition(
 
     network = cpwl.Network.load(model, upto=upto, **reading)
     domain = domain_of(network.input_shape, Place(through, origin, basis, box))
-    certify = certify or any(path.suffix == _PROOF for path in output)
+    certify = certify or seconds is not None or any(path.suffix == _PROOF for path in output)
     if certify:
         read_provable(network, domain)  # what cannot be proven is refused before the work
     result = cpwl.subdivide(
@@ -171,7 +178,10 @@ def partition(
     click.echo(repr(result))
     certificate = None
     if certify:
-        certificate = _proven(lambda: cpwl.certify(result, progress=sys.stderr.isatty()))
+        limit = math.inf if seconds is None else seconds
+        certificate = _proven(
+            lambda: cpwl.certify(result, seconds=limit, progress=sys.stderr.isatty())
+        )
         click.echo(str(certificate))
     for path in output:
         if certificate is not None and path.suffix == _PROOF:

@@ -126,6 +126,7 @@ def main() -> None:
         print(np.array2string(table, formatter={"float": "{:.1e}".format}))
         draw(table, what)
         return
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from real import slices
 
     if what == "certify":
