@@ -44,7 +44,10 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     near = k <= NEAR * r_eff
     # latents that go on get any well-behaved measure here: their results are replaced below
     found = _replaced(seen, ~near)
-    psi, nu = ((of(found.found, k), of(found.other, k)) for of in _OF)
+    psi, nu = (
+        [of(m, k) for m in (found.found, found.other)]
+        for of in (prediction.scaling, prediction.rank)
+    )
     result = _spectrum(asked, psi, nu, r_eff, products)
     if near.all():
         return result
@@ -56,9 +59,10 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     if between.any():
         seen = prediction.further(op, y, begun, seen.steps)
         spent += 2 * seen.found.continued
-        between &= prediction.resolved(seen.found, k)
-        second = _second(seen, asked, between, more + spent)
-        result = _taken(result, second, between, f"{more + spent} products")
+        between &= prediction.resolved(seen.found, k) & prediction.resolved(seen.other, k)
+        if between.any():
+            second = _second(seen, asked, between, more + spent)
+            result = _taken(result, second, between, f"{more + spent} products")
     fell_back = ~(near | between)
     if not fell_back.any():
         return result
@@ -72,9 +76,6 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     return _taken(result, drawn, fell_back, "paper")
 
 
-_OF = prediction.scaling, prediction.rank
-
-
 def _second(seen: prediction.Seen, asked: Asked, where: Tensor, products: int) -> Spectrum:
     """Predict from more rows, whose own psi and nu correct the prediction."""
     k = asked.k
@@ -82,12 +83,10 @@ def _second(seen: prediction.Seen, asked: Asked, where: Tensor, products: int) -
     values = torch.linalg.svdvals(triangular(seen.rows).cpu())
     own_psi, own_nu = psi_nu(values, tolerance_of(asked))
     safe = _replaced(seen, ~where)
-    psi, nu = [], []
-    for m in safe.found, safe.other:
-        at_k, at_rows = prediction.scaling(m, k), prediction.scaling(m, m.rows)
-        psi.append(prediction.controlled(m, at_k, at_rows, own_psi))
-        at_k, at_rows = prediction.rank(m, k).log(), prediction.rank(m, m.rows).log()
-        nu.append(prediction.controlled(m, at_k, at_rows, own_nu.log()).exp())
+    psi, nu = (
+        [prediction.controlled(m, of(m, k), of(m, m.rows), own) for m in (safe.found, safe.other)]
+        for of, own in ((prediction.scaling, own_psi), (prediction.rank, own_nu))
+    )
     return _spectrum(asked, psi, nu, r_eff, products)
 
 
@@ -107,13 +106,14 @@ _Two = Sequence[prediction.Prediction]  # by the measure as it is seen, and by t
 
 
 def _spectrum(asked: Asked, psi: _Two, nu: _Two, r_eff: Tensor, products: int) -> Spectrum:
+    """Return the spectrum of a batch that is predicted throughout."""
     k = asked.k
     none = torch.zeros_like(r_eff, dtype=torch.int64)
     of_psi, psi_stderr, psi_interval = _estimate(*psi)
     of_nu, nu_stderr, nu_interval = _estimate(*nu)
     return Spectrum(
         psi=of_psi,
-        nu=of_nu,
+        nu=of_nu.clamp_max(k),
         psi_stderr=psi_stderr,
         nu_stderr=nu_stderr,
         psi_interval=psi_interval,

@@ -52,20 +52,6 @@ class Prediction(NamedTuple):
     spread: Tensor  # variance of one draw of W about the expectation
     slope: Tensor  # (B, n), derivative of the value by the mass at each node
 
-    def log(self) -> Prediction:
-        """Return that of the logarithm."""
-        v = self.value
-        over = v.square()
-        return Prediction(
-            v.log(), self.variance / over, self.spread / over, self.slope / v[:, None]
-        )
-
-    def exp(self) -> Prediction:
-        """Return that of the exponential."""
-        v = self.value.exp()
-        over = v.square()
-        return Prediction(v, self.variance * over, self.spread * over, self.slope * v[:, None])
-
 
 class Steps(NamedTuple):
     """Block Lanczos on J^T J so far: orthonormal q (B, d, n), their images J q (B, D, n)."""
@@ -116,6 +102,7 @@ def further(op: Operator, y: Tensor, begun: Begun, steps: Steps) -> Seen:
 
 
 def _step(op: Operator, steps: Steps) -> Steps:
+    """Take one more block step of Lanczos."""
     q, images, continued = steps
     p = op.rmatmat(orthonormal(images[:, :, -continued:])).to(q.dtype)
     new = orthonormal(p, q)
@@ -124,6 +111,7 @@ def _step(op: Operator, steps: Steps) -> Steps:
 
 
 def _seen(op: Operator, y: Tensor, begun: Begun, steps: Steps) -> Seen:
+    """Return the quadrature rule of the steps, with the trace of the rows y."""
     rows, continued = y.shape[2], steps.continued
     first = y[:, :, :continued]
     basis = widened(steps.q).to(y.device)
