@@ -164,7 +164,8 @@ def test_predict_does_not_go_on_where_one_direction_decides():
 
 def test_predict_falls_back_where_its_measure_has_no_room_for_k():
     """A rank of k and a bit, and products that say so after they have said r_eff = 1.25 k."""
-    m = prediction.Measure(*torch.tensor([[[2.0, 1.0]], [[80.0, 60.0]]]).double(), 10, 2, 400)
+    nodes, masses = torch.tensor([[[2.0, 1.0]], [[80.0, 60.0]]])
+    m = prediction.Measure(nodes, masses, 10, 2, 400)
     assert prediction.resolved(m, 89).tolist() == [True]  # 100 directions
     assert prediction.resolved(m, 90).tolist() == [False]
 
