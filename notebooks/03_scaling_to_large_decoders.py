@@ -638,7 +638,8 @@ assert inside < 0.05 * between, "Expected one estimate on each cell"
 assert between < error, "Expected differences that only common probes can show"
 print(
     f"a: {1 - float(wide.fell_back.mean()):.0%} of the plane's latents are predicted from "
-    f"{PRODUCTS3} products, the others have k / r_eff > 0.5 and are measured with {K3}"
+    f"{PRODUCTS3} products or a few more, the others have too large a k / r_eff, and are measured "
+    f"with {K3}"
 )
 assert wide.fell_back.mean() < 0.5, "Expected predictions on most of the plane"
 assert not square.fell_back.any(), "Expected predictions on the square"
@@ -673,7 +674,7 @@ if not SMALL:
 # - **ψ**: `approx` with `method="exact"` against `cpwl`, at latents of the square and at those of
 #   photographs, each in the cell that `cpwl` finds about it.
 # - **ψ_W**: a prediction has a 95 % interval for ψ_W of another draw of W. Such a draw is made here
-#   in numpy, from the exact A of the latent's cell. (Where the products suggest k / r_eff > 0.5,
+#   in numpy, from the exact A of the latent's cell. (Where the products suggest k / r_eff > 0.8,
 #   all k are made.)
 # - **δ**: knots counted from pre-activations and their derivatives, in float64, against the exact
 #   ones in the same neighbourhood. The count takes every unit as affine there. That holds up to the

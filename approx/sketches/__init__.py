@@ -14,9 +14,10 @@ from approx.sketches.probes import (
     triangular,
     widened,
 )
-from approx.sketches.projections import Sketch, projected
+from approx.sketches.projections import Begun, Sketch, projected
 
 __all__ = [
+    "Begun",
     "Operator",
     "Probes",
     "Sketch",

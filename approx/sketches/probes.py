@@ -80,21 +80,23 @@ class Probes:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        # by the operators' kind: blocks by where they begin and end
-        self._made: dict[_Kind, dict[tuple[int, int], _Block]] = {}
+        # by the operators' kind: blocks by where they and those before them end
+        self._made: dict[_Kind, dict[tuple[int, ...], _Block]] = {}
 
-    def block(self, op: Operator, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return columns start to stop (D, stop - start), and the factor R of all up to stop.
+    def block(self, op: Operator, *ends: int) -> tuple[Tensor, Tensor]:
+        """Return the last of successive blocks of columns, and the factor R of all of them.
 
-        A block that does not start at 0 goes on from one asked for before, which ends there.
+        The columns (D, n) are those up to the last end, from the one before it or from 0. The
+        blocks before it were asked for earlier.
         """
         made = self._made.setdefault((op.rows, op.dtype, op.device), {})
-        if (start, stop) not in made:
+        if ends not in made:
             generator = torch.Generator().manual_seed(self.seed)
-            before = []
-            if start:
-                before = [made[0, start].columns]
-                generator.set_state(made[0, start].state)
+            start, stop = ends[-2] if ends[1:] else 0, ends[-1]
+            blocks = [made[ends[:n]] for n in range(1, len(ends))]
+            before = [block.columns for block in blocks]
+            if blocks:
+                generator.set_state(blocks[-1].state)
             g = gaussian(
                 op.rows, stop - start, generator=generator, dtype=op.dtype, device=op.device
             )
@@ -103,8 +105,8 @@ class Probes:
                 # products in float32 round
                 q = orthogonal(torch.cat([*before, g], dim=1))
                 g = q[:, start:].to(device=op.device, dtype=op.dtype)
-            made[start, stop] = _Block(g, triangle(*before, g), generator.get_state())
-        return made[start, stop][:2]
+            made[ends] = _Block(g, triangle(*before, g), generator.get_state())
+        return made[ends][:2]
 
 
 class _Block(NamedTuple):

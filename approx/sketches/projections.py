@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,15 +108,23 @@ def input_sketch(op: Operator, k: int, generator: torch.Generator) -> Tensor:
     return singular_values(corrected(op.matmat(g), triangle(g)))
 
 
+class Begun(NamedTuple):
+    """Products J^T G (B, d, n) with successive blocks of `Probes`, and where these end."""
+
+    products: Tensor
+    ends: tuple[int, ...]
+
+
 def projected(
-    op: Operator, k: int, probes: Probes, begun: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    op: Operator, k: int, probes: Probes, begun: Begun | None = None
+) -> tuple[Tensor, Begun]:
     """Return J^T W^T (B, d, k) in float64, and the products from which to go on to more."""
-    g, factor = probes.block(op, 0 if begun is None else begun.shape[2], k)
+    ends = (k,) if begun is None else (*begun.ends, k)
+    g, factor = probes.block(op, *ends)
     y = op.rmatmat(g)
     if begun is not None:
-        y = torch.cat([begun, y], dim=2)
-    return corrected(y, factor), y
+        y = torch.cat([begun.products, y], dim=2)
+    return corrected(y, factor), Begun(y, ends)
 
 
 def range_finder(

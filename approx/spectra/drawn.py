@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from approx.sketches import Operator, projected, triangular
+from approx.sketches import Begun, Operator, projected, triangular
 from approx.spectra import one_draw
 from approx.spectra.asked import Asked, kept_probes
 from approx.spectra.result import Spectrum, around
@@ -17,7 +16,7 @@ def paper(op: Operator, asked: Asked) -> Spectrum:
     return draw(op, asked)
 
 
-def draw(op: Operator, asked: Asked, begun: Tensor | None = None) -> Spectrum:
+def draw(op: Operator, asked: Asked, begun: Begun | None = None) -> Spectrum:
     """Draw W, going on from the products of a prediction where it has begun."""
     k = asked.k
     rows = one_draw.rows_for(k, op.rows)

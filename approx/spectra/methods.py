@@ -150,10 +150,12 @@ def spectrum(
         "auto": the whole Jacobian, as "exact", where min(D, d) <= 120, and "predict" elsewhere;
         `used` says which. "paper": the k singular values of W J for a Haar W (k, D), from
         products J^T y, k and for the interval four more, at least 16 in all. "predict": the same
-        quantity from fewer products, with an interval. It makes all of these for latents with
-        k / r_eff > 0.5, where the expectation is no longer safe to compute, and for all latents
-        where k <= products or k > min(D, d) / 2. "topk": the k largest singular values of J by
-        block Krylov, from 440 products. "exact": the k largest of the dense Jacobian.
+        quantity from fewer products, with an interval. Latents with 0.5 < k / r_eff <= 0.8 take
+        k / 3 rows of W and a step of Lanczos more, 50 products for k = 120. Those with
+        k / r_eff > 0.8, where the expectation is no longer safe to compute, take the products of
+        "paper", and so do all latents where k <= products or k > 0.8 min(D, d); `used` says which.
+        "topk": the k largest singular values of J by block Krylov, from 440 products. "exact": the
+        k largest of the dense Jacobian.
     k : int, optional
         Number of singular values, at most min(D, d). By default 120, or min(D, d) where that is
         less; for the whole Jacobian all min(D, d).
@@ -164,7 +166,7 @@ def spectrum(
         do not depend on batches, and errors of different latents are correlated. `Probes(seed)`,
         given to several calls, draws and factors them once.
     products : int
-        For "predict": Jacobian products per latent, at least 8.
+        For "predict": Jacobian products per latent to begin with, at least 8.
     block, depth : int
         For "topk": columns of the Krylov start, and blocks of the space.
     tolerance : float, optional
@@ -201,9 +203,10 @@ def spectrum(
     k / sqrt(20 r_eff) in psi. The leading order is psi_W ~ k log(||J||_F / sqrt D) -
     k^2 / (4 r_eff) and nu_W ~ k exp(-k / (8 r_eff)); the prediction replaces it by a deterministic
     equivalent (Hachem, Loubaton and Najim 2007) and a free compression (Nica and Speicher 2006),
-    which are unbiased up to k / r_eff = 0.5. Where k / r_eff is so near 0.5 that its own error
-    decides whether to fall back, that choice selects, and means over seeds are then high by up to a
-    few tenths of a standard error. "topk" is Golub-Kahan block bidiagonalisation (Musco and Musco
+    which are unbiased up to k / r_eff = 0.5. Beyond, psi and nu of the k / 3 rows themselves are
+    control variates for those of k. Where k / r_eff is so near 0.5 or 0.8 that its own error
+    decides, that choice selects, and means over seeds are then off by up to a few tenths of a
+    standard error. "topk" is Golub-Kahan block bidiagonalisation (Musco and Musco
     2015); psi and nu of W J after A. I. Humayun et al., "What secrets do your manifolds hold?",
     2024.
 

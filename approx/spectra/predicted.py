@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from approx.sketches import Operator
-from approx.spectra import one_draw, prediction
+from approx.sketches import Operator, projected, triangular
+from approx.spectra import prediction
 from approx.spectra.asked import Asked, kept_probes, tolerance_of
 from approx.spectra.drawn import draw
-from approx.spectra.result import NORMAL, Spectrum, around, merged, rows
+from approx.spectra.result import NORMAL, Spectrum, around, merged, psi_nu, rows
 
-FALL_BACK_ABOVE = 0.5
+NEAR = 0.5
+"""Share k / r_eff up to which the first products of "predict" are enough."""
+FAR = 0.8
 """Share k / r_eff above which "predict" makes all k products."""
+_SURE = 0.3
+"""Relative variance of tr M^2 above which it does so beyond `NEAR`.
+
+Few directions then make tr M^2, of which the continued rows may see too little, and think r_eff
+larger and their own variance smaller than they are.
+"""
 
 
 def predict(op: Operator, asked: Asked) -> Spectrum:
@@ -28,30 +36,91 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
             "measure need as many; 16 is the default."
         )
     # the quantity itself costs no more, or r_eff <= min(D, d) says beforehand that it is needed
-    if k <= products or k > FALL_BACK_ABOVE * min(op.rows, op.columns):
+    if k <= products or k > FAR * min(op.rows, op.columns):
         drawn = draw(op, asked)
         return replace(drawn, fell_back=torch.ones_like(drawn.fell_back))
-    m, other, begun = prediction.measure(op, products, kept_probes(asked))
-    r_eff = prediction.effective_rank(m)
-    fell_back = k > FALL_BACK_ABOVE * r_eff
-    spent = one_draw.rows_for(k, op.rows) + products - m.rows
+    seen = prediction.measure(op, products, kept_probes(asked))
+    r_eff = prediction.effective_rank(seen.found)
+    near = k <= NEAR * r_eff
+    # latents that go on get any well-behaved measure here: their results are replaced below
+    found = _replaced(seen, ~near)
+    psi, nu = (
+        [of(m, k) for m in (found.found, found.other)]
+        for of in (prediction.scaling, prediction.rank)
+    )
+    result = _spectrum(asked, psi, nu, r_eff, products)
+    if near.all():
+        return result
+    # every latent of a batch goes on by the same blocks, whatever the others need
+    more = max(round(k / 3), products)
+    y, begun = projected(op, more, kept_probes(asked), seen.begun)
+    spent = products - seen.found.rows
+    between = ~near & (k <= FAR * r_eff) & (prediction.uncertainty(seen.found) <= _SURE)
+    if between.any():
+        seen = prediction.further(op, y, begun, seen.steps)
+        spent += 2 * seen.found.continued
+        between &= prediction.resolved(seen.found, k) & prediction.resolved(seen.other, k)
+        if between.any():
+            second = _second(seen, asked, between, more + spent)
+            result = _taken(result, second, between, f"{more + spent} products")
+    fell_back = ~(near | between)
+    if not fell_back.any():
+        return result
+    drawn = replace(draw(op, asked, begun), fell_back=fell_back)
+    drawn = replace(drawn, products=drawn.products + spent)
     if fell_back.all():
-        drawn = draw(op, asked, begun)
-        return replace(drawn, fell_back=fell_back, products=spent)
-    # latents that fall back get any well-behaved measure here: their results are replaced below
-    m, other = (_replaced(measure, fell_back) for measure in (m, other))
-    psi, psi_stderr, psi_interval = _estimate(prediction.scaling, m, other, k)
-    nu, nu_stderr, nu_interval = _estimate(prediction.rank, m, other, k)
-    result = Spectrum(
-        psi=psi,
-        nu=nu,
+        return drawn
+    values = drawn.singular_values
+    assert values is not None
+    result = replace(result, singular_values=torch.full_like(values, math.nan))
+    return _taken(result, drawn, fell_back, "paper")
+
+
+def _second(seen: prediction.Seen, asked: Asked, where: Tensor, products: int) -> Spectrum:
+    """Predict from more rows, whose own psi and nu correct the prediction."""
+    k = asked.k
+    r_eff = prediction.effective_rank(seen.found)
+    values = torch.linalg.svdvals(triangular(seen.rows).cpu())
+    own_psi, own_nu = psi_nu(values, tolerance_of(asked))
+    safe = _replaced(seen, ~where)
+    psi, nu = (
+        [prediction.controlled(m, of(m, k), of(m, m.rows), own) for m in (safe.found, safe.other)]
+        for of, own in ((prediction.scaling, own_psi), (prediction.rank, own_nu))
+    )
+    return _spectrum(asked, psi, nu, r_eff, products)
+
+
+def _replaced(seen: prediction.Seen, where: Tensor) -> prediction.Seen:
+    """Put a flat measure where latents are not predicted from it."""
+    found, other = (
+        m._replace(
+            nodes=torch.where(where[:, None], 1 / m.outputs, m.nodes),
+            masses=torch.where(where[:, None], 1 / m.nodes.shape[1], m.masses),
+        )
+        for m in (seen.found, seen.other)
+    )
+    return seen._replace(found=found, other=other)
+
+
+_Two = Sequence[prediction.Prediction]  # by the measure as it is seen, and by the other
+
+
+def _spectrum(asked: Asked, psi: _Two, nu: _Two, r_eff: Tensor, products: int) -> Spectrum:
+    """Return the spectrum of a batch that is predicted throughout."""
+    k = asked.k
+    none = torch.zeros_like(r_eff, dtype=torch.int64)
+    of_psi, psi_stderr, psi_interval = _estimate(*psi)
+    of_nu, nu_stderr, nu_interval = _estimate(*nu)
+    return Spectrum(
+        psi=of_psi,
+        nu=of_nu.clamp_max(k),
         psi_stderr=psi_stderr,
         nu_stderr=nu_stderr,
         psi_interval=psi_interval,
         nu_interval=nu_interval.clamp(1, k),
         effective_rank=r_eff,
-        rank=torch.full_like(fell_back, k, dtype=torch.int64),
-        fell_back=fell_back,
+        rank=none + k,
+        fell_back=none.bool(),
         products=products,
         method=asked.method,
         used="predict",
@@ -59,49 +128,29 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         seed=asked.seed,
         definition=asked.definition,
         subscript=asked.subscript,
-        doubtful=torch.zeros_like(fell_back.long()),
+        doubtful=none,
         note="",
         tolerance=tolerance_of(asked),
         singular_values=None,
     )
-    if not fell_back.any():
-        return result
-    return _merged(result, draw(op, asked, begun), spent)
 
 
-def _replaced(m: prediction.Measure, where: Tensor) -> prediction.Measure:
-    """Put a flat measure where latents fall back."""
-    return m._replace(
-        nodes=torch.where(where[:, None], 1 / m.outputs, m.nodes),
-        masses=torch.where(where[:, None], 1 / m.nodes.shape[1], m.masses),
-    )
-
-
-def _estimate(
-    of: Callable[[prediction.Measure, int], prediction.Prediction],
-    m: prediction.Measure,
-    other: prediction.Measure,
-    k: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return value, standard error and 95 % interval.
+def _estimate(p: prediction.Prediction, q: prediction.Prediction) -> tuple[Tensor, Tensor, Tensor]:
+    """Return value, standard error and 95 % interval, by a measure and by another.
 
     Normal and not Student's: few probes that saw a dominating direction overstate the variance, and
-    those that missed it have `other`, which is no less.
+    those that missed it have the other measure, whose is no less.
     """
-    p, q = of(m, k), of(other, k)
     variance = torch.maximum(p.variance + p.spread, q.variance + q.spread)
     stderr = (variance + (p.value - q.value).square()).sqrt()
     return p.value, stderr, around(p.value, NORMAL * stderr)
 
 
-def _merged(result: Spectrum, drawn: Spectrum, products: int) -> Spectrum:
-    """Take the latents that fell back from the draw."""
-    fell_back, values = result.fell_back, drawn.singular_values
-    assert values is not None
-    unknown = replace(result, singular_values=torch.full_like(values, math.nan))
-    where = fell_back.nonzero()[:, 0]
+def _taken(result: Spectrum, other: Spectrum, at: Tensor, how: str) -> Spectrum:
+    """Take the latents `at` from another spectrum of all of them, and say how these were done."""
+    where = at.nonzero()[:, 0]
     return replace(
-        merged(unknown, where, rows(replace(drawn, fell_back=fell_back), where)),
-        products=products,
-        used=f"predict, paper for {int(fell_back.sum())} of {len(fell_back)} latents",
+        merged(result, where, rows(other, where)),
+        products=other.products,
+        used=f"{result.used}, {how} for {len(where)} of {len(at)} latents",
     )

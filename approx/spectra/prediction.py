@@ -22,9 +22,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from approx.sketches import Operator, Probes, orthonormal, projected, widened
+from approx.sketches import Begun, Operator, Probes, orthonormal, projected, widened
 
 _STEP = 0.25  # trapezoidal rule in log u, for analytic integrands that decay both ways: to 1e-13
+_RESOLVED = 0.9  # of the directions that a measure's nodes hold: k is too near to all beyond
+_WIDER = 1.4  # times the variance of `controlled`, by simulation: few nodes understate it
 _GRID = torch.arange(-70.0, 70.0, _STEP, dtype=torch.float64)
 
 
@@ -48,6 +50,28 @@ class Prediction(NamedTuple):
     value: Tensor
     variance: Tensor  # of the estimate of the expectation
     spread: Tensor  # variance of one draw of W about the expectation
+    slope: Tensor  # (B, n), derivative of the value by the mass at each node
+
+
+class Steps(NamedTuple):
+    """Block Lanczos on J^T J so far: orthonormal q (B, d, n), their images J q (B, D, n)."""
+
+    q: Tensor
+    images: Tensor
+    continued: int  # columns of a block
+
+
+class Seen(NamedTuple):
+    """The spectral measure of each latent, and what its products can go on from.
+
+    Twice: as it is seen, and with what the rows' products with each other say is missing in it.
+    """
+
+    found: Measure
+    other: Measure
+    rows: Tensor  # (B, d, rows) float64, J^T w
+    begun: Begun
+    steps: Steps
 
 
 def split(products: int) -> tuple[int, int]:
@@ -59,25 +83,39 @@ def split(products: int) -> tuple[int, int]:
     return products - 3 * continued, continued
 
 
-def measure(op: Operator, products: int, probes: Probes) -> tuple[Measure, Measure, Tensor]:
-    """Return the spectral measure of each latent from `products` products, and the products so far.
-
-    Twice: as it is seen, and with what the rows' products with each other say is missing in it.
+def measure(op: Operator, products: int, probes: Probes) -> Seen:
+    """Return the spectral measure of each latent from `products` products.
 
     Two block steps of Lanczos (Golub and Meurant 2010, chapter 4) on J^T J from J^T w for the
     continued rows w: exact for the moments tr M to tr M^4 of these probes.
     """
     rows, continued = split(products)
-    y, begun = projected(op, rows, probes)  # (B, d, rows), J^T w with |w| = 1
+    y, begun = projected(op, rows, probes)  # J^T w with |w| = 1
     dtype = torch.float64 if op.dtype == torch.float64 else torch.float32
+    q = orthonormal(y[:, :, :continued].to(device=op.device, dtype=dtype))
+    return _seen(op, y, begun, _step(op, Steps(q, op.matmat(q).to(dtype), continued)))
+
+
+def further(op: Operator, y: Tensor, begun: Begun, steps: Steps) -> Seen:
+    """Return the measure by more rows y and one more step of Lanczos: moments to tr M^6."""
+    return _seen(op, y, begun, _step(op, steps))
+
+
+def _step(op: Operator, steps: Steps) -> Steps:
+    """Take one more block step of Lanczos."""
+    q, images, continued = steps
+    p = op.rmatmat(orthonormal(images[:, :, -continued:])).to(q.dtype)
+    new = orthonormal(p, q)
+    images = torch.cat([images, op.matmat(new).to(q.dtype)], dim=2)
+    return Steps(torch.cat([q, new], dim=2), images, continued)
+
+
+def _seen(op: Operator, y: Tensor, begun: Begun, steps: Steps) -> Seen:
+    """Return the quadrature rule of the steps, with the trace of the rows y."""
+    rows, continued = y.shape[2], steps.continued
     first = y[:, :, :continued]
-    q1 = orthonormal(first.to(device=op.device, dtype=dtype))
-    z1 = op.matmat(q1).to(dtype)
-    p = op.rmatmat(orthonormal(z1)).to(dtype)
-    q2 = orthonormal(p, q1)
-    z = torch.cat([z1, op.matmat(q2).to(dtype)], dim=2)
-    basis = widened(torch.cat([q1, q2], dim=2)).to(y.device)
-    z = widened(z)
+    basis = widened(steps.q).to(y.device)
+    z = widened(steps.images)
     _, s, vh = torch.linalg.svd(torch.linalg.qr(z, mode="r").R)
     caught = (vh @ (basis.mT @ first)).square().sum(dim=2)  # (B, nodes): mass seen by each node
     trace = y.square().sum(dim=(1, 2)) * (op.rows / rows)
@@ -87,7 +125,7 @@ def measure(op: Operator, products: int, probes: Probes) -> tuple[Measure, Measu
     # along with their higher moments, and the ratio is steadier
     masses = caught * (trace / torch.where(seen > 0, seen, 1))[:, None]
     found = Measure(nodes, masses, rows, continued, op.rows)
-    return found, _unseen(found, (y.mT @ y).cpu()), begun
+    return Seen(found, _unseen(found, (y.mT @ y).cpu()), y, begun, steps)
 
 
 def _unseen(m: Measure, gram: Tensor) -> Measure:
@@ -115,16 +153,24 @@ def effective_rank(m: Measure) -> Tensor:
 
     Corrected for what the reciprocal of a second moment from few probes is high by.
     """
+    m = _unscaled(m)
     trace = m.masses.sum(dim=1)
     square = (m.masses * m.nodes).sum(dim=1)
     mixed = _probes_covariance(m, m.nodes, torch.ones_like(m.masses)) / m.continued
-    return ratio(trace.square(), square) * (1 - _uncertainty(m) + ratio(mixed, square * trace))
+    return ratio(trace.square(), square) * (1 - uncertainty(m) + ratio(mixed, square * trace))
 
 
-def _uncertainty(m: Measure) -> Tensor:
-    """Relative variance of the estimate of tr M^2."""
+def uncertainty(m: Measure) -> Tensor:
+    """Return the relative variance of the estimate of tr M^2, (B,)."""
+    m = _unscaled(m)
     square = (m.masses * m.nodes).sum(dim=1)
     return ratio(_probes_variance(m, m.nodes, m.continued), square.square())
+
+
+def _unscaled(m: Measure) -> Measure:
+    """Divide by the largest eigenvalue, whose fourth power may overflow."""
+    top = m.nodes.amax(dim=1, keepdim=True)
+    return m._replace(nodes=ratio(m.nodes, top), masses=ratio(m.masses, top))
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -158,7 +204,8 @@ def scaling(m: Measure, k: int) -> Prediction:
     # derivative by log q over its curvature there
     low = _variance(m, q[:, None] / (1 + x)) / (k * (1 - v))
     spread = (math.log1p(-k / m.outputs) if k < m.outputs else -math.inf) - torch.log1p(-v)
-    return Prediction(value + low / 4, _variance(m, log_over / 2), (spread / 2).clamp_min(0))
+    spread = (spread / 2).clamp_min(0)
+    return Prediction(value + low / 4, _variance(m, log_over / 2), spread, log_over / 2)
 
 
 def rank(m: Measure, k: int) -> Prediction:
@@ -180,7 +227,44 @@ def rank(m: Measure, k: int) -> Prediction:
     gradient = (at[:, 0] - at[:, 1]) / (2 * step[:, 0])
     # rows of W are k probes of the measure, and their mutual products add the (degenerate) rest
     spread = _probes_variance(m, gradient, k) + (2 * excess * value / k).square()
-    return Prediction(value, _variance(m, gradient), spread)
+    return Prediction(value, _variance(m, gradient), spread, gradient)
+
+
+def resolved(m: Measure, k: int) -> Tensor:
+    """Return whether the measure has directions enough for k dimensions, (B,) bool."""
+    return ratio(m.masses, m.nodes).sum(dim=1) * _RESOLVED > k
+
+
+def controlled(m: Measure, at_k: Prediction, at_rows: Prediction, value: Tensor) -> Prediction:
+    """Return the prediction for k rows, corrected by what the rows at hand have as their value.
+
+    Parameters
+    ----------
+    m : Measure
+        Whose trace is from the rows at hand, `m.rows` of them.
+    at_k, at_rows : Prediction
+        By `m`, for k rows of W and for those at hand.
+    value : Tensor
+        (B,), what `at_rows` predicts, of the rows at hand.
+
+    Notes
+    -----
+    A control variate: at_k + c (value - at_rows), with the c of least variance. To first order the
+    value is a mean over its rows, of g(M) by the derivative g, and a degenerate rest. The trace is
+    from the same rows, so that the difference to the prediction is of the shape alone: the mean
+    over all rows, less the mean over the continued. The error of c is about that of tr M^2.
+    """
+    of_k, of_rows = (_flat_and_shape(m, p.slope)[1] for p in (at_k, at_rows))
+    fewer = 1 / m.continued - 1 / m.rows
+    rest = at_rows.spread - _probes_variance(m, at_rows.slope, m.rows)
+    common = _probes_covariance(m, of_k, of_rows) * fewer
+    own = _probes_covariance(m, of_rows, of_rows).clamp_min(0) * fewer + rest.clamp_min(0)
+    factor = ratio(common, own)
+    change = factor * (value - at_rows.value)
+    left = _WIDER * (at_k.variance - factor * common).clamp_min(0)
+    return at_k._replace(
+        value=at_k.value + change, variance=left + change.square() * uncertainty(m)
+    )
 
 
 def _rank(m: Measure, k: int) -> tuple[Tensor, Tensor]:
@@ -223,15 +307,19 @@ def _variance(m: Measure, g: Tensor) -> Tensor:
 
     The total mass is from `rows` probes, its distribution from `continued` of these.
     """
-    total = m.masses.sum(dim=1, keepdim=True)
-    mean = (g * m.masses).sum(dim=1, keepdim=True) / total
-    flat = mean.expand_as(g)
-    shape = g - mean
+    flat, shape = _flat_and_shape(m, g)
     return (
         _probes_variance(m, flat, m.rows)
         + _probes_variance(m, shape, m.continued)
         + 2 * _probes_covariance(m, flat, shape) / m.rows
     ).clamp_min(0)
+
+
+def _flat_and_shape(m: Measure, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a derivative into those by the total mass and by the distribution of it."""
+    total = m.masses.sum(dim=1, keepdim=True)
+    mean = (g * m.masses).sum(dim=1, keepdim=True) / total
+    return mean.expand_as(g), g - mean
 
 
 def _probes_variance(m: Measure, g: Tensor, probes: int) -> Tensor:

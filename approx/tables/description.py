@@ -95,7 +95,7 @@ def describe(
         By default float32, or float64 for float64 latents and for "exact". torch.float64 runs a
         copy of the decoder; torch.bfloat16 and torch.float16 run it under autocast. See Notes.
     products : int
-        Jacobian products of "predict".
+        Jacobian products with which "predict" begins.
     knots_method : {"jvp", "hull"}
         How knots are counted, see `knots`.
     knots_dtype : torch.dtype, optional

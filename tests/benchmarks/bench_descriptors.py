@@ -6,7 +6,7 @@ Ratios within one process whose engines take turns (see `descriptors`), in float
 bf16, on one thread and two. The Stable Diffusion decoder needs `pip install ".[diffusers]"`; its
 loop and its `paper` are measured at 12 columns, in which both are linear beside one forward pass.
 Its k is 80: with random weights and 4 x 16 x 16 latents r_eff is about 200, so that 120 values are
-more than `predict` may predict (k / r_eff > 0.5) and it would compute them all, as it says. Targets
+more than 16 products predict (k / r_eff > 0.5), and `predict` would take 50, as it says. Targets
 of `predict` are scaled to k, as the cost of the loop is.
 """
 

@@ -252,13 +252,18 @@ def test_probes_are_drawn_and_factored_once(rows: int, monkeypatch):
     """Whether in one block or in two; with the columns that a generator of the seed gives."""
     op = Matrices(torch.ones(1, rows, 40).double())
     kept = Probes(5)
-    first, factor = kept.block(op, 0, 12)
+    first, factor = kept.block(op, 12)
     monkeypatch.setattr(probes, "gaussian", None)
-    assert kept.block(op, 0, 12)[0] is first
-    assert kept.block(op, 0, 12)[1] is factor
+    assert kept.block(op, 12)[0] is first
+    assert kept.block(op, 12)[1] is factor
     monkeypatch.undo()
     more, factor = kept.block(op, 12, 30)
     expected = haar(rows, 30, generator=seeded(5), dtype=torch.float64)
     together = torch.cat([first, more], dim=1)
+    q = torch.linalg.solve_triangular(factor, together, upper=True, left=False)
+    torch.testing.assert_close(q, expected, rtol=0, atol=1e-9)
+    last, factor = kept.block(op, 12, 30, 36)  # a third after the two
+    expected = haar(rows, 36, generator=seeded(5), dtype=torch.float64)
+    together = torch.cat([together, last], dim=1)
     q = torch.linalg.solve_triangular(factor, together, upper=True, left=False)
     torch.testing.assert_close(q, expected, rtol=0, atol=1e-9)

@@ -14,7 +14,11 @@ from torch import Tensor
 
 from approx import JacobianOperator, Spectrum, draw_seed, spectrum
 from approx.sketches.probes import Probes, haar
+from approx.spectra import prediction
 
+PER_LATENT = (
+    "psi", "nu", "psi_stderr", "nu_stderr", "psi_interval", "nu_interval", "effective_rank", "rank",
+)  # fmt: skip
 TALL_WIDE_LARGE = (400, 120), (100, 150), (130, 121)
 
 
@@ -121,23 +125,52 @@ def test_predict_takes_16_products_and_says_what_it_is():
 def test_predict_falls_back_to_the_paper_latent_by_latent():
     flat = with_values(torch.ones(300), 400, 300)
     steep = with_values(torch.arange(1, 301.0) ** -1, 400, 300)
-    both = Matrices(torch.stack([flat, steep]))
-    found = spectrum(both, method="predict", k=60, generator=7)
-    assert found.fell_back.tolist() == [False, True]
-    assert found.used == "predict, paper for 1 of 2 latents"
-    assert both.products == found.products == 70  # 64 rows for 60, and 6 of the prediction
+    between = with_values(torch.arange(1, 301.0) ** -0.35, 400, 300)  # k / r_eff = 0.7
+    all_ = Matrices(torch.stack([flat, steep, between]))
+    found = spectrum(all_, method="predict", k=60, generator=7)
+    assert found.fell_back.tolist() == [False, True, False]
+    assert found.used == "predict, 30 products for 1 of 3 latents, paper for 1 of 3 latents"
+    # 64 rows for 60, 6 products of the prediction from 16 and 4 of the one from 30
+    assert all_.products == found.products == 74
     paper = spectrum(Matrices(steep[None]), method="paper", k=60, generator=7)
     assert found.singular_values is not None
+    assert found.singular_values.isnan().all(dim=1).tolist() == [True, False, True]
     for name in ("psi", "nu", "psi_stderr", "psi_interval", "singular_values"):
-        torch.testing.assert_close(getattr(found, name)[1:], getattr(paper, name))
-    alone = Matrices(flat[None])
-    torch.testing.assert_close(
-        spectrum(alone, method="predict", k=60, generator=7).psi, found.psi[:1]
-    )
-    assert alone.products == 16
+        torch.testing.assert_close(getattr(found, name)[1:2], getattr(paper, name))
+    for at, J, products, used in (
+        (0, flat, 16, "predict"),
+        (1, steep, 70, "paper"),
+        (2, between, 30, "predict, 30 products for 1 of 1 latents"),
+    ):
+        op = Matrices(J[None])
+        alone = spectrum(op, method="predict", k=60, generator=7)
+        assert (op.products, alone.products, alone.used) == (products, products, used)
+        for name in PER_LATENT:
+            torch.testing.assert_close(getattr(alone, name)[0], getattr(found, name)[at])
 
 
-@pytest.mark.parametrize("k", [10, 16, 51])
+def test_predict_does_not_go_on_where_one_direction_decides():
+    """k / r_eff may be 0.6 or anything: two probes tell little of one outlier."""
+    values = torch.ones(300)
+    values[0] = 5
+    fell_back = []
+    for seed in range(20):
+        op = Matrices(with_values(values, 400, 300)[None])
+        found = spectrum(op, method="predict", k=68, generator=seed)
+        assert found.products == (78 if found.fell_back else 16)
+        fell_back.append(bool(found.fell_back))
+    assert sum(fell_back) > 10
+
+
+def test_predict_falls_back_where_its_measure_has_no_room_for_k():
+    """A rank of k and a bit, and products that say so after they have said r_eff = 1.25 k."""
+    nodes, masses = torch.tensor([[[2.0, 1.0]], [[80.0, 60.0]]])
+    m = prediction.Measure(nodes, masses, 10, 2, 400)
+    assert prediction.resolved(m, 89).tolist() == [True]  # 100 directions
+    assert prediction.resolved(m, 90).tolist() == [False]
+
+
+@pytest.mark.parametrize("k", [10, 16, 81])
 def test_predict_is_the_paper_where_that_is_known_beforehand(k: int):
     op = Matrices(with_values(torch.ones(100), 120, 100)[None])
     found = spectrum(op, method="predict", k=k, generator=7)
@@ -253,6 +286,7 @@ def test_scale_is_carried_without_overflow():
             shift = torch.tensor([40 * math.log(scale)], dtype=torch.float64)
             torch.testing.assert_close(far.psi - shift, one.psi, rtol=0, atol=1e-8)
             torch.testing.assert_close(far.nu, one.nu, rtol=0, atol=1e-8)
+            torch.testing.assert_close(far.effective_rank, one.effective_rank, rtol=1e-8, atol=0)
             torch.testing.assert_close(
                 far.psi_stderr, one.psi_stderr, rtol=1e-6, atol=0, equal_nan=True
             )

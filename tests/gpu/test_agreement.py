@@ -139,9 +139,9 @@ def test_probes_and_directions_are_the_same_on_all_devices(device: torch.device)
     """To the last bit: a seed means the same everywhere."""
     module, z, there, moved = made("relu_conv", device)
     with JacobianOperator(module, z, check=False) as own:
-        expected, factor = Probes(3).block(own, 0, 5)
+        expected, factor = Probes(3).block(own, 5)
     with JacobianOperator(there, moved, check=False) as op:
-        columns, other = Probes(3).block(op, 0, 5)
+        columns, other = Probes(3).block(op, 5)
         assert columns.device.type == device.type
     assert torch.equal(columns.cpu(), expected)
     torch.testing.assert_close(other.cpu(), factor, rtol=1e-10, atol=1e-12)

@@ -24,6 +24,7 @@ import torch
 import zarr
 from support import decoders
 from support.disks import small_disk
+from support.matrices import wide
 from support.tables import quiet
 from torch import Tensor, nn
 
@@ -101,6 +102,19 @@ def test_a_run_interrupted_after_each_chunk_equals_one_run(tmp_path: Path, metho
         assert stored(module, z, tmp_path / "a", **options).complete
         handle.remove()
     assert len(calls) == 1
+
+
+def test_a_store_equals_one_run_where_latents_differ_in_their_products(tmp_path: Path) -> None:
+    """Batches with latents that fall back, and others that are predicted from 26 products."""
+    module, z = wide("silu_conv", batch=4)
+    options: dict[str, Any] = {
+        "method": "predict", "k": 48, "neighbourhood": None, "generator": 3, "batch": 2, "chunk": 2,
+    }  # fmt: skip
+    expected = one_run(module, z, **options)
+    assert 62 in expected.products  # 52 rows for 48, and 10 for both predictions: one falls back
+    assert {26, 58} & set(expected.products.tolist())  # both, or none
+    stored(module, z[:2], tmp_path / "a", **options)
+    assert_equal(stored(module, z, tmp_path / "a", **options), expected)
 
 
 def test_a_store_fixes_batch_chunk_and_seed(tmp_path: Path) -> None:
