@@ -11,6 +11,7 @@ from cpwl.arrays.limits import require_at_least
 from cpwl.arrays.parallel import available_cores, in_parallel
 from cpwl.arrays.ragged import Ragged, fans, nbytes, next_corner, prefix, take_rows
 from cpwl.arrays.small_numbers import denormals
+from cpwl.arrays.torch_threads import torch_alone
 
 __all__ = [
     "EPS",
@@ -35,5 +36,6 @@ __all__ = [
     "prefix",
     "require_at_least",
     "take_rows",
+    "torch_alone",
     "unpack",
 ]

@@ -44,7 +44,7 @@ def denormals(*, all_threads: bool = False) -> Iterator[None]:
                 "them for zero. Call torch.set_flush_denormal(False), or do not load the library "
                 "that set this (built with -ffast-math)."
             )
-        if _threads_flush(threads):
+        if threads_flush(threads):
             torch.set_num_threads(1)
         yield
     finally:
@@ -60,7 +60,7 @@ def _flushes() -> bool:
     return half * 2.0 != _SMALLEST_NORMAL
 
 
-def _threads_flush(threads: int) -> bool:
+def threads_flush(threads: int) -> bool:
     """Whether any of torch's threads does."""
     if threads == 1:
         return False

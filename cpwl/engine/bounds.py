@@ -13,6 +13,7 @@ were bounded at all vertices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ class Bounds:
             if not _is_identity(slice):
                 rounding = torch.from_numpy(size * gamma(slice.dim + 1)).reshape(shape)
                 analysis.errors[0] = rounding
-        self._slopes = _Slopes(network, basis)
+        self._slopes = _Slopes(network, basis, self._analysis.absolute)
         self._done = {0}
 
     @np.errstate(over="ignore")  # infinity is a bound
@@ -190,11 +191,13 @@ class _Slopes:
     """Lipschitz constants of the steps with respect to the slice's coordinates.
 
     ``rows[i]`` bounds the gradient of every entry of step i's value, ``norm[i]`` the spectral norm
-    of its Jacobian, and ``jacobian[i]`` is that Jacobian while no unit lies before it.
+    of its Jacobian, and ``jacobian[i]`` is that Jacobian while no unit lies before it;
+    ``absolute`` is that of `Analysis`.
     """
 
-    def __init__(self, network: Network, basis: Floats) -> None:
+    def __init__(self, network: Network, basis: Floats, absolute: Callable[..., Tensor]) -> None:
         self.network = network
+        self._absolute = absolute
         self.rows: dict[int, Tensor] = {}
         self.norm: dict[int, float] = {}
         self.jacobian: dict[int, Floats] = {0: np.ascontiguousarray(basis.T)}
@@ -239,8 +242,7 @@ class _Slopes:
         self.norm[index] = min(passed, float(self.rows[index].norm())) * _UP
 
     def _affine(self, index: int, step: Step) -> None:
-        absolute = Analysis(self.network.program, carry=True).absolute
-        self.rows[index] = absolute(step, {i: self.rows[i] for i in step.data}, 0.0) * _UP
+        self.rows[index] = self._absolute(step, {i: self.rows[i] for i in step.data}, 0.0) * _UP
         self.norm[index] = float(self.rows[index].norm()) * _UP
         if not self.network.matrices.complete:
             return

@@ -33,17 +33,23 @@ def pack_signs(values, error, unit, knot, slack, lipschitz, tolerance, start, st
     zero where it is within ``tolerance[k]``. Returns how many values are in doubt.
     """
     near = 0
+    count = unit.shape[0]
+    row = np.empty(count)  # gathered first, so that the rest needs no branches
     for r in range(start, stop):
+        for k in range(count):
+            row[k] = values[r, unit[k]] - knot[k]
+        off = error[r]
         for w in range(pos.shape[1]):
             p = uint64(0)
             n = uint64(0)
             first = 64 * w
-            for k in range(first, min(first + 64, unit.shape[0])):
-                v = values[r, unit[k]] - knot[k]
-                doubt = slack[k] + lipschitz[k] * error[r]
-                zero = min(doubt, tolerance[k])
-                p |= uint64(v > zero) << uint64(k - first)
-                n |= uint64(v < -zero) << uint64(k - first)
+            for k in range(min(64, count - first)):
+                v = row[first + k]
+                doubt = slack[first + k] + lipschitz[first + k] * off
+                most = tolerance[first + k]
+                zero = most if most < doubt else doubt
+                p |= uint64(v > zero) << uint64(k)
+                n |= uint64(v < -zero) << uint64(k)
                 near += abs(v) <= doubt
             pos[r, w] = p
             neg[r, w] = n

@@ -9,7 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from cpwl.arrays import available_cores, denormals, on_compilation, require_at_least
+from cpwl.arrays import (
+    available_cores,
+    denormals,
+    on_compilation,
+    require_at_least,
+    torch_alone,
+)
 from cpwl.domain import Domain, in_shape
 from cpwl.engine.columns import units_of
 from cpwl.engine.plane import Complex, Proof, Refined, coarse, prove, refine
@@ -140,9 +146,11 @@ def subdivide(
             "out if in doubt."
         )
     evaluator = _evaluator(network, domain, proof)
+    small = network.matrices.complete  # others do nothing but large work
     with (
-        denormals(all_threads=True),
-        ThreadPoolExecutor(available_cores()) as pool,
+        denormals(all_threads=not small),
+        ThreadPoolExecutor(max(1, available_cores() - 1)) as pool,
+        torch_alone(pool, wanted=small) as large,
         tqdm(
             total=100, desc="subdivide", disable=not progress,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
@@ -158,7 +166,7 @@ def subdivide(
         arbiter = Arbiter(network, domain)
         work = Work(
             network=network, arbiter=arbiter, slice=domain.slice, memory=int(memory), pool=pool,
-            report=report, evaluator=evaluator,
+            report=report, evaluator=evaluator, large=large,
         )  # fmt: skip
         if domain.dim > 2:
             lattice = refine_lattice(work, domain)

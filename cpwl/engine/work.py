@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from cpwl.domain import Slice
 from cpwl.engine.precise import Evaluator
 from cpwl.engine.rational import Arbiter
 from cpwl.network import Network
+from cpwl.network.program import cost, stage_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class Work:
     pool: ThreadPoolExecutor
     report: Callable[[float, int], None]  # share of the domain's work done, cells found
     evaluator: Evaluator | None = None  # where signs are proven in about 106 bits
+    # with this around torch calls of so many multiplications, see `torch_alone`
+    large: Callable[[int], AbstractContextManager[object]] = nullcontext
 
 
 class TooLargeError(Exception):
@@ -44,5 +48,7 @@ class TooLargeError(Exception):
 
 def units_at(work: Work, stage: int, points: Floats) -> Floats:
     """Evaluate the units (n, n_stage) of a stage at points (n, P) of the slice."""
+    program = work.network.program
     latents = torch.from_numpy(np.ascontiguousarray(work.slice.embed(points)))
-    return work.network.preactivations(latents, stage).numpy()
+    with work.large(len(points) * cost(program, stage_plan(program, stage))):
+        return work.network.preactivations(latents, stage).numpy()

@@ -36,7 +36,7 @@ from real import slices
 import cpwl
 from cpwl.engine import residuals
 from cpwl.engine.plane import live
-from cpwl.network.program import Program, make_plan, multiplications, passes
+from cpwl.network.program import Program, cost, make_plan, passes
 
 Made = tuple[cpwl.Network, cpwl.Domain]
 SLICES: dict[str, Callable[[Path], Made]] = {
@@ -87,7 +87,7 @@ class Count:
             setattr(owner, name, counted)
 
     def of(self, plan: Any) -> int:
-        return sum(multiplications(self.program.steps[i]) for i in plan.order)
+        return cost(self.program, plan)
 
 
 def report(name: str) -> None:

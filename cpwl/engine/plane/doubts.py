@@ -32,10 +32,11 @@ class Rows(NamedTuple):
     new: Floats  # (B, n_stage)
 
     @property
-    def parts(self) -> tuple[tuple[slice, Floats], tuple[slice, Floats]]:
-        """The rows of the held and of the new values, with the values."""
+    def parts(self) -> list[tuple[slice, Floats]]:
+        """The rows of the held (if there are any) and of the new values, with the values."""
         n = len(self.held)
-        return (slice(0, n), self.held), (slice(n, n + len(self.new)), self.new)
+        both = [(slice(0, n), self.held), (slice(n, n + len(self.new)), self.new)]
+        return both if n else both[1:]
 
 
 class Decisions:
@@ -54,18 +55,18 @@ class Decisions:
         self,
         kept: Ints,
         rows: Rows,
-        in_doubt: tuple[int, int],
+        in_doubt: list[int],
         pos: NDArray[np.uint64],
         neg: NDArray[np.uint64],
     ) -> None:
         """Set the bits of the values in doubt, or count them.
 
-        ``in_doubt`` says how many of the held and of the new values these are. Without rational
-        arithmetic they keep the bits that they have, unless they are close to zero; held ones were
-        counted when they were new.
+        ``in_doubt`` says how many these are in each part of the rows. Without rational arithmetic
+        they keep the bits that they have, unless they are close to zero; held ones were counted
+        when they were new.
         """
         if not self.arbiter.exact:
-            self.undecided += in_doubt[1]
+            self.undecided += in_doubt[-1]
             if self.questions is not None and sum(in_doubt):
                 few = sum(in_doubt) * self.questions.units <= _FEW
                 self._refine(self.questions, kept, rows, pos, neg, few=few)

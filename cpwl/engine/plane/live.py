@@ -20,7 +20,7 @@ from torch import Tensor
 from cpwl.arrays import Floats, Ints
 from cpwl.engine.rational import Vertices
 from cpwl.engine.work import TooLargeError, Work
-from cpwl.network.program import Plan, multiplications, passes, segments
+from cpwl.network.program import Plan, cost, passes, segments
 
 # Tensors are kept where each of their bytes has taken so many multiplications. Below that keeping
 # them gains nothing: 2-256-256-256-3 takes the same time at 64, and up to a tenth more at 1.
@@ -110,9 +110,9 @@ class Live:
         segment = self._segments[self._stage]
         known = self._start(rows, last) if plan is segment.rest else {}
         points = self._vertices.points[rows]
-        units, env = passes.stage_units(
-            self._program, plan, self._inputs(plan, points), known, self._stage
-        )
+        inputs = self._inputs(plan, points)
+        with self._work.large(len(rows) * cost(self._program, plan)):
+            units, env = passes.stage_units(self._program, plan, inputs, known, self._stage)
         if last and self._keep:
             values = {i: _alone(env[i]) for i in segment.behind}
             batch = _Batch(self._vertices.names[rows], points, values)
@@ -159,8 +159,7 @@ class Live:
 
     def _passes_left(self, stage: int) -> float:
         """Forward passes a vertex of the later stages, each from the input."""
-        steps = self._program.steps
-        each = [sum(multiplications(steps[i]) for i in s.whole.order) for s in self._segments]
+        each = [cost(self._program, segment.whole) for segment in self._segments]
         return sum(each[stage + 1 :]) / each[-1]
 
 

@@ -20,6 +20,7 @@ from cpwl.engine.plane.tightening import sharpen, tighten
 from cpwl.engine.rational import Vertices
 from cpwl.engine.residuals import can_tighten
 from cpwl.engine.work import TooLargeError, Work
+from cpwl.network.program import cost, stage_plan
 
 # Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
 _NUDGES = (0.0123457, 0.0505423, -0.0157696, 0.0293978)
@@ -172,5 +173,7 @@ def _improve(
     largest = _TIGHTEN_ABOVE * extent
     total = current.error[current.error > largest].sum()
     if total > _TIGHTEN_SUMS_ABOVE * extent and can_tighten(network, stages):
-        current = tighten(current, network, bounds, stages, corners, bit_unit, base, largest)
+        one = cost(network.program, stage_plan(network.program, stages - 1))
+        with work.large(one * len(current.points)):
+            current = tighten(current, network, bounds, stages, corners, bit_unit, base, largest)
     return sharpen(current, arbiter, _RECOMPUTE_ABOVE * extent)

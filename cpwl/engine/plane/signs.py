@@ -132,9 +132,7 @@ def stage_signs(
     piece = base[columns.unit] + np.arange(len(columns.unit)) - first_of_unit
     np.add.at(base, columns.unit[always], 1)
     offsets, crossings = _join_crossings(blocks, len(edges))
-    # block after block leaves the list, and the memory
-    in_turn = (blocks.pop() for _ in range(len(blocks)))
-    pos, neg = _assemble(in_turn, active, n_points, work.pool)
+    pos, neg = _assemble(blocks, active, n_points, work.pool)
     position = np.empty(len(columns.unit), np.int32)
     position[active] = np.arange(len(active))
     return StageSigns(
@@ -147,8 +145,10 @@ def stage_signs(
 
 def _joint_range(ranges: Iterable[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
     """Smallest and largest value of every unit over all blocks."""
-    low, high = zip(*ranges, strict=True)
-    return np.min(low, axis=0), np.max(high, axis=0)
+    first, *others = ranges
+    for one in others:
+        first = np.minimum(first[0], one[0]), np.maximum(first[1], one[1])
+    return first
 
 
 def _positive(blocks: list[_Block], n_columns: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -249,8 +249,8 @@ def _plan_sweep(points: Floats, edges: NDArray[np.int32], *, in_one: bool) -> _S
 
 def _pack(
     rows: Rows, columns: Columns, pool: ThreadPoolExecutor
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], tuple[int, int]]:
-    """Pack the signs of all rows, and count the held and the new values in doubt.
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], list[int]]:
+    """Pack the signs of all rows, and count the values in doubt in each part of them.
 
     What is in doubt is zero until it is settled.
     """
@@ -264,9 +264,9 @@ def _pack(
                 columns.lipschitz, columns.tolerance, start, stop, pos[span], neg[span],
             )  # fmt: skip
 
-        found = in_parallel(pool, pack, len(values), nanoseconds=2 * len(columns.unit))
+        found = in_parallel(pool, pack, len(values), nanoseconds=len(columns.unit))
         in_doubt.append(sum(found))
-    return pos, neg, (in_doubt[0], in_doubt[1])
+    return pos, neg, in_doubt
 
 
 def _cross(
@@ -316,12 +316,15 @@ def _cross(
 
 
 def _assemble(
-    blocks: Iterable[_Block], active: Ints, n_points: int, pool: ThreadPoolExecutor
+    blocks: list[_Block], active: Ints, n_points: int, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Bring the packed signs of all blocks onto the columns that vary anywhere."""
+    if len(blocks) == 1 and np.array_equal(blocks[0].kept, active):
+        return blocks[0].pos, blocks[0].neg
     words = (len(active) + 63) // 64
     pos, neg = np.empty((2, n_points, words), np.uint64)
-    for block in blocks:
+    while blocks:  # block after block leaves the list, and the memory
+        block = blocks.pop()
         target = np.searchsorted(active, block.kept)
         varies = target < len(active)
         varies[varies] = active[target[varies]] == block.kept[varies]
@@ -349,6 +352,9 @@ def _assemble(
 
 def _join_crossings(blocks: list[_Block], n_edges: int) -> tuple[Ints, _Crossings]:
     """Bring the crossings of all blocks into the order of the edges; the offsets, and all else."""
+    if len(blocks) == 1:  # in the order of the edges already
+        crossings = blocks[0].crossings
+        return prefix(crossings.per_edge), crossings
     edge = np.concatenate([b.edges for b in blocks])
     count = np.concatenate([b.crossings.per_edge for b in blocks])
     per_edge = np.empty(n_edges, np.int64)

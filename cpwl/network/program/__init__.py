@@ -45,7 +45,7 @@ from cpwl.network.program.program import (
     stage_plan,
 )
 from cpwl.network.program.rounding import Rounding, absolute, gamma
-from cpwl.network.program.segmentation import Segment, multiplications, segments
+from cpwl.network.program.segmentation import Segment, cost, segments
 
 __all__ = [
     "AffineMap",
@@ -70,6 +70,7 @@ __all__ = [
     "as_batch",
     "call",
     "clamp_pieces",
+    "cost",
     "error_analysis",
     "fill",
     "gamma",
@@ -80,7 +81,6 @@ __all__ = [
     "make_plan",
     "make_tournament",
     "max_pooling",
-    "multiplications",
     "nonlinearities",
     "output_bound",
     "passes",

@@ -54,13 +54,18 @@ def segments(program: Program) -> tuple[Segment, ...]:
         )
         rest = make_plan(steps, read.union(behind), {0, *start})
         whole = make_plan(steps, read.union(behind))
-        saved = sum(multiplications(steps[i]) for i in make_plan(steps, behind).order)
+        saved = cost(program, make_plan(steps, behind))
         found.append(Segment(start, behind, rest, whole, saved))
         start = behind
     return tuple(found)
 
 
-def multiplications(step: Step) -> int:
+def cost(program: Program, plan: Plan) -> int:
+    """Count the multiplications of a plan per sample."""
+    return sum(_multiplications(program.steps[i]) for i in plan.order)
+
+
+def _multiplications(step: Step) -> int:
     """Count the multiplications of a step per sample, one an output where it has none."""
     return prod(step.single) * max(1, step.rounding.terms if step.rounding else 1)
 
