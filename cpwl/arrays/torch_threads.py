@@ -56,8 +56,8 @@ def torch_alone(
         finally:
             limit()
 
-    limit()
     try:
+        limit()
         yield large
     finally:
         if threads > 1:

@@ -8,7 +8,8 @@ claims, and works in integers throughout. What is proven, and why that suffices,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import inf
@@ -143,8 +144,9 @@ def certify(partition: Partition, *, seconds: float = inf, progress: bool = True
         names the cell and says what was expected there.
     ValueError
         The partition has no network or more than two dimensions, or the network has more than
-        `MOST_ENTRIES` coefficients up to its last units (a convolution's count once), or a step
-        that proofs do not have: use `cpwl.check`, which works in float64.
+        `MOST_ENTRIES` coefficients up to its last units (a convolution's count once), numbers
+        beyond float64's range, or a step that proofs do not have: use `cpwl.check`, which works in
+        float64. Seconds below 0.
 
     Notes
     -----
@@ -169,6 +171,10 @@ def certify(partition: Partition, *, seconds: float = inf, progress: bool = True
     proven: 4 cells with 9 corners tile the domain of area 4, [-1, 1] x [-1, 1]; 96 exact ...
     """
     start = time.perf_counter()
+    if not seconds >= 0:
+        raise ValueError(
+            f"Expected seconds of 0 or more, got {seconds}. Leave it out for all cells."
+        )
     captured = require_network(partition)
     network, domain = read_provable(captured, partition.domain)
     if partition.status.stages != captured.num_stages:
@@ -192,9 +198,10 @@ def certify(partition: Partition, *, seconds: float = inf, progress: bool = True
         sides[number] = tuple(found.chosen)
         claims.visit(number, cell, found)
 
-    proven = prove(
-        network, domain, pieces, claims.choose, visit, seconds=seconds, progress=progress
-    )
+    with _in_range():
+        proven = prove(
+            network, domain, pieces, claims.choose, visit, seconds=seconds, progress=progress
+        )
     require_corners(partition)
     cells = sorted(proven.cells)
     proof = Proof(network, domain, pieces[cells], tuple(sides[cell] for cell in cells))
@@ -284,10 +291,11 @@ def verify(
             "Give the domain that was certified, or certify this one.",
         )
     partial = claimed.pop("partial")
-    proven = prove(
-        proof.network, proof.domain, proof.pieces, choose, visit, partial=partial,
-        progress=progress,
-    )  # fmt: skip
+    with _in_range():
+        proven = prove(
+            proof.network, proof.domain, proof.pieces, choose, visit, partial=partial,
+            progress=progress,
+        )  # fmt: skip
     certificate = _certificate(proof, proven, None, start)
     for name, value in claimed.items():
         found = getattr(certificate, name)
@@ -298,6 +306,18 @@ def verify(
                 "The file was changed after it was written; certify again.",
             )  # fmt: skip
     return certificate
+
+
+@contextmanager
+def _in_range() -> Iterator[None]:
+    """Say of numbers that float64 cannot tell the size of what they are."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(
+            f"Expected coefficients and a domain of which float64 holds the size, got larger ones "
+            f"({error}). Scale them down; cpwl.check works in float64."
+        ) from error
 
 
 def _certificate(proof: Proof, proven: Proven, rounding: float | None, start: float) -> Certificate:

@@ -282,6 +282,9 @@ def _affine_fault(step: Affine, sizes: list[int]) -> str:
             return "has a matrix whose rows do not fit its entries"
         if total and not (matrix.columns.min() >= 0 and matrix.columns.max() < columns):
             return "has a matrix with entries outside it"
+        row = np.repeat(np.arange(rows), matrix.counts)
+        if len(np.unique(row * columns + matrix.columns)) < total:
+            return "has a matrix with an entry twice"
         if not np.isfinite(matrix.values).all():
             return "has an entry that is not finite"
     return "" if np.isfinite(step.offset).all() else "has an offset that is not finite"
@@ -298,6 +301,11 @@ def _convolution_fault(c: Convolution, rows: int, columns: int) -> str:
         return "has a convolution whose weights do not fit its channels"
     if (prod(c.out), prod(c.size)) != (rows, columns):
         return f"has a convolution of {prod(c.out)} x {prod(c.size)} for {columns} entries"
+    reach = [(t - 1) * d + p for t, d, p in zip(c.weights.shape[2:], c.dilation, c.padding,
+                                                strict=True)]  # fmt: skip
+    reach += [o * s for o, s in zip(c.out[1:], c.stride, strict=True)]
+    if min(c.padding) < 0 or max(reach) >= 2**31:
+        return "has a convolution that reaches too far"
     if c.groups * c.weights[0].size * prod(c.out[1:]) > MOST_GATHERED:
         return "has a convolution that is too large"
     return "" if np.isfinite(c.weights).all() else "has an entry that is not finite"

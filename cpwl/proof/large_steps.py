@@ -1,8 +1,8 @@
 """Affine steps of large networks: convolutions as such, and steps that move or scale entries.
 
 The coefficients are those of `cpwl.network.program.read_step`: the gradients of single outputs. A
-step whose outputs look at one entry of an operand each is read by some 20 calls: which entry that
-is follows from the digits of its number.
+step whose outputs look at one entry of an operand each, whatever its numbers are, is read by some
+20 calls: which entry that is follows from the digits of its number.
 """
 
 from __future__ import annotations
@@ -14,9 +14,21 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cpwl.network.program import AffineMap, Program, Step, call, read_step, single_values
 from cpwl.proof.exact_network import MOST_GATHERED, Convolution, Matrix, plain_matrix
+
+# Operations of which an output looks at one entry of each operand at most. Whether one of another
+# kind does cannot be asked of its numbers: small entries are lost in sums with large ones.
+_SINGLE = {
+    "_native_batch_norm_legit_no_training", "_to_copy", "_unsafe_view", "add", "alias", "cat",
+    "clone", "constant_pad_nd", "div", "expand", "flip", "mul", "neg", "permute", "pixel_shuffle",
+    "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "repeat",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d", "roll", "select", "slice",
+    "split", "split_with_sizes", "squeeze", "stack", "sub", "transpose", "unsqueeze",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "view",
+}  # fmt: skip
 
 Read = tuple[list[tuple[int, Matrix | Convolution]], NDArray[np.float64]]
 
@@ -34,12 +46,12 @@ def read_large(program: Program, step: Step) -> Read | str:
             return f"the outputs of {step.name} look at {gathered:,} entries"
         return [(step.data[0], made)], reading.offset
     parts: list[tuple[int, Matrix | Convolution]] = []
-    for source in step.data:
+    for source in step.data if name in _SINGLE else ():
         matrix = reading.single_entries(source)
         if matrix is None:
             break
         parts.append((source, matrix))
-    else:
+    if len(parts) == len(step.data):
         return parts, reading.offset
     try:
         found = read_step(program, step)
@@ -101,9 +113,7 @@ class _Reading:
         found = np.zeros(outputs, np.int64)
         for bit in range(n.bit_length()):
             digit = torch.from_numpy((number >> bit & 1).astype(np.float64)).reshape(shape)
-            with torch.no_grad():
-                out = self._of({source: digit}).reshape(-1).numpy()
-            found += (out != self.offset).astype(np.int64) << bit
+            found += (self._pushed(source, digit) != 0).astype(np.int64) << bit
         rows = np.flatnonzero(found)
         column = found[rows] - 1
         if (column >= n).any():
@@ -123,12 +133,15 @@ class _Reading:
             gradient[column[mine]] = 0.0
             if gradient.any():
                 return None
-        rest = np.ones(outputs, np.bool_)
-        rest[rows] = False
-        if self._pulled(source, np.flatnonzero(rest)).any():
-            return None
         matrix = coo_array((values, (rows, column)), shape=(outputs, n))
         return plain_matrix(matrix) if self._agrees(source, matrix) else None
+
+    def _pushed(self, source: int, way: Tensor) -> NDArray[np.float64]:
+        """Return the derivative of all outputs along a way: the offset adds no rounding to it."""
+        with forward_ad.dual_level():
+            x = forward_ad.make_dual(torch.zeros_like(way), way)
+            out = forward_ad.unpack_dual(self._of({source: x})).tangent
+        return np.zeros(len(self.offset)) if out is None else out.detach().reshape(-1).numpy()
 
     def _pulled(self, source: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum of the gradients of some outputs."""

@@ -97,7 +97,9 @@ def _part(plain: dict[str, Any]) -> Part:
         counts, places = integers(plain["counts"]), integers(plain["columns"])
         return Part(source, Matrix(shape, counts, places, floats(plain["values"])))
     axes = {name: tuple(integers(plain[name]).tolist()) for name in _CONVOLUTION}
-    groups, transposed = integer(plain["groups"]), bool(plain["transposed"])
+    groups, transposed = integer(plain["groups"]), plain["transposed"]
+    if not isinstance(transposed, bool):
+        raise TypeError(f"transposed that is {type(transposed).__name__}")
     taps = integers(plain["taps"]).tolist()
     weights = unpacked(plain["weights"])
     if groups < 1 or not axes["size"] or not axes["out"]:

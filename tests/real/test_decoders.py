@@ -132,6 +132,7 @@ def test_photographs_predicted_as_the_dense_jacobian_has_it(data):
     assert (np.abs(table.psi - mean) < 3 * table.psi_error).all()
 
 
+@pytest.mark.nightly
 def test_photographs_at_16x16(data):
     decoder = pretrained.taef2_decoder(data)
     z = pretrained.photograph_latents(16, ("coffee",), folder=data)

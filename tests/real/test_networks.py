@@ -28,9 +28,9 @@ from bridges.networks import pretrained
 SLICES = {
     "mnist_gan": (partial(mnist_gan, zoom=0.5), 5_000),
     "mnist_vae": (partial(mnist_vae, zoom=1.2), 5_000),
-    "dcgan_faces": (partial(dcgan_faces, zoom=0.0001), 50),
+    "dcgan_faces": (partial(dcgan_faces, zoom=0.00005), 10),
     "sd_latents": (partial(sd_latents, zoom=0.0002), 20),
-    "cifar_resnet": (partial(cifar_resnet, zoom=0.02), 200),
+    "cifar_resnet": (partial(cifar_resnet, zoom=0.01), 200),
     "mnist_convnet": (partial(mnist_convnet, zoom=0.02), 200),
 }
 

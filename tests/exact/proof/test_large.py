@@ -19,7 +19,14 @@ from torch import nn
 import cpwl
 from cpwl import CertificateError
 from cpwl.network.program import read_matrices
-from cpwl.proof.exact_network import gathered
+from cpwl.proof.exact_network import (
+    Affine,
+    Convolution,
+    ExactNetwork,
+    Part,
+    find_fault,
+    gathered,
+)
 from cpwl.proof.large_steps import read_large
 from cpwl.proof.reading import read_exactly
 from cpwl.proof.residues import Residues, lowest_shift
@@ -226,6 +233,47 @@ def test_convolutions_are_read_as_torch_runs_them(module) -> None:
         theirs = module.double()(x[None]).numpy().ravel()
     np.testing.assert_allclose(ours + offset, theirs, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(ours, np.rint(theirs - offset))
+
+
+@pytest.mark.parametrize("small", [1e-300, 1e-17, 4e-10])
+def test_entries_that_are_small_beside_others_are_read(small: float) -> None:
+    dense, norm = nn.Linear(8, 8).double(), nn.BatchNorm1d(8).double()
+    with torch.no_grad():
+        dense.weight.copy_(torch.eye(8))
+        dense.weight[2, 0], dense.weight[6, 0] = small, -small
+        dense.bias.fill_(1e17)
+        norm.weight.copy_(torch.tensor([small, -small] * 4))
+        norm.bias.fill_(1e17)
+    for module in (dense, norm):
+        network = cpwl.Network.from_torch(nn.Sequential(module, nn.ReLU()).eval(), (8,))
+        step = next(step for step in network.program.steps if step.kind == "affine")
+        found = read_large(network.program, step)
+        assert not isinstance(found, str)
+        ((_, matrix),) = found[0]
+        assert not isinstance(matrix, Convolution)
+        whole = np.zeros(matrix.shape)
+        whole[np.repeat(np.arange(8), matrix.counts), matrix.columns] = matrix.values
+        scale = torch.rsqrt(torch.tensor(1 + norm.eps, dtype=torch.float64))
+        expected = dense.weight if module is dense else torch.diag(norm.weight * scale)
+        np.testing.assert_allclose(whole, expected.detach().numpy(), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("far", ["dilation", "stride", "padding"])
+def test_convolutions_that_reach_too_far_are_refused(far: str) -> None:
+    sizes = {"stride": (1,), "padding": (0,), "dilation": (1,)} | {far: (2**61,)}
+    made = Convolution(
+        size=(1, 9), out=(1, 1), groups=1, transposed=False, weights=np.ones((1, 1, 9)), **sizes
+    )
+    part = Part(0, made)
+    network = ExactNetwork(9, 0, (Affine((part,), np.zeros(1)),), ("conv",), "")
+    assert "reaches too far" in find_fault(network)
+
+
+def test_times_that_are_none_are_refused() -> None:
+    partition = parted(pooled(), (1, 4, 4), 1.0)[1]
+    for seconds in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="Expected seconds of 0 or more, got"):
+            cpwl.certify(partition, seconds=seconds, progress=False)
 
 
 def test_remainders_stand_for_their_integers() -> None:
