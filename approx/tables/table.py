@@ -243,9 +243,9 @@ class Descriptors:
         if self.delta is not None and len(self) and np.isnan(self.delta).all():
             found.append(f"delta unknown ({', '.join(self.passed_over)})")
         elif np.isfinite(self.suggested_radius):
-            zero, around = int((self.delta == 0).sum()), f"{self.directions}, "
-            around += f"{self.suggested_radius:.1g}"
-            found.append(f"delta 0 at {zero:,} (about 10 knots with neighbourhood ({around}))")
+            zero, around = int((self.delta == 0).sum()), (self.directions, self.suggested_radius)
+            hint = "about 10 knots with neighbourhood ({}, {:.1g})".format(*around)
+            found.append(f"delta 0 at {zero:,} ({hint})")
         return found
 
     def columns(self) -> Mapping[str, NDArray[Any]]:

@@ -392,32 +392,52 @@ def winners(step: Contest, entries: int, chosen: list[int]) -> list[int]:
     return leaf
 
 
-def _contest(
-    step: Contest, rows: list[Row], chosen: list[int]
-) -> tuple[list[Row], list[Bound], list[int]]:
-    """Play all matches: winning rows, conditions, and the units without effect."""
-    n = len(rows)
+class Match(NamedTuple):
+    """Condition of a unit of a contest: an entry is not below another one, or above it."""
+
+    above: int
+    below: int
+    unit: int
+    strict: bool
+
+
+def play(
+    step: Contest, entries: int, chosen: list[int]
+) -> tuple[list[Match], list[int], list[int]]:
+    """Play all matches: conditions, the units without effect, and the entries that are put out."""
     sides = list(zip(step.left.tolist(), step.right.tolist(), strict=True))
     numbers = step.units.tolist()
-    leaf = winners(step, n, chosen)
-    counts = np.zeros(n + len(sides), np.bool_)
+    leaf = winners(step, entries, chosen)
+    counts = np.zeros(entries + len(sides), np.bool_)
     counts[step.outputs] = True
-    bounds, lost = [], []
+    found: list[Match] = []
+    lost: list[int] = []
     for match in range(len(sides) - 1, -1, -1):
-        if not counts[n + match]:
+        if not counts[entries + match]:
             lost.append(numbers[match])
             continue
         left, right = sides[match]
         wins, loses = (left, right) if (chosen[match] == 1) == step.largest else (right, left)
         counts[wins] = True
-        best = rows[leaf[wins]]
+        best = leaf[wins]
         waiting = [loses]
         while waiting:
             other = waiting.pop()
-            if other >= n:
-                waiting += sides[other - n]
+            if other >= entries:
+                waiting += sides[other - entries]
                 continue
-            a, b = (best, rows[other]) if step.largest else (rows[other], best)
-            row = [x - y for x, y in zip(a, b, strict=True)]
-            bounds.append(Bound(row, numbers[match], chosen[match] == 1))
-    return [rows[leaf[node]] for node in step.outputs.tolist()], bounds, lost
+            above, below = (best, other) if step.largest else (other, best)
+            found.append(Match(above, below, numbers[match], chosen[match] == 1))
+    return found, lost, [leaf[node] for node in step.outputs.tolist()]
+
+
+def _contest(
+    step: Contest, rows: list[Row], chosen: list[int]
+) -> tuple[list[Row], list[Bound], list[int]]:
+    """Play all matches: winning rows, conditions, and the units without effect."""
+    found, lost, outputs = play(step, len(rows), chosen)
+    bounds = []
+    for match in found:
+        row = [x - y for x, y in zip(rows[match.above], rows[match.below], strict=True)]
+        bounds.append(Bound(row, match.unit, match.strict))
+    return [rows[entry] for entry in outputs], bounds, lost

@@ -38,19 +38,15 @@ def read_large(program: Program, step: Step) -> Read | str:
     if not (step.leading and all(program.steps[i].leading for i in step.data)):
         return f"the batch axis of {step.name} is not the first"
     reading = _Reading(program, step)
-    name = step.target.split(".")[1] if step.target.startswith("aten.") else step.target
-    if name == "convolution" and isinstance(step.args[1], Tensor):
+    if step.operation == "convolution" and isinstance(step.args[1], Tensor):
         made = _convolution(program, step)
         gathered = made.groups * made.weights[0].size * prod(made.out[1:])
         if gathered > MOST_GATHERED:
             return f"the outputs of {step.name} look at {gathered:,} entries"
         return [(step.data[0], made)], reading.offset
-    parts: list[tuple[int, Matrix | Convolution]] = []
-    for source in step.data if name in _SINGLE else ():
-        matrix = reading.single_entries(source)
-        if matrix is None:
-            break
-        parts.append((source, matrix))
+    single = step.data if step.operation in _SINGLE else ()
+    held = ((source, reading.single_entries(source)) for source in single)
+    parts: list[tuple[int, Matrix | Convolution]] = [(i, m) for i, m in held if m is not None]
     if len(parts) == len(step.data):
         return parts, reading.offset
     try:

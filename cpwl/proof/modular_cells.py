@@ -10,7 +10,6 @@ with an error bound, and where that leaves them open, or a row is asked for, in 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from fractions import Fraction
 from math import ceil, inf, log2
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from cpwl.proof.cells import (
     NoSuchPieceError,
     Row,
     between,
-    winners,
+    play,
 )
 from cpwl.proof.exact_network import (
     Affine,
@@ -214,9 +213,6 @@ class _Conditions:
         group, j = self._groups[k], i - int(self._starts[k])
         return Bound(self._patterns.row(group, j), int(group.unit[j]), bool(group.strict[j]))
 
-    def __iter__(self) -> Iterator[Bound]:
-        return (self[i] for i in range(len(self)))
-
     def vanished(self) -> int | None:
         """Find a strict condition that vanishes identically."""
         for start, group in zip(self._starts, self._groups, strict=False):
@@ -309,34 +305,11 @@ def _contest(
     step: Contest, rows: Floats, off: Floats, chosen: Integers
 ) -> tuple[_Group, list[int], list[int]]:
     """Play all matches: conditions, the units without effect, and the winning entries."""
-    n = len(rows)
-    sides = list(zip(step.left.tolist(), step.right.tolist(), strict=True))
-    numbers, pieces = step.units.tolist(), chosen.tolist()
-    leaf = winners(step, n, pieces)
-    counts = np.zeros(n + len(sides), np.bool_)
-    counts[step.outputs] = True
-    found: list[tuple[int, int, int, bool]] = []
-    lost: list[int] = []
-    for match in range(len(sides) - 1, -1, -1):
-        if not counts[n + match]:
-            lost.append(numbers[match])
-            continue
-        left, right = sides[match]
-        wins, loses = (left, right) if (pieces[match] == 1) == step.largest else (right, left)
-        counts[wins] = True
-        waiting = [loses]
-        while waiting:
-            other = waiting.pop()
-            if other >= n:
-                waiting += sides[other - n]
-            else:
-                found.append((leaf[wins], other, numbers[match], pieces[match] == 1))
-    table = np.array(found, np.int64).reshape(-1, 4)
-    best, rival, unit = table[:, :3].T
-    strict = table[:, 3] == 1
-    a, b = (best, rival) if step.largest else (rival, best)
+    found, lost, outputs = play(step, len(rows), chosen.tolist())
+    a, b, unit, strict = np.array(found, np.int64).reshape(-1, 4).T
     row = rows[a] - rows[b]
     doubt = off[a] + off[b]
     doubt += np.where(doubt > 0, np.abs(row) * 2.0**-52, 0.0)
-    group = _Group(step.source, a, b, np.ones(len(a)), np.zeros(len(a)), unit, strict, row, doubt)
-    return group, lost, [leaf[node] for node in step.outputs.tolist()]
+    signs, knots = np.ones(len(a)), np.zeros(len(a))
+    group = _Group(step.source, a, b, signs, knots, unit, strict == 1, row, doubt)
+    return group, lost, outputs

@@ -37,12 +37,9 @@ from tqdm import tqdm
 
 from cpwl.errors import CertificateError
 from cpwl.proof.cells import Bound, Cell, Conditions, ExactDomain, Patterns, side_rows
-from cpwl.proof.exact_network import ExactNetwork, coefficients, describe, has_convolutions
+from cpwl.proof.exact_network import ExactNetwork, describe, has_convolutions
 from cpwl.proof.modular_cells import ModularPatterns
 from cpwl.proof.place import nearest
-
-# Networks of more coefficients are multiplied by remainders.
-_MODULAR_ABOVE = 2**20
 
 Point = tuple[fmpz, ...]
 """A point in lowest terms: numerators, then their common denominator, which is positive."""
@@ -106,9 +103,9 @@ def prove(
     if len(pieces) == 0:
         raise CertificateError(None, "at least one cell", "none")
     order, first = lexicographic(pieces)
-    large = coefficients(network) > _MODULAR_ABOVE or has_convolutions(network)
     outer = side_rows(domain.corners)
-    patterns = (ModularPatterns if large else Patterns)(network, domain.origin, domain.basis, outer)
+    kind = ModularPatterns if has_convolutions(network) else Patterns
+    patterns = kind(network, domain.origin, domain.basis, outer)
     seen: dict[bytes, int] = {}
     border = _Border(len(outer))
     signs = ties = 0

@@ -134,14 +134,12 @@ def header_of(
 
 def _weights(network: Network) -> Arrays:
     """Return the parameters, buffers and constants of what a network was captured from."""
-    source, state = network.origin.source, network.origin.state
-    tensors = (
-        dict(source.state_dict) if isinstance(source, ExportedProgram) else source.state_dict()
-    )
+    source, state = network.origin.source, network.origin.state or {}
     if isinstance(source, ExportedProgram):
-        tensors |= {k: v for k, v in source.constants.items() if isinstance(v, Tensor)}
-    tensors |= state or {}
-    return {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
+        held = {**source.state_dict, **source.constants, **state}
+    else:
+        held = {**source.state_dict(), **state}
+    return {k: v.detach().double().numpy() for k, v in held.items() if isinstance(v, Tensor)}
 
 
 def read_header(folder: Path) -> dict[str, Any] | None:

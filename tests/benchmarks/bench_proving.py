@@ -111,7 +111,7 @@ def certify(name: str, network: cpwl.Network, domain: cpwl.Domain, seconds: floa
         size = path.stat().st_size / 1e6
     print(
         f"| {name} | {network.num_units:,} | {found.cells:,} of {partition.num_cells:,} "
-        f"| {100 * found.share:.3g} % | {found.ties:,} | {found.rounding:.1e} | {spent:.0f} "
+        f"| {100 * found.share:.3g} % | {found.signs:,} | {found.rounding:.1e} | {spent:.0f} "
         f"| {spent / found.cells:.2f} | {size:.1f} | {_peak():.0f} MB |",
         flush=True,
     )

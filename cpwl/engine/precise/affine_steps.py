@@ -60,7 +60,7 @@ def prepare(program: Program, index: int) -> Apply:
     step = program.steps[index]
     if not (step.leading and all(program.steps[i].leading for i in step.data)):
         raise OutOfReachError(f"the batch axis of {step.name} ({step.target}) is not the first")
-    name = step.target.split(".")[1] if step.target.startswith("aten.") else step.target
+    name = step.operation
     assert step.rounding is not None
     if step.rounding.terms == 0:
         return _move(program, step)

@@ -70,6 +70,11 @@ class Step:
     nonlinearity: Nonlinearity | None = None
     scratch: int = 0
 
+    @property
+    def operation(self) -> str:
+        """Name of the torch operation, without namespace and overload."""
+        return self.target.split(".")[1] if self.target.startswith("aten.") else self.target
+
 
 class Plan(NamedTuple):
     """Steps to run, in order, and for each the steps whose values are dead after it."""

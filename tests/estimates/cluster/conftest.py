@@ -1,4 +1,4 @@
-"""One cluster for all tests: its start costs seconds."""
+"""One cluster for the tests of a file: its start costs seconds, and its idling a core's tenth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("distributed", reason='pip install ".[cluster]"')
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     """Two processes of one thread, without torch until a test brings it."""
     from distributed import LocalCluster

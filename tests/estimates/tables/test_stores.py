@@ -215,7 +215,8 @@ class Other(nn.Module):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"generator": 6}, "Expected seed=5, with which .* was begun; got seed=6: give"),
+        ({"generator": 6},
+         "Expected seed=5, with which .* was begun; got seed=6: give the former, or choose"),
         ({"k": 2}, "Expected k=None, with which .*; got k=2"),
         ({"batch": 2}, "Expected batch=3, with which .*; got batch=2"),
         ({"chunk": 3}, "Expected chunk=6, with which .*; got chunk=3"),
@@ -240,7 +241,9 @@ def test_other_latents_and_decoders_are_refused(tmp_path: Path) -> None:
     before = _contents(tmp_path)
     other = z.clone()
     other[13, 1] += 1e-6
-    with pytest.raises(StoreError, match="got others in rows 12 to 17: give those"):
+    with pytest.raises(
+        StoreError, match=r"got others in rows 12 to 17: give those \(of .*, or choose"
+    ):
         stored(decoder, torch.cat([other, z]), tmp_path / "a")
     with pytest.raises(StoreError, match="got others from the first on: give those"):
         stored(decoder, z.flip(0), tmp_path / "a")
@@ -344,13 +347,16 @@ def test_other_formats_and_folders_are_refused_and_left_alone(tmp_path: Path) ->
     (tmp_path / "newer" / "zarr.json").write_text(json.dumps(group))
     before = _contents(tmp_path)
     for name, said in {
-        "thesis": r"Expected a store.* at .*, got thesis\.tex: choose another",
-        "file": r"Expected a store.* at .*, got a file: choose",
+        "thesis": r"Expected PLACE at .*, got thesis\.tex: choose another",
+        "file": r"Expected PLACE at .*, got a file: choose",
         "group": "Expected a store of descriptors at .*, got another Zarr group: choose",
         "newer": "Expected a store of format 1 at .*, got 2: it was made by a newer version",
     }.items():
-        for call in (lambda to: stored(decoder, z, to), open_store):
-            with pytest.raises(StoreError, match=said):
+        for call, place in (
+            (lambda to: stored(decoder, z, to), "a store or an empty place"),
+            (open_store, "a store"),
+        ):
+            with pytest.raises(StoreError, match=said.replace("PLACE", place)):
                 call(tmp_path / name)
     assert _contents(tmp_path) == before
     with pytest.raises(StoreError, match=r"Expected a store at .*none, got nothing"):
