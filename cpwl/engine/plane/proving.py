@@ -473,7 +473,7 @@ class Prover:
         for k in np.flatnonzero(~proven).tolist():
             u, i = int(column[k]), int(row[k])
             if leads[k]:
-                proven[k] = self._level_by_definition(u, pieces[b[k]], labels.pair[i])
+                proven[k] = self._level_by_definition(u, int(b[k]), held, labels.pair[i])
             elif np.isfinite(roots.radius[i]):
                 proven[k] = any(self._twin(u, end[k], labels, i) for end in ends)
         return np.bincount(row[~proven], minlength=len(case))
@@ -492,12 +492,10 @@ class Prover:
                 return row[:found], column[:found]
             size = found
 
-    def _level_by_definition(self, column: int, pieces: NDArray[np.int32], pairs: Ints) -> bool:
+    def _level_by_definition(self, column: int, case: int, held: Held, pairs: Ints) -> bool:
         """Whether the two that a place compares are level by the definition of the vertex."""
         index, field = self._field(column)
-        place = column - field.first
-        winners = self._winners(index, pieces[None])
-        a, b = int(winners[0, field.window[place]]), int(field.others(winners)[0, place])
+        a, b = field.compared(held.winners[index][case], column - field.first)
         by_definition = _joined(a, b, [p[1:].tolist() for p in pairs if p[0] == index])
         return by_definition or self._same_entries(index, a, b)
 
@@ -525,7 +523,7 @@ class Prover:
         there_pieces = self._all_pieces(around)
         for index, field in self._evaluator.fields.items():
             span = (matches >= field.first) & (matches < field.first + field.units)
-            here, there = self._winners(index, mine[None])[0], self._winners(index, there_pieces)
+            here, there = held.winners[index][case], self._winners(index, there_pieces)
             pairs = [p[1:].tolist() for p in labels.pair[i] if p[0] == index]
             for w in np.unique(field.match_window[matches[span] - field.first]).tolist():
                 for rival in set(there[:, w].tolist()) - {int(here[w])}:

@@ -15,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpwl.arrays import Floats
+from cpwl.arrays import Floats, Ints
 from cpwl.domain import Slice
 from cpwl.engine.precise.affine_steps import Apply, OutOfReachError, prepare
 from cpwl.engine.precise.expansions import Expansion, added, moved, scaled
-from cpwl.engine.precise.tournaments import Field
+from cpwl.engine.precise.tournaments import Field, gathered
 from cpwl.network import Network
 from cpwl.network.program import (
     Extremum,
     Pointwise,
-    Program,
     Ref,
     Step,
     Tournament,
@@ -42,13 +41,15 @@ class Held(NamedTuple):
 
     Entry [b, 0] is the value at the cell's point, [b, 1 + d] the derivative along coordinate d. The
     matches of a max-pooling stand for the leads of its winners, see `Field`; ``ties`` counts those
-    of a cell that are level on all of it although the cell is on their upper piece.
+    of a cell that are level on all of it although the cell is on their upper piece, and ``winners``
+    holds those (B, windows) of the step with a number.
     """
 
     hi: Floats  # (B, P + 1, units)
     lo: Floats
     error: Floats
     ties: NDArray[np.int64]  # (B,)
+    winners: dict[int, Ints]
 
 
 class Evaluator:
@@ -108,6 +109,7 @@ class Evaluator:
         last = max(step for step, _ in heads)
         out = np.zeros((3, count, dim + 1, units))
         ties = np.zeros(count, np.int64)
+        winners: dict[int, Ints] = {}
         given = torch.from_numpy(pieces)
         env: dict[int, Expansion] = {0: self._embedded(points)}
         dead = dict(zip(self._plan.order, self._plan.dead, strict=True))
@@ -120,19 +122,27 @@ class Evaluator:
             elif step.nonlinearity is not None:
                 here = held_pieces(program, index, step, given)
                 operands = self._operands(step, env, count)
-                for (first, size), switch in self._switches(
-                    program, index, step, operands, here, ties
-                ):
-                    size_here = min(size, units - first)  # a max-pooling takes several stages
-                    if size_here > 0:
-                        for k, part in enumerate(switch):
-                            rows = part.reshape(dim + 1, count, size)[..., :size_here].numpy()
-                            out[k, :, :, first : first + size_here] = rows.swapaxes(0, 1)
-                if index < last:
-                    env[index] = _selected(step, operands, here, count)
+                if index in self.fields:
+                    flat = moved(operands[0], lambda part: part.flatten(1))
+                    winners[index] = self.fields[index].winners(here, flat.hi.shape[1])
+                    ties += self.fields[index].ties(flat, here)
+                    switch = self.fields[index].leads(flat, winners[index])
+                    chosen = gathered(flat, winners[index])
+                    shape = (-1, *step.single[1:])
+                    env[index] = Expansion(*(part.reshape(shape) for part in chosen))
+                else:
+                    switch = _switch(step, operands)
+                    if index < last:
+                        env[index] = _selected(step, operands, here, count)
+                first, size = program.first_unit[index, 0], switch.hi[0].numel()
+                # a max-pooling takes several stages, and a step may be of a later one
+                size_here = max(0, min(size, units - first))
+                for k, part in enumerate(switch):
+                    rows = part.reshape(dim + 1, count, size)[..., :size_here].numpy()
+                    out[k, :, :, first : first + size_here] = rows.swapaxes(0, 1)
             for source in dead[index]:
                 env.pop(source, None)
-        return Held(out[0], out[1], out[2], ties)
+        return Held(out[0], out[1], out[2], ties, winners)
 
     def _embedded(self, points: Floats) -> Expansion:
         """Embed points and directions."""
@@ -175,20 +185,12 @@ class Evaluator:
                 found.append(Expansion(hi, still, still.clone()))
         return found
 
-    def _switches(self, program: Program, index: int, step: Step, operands: Sequence[Expansion],
-                  pieces: list[Tensor], ties: NDArray[np.int64]):  # fmt: skip
-        """Yield what the units of a CPWL step switch on, with their place among the units."""
-        bend = step.nonlinearity
-        first = program.first_unit[index, 0]
-        if isinstance(bend, Pointwise):
-            yield (first, prod(bend.shapes[0])), operands[0]
-        elif isinstance(bend, Extremum):
-            yield (first, prod(bend.shapes[0])), added(operands[0], operands[1], -1.0)
-        else:
-            field = self.fields[index]
-            flat = moved(operands[0], lambda part: part.flatten(1))
-            ties += field.ties(flat, pieces)
-            yield (first, field.units), field.leads(flat, pieces)
+
+def _switch(step: Step, operands: Sequence[Expansion]) -> Expansion:
+    """Give what the units of a pointwise step, or of a larger or smaller of two, switch on."""
+    if isinstance(step.nonlinearity, Pointwise):
+        return operands[0]
+    return added(operands[0], operands[1], -1.0)
 
 
 def _count(step: Step) -> int:
@@ -207,7 +209,7 @@ def _selected(
         factor = bend.linear([one], pieces)
         offset = bend.select([torch.zeros_like(one)], pieces)
         return scaled(x, factor.expand_as(one), offset.expand_as(one), values)
-    assert isinstance(bend, (Extremum, Tournament))
+    assert isinstance(bend, Extremum)
     repeated = [p.repeat(len(x.hi) // values, *[1] * (p.ndim - 1)) for p in pieces]
     parts = zip(*operands, strict=True)
     return Expansion(*(bend.select(part, repeated).contiguous() for part in parts))

@@ -69,6 +69,11 @@ class Field:
         mine = winners[:, self.window]
         return np.where(mine == self.entrant, self.opener[self.window], self.entrant)
 
+    def compared(self, winners: Ints, place: int) -> tuple[int, int]:
+        """Name the winner and the candidate that one place compares, of winners (windows,)."""
+        mine, entrant = int(winners[self.window[place]]), int(self.entrant[place])
+        return mine, int(self.opener[self.window[place]]) if mine == entrant else entrant
+
     def places(self, winners: Ints, window: Ints, rival: Ints) -> Ints:
         """Find where the winner (n,) of a window (n,) is compared with a rival (n,)."""
         second = np.where(rival == self.opener[window], winners, rival)
@@ -77,17 +82,12 @@ class Field:
         wanted = window * (self.entrant.max(initial=0) + 1) + second
         return order[np.searchsorted(key[order], wanted)]
 
-    def leads(self, x: Expansion, pieces: list[Tensor]) -> Expansion:
+    def leads(self, x: Expansion, winners: Ints) -> Expansion:
         """Lead (rows, units) of the winners; rows are B points, then B directions each."""
-        winners = self.winners(pieces, x.hi.shape[1])
         first, second = winners[:, self.window], self.others(winners)
         if not self.bend.largest:
             first, second = second, first
-        times = len(x.hi) // len(winners)
-        a, b = (torch.from_numpy(np.tile(index, (times, 1))) for index in (first, second))
-        return added(
-            moved(x, lambda part: part.gather(1, a)), moved(x, lambda part: part.gather(1, b)), -1.0
-        )
+        return added(gathered(x, first), gathered(x, second), -1.0)
 
     def ties(self, x: Expansion, pieces: list[Tensor]) -> NDArray[np.int64]:
         """Count the matches (B,) that are level on all of a cell, on whose upper piece it is."""
@@ -95,13 +95,20 @@ class Field:
         found = np.zeros(count, np.int64)
         index = torch.arange(x.hi.shape[1], dtype=torch.float64).expand(count, -1)
         for k, piece in enumerate(pieces):
-            sides = [index.index_select(1, side[k]).long() for side in
-                     (self.bend.left, self.bend.right)]  # fmt: skip
-            level = torch.ones(piece.shape, dtype=torch.bool)
-            wide = [side.repeat(len(x.hi) // count, 1) for side in sides]
-            for part in x[:2]:
-                alike = part.gather(1, wide[0]) == part.gather(1, wide[1])
-                level &= alike.reshape(-1, *piece.shape).all(0)
-            found += (level & (piece > 0)).sum(1).numpy()
+            left, right = (index.index_select(1, side[k]).long() for side in
+                           (self.bend.left, self.bend.right))  # fmt: skip
+            values = x.hi[:count]  # few matches are level at the point, and all parts see only them
+            level = (piece > 0) & (values.gather(1, left) == values.gather(1, right))
+            cell, match = level.nonzero(as_tuple=True)
+            mine, theirs = left[cell, match], right[cell, match]
+            rows = cell + count * torch.arange(len(x.hi) // count)[:, None]
+            alike = torch.stack([part[rows, mine] == part[rows, theirs] for part in x[:2]])
+            found += np.bincount(cell[alike.all(0).all(0)].numpy(), minlength=count)
             index = self.bend._next(index, k, piece)
         return found
+
+
+def gathered(x: Expansion, entries: Ints) -> Expansion:
+    """Take entries (B, n) of the flat values; rows are B points, then B directions each."""
+    wide = torch.from_numpy(np.tile(entries, (len(x.hi) // len(entries), 1)))
+    return moved(x, lambda part: part.gather(1, wide))
