@@ -17,6 +17,7 @@ from bridges.cli.slicing import Place, domain_of, slice_options
 # `cpwl --help` should not wait for torch: the commands import what they need.
 if TYPE_CHECKING:
     import cpwl
+    from cpwl.engine import HowProven
 
 _PICTURES = (".png", ".pdf", ".svg")
 _SURFACES = (".ply", ".glb")
@@ -27,6 +28,13 @@ _PATH = click.Path(path_type=Path)
 _model = click.argument("model", type=_PATH)
 _upto = click.option(
     "--upto", metavar="NAME", help="Leave out this operation and all after it, for example tanh."
+)
+_proof = click.option(
+    "--proof",
+    default="auto",
+    show_default=True,
+    type=click.Choice(("auto", "float64", "full")),
+    help="Of networks too large for rational arithmetic: in 106 bits, or not at all (float64).",
 )
 
 
@@ -127,6 +135,7 @@ def info(model: Path, upto: str | None, reading: dict[str, Any]) -> None:
     type=click.FloatRange(0, min_open=True),
     help="Stop that proof after these, with as many cells as are proven.  [default: all cells]",
 )
+@_proof
 @slice_options
 @click.option("--color", default="psi", show_default=True, type=_Colors())
 @model_options
@@ -143,6 +152,7 @@ def partition(
     output: tuple[Path, ...],
     certify: bool,
     seconds: float | None,
+    proof: HowProven,
     through: Path | None,
     origin: str | None,
     basis: str | None,
@@ -173,7 +183,7 @@ def partition(
     if certify:
         read_provable(network, domain)  # what cannot be proven is refused before the work
     result = cpwl.subdivide(
-        network, domain, memory=int(memory * 2**30), progress=sys.stderr.isatty()
+        network, domain, memory=int(memory * 2**30), proof=proof, progress=sys.stderr.isatty()
     )
     click.echo(repr(result))
     certificate = None
@@ -203,6 +213,7 @@ def partition(
 )
 @click.option("--no-maps", is_flag=True, help="Leave out psi, nu, regions and image volume.")
 @click.option("--cells", is_flag=True, help="Write all cells to STORE/cells as GeoParquet.")
+@_proof
 @cluster_options
 @model_options
 @_upto
@@ -212,6 +223,7 @@ def survey(
     tiles: int | None,
     no_maps: bool,
     cells: bool,
+    proof: HowProven,
     scheduler: str | None,
     workers: int | None,
     upto: str | None,
@@ -230,7 +242,7 @@ def survey(
     found = cpwl.survey(
         network, domain_of(network.input_shape, Place(**place)), store=store, cells=cells,
         tiles="auto" if tiles is None else tiles, maps=not no_maps, progress=sys.stderr.isatty(),
-        client=client_of(scheduler, workers),
+        client=client_of(scheduler, workers), proof=proof,
     )  # fmt: skip
     click.echo(repr(found))
     click.echo(f"facets by stage: {', '.join(f'{n:,}' for n in found.facets)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -31,7 +31,7 @@ from cpwl.partition import Partition, Status
 # Without being asked to, a result of at most so many signs (units at vertices) is proven in about
 # 106 bits: some minutes for a denoiser of 20 layers.
 _SIGNS_AT_MOST = 2**30
-_PROOFS = ("auto", "float64", "full")
+HowProven = Literal["auto", "float64", "full"]
 
 
 def subdivide(
@@ -39,7 +39,7 @@ def subdivide(
     domain: Domain,
     *,
     memory: int = 2 * 2**30,
-    proof: Literal["auto", "float64", "full"] = "auto",
+    proof: HowProven = "auto",
     progress: bool = True,
 ) -> Partition:
     """Enumerate every cell of a network on a bounded domain.
@@ -140,11 +140,7 @@ def subdivide(
     )
     domain = in_shape(domain, network.input_shape)
     require_at_least(1, memory, "memory", "Give it in bytes, for example memory=2**30.")
-    if proof not in _PROOFS:
-        raise ValueError(
-            f"Expected proof to be one of {', '.join(map(repr, _PROOFS))}, got {proof!r}: leave it "
-            "out if in doubt."
-        )
+    require_proof(proof)
     evaluator = _evaluator(network, domain, proof)
     small = network.matrices.complete  # others do nothing but large work
     with (
@@ -182,6 +178,16 @@ def subdivide(
             complex_ = replace(complex_, points=proven.points)
         geometry = _of_polygons(complex_) if domain.dim == 2 else _of_intervals(complex_)
         return _finish(work, domain, made, complex_.broken, proven, geometry)
+
+
+def require_proof(proof: object) -> None:
+    """Refuse what is none of the ways to prove."""
+    ways = get_args(HowProven)
+    if proof not in ways:
+        raise ValueError(
+            f"Expected proof to be one of {', '.join(map(repr, ways))}, got {proof!r}: leave it "
+            "out if in doubt."
+        )
 
 
 def _evaluator(network: Network, domain: Domain, proof: str) -> Evaluator | None:

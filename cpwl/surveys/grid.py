@@ -120,7 +120,10 @@ def fitting_shape(network: Network, domain: Domain, memory: int) -> tuple[int, .
 
     def tried(share: float, count: int) -> list[tuple[int, float]]:
         return [
-            (subdivide(network, part, memory=memory, progress=False).num_cells, part.volume)
+            (
+                subdivide(network, part, memory=memory, proof="float64", progress=False).num_cells,
+                part.volume,
+            )
             for part in _spread(domain, share, count)
         ]
 

@@ -27,7 +27,7 @@ from cpwl.descriptors import (
 )
 from cpwl.domain import Domain
 from cpwl.dual import projected, regions_of
-from cpwl.engine import subdivide
+from cpwl.engine import HowProven, subdivide
 from cpwl.export import to_geodataframe
 from cpwl.files import atomic_path
 from cpwl.network import Network
@@ -51,6 +51,7 @@ class Task(NamedTuple):
     columns: tuple[str, ...]  # descriptors of every cell, written to a file
     file: Path | None
     memory: int
+    proof: HowProven
 
 
 def measure(network: Network, task: Task) -> Arrays:
@@ -68,7 +69,7 @@ def measure(network: Network, task: Task) -> Arrays:
         - "pairs" (Q, 2): neighbours among these B; "pair_stages" (Q,);
         - "along", "along_offsets": which of the B lie on each border.
     """
-    partition = subdivide(network, task.tile, memory=task.memory, progress=False)
+    partition = subdivide(network, task.tile, memory=task.memory, proof=task.proof, progress=False)
     volume = volumes(partition)
     cells, along = _on_borders(partition, task.borders)
     pairs, stages = _neighbours(partition)

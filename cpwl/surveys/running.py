@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cpwl.arrays import require_at_least
 from cpwl.descriptors import DESCRIPTORS
 from cpwl.domain import Domain, in_shape
+from cpwl.engine import HowProven, require_proof
 from cpwl.errors import require_kind
 from cpwl.export import imported
 from cpwl.network import Network, require_captured
@@ -41,6 +42,7 @@ def survey(
     cells: bool | Iterable[str] = False,
     client: Client | None = None,
     memory: int = 2 * 2**30,
+    proof: HowProven = "auto",
     progress: bool = True,
 ) -> Survey:
     """Count and measure every cell on a domain that has too many of them for the memory.
@@ -74,6 +76,10 @@ def survey(
         must see the store under the same path.
     memory : int, default 2 GiB
         As for `subdivide`, of one tile.
+    proof : {"auto", "float64", "full"}
+        As for `subdivide`, of one tile. A network too large for rational arithmetic is proven in
+        about 106 bits, if a tile has at most 2^30 signs, which can take a hundred times as long as
+        "float64", where the numbers are counted but not proven.
     progress : bool
         Show a progress bar over the tiles on standard error.
 
@@ -86,7 +92,8 @@ def survey(
     ------
     ValueError
         A polytope of three dimensions or more that is no box, tiles that do not fit the domain,
-        cells without a store, or a store of another survey, another format or with damaged files.
+        cells without a store, an unknown `proof`, or a store of another survey, another format or
+        with damaged files.
     RuntimeError
         A scheduler or workers that lack cpwl, or have another version of it.
     ConnectionError
@@ -129,6 +136,7 @@ def survey(
             f"Expected a box in {domain.dim} dimensions, got a polytope of "
             f"{len(domain.corners)} corners. Survey the box around it, or a plane."
         )
+    require_proof(proof)
     given = _checked(tiles, domain)
     columns = _columns(cells, maps, domain)
     if columns and store is None:
@@ -142,7 +150,7 @@ def survey(
         shape = shape or fitting_shape(network, domain, memory)
         done: set[int] = set()
         if folder is not None:
-            options = {"maps": bool(maps), "cells": list(columns)}
+            options = {"maps": bool(maps), "cells": list(columns), "proof": proof}
             header = stores.header_of(network, domain, shape, options)
             if stored is None:
                 stores.write_header(folder, header)
@@ -156,7 +164,7 @@ def survey(
         tasks = [
             Task(
                 number=k, tile=tile, borders=tuple(grid.borders(k)), maps=bool(maps),
-                columns=columns, memory=memory,
+                columns=columns, memory=memory, proof=proof,
                 file=stores.cells_path(folder, k).absolute() if folder and columns else None,
             )
             for k, tile in grid.tiles.items() if k not in done

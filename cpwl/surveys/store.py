@@ -178,9 +178,9 @@ def require_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -
         "domain": "the domain", "slice": "the slice",
         "weights": "the network's parameters", "fingerprint": "the network's parameters",
         "tiles": "tiles", "maps": "maps",
-        "cells": "cells",
+        "cells": "cells", "proof": "proof",
     }  # fmt: skip
-    shown = ("cpwl", "tiles", "maps", "cells")
+    shown = ("cpwl", "tiles", "maps", "cells", "proof")
     differ: dict[str, str] = {}
     for name, what in meant.items():
         here, there = wanted[name], stored.get(name)

@@ -253,4 +253,5 @@ def _status(parts: list[Arrays], unmatched: int) -> Status:
         broken=sum(one.broken for one in every),
         needed=max(one.needed for one in every),
         stages=min(one.stages for one in every),
+        refined=sum(one.refined for one in every),
     )

@@ -4,7 +4,8 @@
 
 Each row is a process of its own. A plane of the MNIST GAN has 113,352 cells, however far it reaches
 (`CPWL_DATA=... PYTHONPATH=tests python -m benchmarks.bench_survey everything`), so 10^7 cells are
-those of a box in three dimensions there, and those of a plane in a wider network. Ratios are of
+those of a box in three dimensions there, and those of a plane in a wider network, too large for
+rational arithmetic and left in float64. Ratios are of
 processor seconds, which a busy machine leaves alone; parts are tiles of the survey, with `summary`
 where the survey has maps. Memory is the peak of the process above what it held before.
 """
@@ -63,10 +64,10 @@ def measured(name: str) -> dict[str, object]:
     network, domain = make()
     small = Grid(domain, (65,) * domain.dim)
     middle = small.tiles[len(small.tiles) // 2]
-    cpwl.survey(network, middle, tiles=1, maps=maps, progress=False)  # kernels
+    cpwl.survey(network, middle, tiles=1, maps=maps, proof="float64", progress=False)  # kernels
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, begun = time.perf_counter(), time.process_time()
-    found = cpwl.survey(network, domain, tiles=tiles, maps=maps)
+    found = cpwl.survey(network, domain, tiles=tiles, maps=maps, proof="float64")
     made = {"cells": found.cells, "tiles": found.tiles, "exact": found.status.exact}
     made["wall"] = time.perf_counter() - wall
     seconds = made["seconds"] = time.process_time() - begun
@@ -76,7 +77,7 @@ def measured(name: str) -> dict[str, object]:
     cells, begun = 0, time.process_time()
     for k in range(PARTS):
         part = every[(2 * k + 1) * len(every) // (2 * PARTS)]
-        partition = cpwl.subdivide(network, part, progress=False)
+        partition = cpwl.subdivide(network, part, proof="float64", progress=False)
         cells += partition.num_cells
         if maps:
             cpwl.summary(partition)

@@ -328,9 +328,11 @@ class Prover:
         lost = roots.hi[here] - (total - points[case[here]])
         swapped = np.abs(roots.hi[here]) > np.abs(points[case[here]])
         lost = np.where(swapped, points[case[here]] - (total - roots.hi[here]), lost)
-        best.hi[v], best.lo[v] = total, lost + roots.lo[here]
+        low = lost + roots.lo[here]
+        best.hi[v] = total + low  # correctly rounded: on a side x = c it is c
+        best.lo[v] = low - (best.hi[v] - total)
         best.radius[v] = roots.radius[here] * (1 + 4 * EPS)
-        best.radius[v] += 2 * EPS * np.abs(best.lo[v]).max(axis=1)
+        best.radius[v] += 4 * EPS * np.abs(low).max(axis=1)
 
     def solved(self, rows: Ints, case: Ints, stages: int, *, meet: bool) -> _Solved:
         """Evaluate the first stages on cells, and find the vertices at some of their corners."""

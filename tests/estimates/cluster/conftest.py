@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from unittest import mock
+
 import pytest
 
 pytest.importorskip("distributed", reason='pip install ".[cluster]"')
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two processes of one thread, without torch until a test brings it."""
+def cluster(tmp_path_factory):
+    """Two processes of one thread, without torch until a test brings it.
+
+    Workers number themselves by locks in the folder for temporary files: other tests have theirs.
+    """
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as found:
+    own = mock.patch.dict(os.environ, TMPDIR=str(tmp_path_factory.mktemp("workers")))
+    with own, LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as found:
         yield found
 
 

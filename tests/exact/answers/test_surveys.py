@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -26,6 +27,7 @@ from torch import nn
 
 import cpwl
 from cpwl.files import atomic_path
+from cpwl.network.program import read_matrices
 from cpwl.surveys import store as stores
 from cpwl.surveys.store import owned
 
@@ -274,8 +276,25 @@ def test_stores_of_something_else_are_refused_and_damage_is_told(plane, tmp_path
         cpwl.survey(network, domain, store=tmp_path / "mine", progress=False)
 
 
+def test_networks_too_large_for_rational_arithmetic_are_proven_as_asked(plane, tmp_path):
+    network, domain = plane
+    large = replace(network, matrices=read_matrices(network.program, most_entries=-1))
+    store = tmp_path / "store"
+    proven = cpwl.survey(large, domain, tiles=2, store=store, progress=False)
+    counted = cpwl.survey(large, domain, tiles=2, proof="float64", progress=False)
+    assert proven.status.exact
+    assert proven.status.refined > 0
+    assert not counted.status.exact
+    assert counted.status.refined == 0
+    assert counted.cells == proven.cells
+    with pytest.raises(ValueError, match=r"differs in proof \(auto there, float64 here\)"):
+        cpwl.survey(large, domain, store=store, proof="float64", progress=False)
+
+
 def test_bad_arguments_are_refused_in_their_own_words(plane):
     network, domain = plane
+    with pytest.raises(ValueError, match="Expected proof to be one of 'auto', 'float64', 'full'"):
+        cpwl.survey(network, domain, proof="maybe")
     for tiles in (0, (2,), (2, 0), 1.5, "many", True):
         with pytest.raises(ValueError, match='Expected tiles="auto", a whole number'):
             cpwl.survey(network, domain, tiles=tiles)
