@@ -105,6 +105,20 @@ def test_nearly_degenerate_planes_by_tiles(layers, place, tiles):
     assert math.isnan(found.regions)
 
 
+@pytest.mark.nightly
+@given(well_conditioned(strategies.shapes(2)), strategies.places(2), grids)
+@strategies.nightly(300)
+def test_planes_by_tiles_proven_in_106_bits(layers, place, tiles):
+    network, domain = capture(layers), domain_of(place)
+    network = replace(network, matrices=read_matrices(network.program, most_entries=-1))
+    found = cpwl.survey(network, domain, tiles=tiles, maps=False, progress=False)
+    whole = cpwl.subdivide(network, domain, progress=False)
+    assert found.status.exact == whole.status.exact
+    if found.status.exact:
+        assert found.cells == whole.num_cells
+        assert found.status.refined >= whole.status.refined
+
+
 @given(
     strategies.degenerate_networks(strategies.some_architectures(3, 1, strategies.ALL)),
     strategies.places(1),
