@@ -29,9 +29,10 @@ from cpwl.proof.exact_network import (
 from cpwl.proof.large_steps import listed, read_large
 from cpwl.proof.plain import as_plain
 
-MOST_ENTRIES = 2**20
-"""Coefficients of a network that is still proven: each is multiplied once for every group of
-cells that agree up to it, at half a microsecond in exact arithmetic."""
+MOST_ENTRIES = 2**22
+"""Coefficients of a network that is still certified, a convolution's counted once: each is
+multiplied for every group of cells that agree up to it."""
+_LISTED_AT_MOST = 2**20  # by `read_matrices`
 
 
 def read_exactly(network: Network, *, large: bool = False) -> ExactNetwork:
@@ -44,7 +45,7 @@ def read_exactly(network: Network, *, large: bool = False) -> ExactNetwork:
     """
     matrices, program = network.matrices, network.program
     if not matrices.complete and not large:
-        raise _too_large(matrices.reason)
+        raise _too_large(matrices.reason, _LISTED_AT_MOST)
     reading = _Reading(program)
     for index, step in enumerate(program.steps):
         if step.kind == "affine":
@@ -67,9 +68,9 @@ def read_exactly(network: Network, *, large: bool = False) -> ExactNetwork:
     return exact
 
 
-def _too_large(reason: str) -> ValueError:
+def _too_large(reason: str, most: int = MOST_ENTRIES) -> ValueError:
     return ValueError(
-        f"Expected a network of at most {MOST_ENTRIES:,} coefficients, all of which are multiplied "
+        f"Expected a network of at most {most:,} coefficients, all of which are multiplied "
         f"in exact arithmetic for nearly every cell, got one where {reason}. Use cpwl.check, which "
         "works in float64."
     )

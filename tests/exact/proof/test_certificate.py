@@ -245,8 +245,8 @@ def test_three_dimensions_are_refused() -> None:
 
 
 def test_a_large_network_is_refused() -> None:
-    wide = nn.Sequential(nn.Linear(2, 1100), nn.ReLU(), nn.Linear(1100, 1100), nn.ReLU())
+    wide = nn.Sequential(nn.Linear(2, 2100), nn.ReLU(), nn.Linear(2100, 2100), nn.ReLU())
     captured = cpwl.Network.from_torch(wide, (2,))
     tiny = cpwl.subdivide(captured, cpwl.box([0, 0], [1e-6, 1e-6]), progress=False)
-    with pytest.raises(ValueError, match=r"at most 1,048,576 coefficients.*got one where its aff"):
+    with pytest.raises(ValueError, match=r"at most 4,194,304 coefficients.*got one where its aff"):
         cpwl.certify(tiny, progress=False)
