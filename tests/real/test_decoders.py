@@ -15,26 +15,27 @@ import approx
 from bridges.networks import diffusion, pipelines, pretrained
 
 
-@pytest.fixture(scope="module")
-def study(data):
-    """Return all digits, and letters, as images, codes and tables of the decoder's logits."""
+@pytest.fixture(scope="module", params=[2_500, pytest.param(10_000, marks=pytest.mark.nightly)])
+def study(data, request):
+    """Return digits, by night all, and letters: images, codes, tables of the decoder's logits."""
     decoder = mnist_study.decoders(data)["logits"]
     found = {}
-    for kind, count in (("mnist", 10_000), ("notmnist", 2_500)):
+    for kind, count in (("mnist", request.param), ("notmnist", 2_500)):
         images = pretrained.read_images(kind, count, data)
         codes = pretrained.codes(images, data)
         found[kind] = images, codes, mnist_study.described(decoder, codes)
     return found
 
 
-def test_all_digits_are_described_exactly(study, data):
-    _, codes, table = study["mnist"]
-    assert (len(table), table.complete, table.k, table.method) == (10_000, True, 20, "exact")
+def test_digits_are_described_exactly(study, data):
+    images, codes, table = study["mnist"]
+    assert len(table) == len(images.labels) >= 2_500
+    assert (table.complete, table.k, table.method) == (True, 20, "exact")
     # oracle: J = W2 diag(on) W1, and the knots of the hidden layer are hyperplanes
     first, _, second = mnist_study.decoders(data)["logits"]
     w1, b1, w2 = (x.detach().double().numpy() for x in (first.weight, first.bias, second.weight))
     h = codes.double().numpy() @ w1.T + b1
-    some = np.arange(0, 10_000, 50)
+    some = np.arange(0, len(table), 50)
     sigma = np.linalg.svd((w2 * (h[some] > 0)[:, None]) @ w1, compute_uv=False)
     np.testing.assert_allclose(table.psi[some], np.log(sigma).sum(axis=1), atol=1e-10)
     alpha = sigma / sigma.sum(axis=1, keepdims=True)

@@ -28,14 +28,18 @@ from bridges.networks import pretrained
 SLICES = {
     "mnist_gan": (partial(mnist_gan, zoom=0.5), 5_000),
     "mnist_vae": (partial(mnist_vae, zoom=1.2), 5_000),
-    "dcgan_faces": (partial(dcgan_faces, zoom=0.00005), 10),
+    "dcgan_faces": (partial(dcgan_faces, zoom=0.00001), 8),
+    "dcgan_faces, wider": (partial(dcgan_faces, zoom=0.00005), 10),
     "sd_latents": (partial(sd_latents, zoom=0.0002), 20),
     "cifar_resnet": (partial(cifar_resnet, zoom=0.01), 200),
     "mnist_convnet": (partial(mnist_convnet, zoom=0.02), 200),
 }
 
 
-@pytest.mark.parametrize("name", SLICES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.nightly] if "wider" in name else []) for name in SLICES],
+)
 def test_slice_is_complete_and_checks(name, data):
     make, fewest = SLICES[name]
     network, domain = make(data)
@@ -83,7 +87,7 @@ def test_knots_of_a_deep_denoiser_are_all_found_and_proven(data, one_thread):
     np.testing.assert_array_equal(partition.pieces(), pieces.numpy())
 
 
-@pytest.mark.parametrize("name", ["1_1", "2_7", "4_3"])
+@pytest.mark.parametrize("name", ["1_1", "4_3", pytest.param("2_7", marks=pytest.mark.nightly)])
 def test_advisories_of_a_collision_avoidance_controller(name, data):
     network, domain = acas(data, name)
     partition = cpwl.subdivide(network, domain, progress=False)

@@ -158,7 +158,8 @@ def reduced(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["max-pooling", "residual", pytest.param("conv", marks=pytest.mark.nightly)]
+    "name",
+    ["max-pooling", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("residual", "conv"))],
 )
 def test_toys_agree(name):
     report = reduced(name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from numpy.typing import NDArray
 from oracles.bodies import Body, cube
 from oracles.layers import ABS, RELU, Layer, hardtanh, leaky
@@ -20,18 +21,39 @@ from support.strategies import (
     Architecture,
     degenerate_networks,
     generic_networks,
+    nightly,
     ordinary,
     some_architectures,
 )
 
 import cpwl
 
-SETTINGS = ordinary(15)
-DIMENSIONS = pytest.mark.parametrize("dim", [2, 3, 4])
 Key = tuple[int, ...]
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def drawn(rule: Callable[[int, st.DataObject], None]) -> Callable[..., None]:
+    """Return a test of a rule in two to four dimensions, on a few networks or, by night, on many.
+
+    A seed has no smaller one, and looking for smaller architectures is slow.
+    """
+
+    @pytest.mark.parametrize("dim", [2, 3, 4])
+    @pytest.mark.parametrize(
+        "profile",
+        [ordinary(6), pytest.param(nightly(60), marks=pytest.mark.nightly)],
+        ids=["few", "many"],
+    )
+    def test(dim: int, profile: settings) -> None:
+        @settings(profile, phases=[Phase.explicit, Phase.generate])
+        @given(st.data())
+        def holds(data: st.DataObject) -> None:
+            rule(dim, data)
+
+        holds()
+
+    return test
 
 
 def chains(dim: int) -> st.SearchStrategy[Architecture]:
@@ -110,9 +132,7 @@ def vertices(partition: cpwl.Partition, keys: list[Key]) -> dict[frozenset[Key],
     return {key: np.array(points) for key, points in found.items()}
 
 
-@DIMENSIONS
-@SETTINGS
-@given(data=st.data())
+@drawn
 def test_the_order_of_units_does_not_matter(dim: int, data) -> None:
     layers = data.draw(networks(chains(dim)))
     one, behind = layers[0], layers[1]
@@ -130,9 +150,7 @@ def test_the_order_of_units_does_not_matter(dim: int, data) -> None:
     assert_same_cells(subdivide(layers), b, units)
 
 
-@DIMENSIONS
-@SETTINGS
-@given(data=st.data())
+@drawn
 def test_a_power_of_two_on_a_row_does_not_move_its_knot(dim: int, data) -> None:
     relus = some_architectures(3, dim, (RELU,), 5 - dim // 2, skips=False)
     layers = data.draw(networks(relus))
@@ -151,9 +169,7 @@ def test_a_power_of_two_on_a_row_does_not_move_its_knot(dim: int, data) -> None:
     assert_same_cells(subdivide(layers), b)
 
 
-@DIMENSIONS
-@SETTINGS
-@given(data=st.data())
+@drawn
 def test_a_duplicated_unit_adds_nothing(dim: int, data) -> None:
     layers = data.draw(networks(chains(dim)))
     one, behind = layers[0], layers[1]
@@ -172,9 +188,7 @@ def test_a_duplicated_unit_adds_nothing(dim: int, data) -> None:
     assert_same_cells(subdivide(layers), b, np.delete(units, copies))
 
 
-@DIMENSIONS
-@SETTINGS
-@given(data=st.data())
+@drawn
 def test_halves_of_the_domain_glue_to_the_whole(dim: int, data) -> None:
     layers = data.draw(networks(chains(dim)))
     cut = data.draw(st.sampled_from([0.0, 0.5, -1.25]))
@@ -198,9 +212,7 @@ def test_halves_of_the_domain_glue_to_the_whole(dim: int, data) -> None:
     assert crossing == sum(spans)
 
 
-@DIMENSIONS
-@SETTINGS
-@given(data=st.data())
+@drawn
 def test_turning_the_domain_with_the_network_turns_the_cells(dim: int, data) -> None:
     # the axes permuted, some of them turned round: the cube is its own image, W reads R^-1
     layers = data.draw(networks(chains(dim)))

@@ -38,7 +38,7 @@ def one_layer(weight: list, bias: list) -> tuple[Layer, ...]:
     return network(layer(weight, bias), layer([[1] * len(bias)], [0], LINEAR))
 
 
-@pytest.mark.parametrize(("dim", "examples"), [(1, 30), (2, 50), (3, 40), (4, 15), (5, 8), (6, 5)])
+@pytest.mark.parametrize(("dim", "examples"), [(1, 12), (2, 20), (3, 15), (4, 6), (5, 4), (6, 3)])
 def test_nearly_degenerate_networks_agree_with_the_oracle(dim: int, examples: int) -> None:
     sweep(nearly_degenerate_networks, dim, ordinary(examples), thin=True)
 
@@ -51,7 +51,7 @@ def test_many_nearly_degenerate_networks_agree_with_the_oracle(dim: int, example
     sweep(nearly_degenerate_networks, dim, nightly(examples), thin=True)
 
 
-@pytest.mark.parametrize(("dim", "examples"), [(1, 20), (2, 20), (3, 8), (4, 3)])
+@pytest.mark.parametrize(("dim", "examples"), [(1, 10), (2, 10), (3, 4), (4, 2)])
 def test_networks_of_small_differences_agree_with_the_oracle(dim: int, examples: int) -> None:
     differ(dim, ordinary(examples))
 
@@ -94,8 +94,13 @@ def test_vertices_that_cancellation_moves_are_put_back(dim: int, monkeypatch) ->
         cancelling_networks,
     ],
 )
-def test_certificates_count_what_the_oracle_counts(networks, dim: int) -> None:
-    @ordinary(12)
+@pytest.mark.parametrize(
+    "profile",
+    [ordinary(6), pytest.param(nightly(100), marks=pytest.mark.nightly)],
+    ids=["few", "many"],
+)
+def test_certificates_count_what_the_oracle_counts(networks, dim: int, profile: settings) -> None:
+    @settings(profile, phases=[Phase.explicit, Phase.generate])
     @given(networks(dim), places(dim))
     def agree(layers, domain) -> None:
         partition = cpwl.subdivide(capture(layers), domain_of(domain), progress=False)

@@ -158,6 +158,10 @@ PWL = {
 }  # fmt: skip
 
 
+# of the module's scope: what is asked of one operation is asked in turn, and it is captured once
+EVERY = pytest.mark.parametrize("name", [*PWL, *AFFINE], scope="module")
+
+
 def nested(entry, seed=0):
     make, shape, after = entry
     torch.manual_seed(seed)
@@ -181,7 +185,7 @@ def jacobians(function, z, *rest):
     return torch.func.vmap(torch.func.jacrev(one))(z, *rest)
 
 
-@pytest.mark.parametrize("name", [*AFFINE, *PWL])
+@EVERY
 def test_operation_agrees_with_torch(name):
     module, network = captured(name)
     z = points(20)
@@ -204,7 +208,7 @@ def test_operation_agrees_with_torch(name):
     torch.testing.assert_close(torch.stack(columns, -1), slope, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [*AFFINE, *PWL])
+@EVERY
 def test_kind_is_listed(name):
     _, network = captured(name)
     # Besides the operation's, the module has four units of its own at the end.
@@ -220,7 +224,7 @@ def test_inspect_lists_what_a_network_lists(name):
     assert inspect(module, (3,)) == network.operations
 
 
-@pytest.mark.parametrize("name", list(PWL))
+@pytest.mark.parametrize("name", list(PWL), scope="module")
 def test_pieces_count_knots_below(name):
     _, network = captured(name)
     z = points(30)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from oracles.layers import LINEAR, RELU, Pool, layer, network
 from support import damage
 from support.agreement import capture, domain_of, subdivide_and_compare
@@ -157,26 +158,26 @@ def test_the_exact_reading_agrees_with_torch(module) -> None:
 # --- what coincides
 
 
-@ordinary(40)
+@ordinary(16)
 @given(degenerate_networks(some_architectures(12, units=(*SCALARS, WAVE))), domains(2))
 def test_degenerate_networks_are_proven(layers, corners) -> None:
     partition = subdivide_and_compare(layers, corners)
     assert cpwl.certify(partition, progress=False).cells == partition.num_cells
 
 
-@ordinary(30)
+@ordinary(12)
 @given(degenerate_networks(some_architectures(6, units=(Pool(2), RELU, Pool(5)))), domains(2))
 def test_degenerate_networks_with_pools_are_proven(layers, corners) -> None:
     cpwl.certify(subdivide_and_compare(layers, corners), progress=False)
 
 
-@ordinary(30)
+@ordinary(12)
 @given(degenerate_networks(some_architectures(10, 1, ALL)), domains(1))
 def test_degenerate_networks_on_an_interval_are_proven(layers, corners) -> None:
     cpwl.certify(subdivide_and_compare(layers, corners), progress=False)
 
 
-@ordinary(20)
+@ordinary(8)
 @given(generic_networks(some_architectures(12, units=ALL)), domains(2))
 def test_generic_networks_are_proven(layers, corners) -> None:
     cpwl.certify(subdivide_and_compare(layers, corners), progress=False)
@@ -186,6 +187,20 @@ def test_generic_networks_are_proven(layers, corners) -> None:
 @nightly(500)
 @given(degenerate_networks(architectures(units=ALL, width=6)), domains(2))
 def test_many_degenerate_networks_are_proven(layers, corners) -> None:
+    partition = cpwl.subdivide(capture(layers), domain_of(corners), progress=False)
+    cpwl.certify(partition, progress=False)
+
+
+@pytest.mark.nightly
+@nightly(200)
+@given(
+    st.one_of(
+        st.tuples(degenerate_networks(architectures(1, ALL, width=6)), domains(1)),
+        st.tuples(generic_networks(architectures(units=ALL, width=6)), domains(2)),
+    )
+)
+def test_many_others_are_proven(drawn) -> None:
+    layers, corners = drawn
     partition = cpwl.subdivide(capture(layers), domain_of(corners), progress=False)
     cpwl.certify(partition, progress=False)
 
