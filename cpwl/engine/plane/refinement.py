@@ -30,9 +30,9 @@ _STRIPS_TO_SAVE_TIME_AT_MOST = 3  # nested; see `live`
 # Error bounds of vertices, as shares of the domain's extent. TIGHTEN_ABOVE: bound the vertex anew
 # from the residuals of its knots, once all bounds above add up to TIGHTEN_SUMS_ABOVE: less than
 # that is not expected to leave a sign in doubt. RECOMPUTE_ABOVE: compute the vertex exactly, which
-# costs as much as settling one doubtful sign. TIGHTEN_ABOVE at 1e-8, as in space, leaves 3,340 signs
-# of ACAS Xu 1_1 open, at 1e-9 1,452, at 1e-10 1,193. Other values change the last bits of the
-# vertices of such networks.
+# costs as much as settling one doubtful sign. TIGHTEN_ABOVE at 1e-8, as in space, leaves 3,340
+# signs of ACAS Xu 1_1 open, at 1e-9 1,452, at 1e-10 1,193. Other values change the last bits of
+# the vertices of such networks.
 _TIGHTEN_ABOVE = 1e-9
 _TIGHTEN_SUMS_ABOVE = 1e-6
 _RECOMPUTE_ABOVE = 1e-6

@@ -225,6 +225,24 @@ def test_remainders_are_those_of_the_exact_functions(seed: int) -> None:
                 first += len(bias)
 
 
+def test_a_miss_that_is_a_multiple_of_the_first_prime_is_no_meeting() -> None:
+    # x = 0, y = 0 and x + y = miss; below what float64 tells, zero modulo the first prime
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    prime = Residues(
+        cpwl.Network.from_torch(module, (2,)), cpwl.Slice(np.zeros(2), np.eye(2))
+    ).prime(0)
+    for miss, cells in ((0.0, 6), (prime * 2.0**-80, 7)):
+        with torch.no_grad():
+            module[0].get_parameter("weight").copy_(torch.tensor([[1, 0], [0, 1], [1, 1]]))
+            module[0].get_parameter("bias").copy_(torch.tensor([0, 0, -miss], dtype=torch.float64))
+        network = cpwl.Network.from_torch(module, (2,))
+        left, all_of_them = both(network, cpwl.box([-1, -1], [1, 1]))
+        assert (
+            cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]), progress=False).num_cells == cells
+        )
+        assert left.total() == 0 < all_of_them.total()
+
+
 @given(st.integers(0, 2**32 - 1))
 @ordinary(50)
 def test_places_between_roots_lie_within_their_errors(seed: int) -> None:
