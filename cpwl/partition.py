@@ -29,7 +29,9 @@ class Status(NamedTuple):
         Complete, and every sign was proven: by float64 with a rigorous bound, in rational
         arithmetic, or in about 106 bits with a rigorous bound.
     arbitrated : int
-        Signs that went to rational arithmetic.
+        Signs that float64 left open and exact arithmetic, or a rigorous bound, settled one by one
+        or in bulk: zeros modulo enough primes, others in about 106 bits, and what neither settles
+        in rational numbers. None where rational arithmetic is out of reach.
     undecided : int
         Signs that are not proven. Where rational arithmetic is out of reach (large convolutions)
         they are taken from float64 although they lie within its rigorous bound; behind a proof in

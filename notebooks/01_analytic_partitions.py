@@ -404,7 +404,7 @@ acas_psi = cpwl.local_scaling(acas_spectrum)
 acas_window = cpwl.subdivide(
     acas_network, encounter(acas_network, [-0.02, -0.23], [0.06, -0.15]), progress=False
 )
-print(acas_partition, acas_partition.status.arbitrated, "signs decided in rational arithmetic")
+print(acas_partition, acas_partition.status.arbitrated, "signs that float64 left open")
 
 # %%
 figure, (left, center, right) = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
@@ -432,7 +432,7 @@ save(figure, "acas")
 
 # %% [markdown]
 # **Claims.** (9) The regions of the advisories tile the slice, and at uniform points they give the
-# advisory that the network itself gives. (10) Although it took rational arithmetic, every sign is
+# advisory that the network itself gives. (10) Although float64 left some signs open, every one is
 # proven.
 
 # %%

@@ -91,9 +91,10 @@ def subdivide(
     slopes; the slice maps s to z0 + U s with float64 z0 and U. The cells of that function, in real
     arithmetic, are what is returned, and every sign that decides about them is proven: float64
     values carry a rigorous bound on their error (for rounding, in whatever order torch sums, and
-    for the place of the vertex), and where the bound leaves a sign open it is computed in rational
-    arithmetic from the definition of the vertex (``status.arbitrated`` counts these). Coordinates
-    are float64, those of ill-conditioned vertices correctly rounded.
+    for the place of the vertex), and where the bound leaves a sign open it is settled from the
+    definition of the vertex (``status.arbitrated`` counts these): a zero modulo enough primes,
+    another sign in about 106 bits with a bound, many at a time, and the rest in rational
+    arithmetic. Coordinates are float64, those of ill-conditioned vertices correctly rounded.
 
     Networks with more than 8,192 units, or whose affine operations have more than a million
     coefficients, are out of reach of rational arithmetic (large convolutions, above all). There a

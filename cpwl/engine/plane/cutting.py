@@ -13,6 +13,7 @@ from cpwl.arrays import Ints, in_parallel, prefix
 from cpwl.engine.plane import cutting_kernels as kernels
 from cpwl.engine.plane import edge_kernels
 from cpwl.engine.plane.complex import Complex
+from cpwl.engine.plane.meetings import FEWEST, Meetings
 from cpwl.engine.plane.questions import Questions
 from cpwl.engine.plane.signs import StageSigns
 from cpwl.engine.plane.tightening import scale_of, sharpened
@@ -33,6 +34,7 @@ def split(
     room: int,
     pool: ThreadPoolExecutor,
     questions: Questions | None = None,
+    meetings: Meetings | None = None,
 ) -> Complex:
     """Cut every cell by the columns of one stage and append the stage's bits to the patterns.
 
@@ -44,6 +46,8 @@ def split(
         Bytes that the result may take.
     questions : Questions, optional
         Answers for the arbiter where that is out of reach.
+    meetings : Meetings, optional
+        Answers before the arbiter is asked, many at a time.
 
     Raises
     ------
@@ -51,8 +55,10 @@ def split(
         The result would take more; nothing has been allocated then.
     """
     if complex_.points.shape[1] == 1:
-        return _split_segment(complex_, signs, stage, column_unit, arbiter, room, pool)
-    return _split_polygons(complex_, signs, stage, column_unit, arbiter, room, pool, questions)
+        return _split_segment(complex_, signs, stage, column_unit, arbiter, room, pool, meetings)
+    return _split_polygons(
+        complex_, signs, stage, column_unit, arbiter, room, pool, questions, meetings
+    )
 
 
 def _check_room(
@@ -79,6 +85,7 @@ def _place_vertices(
     arbiter: Arbiter,
     out: Vertices,
     pool: ThreadPoolExecutor,
+    meetings: Meetings | None,
 ) -> None:
     """Place the new vertices on the edges, in the order of edges and along each."""
     first = prefix(n_new)
@@ -100,7 +107,11 @@ def _place_vertices(
     name = arbiter.add(parents, stage, signs.unit[column], signs.value[column])
     out.names[:] = np.arange(name, name + n)
     extent = np.ptp(complex_.corners, axis=0).max()
-    out.points[:], out.error[:], _ = sharpened(out, blur > _RECOMPUTE_ABOVE * extent, arbiter)
+    poor, found = blur > _RECOMPUTE_ABOVE * extent, None
+    if meetings is not None and poor.any():
+        e, c = edge[poor].astype(np.int64), column[poor]
+        found = meetings.crossings(e, signs.unit[c], signs.value[c], out.points[poor])
+    out.points[:], out.error[:], _ = sharpened(out, poor, arbiter, found)
 
 
 def _count_fresh(signs: StageSigns) -> Ints:
@@ -117,6 +128,7 @@ def _split_segment(
     arbiter: Arbiter,
     room: int,
     pool: ThreadPoolExecutor,
+    meetings: Meetings | None,
 ) -> Complex:
     """Cut intervals: new points go between the ends of their interval, in order."""
     n_new = _count_fresh(signs)
@@ -133,7 +145,7 @@ def _split_segment(
         nanoseconds=30,
     )
     new = _unset(int(n_new.sum()), 1)
-    _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool)
+    _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool, meetings)
     unit = np.empty(n_cells + 1, np.int32)
     old = np.zeros(n_cells + 1, np.bool_)
     old[child] = True
@@ -166,6 +178,7 @@ def _split_polygons(
     room: int,
     pool: ThreadPoolExecutor,
     questions: Questions | None,
+    meetings: Meetings | None,
 ) -> Complex:
     """Cut polygons: first every edge once, then every cell on its own."""
     n_new = _count_fresh(signs)
@@ -182,7 +195,7 @@ def _split_polygons(
         place[:n_points] = old
     on_edges = slice(n_points, inner_point)
     new = Vertices(vertices.points[on_edges], vertices.error[on_edges], vertices.names[on_edges])
-    _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool)
+    _place_vertices(complex_, signs, stage, n_new, arbiter, new, pool, meetings)
     out = _places(complex_, signs, vertices, n_new, uncut.edge_first, count, bases)
 
     scale = scale_of(complex_.corners)
@@ -191,7 +204,7 @@ def _split_polygons(
         return kernels.split_cells(uncut, count, bases, longest, scale, doubts, start, stop, out)
 
     surprises, taken = _cut_cells(
-        cut, count, vertices.names, signs, stage, arbiter, pool, questions
+        cut, count, vertices.names, signs, stage, arbiter, pool, questions, meetings
     )
     edge_unit = np.empty(len(out.edge_points), np.int32)
     edge_unit[:inner_edge] = np.repeat(complex_.edge_unit, n_new + 1)
@@ -295,6 +308,7 @@ def _cut_cells(
     arbiter: Arbiter,
     pool: ThreadPoolExecutor,
     questions: Questions | None,
+    meetings: Meetings | None,
 ) -> tuple[int, int]:
     """Cut all cells; returns how many became less than was counted, and the sides taken as 0."""
     lenient = not arbiter.exact and questions is None
@@ -307,8 +321,13 @@ def _cut_cells(
 
     done = in_parallel(pool, first_pass, count[:, kernels.CORNERS], nanoseconds=60)
     surprises, taken = (sum(x) for x in zip(*done, strict=True))
-    for cell in np.flatnonzero(count[:, kernels.STATE] == kernels.IN_DOUBT).tolist():
-        known = np.empty((0, 4), np.int32)
+    doubtful = np.flatnonzero(count[:, kernels.STATE] == kernels.IN_DOUBT)
+    known_of = {cell: np.empty((0, 4), np.int32) for cell in doubtful.tolist()}
+    if meetings is not None:
+        surprises += _answer_many(cut, count, known_of, signs, meetings)
+        doubtful = doubtful[count[doubtful, kernels.STATE] == kernels.IN_DOUBT]
+    for cell in doubtful.tolist():
+        known = known_of[cell]
         while True:
             ask = np.zeros(10, np.int32)
             made = cut(cell, cell + 1, kernels.Doubts(known, ask, lenient))
@@ -322,6 +341,37 @@ def _cut_cells(
             known = np.vstack([known, answer])
         surprises += made
     return surprises, taken
+
+
+def _answer_many(
+    cut: Callable[[int, int, kernels.Doubts], int],
+    count: NDArray[np.int32],
+    known: dict[int, NDArray[np.int32]],
+    signs: StageSigns,
+    meetings: Meetings,
+) -> int:
+    """Decide sides in all doubtful cells at once, and cut again, while there are many of them.
+
+    What is decided is added to what is known of the cells. Returns how many became less than was
+    counted.
+    """
+    surprises, waiting = 0, np.array(list(known), np.int64)
+    while len(waiting) >= FEWEST:
+        asks = np.zeros((len(waiting), 10), np.int32)
+        for cell, ask in zip(waiting.tolist(), asks, strict=True):
+            made = cut(cell, cell + 1, kernels.Doubts(known[cell], ask, False))
+            if count[cell, kernels.STATE] != kernels.IN_DOUBT:
+                surprises += made
+        open_ = count[waiting, kernels.STATE] == kernels.IN_DOUBT
+        waiting, asks = waiting[open_], asks[open_]
+        three = asks[:, [kernels.ALONG, kernels.ACROSS, kernels.COLUMN]]
+        sign, proven = meetings.sides(waiting, signs.unit[three], signs.value[three])
+        side = np.where(asks[:, kernels.RIGHT] > 0, -sign, sign)
+        answers = np.column_stack([asks[:, :3], side]).astype(np.int32)
+        waiting, answers = waiting[proven], answers[proven]
+        for cell, answer in zip(waiting.tolist(), answers, strict=True):
+            known[cell] = np.vstack([known[cell], answer])
+    return surprises
 
 
 def _answer(

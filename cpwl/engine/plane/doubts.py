@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cpwl.arrays import Floats, Ints
 from cpwl.engine import column_kernels
 from cpwl.engine.columns import Columns
+from cpwl.engine.plane.meetings import Meetings, Ordered
 from cpwl.engine.plane.questions import Questions
 from cpwl.engine.rational import Arbiter
 
@@ -40,13 +41,18 @@ class Rows(NamedTuple):
 
 
 class Decisions:
-    """What float64 leaves open in one stage: settled by the arbiter, or counted."""
+    """What float64 leaves open in one stage: settled in bulk or by the arbiter, or counted."""
 
     def __init__(
-        self, arbiter: Arbiter, columns: Columns, questions: Questions | None = None
+        self,
+        arbiter: Arbiter,
+        columns: Columns,
+        questions: Questions | None = None,
+        meetings: Meetings | None = None,
     ) -> None:
         self.arbiter = arbiter
         self.questions = questions
+        self.meetings = meetings
         self.columns = columns
         self.undecided = 0
         self._made: dict[tuple[int, int], int] = {}  # vertices that are held come several times
@@ -81,7 +87,7 @@ class Decisions:
                 row, column,
             )  # fmt: skip
             row += span.start
-            sign = self._signs(rows.names[row], kept[column])
+            sign = self._signs(rows.names[row], rows.error[row], kept[column])
             bit = np.uint64(1) << (column & 63).astype(np.uint64)
             for packed, wanted in ((pos, sign > 0), (neg, sign < 0)):
                 at = row[wanted], column[wanted] >> 6
@@ -126,28 +132,52 @@ class Decisions:
                     for packed, on in ((pos, made > 0), (neg, made < 0)):
                         packed[r, word] = packed[r, word] & ~bit | (bit if on else np.uint64(0))
 
-    def _signs(self, names: Ints, columns: Ints) -> NDArray[np.int8]:
+    def _signs(self, names: Ints, error: Floats, columns: Ints) -> NDArray[np.int8]:
         """Have the signs of columns at vertices decided, each pair once."""
         keys = list(zip(names.tolist(), columns.tolist(), strict=True))
         fresh = np.array([key not in self._made for key in keys], np.bool_)
-        which = columns[fresh]
-        signs = self.arbiter.signs(
-            names[fresh], self.columns.stage, self.columns.unit[which], self.columns.knot[which]
+        where, which = names[fresh], self.columns.take(columns[fresh])
+        signs, left = np.zeros(len(where), np.int8), np.ones(len(where), np.bool_)
+        if self.meetings is not None:
+            sizes = 2 * (which.slack + which.lipschitz * error[fresh])
+            signs, proven = self.meetings.signs(where, which.unit, which.knot, sizes)
+            left = ~proven
+        signs[left] = self.arbiter.signs(
+            where[left], self.columns.stage, which.unit[left], which.knot[left]
         )
         asked = [key for key, new in zip(keys, fresh.tolist(), strict=True) if new]
         self._made.update(zip(asked, signs.tolist(), strict=True))
         return np.array([self._made[key] for key in keys], np.int8)
 
-    def order(self, names: Ints, which: Ints) -> tuple[Ints, Floats, NDArray[np.bool_]] | None:
-        """Order the columns that cross an edge exactly: order, places, which differ from the last.
+    def order(self, edges: Ints, names: Ints, which: list[Ints]) -> list[Ordered | None]:
+        """Order the columns that cross each of some edges exactly.
 
         None if that is out of reach; the crossings in doubt then fall together.
+
+        Parameters
+        ----------
+        edges, names : (n,), (n, 2)
+            The edges, and their ends.
+        which : list of n arrays
+            Columns.
         """
+        found: list[Ordered | None] = [None] * len(edges)
+        if self.meetings is not None and len(edges):
+            columns = self.columns.take(np.concatenate(which))
+            count = np.array([len(one) for one in which])
+            found = self.meetings.order(edges, count, columns.unit, columns.knot)
+        return [
+            made if made is not None else self._order_one(*pair)
+            for made, *pair in zip(found, names, which, strict=True)
+        ]
+
+    def _order_one(self, names: Ints, which: Ints) -> Ordered | None:
         if not self.arbiter.exact:
             self.undecided += 1
             if self.questions is None:
                 return None
-            return self.questions.order(names, self.columns.unit[which], self.columns.knot[which])
+            one = self.questions.order(names, self.columns.unit[which], self.columns.knot[which])
+            return None if one is None else Ordered(*one)
         places = self.arbiter.places(
             int(names[0]), int(names[1]), self.columns.stage,
             self.columns.unit[which], self.columns.knot[which],
@@ -155,4 +185,4 @@ class Decisions:
         order = sorted(range(len(places)), key=places.__getitem__)
         fresh = [i == 0 or places[order[i]] != places[order[i - 1]] for i in range(len(order))]
         where = [float(Fraction(int(places[i].p), int(places[i].q))) for i in order]
-        return np.array(order), np.array(where), np.array(fresh)
+        return Ordered(np.array(order), np.array(where), np.array(fresh))

@@ -286,7 +286,7 @@ class Prover:
         self._complex = made.complex
         self._network = work.network
         self._sides = _Sides(work, made.complex)
-        self._breaks = _breaks(work.network)
+        self._breaks = knots_of(work.network)
         self._identities = Identities(work.network.program, work.slice)
         order = np.argsort(corners.vertex, kind="stable")
         self._at = order  # corners by vertices
@@ -589,7 +589,7 @@ def _joined(a: int, b: int, pairs: list[list[int]]) -> bool:
     return b in reached
 
 
-def _breaks(network: Network) -> Floats:
+def knots_of(network: Network) -> Floats:
     """List the ends of the pieces of all units: of piece k entries k and k + 1."""
     tables = []
     for heads in network.program.heads:

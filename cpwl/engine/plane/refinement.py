@@ -12,6 +12,7 @@ from cpwl.engine.bounds import Bounds
 from cpwl.engine.plane import cutting
 from cpwl.engine.plane.complex import Complex, Refined, whole
 from cpwl.engine.plane.live import Live
+from cpwl.engine.plane.meetings import Meetings, Tools, tools_for
 from cpwl.engine.plane.merging import merge_contested
 from cpwl.engine.plane.questions import Questions
 from cpwl.engine.plane.signs import StageSigns, stage_signs
@@ -28,10 +29,10 @@ _NESTED_STRIPS_AT_MOST = 12
 _STRIPS_TO_SAVE_TIME_AT_MOST = 3  # nested; see `live`
 # Error bounds of vertices, as shares of the domain's extent. TIGHTEN_ABOVE: bound the vertex anew
 # from the residuals of its knots, once all bounds above add up to TIGHTEN_SUMS_ABOVE: less than
-# that is not expected to leave a sign in doubt. RECOMPUTE_ABOVE: compute the vertex in rational
-# arithmetic, which costs as much as settling one doubtful sign. At 1e-8, as in space, ACAS Xu 1_1
-# sends 3,340 signs to rational arithmetic, at 1e-9 1,452, at 1e-10 1,193. Other values change the
-# last bits of the vertices of such networks.
+# that is not expected to leave a sign in doubt. RECOMPUTE_ABOVE: compute the vertex exactly, which
+# costs as much as settling one doubtful sign. TIGHTEN_ABOVE at 1e-8, as in space, leaves 3,340
+# signs of ACAS Xu 1_1 open, at 1e-9 1,452, at 1e-10 1,193. Other values change the last bits of
+# the vertices of such networks.
 _TIGHTEN_ABOVE = 1e-9
 _TIGHTEN_SUMS_ABOVE = 1e-6
 _RECOMPUTE_ABOVE = 1e-6
@@ -104,23 +105,24 @@ def _whole(
     base = np.zeros(network.num_units, np.int32)
     bit_unit, bit_piece = np.empty(0, np.int32), np.empty(0, np.int64)
     undecided = 0
+    tools = tools_for(work)
     for stage in range(network.num_stages if stages is None else stages):
         first = int(network.stage_offsets[stage])
-        questions = None
-        if work.evaluator is not None:
-            so_far = Refined(current, bit_unit, bit_piece, base, 0, stage)
-            questions = Questions(work, so_far, stage)
+        so_far = Refined(current, bit_unit, bit_piece, base, 0, stage)
+        questions = None if work.evaluator is None else Questions(work, so_far, stage)
+        meetings = None if tools is None else Meetings(tools, so_far, stage + 1, bounds)
         signs = stage_signs(
-            work, stage, current.vertices, current.edge_points, bounds, live, questions
+            work, stage, current.vertices, current.edge_points, bounds, live, questions, meetings
         )
         base[first : first + len(signs.base)] = signs.base
         undecided += signs.undecided
         if len(signs.unit):
             column_unit = (first + signs.unit).astype(np.int32)
-            current = _split(work, current, signs, stage, column_unit, live, questions)
+            current = _split(work, current, signs, stage, column_unit, live, questions, meetings)
             bit_unit = np.concatenate([bit_unit, padded(column_unit, np.int32)])
             bit_piece = np.concatenate([bit_piece, padded(signs.piece, np.int64)])
-            current = _improve(work, current, bounds, stage + 1, corners, bit_unit, base)
+            so_far = Refined(current, bit_unit, bit_piece, base, 0, stage + 1)
+            current = _improve(work, so_far, bounds, corners, tools)
         fixed = np.arange(len(current.points)) < len(corners.points)
         current = merge_contested(current, network, stage, bit_unit, base, fixed, work.pool)
         work.report(share / network.num_stages, len(current.patterns))
@@ -139,6 +141,7 @@ def _split(
     column_unit: NDArray[np.int32],
     live: Live,
     questions: Questions | None,
+    meetings: Meetings | None,
 ) -> Complex:
     """Cut all cells by the columns of a stage; tensors are held only where room is left."""
     room = work.memory - nbytes(current) - nbytes(signs)
@@ -146,8 +149,9 @@ def _split(
         left = room - live.nbytes
         try:
             return cutting.split(
-                current, signs, stage, column_unit, work.arbiter, left, work.pool, questions
-            )
+                current, signs, stage, column_unit, work.arbiter, left, work.pool, questions,
+                meetings,
+            )  # fmt: skip
         except TooLargeError as error:
             if live.nbytes == 0 or error.needed > room:
                 raise TooLargeError(error.needed, stage) from None
@@ -155,18 +159,13 @@ def _split(
 
 
 def _improve(
-    work: Work,
-    current: Complex,
-    bounds: Bounds,
-    stages: int,
-    corners: Vertices,
-    bit_unit: NDArray[np.int32],
-    base: NDArray[np.int32],
+    work: Work, made: Refined, bounds: Bounds, corners: Vertices, tools: Tools | None
 ) -> Complex:
     """Lower the error bounds of the vertices to where they leave few signs in doubt."""
-    network, arbiter = work.network, work.arbiter
+    network, arbiter, current, stages = work.network, work.arbiter, made.complex, made.stages
+    meetings = None if tools is None else Meetings(tools, made, stages, bounds)
     if stages == network.num_stages:  # no signs are left
-        return sharpen(current, arbiter, np.finfo(float).max)
+        return sharpen(current, arbiter, np.finfo(float).max, meetings)
     if not arbiter.exact:
         return current
     extent = float(np.ptp(corners.points, axis=0).max())
@@ -175,5 +174,7 @@ def _improve(
     if total > _TIGHTEN_SUMS_ABOVE * extent and can_tighten(network, stages):
         one = cost(network.program, stage_plan(network.program, stages - 1))
         with work.large(one * len(current.points)):
-            current = tighten(current, network, bounds, stages, corners, bit_unit, base, largest)
-    return sharpen(current, arbiter, _RECOMPUTE_ABOVE * extent)
+            current = tighten(
+                current, network, bounds, stages, corners, made.bit_unit, made.base, largest
+            )
+    return sharpen(current, arbiter, _RECOMPUTE_ABOVE * extent, meetings)

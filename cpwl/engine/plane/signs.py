@@ -3,7 +3,7 @@
 Every column is evaluated once at every vertex, in blocks that fit the memory; what remains is one
 sign for each vertex and column, packed, and the places where columns cross the edges. A sign is
 decided here and nowhere else: by float64 where a rigorous bound on its error allows it, and
-otherwise by the arbiter, in rational arithmetic.
+otherwise exactly, many at once (`Meetings`) or by the arbiter.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cpwl.engine.columns import Columns, block_rows, read_columns, unit_range
 from cpwl.engine.plane import edge_kernels
 from cpwl.engine.plane.doubts import Decisions, Rows
 from cpwl.engine.plane.live import Live
+from cpwl.engine.plane.meetings import Meetings
 from cpwl.engine.plane.questions import Questions
 from cpwl.engine.rational import Vertices
 from cpwl.engine.work import Work
@@ -91,6 +92,7 @@ def stage_signs(
     bounds: Bounds,
     live: Live,
     questions: Questions | None = None,
+    meetings: Meetings | None = None,
 ) -> StageSigns:
     """Evaluate a stage at all vertices.
 
@@ -104,6 +106,8 @@ def stage_signs(
         Holds the tensors behind the stage before; is left with those behind this one.
     questions : Questions, optional
         Where what float64 has close to zero is to be decided in about 106 bits.
+    meetings : Meetings, optional
+        Where many signs are decided before the rest is left to rational arithmetic.
 
     Notes
     -----
@@ -121,7 +125,7 @@ def stage_signs(
         span = _joint_range(unit_range(live.units(rows, last=False), work.pool) for rows in parts)
     error = float(vertices.error.max())
     columns, base = read_columns(network, stage, bound, span, error, proven=work.arbiter.exact)
-    decide = Decisions(work.arbiter, columns, questions)
+    decide = Decisions(work.arbiter, columns, questions, meetings)
     blocks = list(_blocks(work, columns, vertices, edges, decide, size, live))
 
     low, high = _joint_range((block.low, block.high) for block in blocks)
@@ -213,7 +217,7 @@ def _block(
     chosen = columns.take(kept)
     pos, neg, in_doubt = _pack(rows, chosen, pool)
     decide.settle(kept, rows, in_doubt, pos, neg)
-    crossings = _cross(ends, pos, neg, rows, chosen, decide, kept, pool)
+    crossings = _cross(edges, ends, pos, neg, rows, chosen, decide, kept, pool)
     new = slice(len(rows.held), None)
     return _Block(
         vertices=vertices, low=low, high=high, kept=kept, positive=lowest > doubt, pos=pos[new],
@@ -270,6 +274,7 @@ def _pack(
 
 
 def _cross(
+    edges: Ints,
     ends: Ints,
     pos: NDArray[np.uint64],
     neg: NDArray[np.uint64],
@@ -303,9 +308,11 @@ def _cross(
         nanoseconds=30 + 5 * pos.shape[1],
     )  # fmt: skip
     blur = columns.noise[column] / np.maximum(change, 2.0**-1000)
-    for e in np.flatnonzero(doubtful).tolist():
-        span = slice(offsets[e], offsets[e + 1])
-        settled = decide.order(rows.names[ends[e]], kept[column[span]])
+    wanted = np.flatnonzero(doubtful)
+    spans = [slice(offsets[e], offsets[e + 1]) for e in wanted.tolist()]
+    crossing = [kept[column[span]] for span in spans]
+    orders = decide.order(edges[wanted], rows.names[ends[wanted]], crossing)
+    for span, settled in zip(spans, orders, strict=True):
         if settled is not None:
             order, where[span], fresh[span] = settled
             column[span] = column[span][order]

@@ -14,23 +14,42 @@ from cpwl.arrays import EPS, SMALLEST, Floats, Ints, magnitude
 from cpwl.engine.bounds import Bounds
 from cpwl.engine.columns import pieces_of
 from cpwl.engine.plane.complex import Complex
+from cpwl.engine.plane.meetings import Meetings
 from cpwl.engine.rational import Arbiter, Vertices
 from cpwl.engine.residuals import knot_table, residual_errors
 from cpwl.network import Network
 
 
-def sharpen(complex_: Complex, arbiter: Arbiter, largest: float) -> Complex:
+def sharpen(
+    complex_: Complex, arbiter: Arbiter, largest: float, meetings: Meetings | None
+) -> Complex:
     """Compute exactly the vertices with a larger error bound than this."""
-    better = sharpened(complex_.vertices, complex_.error > largest, arbiter)
+    poor = complex_.error > largest
+    found = None
+    if meetings is not None and poor.any():
+        found = meetings.vertices(np.flatnonzero(poor))
+    better = sharpened(complex_.vertices, poor, arbiter, found)
     return replace(complex_, points=better.points, error=better.error)
 
 
-def sharpened(vertices: Vertices, poor: NDArray[np.bool_], arbiter: Arbiter) -> Vertices:
-    """Round the exact coordinates of some of the vertices."""
+def sharpened(
+    vertices: Vertices,
+    poor: NDArray[np.bool_],
+    arbiter: Arbiter,
+    found: tuple[Floats, NDArray[np.bool_]] | None = None,
+) -> Vertices:
+    """Round the exact coordinates of some of the vertices.
+
+    ``found`` has them, and which of them are proven; the others are computed one by one.
+    """
     if not poor.any() or not arbiter.exact:
         return vertices
     points, error = vertices.points.copy(), vertices.error.copy()
-    points[poor] = arbiter.points(vertices.names[poor])
+    left = np.flatnonzero(poor)
+    if found is not None:
+        points[poor] = found[0]
+        left = left[~found[1]]
+    points[left] = arbiter.points(vertices.names[left])
     # twice: half an ulp for each of at most two coordinates
     error[poor] = 2 * EPS * np.abs(points[poor]).max(axis=1) + SMALLEST
     return Vertices(points, error, vertices.names)

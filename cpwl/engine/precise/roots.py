@@ -100,6 +100,36 @@ def values_at(functions: Affine, knot: Floats, roots: Roots, row: Ints) -> tuple
     return total, np.where(np.isnan(off), np.inf, off * UP)
 
 
+def between(roots: Roots, start: Roots, stop: Roots) -> tuple[Floats, Floats, Floats]:
+    """Where roots lie between others, as fractions hi + lo (n,) of the way, and their errors."""
+    axis = np.argmax(np.abs(stop.hi - start.hi), axis=1)[:, None]
+    with np.errstate(all="ignore"):
+        part, way = (_difference(x, start, axis) for x in (roots, stop))
+        hi = part.hi / way.hi
+        product, lost = _two_product(hi, way.hi)
+        terms = part.hi - product, -lost, part.lo, -hi * way.lo
+        rest = (terms[0] + terms[1]) + (terms[2] + terms[3])
+        rounded = sum(map(np.abs, terms)) * (8 * UNIT_ROUNDOFF)
+        hi, lo = _two_sum(hi, rest / way.hi)
+        off = rounded + part.radius + (np.abs(hi) + np.abs(lo)) * way.radius
+        off = off / (np.abs(way.hi) * (1 - 4 * EPS) - way.radius) + 4 * EPS * np.abs(lo)
+        off = off * UP + 2.0**-1000
+        known = np.isfinite(off) & (np.abs(way.hi) * (1 - 8 * EPS) > way.radius)
+    return hi, lo, np.where(known, off, np.inf)
+
+
+def _difference(a: Roots, b: Roots, axis: Ints) -> Roots:
+    """Coordinates of a - b (n,), normalised."""
+    (a_hi, a_lo), (b_hi, b_lo) = (
+        [np.take_along_axis(part, axis, 1)[:, 0] for part in x[:2]] for x in (a, b)
+    )
+    hi, lost = _two_sum(a_hi, -b_hi)
+    low = a_lo - b_lo
+    small = np.abs(low) + np.abs(lost)
+    hi, lo = _two_sum(hi, lost + low)
+    return Roots(hi, lo, (a.radius + b.radius + 4 * UNIT_ROUNDOFF * small) * UP)
+
+
 def _inverse(matrices: Floats) -> Floats:
     """Invert (n, P, P) approximately; NaN where that fails."""
     if matrices.shape[-1] == 1:

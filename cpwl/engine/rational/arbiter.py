@@ -50,7 +50,7 @@ class Arbiter:
         Whether the network is small enough for rational arithmetic; `signs` and `points` may only
         be called then.
     decided : int
-        Signs decided so far.
+        Signs decided so far, here or, in bulk, by `cpwl.engine.plane.meetings`.
     """
 
     def __init__(self, network: Network, domain: Domain) -> None:
