@@ -30,7 +30,8 @@ class Complex:
     cell_corners: NDArray[np.int32]  # (N,) anticlockwise
     cell_edges: NDArray[np.int32]  # (N,) edge from each corner to the next
     point_unit: NDArray[np.int32]  # (V,) only P = 1: unit whose knot the point is, -1 at the ends
-    corners: Floats  # (M, P) of the domain
+    corners: Floats  # (M, P) of the domain, or of a strip of it
+    corner_names: Ints  # (M,)
     undecided: int = 0  # sides of vertices that float64 decided without proof
     broken: int = 0  # cells left whole because their signs were inconsistent
 
@@ -58,6 +59,7 @@ def whole(corners: Vertices) -> Complex:
         cell_edges=edges,
         point_unit=np.full(n if dim == 1 else 0, -1, np.int32),
         corners=corners.points,
+        corner_names=corners.names,
     )
 
 

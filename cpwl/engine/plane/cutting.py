@@ -229,6 +229,7 @@ def _split_polygons(
         cell_edges=out.edges,
         point_unit=complex_.point_unit,
         corners=complex_.corners,
+        corner_names=complex_.corner_names,
         undecided=complex_.undecided + taken,
         broken=complex_.broken + int((count[:, kernels.STATE] == kernels.WHOLE).sum()),
     )

@@ -336,9 +336,8 @@ class Meetings:
 
     @cached_property
     def _sides(self) -> Sides:
-        complex_ = self._complex
-        ends = [0, -1] if self._dim == 1 else slice(len(complex_.corners))
-        return Sides([self._arbiter.point(name) for name in complex_.names[ends].tolist()])
+        names = self._complex.corner_names.tolist()
+        return Sides([self._arbiter.point(name) for name in names])
 
 
 def _across(case: Ints, knots: Knots) -> Ints:

@@ -240,9 +240,10 @@ class _Sides:
 
     def __init__(self, work: Work, complex_: Complex) -> None:
         self.dim = complex_.points.shape[1]
-        n = len(complex_.corners)
+        number = {name: k for k, name in enumerate(complex_.corner_names.tolist())}
+        n = len(number)
         self.corners = [
-            [Fraction(int(x.p), int(x.q)) for x in work.arbiter.point(k)] for k in range(n)
+            [Fraction(int(x.p), int(x.q)) for x in work.arbiter.point(name)] for name in number
         ]
         self.of = np.full((len(complex_.points), 2), -1)  # one or, at corners, two sides
         if self.dim == 1:
@@ -250,11 +251,14 @@ class _Sides:
             return
         loop = _boundary(complex_)
         names = complex_.names[loop]
-        start = int(np.flatnonzero(names == 0)[0]) if (names == 0).any() else 0
+        first = np.flatnonzero(names == complex_.corner_names[0])
+        start = int(first[0]) if len(first) else 0
         side = 0
-        for vertex, name in zip(np.roll(loop, -start), np.roll(names, -start), strict=True):
-            if name < n:
-                side = int(name)
+        for vertex, name in zip(
+            np.roll(loop, -start), np.roll(names, -start).tolist(), strict=True
+        ):
+            if name in number:
+                side = number[name]
                 self.of[vertex] = (side - 1) % n, side
             else:
                 self.of[vertex, 0] = side

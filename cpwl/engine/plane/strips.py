@@ -94,7 +94,7 @@ def glue(
         pairs = joined.edge_cells[seam]
     if not same_pattern(joined.patterns, *pairs.T).all():
         raise StripsDisagreeError
-    joined = replace(joined, broken=broken)
+    joined = replace(joined, broken=broken, corners=corners.points, corner_names=corners.names)
     if corners.points.shape[1] == 1:
         merged = merge_intervals(joined, seam)
     else:

@@ -19,6 +19,7 @@ from oracles import splitting
 from oracles.bodies import domain_of, exact_of
 from oracles.layers import LINEAR, RELU, Layer, Pool, layer, leaky, network
 from support.agreement import assert_agrees, capture
+from support.samples import mlp
 from support.strategies import (
     BOX,
     cancelling_networks,
@@ -301,3 +302,12 @@ def test_infinite_bounds_prove_nothing() -> None:
     lost = prove(replace(work, evaluator=Lost()), made)
     assert lost.undecided >= len(made.complex.points) * work.network.num_units
     assert lost.decided == 0
+
+
+@pytest.mark.parametrize("memory", [2**30, 2**16])
+def test_strips_of_a_hexagon_are_proven(memory: int) -> None:
+    angle = np.arange(6) * np.pi / 3 + 0.1
+    hexagon = cpwl.polygon(2 * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    one = too_large(cpwl.Network.from_torch(mlp(2, 24, 24, 24, 3), (2,)))
+    found = cpwl.subdivide(one, hexagon, memory=memory, progress=False)
+    assert found.status.exact
