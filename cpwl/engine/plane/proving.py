@@ -16,7 +16,6 @@ pieces of different cells hold at the same time only on knots. See architecture.
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from cpwl.arrays import EPS, Floats, Ints, next_corner, prefix, unpack
 from cpwl.engine import precise
 from cpwl.engine.columns import pieces_of
 from cpwl.engine.plane.complex import Complex, Refined
+from cpwl.engine.plane.sides import Sides
 from cpwl.engine.precise import Affine, Field, Held, Identities, Roots
 from cpwl.engine.work import Work
 from cpwl.network import Network
@@ -239,14 +239,11 @@ class _Sides:
     """The domain's sides as affine functions, exactly, and which of them each vertex lies on."""
 
     def __init__(self, work: Work, complex_: Complex) -> None:
-        self.dim = complex_.points.shape[1]
         number = {name: k for k, name in enumerate(complex_.corner_names.tolist())}
         n = len(number)
-        self.corners = [
-            [Fraction(int(x.p), int(x.q)) for x in work.arbiter.point(name)] for name in number
-        ]
+        self.functions = Sides([work.arbiter.point(name) for name in number])
         self.of = np.full((len(complex_.points), 2), -1)  # one or, at corners, two sides
-        if self.dim == 1:
+        if complex_.points.shape[1] == 1:
             self.of[0, 0], self.of[-1, 0] = 0, 1
             return
         loop = _boundary(complex_)
@@ -262,23 +259,6 @@ class _Sides:
                 self.of[vertex] = (side - 1) % n, side
             else:
                 self.of[vertex, 0] = side
-
-    def function(self, side: int, point: Floats) -> list[tuple[float, float, float]]:
-        """Value at a point and slopes of a side's function, each as hi, lo and error."""
-        a = self.corners[side]
-        x = [Fraction(float(t)) for t in point]
-        if self.dim == 1:
-            return [_parts(x[0] - a[0]), (1.0, 0.0, 0.0)]
-        b = self.corners[(side + 1) % len(self.corners)]
-        slope = a[1] - b[1], b[0] - a[0]
-        value = slope[0] * (x[0] - a[0]) + slope[1] * (x[1] - a[1])
-        return [_parts(number) for number in (value, *slope)]
-
-
-def _parts(number: Fraction) -> tuple[float, float, float]:
-    hi = float(number)
-    lo = float(number - Fraction(hi))
-    return hi, lo, abs(lo) * EPS
 
 
 class Prover:
@@ -412,7 +392,7 @@ class Prover:
                 side = int(sides[k] if sides[1] >= 0 else sides[0])
                 known[i] &= side >= 0
                 if side >= 0:
-                    parts[:, i, k] = np.array(self._sides.function(side, points[case[i]])).T
+                    parts[:, i, k] = np.array(self._sides.functions.at(side, points[case[i]])).T
                 continue
             both = np.array([corners.cell[rows[i]], beyond[i, k]])
             if self._lead[u]:

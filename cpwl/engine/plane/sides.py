@@ -30,10 +30,18 @@ class Sides:
         for a, b in zip(corners, [*corners[1:], corners[0]], strict=True):
             slope = [fmpq(1)] if len(a) == 1 else [a[1] - b[1], b[0] - a[0]]
             rows.append([-sum((s * x for s, x in zip(slope, a, strict=True)), fmpq(0)), *slope])
+        self._rows = rows
         self.precise = Affine(*np.moveaxis(np.array([list(map(_parts, r)) for r in rows]), 2, 0))
         self._whole = [_whole(row) for row in rows]
         sizes = [sum(abs(int(s)) for s in row[1:]) for row in self._whole]
         self.bits = np.array([float(size.bit_length()) for size in sizes])
+
+    def at(self, side: int, point: Floats) -> list[tuple[float, float, float]]:
+        """Value at a point and slopes of a side's function, each as hi, lo and error."""
+        value, *slope = self._rows[side]
+        for s, x in zip(slope, point.tolist(), strict=True):
+            value += s * fmpq(*x.as_integer_ratio())
+        return [_parts(number) for number in (value, *slope)]
 
     def remainders(self, p: int) -> Floats:
         """Whole coefficients (sides, P + 1) modulo a prime, between -p / 2 and p / 2."""
