@@ -209,7 +209,9 @@ def partition(
 @slice_options
 @click.option("--store", type=_PATH, help="A folder that keeps what is done; call again to go on.")
 @click.option(
-    "--tiles", type=click.IntRange(min=1), help="Along every axis.  [default: some 10^5 cells each]"
+    "--tiles",
+    type=click.IntRange(min=1),
+    help="Along every axis.  [default: halves of halves, of some 10^5 cells each]",
 )
 @click.option("--no-maps", is_flag=True, help="Leave out psi, nu, regions and image volume.")
 @click.option("--cells", is_flag=True, help="Write all cells to STORE/cells as GeoParquet.")

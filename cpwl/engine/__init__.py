@@ -5,6 +5,6 @@ that share the reading of a stage, its bounds and rational arithmetic. Imports n
 or proof.
 """
 
-from cpwl.engine.enumeration import HowProven, require_proof, subdivide
+from cpwl.engine.enumeration import HowProven, attempt, require_proof, subdivide
 
-__all__ = ["HowProven", "require_proof", "subdivide"]
+__all__ = ["HowProven", "attempt", "require_proof", "subdivide"]

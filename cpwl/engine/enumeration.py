@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -23,7 +24,7 @@ from cpwl.engine.precise import Evaluator, OutOfReachError
 from cpwl.engine.rational import Arbiter
 from cpwl.engine.space import RefinedLattice, refine_lattice, straightened
 from cpwl.engine.space import corners as lattice_corners
-from cpwl.engine.work import TooLargeError, Work
+from cpwl.engine.work import TooLargeError, TooManyError, Work
 from cpwl.errors import require_kind
 from cpwl.network import Network, require_captured
 from cpwl.partition import Partition, Status
@@ -142,6 +143,33 @@ def subdivide(
     domain = in_shape(domain, network.input_shape)
     require_at_least(1, memory, "memory", "Give it in bytes, for example memory=2**30.")
     require_proof(proof)
+    return _enumerated(network, domain, int(memory), proof, progress=progress)
+
+
+def attempt(
+    network: Network, domain: Domain, most: Sequence[float], *, memory: int, proof: HowProven
+) -> Partition | None:
+    """Enumerate a domain, or give up: for more memory, or for so many cells after a stage.
+
+    The other arguments are those of `subdivide`, as it has checked them.
+    """
+    try:
+        found = _enumerated(network, domain, memory, proof, progress=False, most=most)
+    except TooManyError:
+        return None
+    return None if found.status.needed or found.num_cells > most[-1] else found
+
+
+def _enumerated(
+    network: Network,
+    domain: Domain,
+    memory: int,
+    proof: HowProven,
+    *,
+    progress: bool,
+    most: Sequence[float] | None = None,
+) -> Partition:
+    """Enumerate every cell, or raise TooManyError as soon as there are too many."""
     evaluator = _evaluator(network, domain, proof)
     small = network.matrices.complete  # others do nothing but large work
     with (
@@ -162,8 +190,8 @@ def subdivide(
 
         arbiter = Arbiter(network, domain)
         work = Work(
-            network=network, arbiter=arbiter, slice=domain.slice, memory=int(memory), pool=pool,
-            report=report, evaluator=evaluator, large=large,
+            network=network, arbiter=arbiter, slice=domain.slice, memory=memory, pool=pool,
+            report=report, evaluator=evaluator, large=large, most=most,
         )  # fmt: skip
         if domain.dim > 2:
             lattice = refine_lattice(work, domain)

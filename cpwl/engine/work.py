@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class Work:
     evaluator: Evaluator | None = None  # where signs are proven in about 106 bits
     # with this around torch calls of so many multiplications, see `torch_alone`
     large: Callable[[int], AbstractContextManager[object]] = nullcontext
+    most: Sequence[float] | None = None  # cells after each stage; with more, the work is left
 
 
 class TooLargeError(Exception):
@@ -44,6 +45,16 @@ class TooLargeError(Exception):
         self.needed = needed
         self.stage = stage
         self.wanted = wanted
+
+
+class TooManyError(Exception):
+    """There are more cells than were wanted."""
+
+
+def require_few(work: Work, stage: int, cells: int) -> None:
+    """Raise TooManyError where there are more cells after a stage than are wanted."""
+    if work.most is not None and cells > work.most[stage]:
+        raise TooManyError
 
 
 def units_at(work: Work, stage: int, points: Floats) -> Floats:

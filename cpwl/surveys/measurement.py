@@ -25,18 +25,22 @@ from cpwl.descriptors import (
     spectrum_of,
     volumes,
 )
-from cpwl.domain import Domain
 from cpwl.dual import projected, regions_of
-from cpwl.engine import HowProven, subdivide
+from cpwl.engine import HowProven, attempt, subdivide
 from cpwl.export import to_geodataframe
 from cpwl.files import atomic_path
 from cpwl.network import Network
 from cpwl.partition import Partition
-from cpwl.surveys.grid import Border
+from cpwl.surveys.tiles import Border, Cut, Tile, fitting, middle
 
 # Bins are centred at the multiples of these, where integer weights put psi and nu.
 PSI_BIN, NU_BIN = 0.01, 0.001
 _PIECES_AT_ONCE = 2**24
+# A tile of so many cells takes some 100 MB; its border has a few per cent of them. One that has
+# twice as many is halved. Patterns of many units take more than everything else.
+_CELLS, _PATTERN_BYTES = 200_000, 256 * 2**20
+# So often along every axis, and in all: where more cells meet in one point, all halves have them.
+_HALVED, _HALVED_IN_ALL = 10, 30
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -44,9 +48,8 @@ Arrays = dict[str, NDArray[Any]]
 class Task(NamedTuple):
     """What is done with one tile."""
 
-    number: int
-    tile: Domain
-    borders: tuple[Border, ...]
+    tile: Tile
+    fixed: bool  # not to be halved, however many cells it has
     maps: bool
     columns: tuple[str, ...]  # descriptors of every cell, written to a file
     file: Path | None
@@ -60,6 +63,8 @@ def measure(network: Network, task: Task) -> Arrays:
     Returns
     -------
     dict of str to ndarray
+        "cut": axis and line, of a tile to be halved, and nothing else. Otherwise
+
         - "counts": cells, and regions or -1; "status": that of the partition;
         - "facets" (stages,): neighbouring cells by the stage of the unit between them;
         - "sums": the volume of the cells and the integrals of psi, of nu, of 1 where squeezed and
@@ -69,9 +74,11 @@ def measure(network: Network, task: Task) -> Arrays:
         - "pairs" (Q, 2): neighbours among these B; "pair_stages" (Q,);
         - "along", "along_offsets": which of the B lie on each border.
     """
-    partition = subdivide(network, task.tile, memory=task.memory, proof=task.proof, progress=False)
+    partition = _enumerated(network, task)
+    if partition is None:
+        return {"cut": np.array(middle(task.tile.domain))}
     volume = volumes(partition)
-    cells, along = _on_borders(partition, task.borders)
+    cells, along = _on_borders(partition, task.tile.borders)
     pairs, stages = _neighbours(partition)
     place = np.full(partition.num_cells, -1, np.int32)
     place[cells] = np.arange(len(cells))
@@ -106,6 +113,24 @@ def measure(network: Network, task: Task) -> Arrays:
     return made
 
 
+def cut_of(made: Arrays) -> Cut | None:
+    """Return where a tile is to be halved, None where it was enumerated."""
+    return Cut(int(made["cut"][0]), float(made["cut"][1])) if "cut" in made else None
+
+
+def _enumerated(network: Network, task: Task) -> Partition | None:
+    """Enumerate a tile, or return None where it is to be halved."""
+    number, domain, _ = task.tile
+    halved = number.bit_length() - 1
+    if task.fixed or halved >= min(_HALVED * domain.dim, _HALVED_IN_ALL):
+        return subdivide(network, domain, memory=task.memory, proof=task.proof, progress=False)
+    wanted = max(1, min(_CELLS, 8 * _PATTERN_BYTES // max(1, network.num_units)))
+    most = fitting(network, domain, wanted, task.memory)
+    if most is None:
+        return None
+    return attempt(network, domain, most, memory=task.memory, proof=task.proof)
+
+
 def keys_of(partition: Partition, cells: Ints) -> NDArray[np.uint64]:
     """Return 128-bit hashes (n, 2) of cells' patterns, which are the same in every domain."""
     network = partition.network
@@ -130,7 +155,7 @@ def _on_borders(partition: Partition, borders: Iterable[Border]) -> tuple[Ints, 
     sizes, corners = take_rows(Ragged(partition.facet_offsets, partition.facet_corners), outer)
     starts = np.cumsum(sizes) - sizes
     along = []
-    for axis, line, _ in borders:
+    for _, axis, line, _ in borders:
         # computed between corners of the tile that lie on it, hence without rounding
         on = np.logical_and.reduceat(partition.points[corners, axis] == line, starts)
         along.append(np.unique(cell[on]))
@@ -163,12 +188,13 @@ def _write_cells(
     keys: NDArray[np.uint64],
 ) -> None:
     """Write all cells of a tile as GeoParquet; pieces of one cell have one negative id."""
-    name = (task.number << 32) + np.arange(partition.num_cells)
+    number = task.tile.number
+    name = (number << 32) + np.arange(partition.num_cells)
     name[pieces] = -1 - (keys[:, 0] >> np.uint64(1)).astype(np.int64)
     piece = np.zeros(partition.num_cells, np.bool_)
     piece[pieces] = True
     columns: Arrays = {
-        "tile": np.full(partition.num_cells, task.number),
+        "tile": np.full(partition.num_cells, number),
         "id": name,
         "piece": piece,
     }

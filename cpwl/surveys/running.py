@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -21,8 +21,8 @@ from cpwl.errors import require_kind
 from cpwl.export import imported
 from cpwl.network import Network, require_captured
 from cpwl.surveys import store as stores
-from cpwl.surveys.grid import Grid, fitting_shape, is_box
-from cpwl.surveys.measurement import Arrays, Task, measure
+from cpwl.surveys.measurement import Arrays, Task, cut_of, measure
+from cpwl.surveys.tiles import Tile, even_cuts, halves, is_box
 from cpwl.surveys.totals import Survey, joined
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ def survey(
     domain : Domain
         A segment, a polygon, or a box in three dimensions and more.
     tiles : "auto", int or tuple of P int
-        Tiles along each axis, or along every axis. "auto": so that a tile has some 10^5 cells, by
-        the cells of a few small boxes; those of a store that exists.
+        Tiles along each axis, or along every axis. "auto": halves of halves, until a tile has at
+        most some 10^5 cells, by those of a few small boxes, and fits into the memory; those of a
+        store that exists.
     maps : bool
         Without the cells' maps there are no psi, nu, regions and image volume, which take most of
         the time for networks of many outputs.
@@ -112,6 +113,9 @@ def survey(
     are compared by 128 bits of BLAKE2. Both sides of every border are compared: `unmatched` counts
     cells that one of them does not have.
 
+    A tile whose boxes have few cells may have many all the same: it is left, and halved, as soon as
+    it has twice as many as are wanted.
+
     Memory: that of one tile, some 300 bytes a cell and 64 MiB for maps, and 60 bytes for each cell
     on a border. Cost: that of `subdivide` and `summary` (tests/benchmarks/bench_survey.py).
 
@@ -146,74 +150,95 @@ def survey(
     folder = None if store is None else Path(store)
     with nullcontext() if folder is None else stores.owned(folder):
         stored = None if folder is None else stores.read_header(folder)
-        shape = given or (tuple(stored["tiles"]) if stored else None)
-        shape = shape or fitting_shape(network, domain, memory)
-        done: set[int] = set()
+        shape = given
+        if given is None and stored and stored["tiles"] != "auto":
+            shape = tuple(stored["tiles"])
         if folder is not None:
             options = {"maps": bool(maps), "cells": list(columns), "proof": proof}
-            header = stores.header_of(network, domain, shape, options)
+            header = stores.header_of(network, domain, shape or "auto", options)
             if stored is None:
                 stores.write_header(folder, header)
             else:
                 stores.require_same(folder, stored, header)
             if columns:
                 (folder / "cells").mkdir(exist_ok=True)
-        grid = Grid(domain, shape)
-        if folder is not None:
-            done = {k for k in grid.tiles if stores.result_path(folder, k).exists()}
-        tasks = [
-            Task(
-                number=k, tile=tile, borders=tuple(grid.borders(k)), maps=bool(maps),
-                columns=columns, memory=memory, proof=proof,
-                file=stores.cells_path(folder, k).absolute() if folder and columns else None,
+
+        def task(tile: Tile) -> Task:
+            file = stores.cells_path(folder, tile.number).absolute() if folder and columns else None
+            return Task(tile, shape is not None, bool(maps), columns, file, int(memory), proof)
+
+        cuts = {} if shape is None else even_cuts(domain, shape)
+        found: dict[int, tuple[Tile, Arrays]] = {}
+
+        def known(number: int) -> Arrays | None:
+            if number in cuts:
+                return {"cut": np.array(cuts[number])}
+            if folder is None or not stores.result_path(folder, number).exists():
+                return None
+            return stores.read_result(folder, number, cells=bool(columns))
+
+        def kept(tile: Tile, made: Arrays | None) -> list[Tile]:
+            """Keep what is known of a tile, and return the parts of it that are to be done."""
+            if made is None:
+                return [tile]
+            cut = cut_of(made)
+            if cut is not None:
+                return [
+                    left for half in halves(tile, cut) for left in kept(half, known(half.number))
+                ]
+            found[tile.number] = tile, made
+            counted = sum(int(own["counts"][0]) for _, own in found.values())
+            bar.set_postfix(tiles=len(found), cells=f"{counted:,}", refresh=False)
+            bar.update(min(100 * tile.domain.volume / domain.volume, bar.total - bar.n))
+            return []
+
+        with tqdm(
+            total=100, desc="survey", disable=not progress,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
+        ) as bar:  # fmt: skip
+            queue = kept(Tile(1, domain), known(1))
+            work = (
+                _here(network, queue, task)
+                if client is None
+                else _there(client, network, queue, task)
             )
-            for k, tile in grid.tiles.items() if k not in done
-        ]  # fmt: skip
-        found: dict[int, Arrays] = {}
-        work = _here(network, tasks) if client is None else _there(client, network, tasks)
-        counted = 0
-        with (
-            tqdm(total=len(grid.tiles), initial=len(done), desc="survey", disable=not progress,
-                 unit="tile") as bar,
-            closing(work),
-        ):  # fmt: skip
-            for number, made in work:
-                found[number] = made
-                if folder is not None:
-                    stores.write_result(folder, number, made)
-                counted += int(made["counts"][0])
-                bar.set_postfix(cells=f"{counted:,}", refresh=False)
-                bar.update()
-        if folder is not None:
-            found |= {k: stores.read_result(folder, k, cells=bool(columns)) for k in done}
-        return joined(grid, found)
+            with closing(work):
+                for tile, made in work:
+                    if folder is not None:
+                        stores.write_result(folder, tile.number, made)
+                    queue += kept(tile, made)
+        return joined(domain, found)
 
 
-def _here(network: Network, tasks: list[Task]) -> Generator[tuple[int, Arrays], None, None]:
-    """Enumerate tiles one after another."""
-    for task in tasks:
-        yield task.number, measure(network, task)
+Work = Generator[tuple[Tile, Arrays], None, None]
+
+
+def _here(network: Network, queue: list[Tile], task: Callable[[Tile], Task]) -> Work:
+    """Enumerate tiles one after another, with those that are added to the queue meanwhile."""
+    while queue:
+        tile = queue.pop()
+        yield tile, measure(network, task(tile))
 
 
 def _there(
-    client: Client, network: Network, tasks: list[Task]
-) -> Generator[tuple[int, Arrays], None, None]:
+    client: Client, network: Network, queue: list[Tile], task: Callable[[Tile], Task]
+) -> Work:
     """Enumerate tiles on a cluster, as they come.
 
     The network is a task of its own, so that it is unpickled once a worker and again on one that
     takes the place of a dead one.
     """
-    if not tasks:
+    if not queue:
         return
     distributed = imported("distributed", "cluster")
     dask = imported("dask", "cluster")
     _check_client(client)
     data = pickle.dumps(network)
-    futures: list[Any] = []
     # a network of many megabytes is sent once, which the warning is not about
     quiet = {"distributed.admin.large-graph-warning-threshold": len(data) + 2**24}
     with dask.config.set(quiet):
         there: Any = client.submit(_received, data, stores.code_version(), pure=False)
+    tiles: dict[Any, Tile] = {}  # in work
     try:
         error = there.exception()
         _require_scheduler(client)  # which may have cancelled it
@@ -225,22 +250,25 @@ def _there(
             ) from error
         if error is not None:
             raise error
-        numbers = {}
-        for task in tasks:
-            future = client.submit(measure, there, task, pure=False)
-            numbers[future.key] = task.number
-            futures.append(future)
-        for future in distributed.as_completed(futures):
+        completed = distributed.as_completed()
+        while True:
+            for tile in queue:
+                future = client.submit(measure, there, task(tile), pure=False)
+                tiles[future] = tile
+                completed.add(future)
+            queue.clear()
+            if not tiles:
+                return
+            future = next(completed)
             try:
                 made = future.result()
             except CancelledError:
                 _require_scheduler(client)
                 raise
-            yield numbers[future.key], made
-            future.release()
+            yield tiles.pop(future), made
     finally:
         if client.status == "running":
-            client.cancel([*futures, there])
+            client.cancel([*tiles, there])
 
 
 def _require_scheduler(client: Client) -> None:

@@ -5,7 +5,8 @@
     cells/00000012.parquet its cells
     lock, owner.json       who writes
 
-A tile's result is written last and whole: what has a result is done. The folder may lie on anything
+A tile's result is written last and whole: what has a result is done; that of a tile to be halved is
+where. The folder may lie on anything
 that is mounted and has locks; what a survey keeps is small, but for the cells.
 """
 
@@ -35,7 +36,7 @@ from cpwl.network import Network
 from cpwl.storage import SAME, digest, fingerprint, fingerprint_distance, hexadecimal
 from cpwl.surveys.measurement import Arrays
 
-FORMAT = "cpwl survey 1"
+FORMAT = "cpwl survey 2"
 _HEADER, _LOCK, _OWNER = "survey.json", "lock", "owner.json"
 _PARTS = {"counts", "status", "facets", "sums", "psi_bins", "psi_volumes", "nu_bins", "nu_volumes",
           "keys", "regions", "pairs", "pair_stages", "along", "along_offsets"}  # fmt: skip
@@ -107,7 +108,7 @@ def _said(owner: Path) -> str:
 
 
 def header_of(
-    network: Network, domain: Domain, tiles: tuple[int, ...], options: dict[str, Any]
+    network: Network, domain: Domain, tiles: tuple[int, ...] | str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return everything that defines a survey."""
     place = domain.slice
@@ -127,7 +128,7 @@ def header_of(
         "weights": digest(_weights(network)),
         "domain": [list(map(hexadecimal, point)) for point in domain.exact_corners],
         "slice": digest(arrays),
-        "tiles": list(tiles),
+        "tiles": tiles if isinstance(tiles, str) else list(tiles),
         **options,
     }
 
@@ -151,7 +152,9 @@ def read_header(folder: Path) -> dict[str, Any] | None:
         header = parse_json(path.read_bytes())
         written = str(header["format"])
         tiles = header["tiles"]
-        whole = isinstance(tiles, list) and all(type(n) is int and n > 0 for n in tiles)
+        whole = tiles == "auto" or (
+            isinstance(tiles, list) and all(type(n) is int and n > 0 for n in tiles)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     if written != FORMAT:
@@ -230,17 +233,17 @@ def read_result(folder: Path, number: int, *, cells: bool) -> Arrays:
         A damaged file, or a result without its cells.
     """
     path = result_path(folder, number)
-    if cells and not cells_path(folder, number).is_file():
-        raise _damaged(path, ValueError("the file with its cells is gone"))
     try:
-        found = {}
+        found: Arrays = {}
         with open_archive(path) as archive:
             for member, info in archive.members.items():
                 body = io.BytesIO(archive.read(member))
                 found[member.removesuffix(".npy")] = read_array(body, info.file_size)
         written = str(found.pop("digest", ""))
-        if set(found) != _PARTS or written != digest(found):
+        if set(found) not in (_PARTS, {"cut"}) or written != digest(found):
             raise ValueError("its arrays are not those that were written")
+        if cells and "cut" not in found and not cells_path(folder, number).is_file():
+            raise ValueError("the file with its cells is gone")
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     return found

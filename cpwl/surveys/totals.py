@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cpwl.arrays import Floats, Ints
 from cpwl.domain import Domain
 from cpwl.partition import Status
-from cpwl.surveys.grid import Grid
 from cpwl.surveys.measurement import NU_BIN, PSI_BIN, Arrays
+from cpwl.surveys.tiles import Tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,8 @@ class Survey:
     ----------
     domain : Domain
         The domain.
-    tiles : tuple of P int
-        Tiles along each axis.
+    tiles : mapping of int to Domain
+        Its tiles by number, as in the column `tile` of a file of cells.
     status : Status
         As of a partition, the tiles' put together: complete and exact if every tile is, the signs
         and the uncut cells are sums. Also not exact where `unmatched` is not 0.
@@ -103,11 +103,11 @@ class Survey:
     >>> network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
     >>> found = cpwl.survey(network, cpwl.box([-1, -1], [1, 1]), tiles=(3, 2), progress=False)
     >>> found
-    Survey(4 cells, 4 facets, 4 regions on 3 x 2 tiles, exact)
+    Survey(4 cells, 4 facets, 4 regions on 6 tiles, exact)
     """
 
     domain: Domain
-    tiles: tuple[int, ...]
+    tiles: Mapping[int, Domain]
     status: Status
     unmatched: int
     cells: int
@@ -141,25 +141,25 @@ class Survey:
         counted = f"{self.cells:,} cells, {self.facets.sum():,} facets"
         if not math.isnan(self.regions):
             counted += f", {self.regions:,.0f} regions"
-        return f"Survey({counted} on {' x '.join(map(str, self.tiles))} tiles, {state})"
+        return f"Survey({counted} on {len(self.tiles):,} tiles, {state})"
 
 
-def joined(grid: Grid, found: Mapping[int, Arrays]) -> Survey:
+def joined(domain: Domain, found: Mapping[int, tuple[Tile, Arrays]]) -> Survey:
     """Put the results of all tiles together; the order of the sums is that of the tiles."""
-    parts = [found[number] for number in sorted(grid.tiles)]
+    tiles, parts = map(list, zip(*(found[number] for number in sorted(found)), strict=True))
     keys, owner = _named(parts)
     sums = np.sum([part["sums"] for part in parts], axis=0)
     counts = np.sum([part["counts"] for part in parts], axis=0)
     volume = float(sums[0])
     known = not np.isnan(sums).any()
-    unmatched = _unmatched(grid, found)
+    unmatched = _unmatched(tiles, parts)
     facets = np.sum([part["facets"] for part in parts], axis=0) - _cut_facets(parts, owner)
     regions = math.nan
     if known:
         regions = float(counts[1] - _joins(parts, owner, keys))
     return Survey(
-        domain=grid.domain,
-        tiles=grid.shape,
+        domain=domain,
+        tiles={tile.number: tile.domain for tile in tiles},
         status=_status(parts, unmatched),
         unmatched=unmatched,
         cells=int(counts[0]) - len(owner) + keys,
@@ -211,23 +211,16 @@ def _joins(parts: list[Arrays], owner: Ints, keys: int) -> int:
     return n - int(connected_components(links, directed=False)[0])
 
 
-def _unmatched(grid: Grid, found: Mapping[int, Arrays]) -> int:
-    """Count the cells on borders that only one of the two tiles has."""
-
-    def along(number: int, k: int) -> NDArray[np.void]:
-        part = found[number]
-        own = part["along"][slice(*part["along_offsets"][k : k + 2])]
-        return np.ascontiguousarray(part["keys"][own]).view("V16").ravel()
-
-    count = 0
-    for number in grid.tiles:
-        for k, (axis, line, beyond) in enumerate(grid.borders(number)):
-            if beyond < number or beyond not in grid.tiles:
-                continue
-            back = [other[:2] for other in grid.borders(beyond)].index((axis, line))
-            mine, theirs = set(along(number, k).tolist()), set(along(beyond, back).tolist())
-            count += len(mine ^ theirs)
-    return count
+def _unmatched(tiles: list[Tile], parts: list[Arrays]) -> int:
+    """Count the cells on cuts that are on one of their sides only."""
+    sides: dict[int, dict[bool, set[bytes]]] = {}
+    for tile, part in zip(tiles, parts, strict=True):
+        keys = np.ascontiguousarray(part["keys"]).view("V16").ravel()
+        bounds = pairwise(part["along_offsets"].tolist())
+        for border, (start, stop) in zip(tile.borders, bounds, strict=True):
+            here = sides.setdefault(border.cut, {}).setdefault(border.above, set())
+            here.update(keys[part["along"][start:stop]].tolist())
+    return sum(len(s[False] ^ s[True]) for s in sides.values() if len(s) == 2)
 
 
 def _histogram(parts: list[Arrays], name: str, width: float, mean: float) -> Histogram:

@@ -27,9 +27,10 @@ from benchmarks.common import make_network
 
 import cpwl
 from bridges.networks import pretrained
-from cpwl.surveys.grid import Grid
+from cpwl.surveys.tiles import Tile, halves, middle
 
 PARTS = 3
+MEMORY = 2**29  # of the work of one tile
 
 
 def gan(dim: int, radius: float) -> tuple[cpwl.Network, cpwl.Domain]:
@@ -62,22 +63,23 @@ def measured(name: str) -> dict[str, object]:
     """Survey one row's domain, then enumerate some of its tiles alone."""
     make, tiles, maps = ROWS[name]
     network, domain = make()
-    small = Grid(domain, (65,) * domain.dim)
-    middle = small.tiles[len(small.tiles) // 2]
-    cpwl.survey(network, middle, tiles=1, maps=maps, proof="float64", progress=False)  # kernels
+    small = domain
+    while small.volume > domain.volume / 5000:
+        small = halves(Tile(1, small), middle(small))[0].domain
+    cpwl.survey(network, small, tiles=1, maps=maps, proof="float64", progress=False)  # kernels
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, begun = time.perf_counter(), time.process_time()
-    found = cpwl.survey(network, domain, tiles=tiles, maps=maps, proof="float64")
-    made = {"cells": found.cells, "tiles": found.tiles, "exact": found.status.exact}
+    found = cpwl.survey(network, domain, tiles=tiles, maps=maps, memory=MEMORY, proof="float64")
+    made = {"cells": found.cells, "tiles": len(found.tiles), "exact": found.status.exact}
     made["wall"] = time.perf_counter() - wall
     seconds = made["seconds"] = time.process_time() - begun
     made["rss"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
     made["total"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e3
-    every = list(Grid(domain, found.tiles).tiles.values())
+    every = list(found.tiles.values())
     cells, begun = 0, time.process_time()
     for k in range(PARTS):
         part = every[(2 * k + 1) * len(every) // (2 * PARTS)]
-        partition = cpwl.subdivide(network, part, proof="float64", progress=False)
+        partition = cpwl.subdivide(network, part, memory=MEMORY, proof="float64", progress=False)
         cells += partition.num_cells
         if maps:
             cpwl.summary(partition)

@@ -20,7 +20,7 @@ from cpwl.engine.plane.strips import StripsDisagreeError, cut_polygon, glue
 from cpwl.engine.plane.tightening import sharpen, tighten
 from cpwl.engine.rational import Vertices
 from cpwl.engine.residuals import can_tighten
-from cpwl.engine.work import TooLargeError, Work
+from cpwl.engine.work import TooLargeError, Work, require_few
 from cpwl.network.program import cost, stage_plan
 
 # Where to cut, as offsets in strips: numbers that no network has, so that no knot runs along.
@@ -126,6 +126,7 @@ def _whole(
         fixed = np.arange(len(current.points)) < len(corners.points)
         current = merge_contested(current, network, stage, bit_unit, base, fixed, work.pool)
         work.report(share / network.num_stages, len(current.patterns))
+        require_few(work, stage, len(current.patterns))
     undecided += current.undecided
     return Refined(
         complex=current, bit_unit=bit_unit, bit_piece=bit_piece, base=base, undecided=undecided,

@@ -17,7 +17,7 @@ from cpwl.engine.space.cutting import split
 from cpwl.engine.space.lattice import Lattice, RefinedLattice
 from cpwl.engine.space.merging import merge_contested
 from cpwl.engine.space.tightening import side_planes, tighten
-from cpwl.engine.work import TooLargeError, Work, units_at
+from cpwl.engine.work import TooLargeError, Work, require_few, units_at
 
 # Error bounds of vertices, as a share of the domain's extent. TIGHTEN_ABOVE: bound the vertex anew
 # from the residuals of its knots. That takes a look at all incidences and P + 1 forward passes at
@@ -68,6 +68,7 @@ def refine_lattice(work: Work, domain: Domain) -> RefinedLattice:
             current = tighten(current, network, bounds, stage + 1, sides, bit_unit, base, largest)
         current = merge_contested(current, network, stage, bit_unit, base, work.pool)
         work.report(1 / network.num_stages, len(current.patterns))
+        require_few(work, stage, len(current.patterns))
     return RefinedLattice(
         lattice=current, bit_unit=bit_unit, base=base, undecided=undecided, broken=broken,
         stages=network.num_stages, needed=0,

@@ -160,18 +160,85 @@ def folder_of(store: Path) -> dict[str, bytes]:
 
 def test_auto_tiles_are_kept_in_the_store(plane, tmp_path):
     first = cpwl.survey(*plane, store=tmp_path / "s", progress=False)
-    assert first.tiles == (1, 1)
-    assert_same(*plane, first.tiles)
-    cpwl.survey(*plane, store=tmp_path / "s", tiles=1, progress=False)
-    with pytest.raises(ValueError, match=r"differs in tiles \(\[1, 1\] there, \[2, 2\] here\)"):
+    assert list(first.tiles) == [1]
+    with pytest.raises(ValueError, match=r"differs in tiles \(auto there, \[2, 2\] here\)"):
         cpwl.survey(*plane, store=tmp_path / "s", tiles=2, progress=False)
+    cpwl.survey(*plane, store=tmp_path / "t", tiles=2, progress=False)
+    assert list(cpwl.survey(*plane, store=tmp_path / "t", progress=False).tiles) == [4, 5, 6, 7]
 
 
-def test_large_tiles_are_cut_smaller_by_a_trial(plane, monkeypatch):
-    monkeypatch.setattr("cpwl.surveys.grid._CELLS", 60)
-    found = cpwl.survey(*plane, maps=False, progress=False)
-    assert math.prod(found.tiles) > 3
-    assert_same_cells(found, *plane)
+def auto(cells: int):
+    """Make tiles of at most twice so many cells where they are chosen."""
+    return mock.patch("cpwl.surveys.measurement._CELLS", cells)
+
+
+@given(
+    well_conditioned(strategies.some_architectures(6, 2, strategies.ALL, width=5)),
+    strategies.places(2),
+    st.integers(9, 20),
+)
+@strategies.ordinary(5)
+def test_planes_by_halves_of_halves(layers, place, cells):
+    with auto(cells):
+        assert_same(capture(layers), domain_of(place), "auto")
+
+
+@pytest.mark.nightly
+@given(well_conditioned(strategies.shapes(2)), strategies.places(2), st.integers(9, 40))
+@strategies.nightly(500)
+def test_many_planes_by_halves_of_halves(layers, place, cells):
+    with auto(cells):
+        assert_same(capture(layers), domain_of(place), "auto")
+
+
+def test_boxes_by_halves_of_halves():
+    network = cpwl.Network.from_torch(mlp(3, 9, 9, 2, seed=1), (3,))
+    domain = cpwl.box([-2.0] * 3, [2.0, 1.0, 2.0])
+    with auto(25):
+        assert_same(network, domain, "auto")
+        assert len(cpwl.survey(network, domain, maps=False, progress=False).tiles) > 3
+
+
+@pytest.mark.parametrize("trials", [0, 8])
+def test_a_crowd_of_cells_is_cut_small_though_no_box_sees_it(trials, monkeypatch):
+    """All but a few hundredths of the cells are in a thousandth of the plane."""
+    torch.manual_seed(0)
+    first = nn.Linear(2, 60)
+    with torch.no_grad():
+        first.bias.copy_(first.weight @ torch.tensor([-3.1, 2.3]) + 0.02 * torch.randn(60))
+    network = cpwl.Network.from_torch(nn.Sequential(first, nn.ReLU()), (2,))
+    domain = cpwl.box([-5, -5], [5, 5])
+    monkeypatch.setattr("cpwl.surveys.tiles._TRIALS", trials)
+    with auto(200):
+        found = cpwl.survey(network, domain, maps=False, progress=False)
+    assert_same_cells(found, network, domain)
+    sizes = [cpwl.subdivide(network, own, progress=False).num_cells for own in found.tiles.values()]
+    assert max(sizes) <= 400
+    assert len(sizes) < 80
+    areas = [own.volume for own in found.tiles.values()]
+    assert max(areas) > 1000 * min(areas)
+
+
+def test_cells_that_all_meet_in_a_point_are_one_tile(monkeypatch):
+    monkeypatch.setattr("cpwl.surveys.measurement._HALVED", 2)
+    torch.manual_seed(0)
+    network = cpwl.Network.from_torch(nn.Sequential(nn.Linear(2, 9, bias=False), nn.ReLU()), (2,))
+    domain = cpwl.box([-1, -1], [1, 1])
+    with auto(5):
+        found = cpwl.survey(network, domain, maps=False, progress=False)
+    assert_same_cells(found, network, domain)
+    sizes = [cpwl.subdivide(network, own, progress=False).num_cells for own in found.tiles.values()]
+    assert max(sizes) == found.cells == 18
+    assert max(found.tiles).bit_length() == 5
+
+
+def test_tiles_that_do_not_fit_the_memory_are_halved():
+    network = cpwl.Network.from_torch(mlp(3, 20, 20, 2, seed=1), (3,))
+    domain = cpwl.box([-2.0] * 3, [2.0, 1.0, 2.0])
+    memory = 2**20
+    assert not cpwl.subdivide(network, domain, memory=memory, progress=False).status.complete
+    found = cpwl.survey(network, domain, memory=memory, maps=False, progress=False)
+    assert_same_cells(found, network, domain)
 
 
 _ENDED = """
@@ -179,43 +246,50 @@ import pickle, signal, sys
 import cpwl
 from cpwl.surveys import measurement
 
-def ending(number):
+def ending(number, enumerate_):
     left = [4]
 
-    def subdivide(*arguments, **options):
+    def enumerated(*arguments, **options):
         left[0] -= 1
         if not left[0]:
             signal.raise_signal(number)
-        return cpwl.subdivide(*arguments, **options)
+        return enumerate_(*arguments, **options)
 
-    return subdivide
+    return enumerated
 
-network, domain, root = pickle.load(open(sys.argv[1], "rb"))
+network, domain, root, tiles = pickle.load(open(sys.argv[1], "rb"))
+measurement._CELLS = 30
+used = "attempt" if tiles == "auto" else "subdivide"
+whole = getattr(measurement, used)
 for name in ("SIGINT", "SIGTERM", "SIGKILL"):
-    measurement.subdivide = ending(getattr(signal, name))
+    setattr(measurement, used, ending(getattr(signal, name), whole))
     try:
-        cpwl.survey(network, domain, tiles=3, store=root / name, progress=False)
+        cpwl.survey(network, domain, tiles=tiles, store=root / name, progress=False)
     except (KeyboardInterrupt, SystemExit) as error:
         print(name, type(error).__name__, error, flush=True)
 """
 
 
-def test_a_store_goes_on_where_a_process_was_ended(plane, tmp_path):
-    """One process is interrupted, asked to end and killed, each in the fourth of nine tiles."""
-    (tmp_path / "plane.pkl").write_bytes(pickle.dumps((*plane, tmp_path)))
+@pytest.mark.parametrize("tiles", [3, "auto"])
+def test_a_store_goes_on_where_a_process_was_ended(plane, tmp_path, tiles):
+    """One process is interrupted, asked to end and killed, each in the fourth tile."""
+    (tmp_path / "plane.pkl").write_bytes(pickle.dumps((*plane, tmp_path, tiles)))
     command = [sys.executable, "-c", _ENDED, tmp_path / "plane.pkl"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout.split("\n") == ["SIGINT KeyboardInterrupt ", "SIGTERM SystemExit 143", ""]
-    again = cpwl.survey(*plane, tiles=3, progress=False)
+    with auto(30):
+        again = cpwl.survey(*plane, tiles=tiles, progress=False)
+    assert len(again.tiles) > 5
     for name in ("SIGINT", "SIGTERM", "SIGKILL"):
         before = folder_of(tmp_path / name)
-        assert sum(path.startswith("tiles/") for path in before) == 3
+        there = sum(path.startswith("tiles/") for path in before)
+        assert there == 3 if tiles == 3 else there > 3  # and what says where to cut
         told = nullcontext()  # the lock was given back
         if name == "SIGKILL":
             told = pytest.warns(RuntimeWarning, match=r"over from process \d+ on .*, which has end")
-        with told:
-            found = cpwl.survey(*plane, tiles=3, store=tmp_path / name, progress=False)
+        with told, auto(30):
+            found = cpwl.survey(*plane, tiles=tiles, store=tmp_path / name, progress=False)
         after = folder_of(tmp_path / name)
         assert all(after[path] == before[path] for path in before if path.startswith("tiles/"))
         assert found.psi.mean == again.psi.mean
@@ -267,18 +341,18 @@ def test_stores_of_something_else_are_refused_and_damage_is_told(plane, tmp_path
                     progress=False)  # fmt: skip
     with pytest.raises(ValueError, match=r"differs in the domain, maps \(True there, False here\)"):
         cpwl.survey(network, cpwl.box([-1, -1], [1, 1]), maps=False, store=store, progress=False)
-    tile = store / "tiles" / "00000002.npz"
+    tile = store / "tiles" / "00000005.npz"
     data = bytearray(tile.read_bytes())
     data[len(data) // 2] ^= 1
     tile.write_bytes(data)
-    with pytest.raises(ValueError, match=r"00000002.npz, got a damaged one .* Delete it and call"):
+    with pytest.raises(ValueError, match=r"00000005.npz, got a damaged one .* Delete it and call"):
         cpwl.survey(network, domain, store=store, progress=False)
     tile.unlink()
     assert cpwl.survey(network, domain, store=store, progress=False).unmatched == 0
     header = store / "survey.json"
-    header.write_text(header.read_text().replace("cpwl survey 1", "cpwl survey 7"))
+    header.write_text(header.read_text().replace("cpwl survey 2", "cpwl survey 7"))
     with pytest.raises(
-        ValueError, match=r"of the format 'cpwl survey 1' at .*, got 'cpwl survey 7'"
+        ValueError, match=r"of the format 'cpwl survey 2' at .*, got 'cpwl survey 7'"
     ):
         cpwl.survey(network, domain, store=store, progress=False)
     header.write_text("{")
