@@ -169,6 +169,7 @@ def survey(
 
         cuts = {} if shape is None else even_cuts(domain, shape)
         found: dict[int, tuple[Tile, Arrays]] = {}
+        counted = 0
 
         def known(number: int) -> Arrays | None:
             if number in cuts:
@@ -187,7 +188,8 @@ def survey(
                     left for half in halves(tile, cut) for left in kept(half, known(half.number))
                 ]
             found[tile.number] = tile, made
-            counted = sum(int(own["counts"][0]) for _, own in found.values())
+            nonlocal counted
+            counted += int(made["counts"][0])
             bar.set_postfix(tiles=len(found), cells=f"{counted:,}", refresh=False)
             bar.update(min(100 * tile.domain.volume / domain.volume, bar.total - bar.n))
             return []
@@ -250,7 +252,7 @@ def _there(
             ) from error
         if error is not None:
             raise error
-        completed = distributed.as_completed()
+        completed = distributed.as_completed(loop=client.loop)
         while True:
             for tile in queue:
                 future = client.submit(measure, there, task(tile), pure=False)

@@ -232,9 +232,13 @@ def test_cells_that_all_meet_in_a_point_are_one_tile(monkeypatch):
     assert max(found.tiles).bit_length() == 5
 
 
-def test_tiles_that_do_not_fit_the_memory_are_halved():
+def large_box() -> tuple[cpwl.Network, cpwl.Domain]:
     network = cpwl.Network.from_torch(mlp(3, 20, 20, 2, seed=1), (3,))
-    domain = cpwl.box([-2.0] * 3, [2.0, 1.0, 2.0])
+    return network, cpwl.box([-2.0] * 3, [2.0, 1.0, 2.0])
+
+
+def test_tiles_that_do_not_fit_the_memory_are_halved():
+    network, domain = large_box()
     memory = 2**20
     assert not cpwl.subdivide(network, domain, memory=memory, progress=False).status.complete
     found = cpwl.survey(network, domain, memory=memory, maps=False, progress=False)
@@ -479,8 +483,11 @@ def test_a_cluster_that_cannot_work_is_one_error(plane, tmp_path, monkeypatch, a
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("default")
-def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
+@pytest.mark.parametrize("tiles", [4, "auto"])
+def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path, tiles):
     distributed = pytest.importorskip("distributed", reason="needs cpwl[cluster]")
+    place = large_box() if tiles == "auto" else plane
+    options = {"tiles": tiles, "memory": 2**20, "progress": False}
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None
@@ -498,10 +505,10 @@ def test_a_cluster_finds_the_same_though_a_worker_dies(plane, tmp_path):
             write(*arguments)
 
         with mock.patch.object(stores, "write_result", killing):
-            found = cpwl.survey(
-                *plane, tiles=4, store=tmp_path / "s", client=client, progress=False
-            )
-    alone = cpwl.survey(*plane, tiles=4, progress=False)
+            found = cpwl.survey(*place, **options, store=tmp_path / "s", client=client)
+    alone = cpwl.survey(*place, **options)
+    assert list(found.tiles) == list(alone.tiles)
+    assert len(found.tiles) > 3
     assert (found.cells, found.regions, found.unmatched) == (alone.cells, alone.regions, 0)
     assert found.psi.mean == pytest.approx(alone.psi.mean, rel=1e-12)
 
