@@ -70,7 +70,8 @@ def measured(name: str) -> dict[str, object]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, begun = time.perf_counter(), time.process_time()
     found = cpwl.survey(network, domain, tiles=tiles, maps=maps, memory=MEMORY, proof="float64")
-    made = {"cells": found.cells, "tiles": len(found.tiles), "exact": found.status.exact}
+    made = {"cells": found.cells, "tiles": len(found.tiles), "exact": found.status.exact,
+            "unmatched": found.unmatched}  # fmt: skip
     made["wall"] = time.perf_counter() - wall
     seconds = made["seconds"] = time.process_time() - begun
     made["rss"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
