@@ -156,6 +156,8 @@ def subdivide(
     ):  # fmt: skip
 
         def report(share: float, cells: int) -> None:
+            if bar.disable:
+                return
             bar.set_description_str("subdivide", refresh=False)
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well

@@ -119,4 +119,4 @@ def _sides(corners: Vertices) -> Floats:
 
 def scale_of(points: Floats) -> float:
     """Power of two that brings the largest coordinate near 1."""
-    return 2.0 ** -int(np.clip(magnitude(points), -1000, 1000))
+    return 2.0 ** -min(max(magnitude(points), -1000), 1000)
