@@ -115,6 +115,7 @@ class Bounds:
         reach = self.margin * self.unit_lipschitz[span]
         self._steps.low[:, span] = (low - off) - reach, low
         self._steps.high[:, span] = (high + off) + reach, high
+        self._steps.reach[0, span] = reach
 
 
 # Samples of what is known of a step, see `_Steps`.
@@ -132,7 +133,7 @@ class _Steps:
     themselves behind some ten layers of a large network. The second ones keep what is fresh true to
     size: magnitudes of the values that float64 has, and errors that start afresh in every layer,
     where an affine step takes what comes from a unit to be exact. Likewise ``low`` and ``high``,
-    the ranges of the units.
+    the ranges of the units, and ``reach``, how far they go on straight beyond a cell.
 
     ``norm[i]`` bounds the spectral norm of step i's Jacobian with respect to the slice's
     coordinates, and ``jacobian[i]`` is that Jacobian while no unit lies before it.
@@ -144,6 +145,7 @@ class _Steps:
         self._past: set[int] = set()  # steps whose fresh error is that of a unit's value
         self.low = np.full((2, network.num_units), -np.inf)
         self.high = np.full((2, network.num_units), np.inf)
+        self.reach = np.zeros((2, network.num_units))
         known = np.stack([size * _UP, size * _UP, error, error, np.zeros_like(size)])
         self.known = {0: known.reshape(_SAMPLES, *self._program.steps[0].single)}
         self.norm: dict[int, float] = {}
@@ -276,13 +278,20 @@ class _Steps:
         """Largest magnitudes (2, ...) within the ranges of units; lower those of the operand."""
         first, shape = self._program.first_unit[index, 0], bend.shapes[0]
         span = slice(first, first + prod(shape))
-        low, high = (x[:, span].reshape(2, *shape) for x in (self.low, self.high))
+        low, high, reach = (
+            x[:, span].reshape(2, *shape) for x in (self.low, self.high, self.reach)
+        )
         own = self.known[_source(step)][_SIZES, 0]
         np.minimum(own, np.maximum(np.abs(low), np.abs(high)) * _UP, out=own)
-        # a piecewise-linear function is largest at the ends of its range or at a breakpoint
-        breaks = (np.minimum(np.maximum(p.numpy(), low), high) for p in bend.breaks(0))
-        ends = torch.from_numpy(np.concatenate([low, high, *breaks]))
-        return bend.forward(ends).abs().reshape(-1, *low.shape).amax(0)
+        # A piecewise-linear function is largest at the ends of its range or at a breakpoint, from
+        # where both pieces go on.
+        knots = [np.broadcast_to(p.numpy(), low.shape) for p in bend.breaks(0)]
+        inside = np.minimum(np.maximum(knots, low), high)
+        ends = torch.from_numpy(np.concatenate([low, high, *inside]))
+        sizes = bend.forward(ends).abs().numpy().reshape(-1, *low.shape)
+        beyond = (inside == knots) & (sizes[2:] > 0)
+        sizes[2:] += np.where(beyond, reach * bend.steepest.numpy(), 0.0)
+        return torch.from_numpy(sizes.max(axis=0))
 
     def _operands(self, step: Step) -> tuple[list[Tensor], list[MaybeError], list[Tensor]]:
         """Magnitudes, errors (2, ...) and slopes (1, ...) of a CPWL step's operands.

@@ -38,16 +38,22 @@ def test_constants_between_the_entries_count(name):
     module = Mixed()
     network, domain = cpwl.Network.from_torch(module, (2,)), cpwl.box([-1, -1], [1, 1])
     slack = Bounds(network, domain.slice, domain.corners).stage(0).slack
-    W, b = (p.detach().numpy() for p in module.layer.parameters())
     z = np.array([0.3, -0.7])
     computed = network.preactivations(z[None], 0)[0].tolist()
     inputs = [Fraction(x) for x in (LARGE, LARGE, *z.tolist())]
-    off = [
-        float(abs(Fraction(h) - _exact(row, inputs) - Fraction(c)))
-        for h, row, c in zip(computed, W.tolist(), b.tolist(), strict=True)
-    ]
-    assert max(off) > 1e-9
-    assert (np.array(off) <= slack).all()
+    off = _errors(computed, _layer(module.layer, inputs))
+    assert off.max() > 1e-9
+    assert (off <= slack).all()
+
+
+def _layer(layer: nn.Linear, inputs: list[Fraction]) -> list[Fraction]:
+    W, b = (p.detach().tolist() for p in (layer.weight, layer.bias))
+    return [_exact(row, inputs) + Fraction(c) for row, c in zip(W, b, strict=True)]
+
+
+def _errors(computed: list[float], exact: list[Fraction]) -> np.ndarray:
+    pairs = zip(computed, exact, strict=True)
+    return np.array([float(abs(Fraction(h) - value)) for h, value in pairs])
 
 
 def _exact(row: list[float], inputs: list[Fraction]) -> Fraction:
