@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import frexp
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,4 +17,4 @@ SMALLEST = 2.0**-1074  # the least positive float64
 
 def magnitude(points: Floats) -> int:
     """Return the binary exponent of the largest coordinate: 2^-it brings all to at most 1."""
-    return int(np.frexp(np.abs(points).max(initial=0.0))[1])
+    return frexp(np.abs(points).max(initial=0.0))[1]

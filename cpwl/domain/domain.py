@@ -177,7 +177,8 @@ class Slice:
                 f"Expected slice coordinates of shape (N, {self.dim}), got shape {s.shape}. "
                 "Give one row per point."
             )
-        return self.origin + np.tensordot(s, self.basis, axes=1)
+        flat = np.dot(s, self.basis.reshape(self.dim, -1))
+        return self.origin + flat.reshape(len(s), *self.latent_shape)
 
     def project(self, z: Any) -> Floats:
         """Return the slice coordinates (N, P) of the points nearest to latents (N, *latent).

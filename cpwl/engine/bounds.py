@@ -13,29 +13,31 @@ were bounded at all vertices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import prod
-from typing import Any, NamedTuple
+from math import prod, sqrt
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cpwl.arrays import Floats
+from cpwl.arrays import SMALLEST, Floats
 from cpwl.domain import Slice
 from cpwl.network import Network
 from cpwl.network.program import (
-    Analysis,
     Extremum,
+    MaybeError,
+    Nonlinearity,
     Pointwise,
-    Program,
     Ref,
     Step,
     Tournament,
     Triangle,
+    absolute_part,
     gamma,
+    is_batched,
     largest_slope,
-    stage_plan,
+    offset_size,
+    single_values,
 )
 
 # For what is rounded in computing the bounds themselves.
@@ -82,45 +84,28 @@ class Bounds:
         self.margin = 1e-3 * float(np.ptp(corners, axis=0).max())
         self.unit_slack = np.full(network.num_units, np.inf)
         self.unit_lipschitz = np.full(network.num_units, np.inf)
-        program = network.program
-        # The rigorous ranges are as wide as the errors, which outgrow the values themselves behind
-        # some ten layers of a large network: magnitudes of its own keep what is fresh true to size.
-        self._analysis = _RangeAnalysis(program, network.num_units, carry=True)
-        self._fresh = _RangeAnalysis(program, network.num_units, carry=False)
-        shape = program.steps[0].single
         basis = slice.basis.reshape(slice.dim, -1)
         far = np.abs(corners).max(axis=0) + self.margin
         size = np.abs(basis).T @ far + np.abs(slice.origin.reshape(-1))
-        for analysis in (self._analysis, self._fresh):
-            analysis.magnitudes[0] = torch.from_numpy(size * _UP).reshape(shape)
-            if not _is_identity(slice):
-                rounding = torch.from_numpy(size * gamma(slice.dim + 1)).reshape(shape)
-                analysis.errors[0] = rounding
-        self._slopes = _Slopes(network, basis, self._analysis.absolute)
-        self._done = {0}
+        error = 0.0 if _is_identity(slice) else gamma(slice.dim + 1)
+        self._steps = _Steps(network, basis, size, size * error)
 
     @np.errstate(over="ignore")  # infinity is a bound
     def stage(self, stage: int) -> StageBounds:
         """Bounds of a stage; the ranges of all stages before must have been given."""
-        program = self._network.program
         terms = 1
         with torch.no_grad():
-            for index in stage_plan(program, stage).order:
-                if index not in self._done:
-                    step = program.steps[index]
-                    self._done.add(index)
-                    if step.kind not in ("size", "fixed"):
-                        self._analysis.advance(index, step)
-                        self._fresh.advance(index, step)
-                        self._slopes.step(index, step)
+            for index in self._network.segments[stage].rest.order:
+                step = self._network.program.steps[index]
+                if step.kind not in ("size", "fixed") and index not in self._steps.known:
+                    self._steps.advance(index, step)
                     terms = max(terms, step.rounding.terms if step.rounding else 1)
-            slack = self._analysis.of_stage(stage, []).numpy() * _UP + 2.0**-1000
-            fresh = self._fresh.of_stage(stage, []).numpy() + 2.0**-1000
-        lipschitz = self._slopes.of_stage(stage) * _UP + 2.0**-1000
+            slack, fresh, lipschitz = self._steps.of_stage(stage)
+        slack, lipschitz = slack * _UP + 2.0**-1000, lipschitz * _UP + 2.0**-1000
         first = int(self._network.stage_offsets[stage])
         self.unit_slack[first : first + len(slack)] = slack
         self.unit_lipschitz[first : first + len(slack)] = lipschitz
-        return StageBounds(slack, lipschitz, fresh, terms)
+        return StageBounds(slack, lipschitz, fresh + 2.0**-1000, terms)
 
     def give(self, stage: int, low: Floats, high: Floats, error: float) -> None:
         """Take a stage's computed values (n_stage,) at vertices known within ``error``."""
@@ -128,125 +113,112 @@ class Bounds:
         span = slice(first, first + len(low))
         off = self.unit_slack[span] + self.unit_lipschitz[span] * error
         reach = self.margin * self.unit_lipschitz[span]
-        self._analysis.low[span] = (low - off) - reach
-        self._analysis.high[span] = (high + off) + reach
-        self._fresh.low[span], self._fresh.high[span] = low, high
+        self._steps.low[:, span] = (low - off) - reach, low
+        self._steps.high[:, span] = (high + off) + reach, high
+        self._steps.reach[0, span] = reach
 
 
-class _RangeAnalysis(Analysis):
-    """An error analysis whose magnitudes follow from ranges of the units instead of a batch."""
-
-    def __init__(self, program: Program, num_units: int, *, carry: bool) -> None:
-        super().__init__(program, carry=carry)
-        self.low = np.full(num_units, -np.inf)
-        self.high = np.full(num_units, np.inf)
-
-    def advance(self, index: int, step: Step) -> None:
-        """Bound magnitude and error of one step's value."""
-        magnitudes = self.magnitudes
-        if step.kind == "affine":
-            self.record(index, step, [])
-            values = {i: magnitudes[i] for i in step.data}
-            magnitudes[index] = self.absolute(step, values, 1.0) * _UP
-        else:
-            bend = step.nonlinearity
-            if isinstance(bend, Pointwise):
-                low, high = self._range(index, bend.shapes[0])
-                source = _source(step)
-                spread = torch.maximum(low.abs(), high.abs()) * _UP
-                magnitudes[source] = torch.minimum(magnitudes[source], spread.reshape(
-                    magnitudes[source].shape))  # fmt: skip
-            self.record(index, step, [])
-            magnitudes[index] = self._bent(index, step) * _UP
-
-    def _range(self, index: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Range of the units of a pointwise step, with a batch axis of one."""
-        first = self.program.first_unit[index, 0]
-        span = slice(first, first + prod(shape))
-        low, high = self.low[span], self.high[span]
-        return tuple(torch.from_numpy(x.reshape(1, *shape)) for x in (low, high))  # type: ignore[return-value]
-
-    def _bent(self, index: int, step: Step) -> Tensor:
-        """Largest magnitude of a CPWL step's value."""
-        bend = step.nonlinearity
-        assert bend is not None
-        _, operands = self.operands(index, [])
-        if isinstance(bend, Pointwise):
-            # a piecewise-linear function is largest at the ends of its range or at a breakpoint
-            low, high = self._range(index, bend.shapes[0])
-            at = [low, high, *(p[None].clamp(low, high) for p in bend.breaks(0))]
-            return torch.stack([bend.forward(h).abs() for h in at]).amax(0)
-        if isinstance(bend, Triangle):
-            return (operands[0] * 0).nan_to_num() + abs(bend.offset) + abs(bend.scale) * bend.period
-        if isinstance(bend, Tournament):
-            return bend.largest_candidate(operands[0])
-        assert isinstance(bend, Extremum)
-        return torch.maximum(*operands).expand(step.single)
-
-    def _magnitude(self, index: int, env: list[Any]) -> Tensor:
-        return self.magnitudes[index]
+# Samples of what is known of a step, see `_Steps`.
+_SIZES, _ERRORS, _SLOPE = slice(0, 2), slice(2, 4), slice(4, 5)
+_FRESH_ERROR, _SAMPLES = 3, 5
 
 
-class _Slopes:
-    """Lipschitz constants of the steps with respect to the slice's coordinates.
+class _Steps:
+    """A running error analysis whose magnitudes follow from ranges of the units, not from a batch.
 
-    ``rows[i]`` bounds the gradient of every entry of step i's value, ``norm[i]`` the spectral norm
-    of its Jacobian, and ``jacobian[i]`` is that Jacobian while no unit lies before it;
-    ``absolute`` is that of `Analysis`.
+    ``known[i]`` are five samples of step i's shape: magnitudes of its value over the domain, errors
+    of the value, and bounds on the gradient of every entry. Magnitudes and errors come twice.
+
+    The first ones are rigorous, and the magnitudes as wide as the errors, which outgrow the values
+    themselves behind some ten layers of a large network. The second ones keep what is fresh true to
+    size: magnitudes of the values that float64 has, and errors that start afresh in every layer,
+    where an affine step takes what comes from a unit to be exact. Likewise ``low`` and ``high``,
+    the ranges of the units, and ``reach``, how far they go on straight beyond a cell.
+
+    ``norm[i]`` bounds the spectral norm of step i's Jacobian with respect to the slice's
+    coordinates, and ``jacobian[i]`` is that Jacobian while no unit lies before it.
     """
 
-    def __init__(self, network: Network, basis: Floats, absolute: Callable[..., Tensor]) -> None:
-        self.network = network
-        self._absolute = absolute
-        self.rows: dict[int, Tensor] = {}
+    def __init__(self, network: Network, basis: Floats, size: Floats, error: Floats) -> None:
+        self._program, self._matrices = network.program, network.matrices
+        self._single = single_values(network.program)
+        self._past: set[int] = set()  # steps whose fresh error is that of a unit's value
+        self.low = np.full((2, network.num_units), -np.inf)
+        self.high = np.full((2, network.num_units), np.inf)
+        self.reach = np.zeros((2, network.num_units))
+        known = np.stack([size * _UP, size * _UP, error, error, np.zeros_like(size)])
+        self.known = {0: known.reshape(_SAMPLES, *self._program.steps[0].single)}
         self.norm: dict[int, float] = {}
         self.jacobian: dict[int, Floats] = {0: np.ascontiguousarray(basis.T)}
         self._from_jacobian(0)
 
     def of_stage(self, stage: int) -> Floats:
-        """Lipschitz constants of a stage's switching functions, (n_stage,)."""
-        program = self.network.program
+        """Rigorous and fresh errors, and slopes, of a stage's switching functions, (3, n_stage)."""
         found = []
-        for head in program.heads[stage]:
-            step = program.steps[head.step]
-            rows = self._operands(step)
+        for head in self._program.heads[stage]:
+            step = self._program.steps[head.step]
             bend = step.nonlinearity
+            assert bend is not None
+            sizes, errors, slopes = self._operands(step)
+            error = bend.switching_error(errors, sizes, head.round)
             if isinstance(bend, Tournament):
-                bound = bend.candidate_pairs(rows[0], head.round)
+                slope = bend.candidate_pairs(slopes[0], head.round)
             else:
-                bound = sum(rows[1:], rows[0])
-            found.append(bound.expand(1, *bend.shapes[head.round]).reshape(-1))  # type: ignore[union-attr]
-        return torch.cat(found).numpy()
+                slope = sum(slopes[1:], slopes[0])
+            out = np.empty((3, *bend.shapes[head.round]))
+            assert error is not None
+            out[:2], out[2:] = error.numpy(), slope.numpy()
+            found.append(out.reshape(3, -1))
+        return np.concatenate(found, axis=1)
 
-    def step(self, index: int, step: Step) -> None:
+    def advance(self, index: int, step: Step) -> None:
         """Bound one step from the steps that it reads."""
         if step.kind == "affine":
             self._affine(index, step)
-            return
-        bend = step.nonlinearity
-        rows = self._operands(step)
-        if isinstance(bend, Tournament):
-            out = bend.largest_candidate(rows[0])
-            passed = float("inf")  # one entry may win in several windows
-        elif isinstance(bend, Extremum):
-            out = torch.maximum(*rows)
-            refs = [a.index for a in step.args if isinstance(a, Ref)]
-            norms = [self.norm[i] for i in refs if i in self.norm]
-            passed = float(np.linalg.norm(norms))
         else:
-            assert isinstance(bend, (Pointwise, Triangle))
-            slope = largest_slope(bend)
-            out = rows[0] * slope
-            passed = self.norm[_source(step)] * float(slope.max())
-        self.rows[index] = out.expand(step.single)
-        self.norm[index] = min(passed, float(self.rows[index].norm())) * _UP
+            self._bent(index, step)
 
     def _affine(self, index: int, step: Step) -> None:
-        self.rows[index] = self._absolute(step, {i: self.rows[i] for i in step.data}, 0.0) * _UP
-        self.norm[index] = float(self.rows[index].norm()) * _UP
-        if not self.network.matrices.complete:
+        rounding = step.rounding
+        assert rounding is not None
+        unit = gamma(rounding.terms) if rounding.terms else 0.0
+        values = {i: self.known[i].copy() for i in step.data}
+        for i, value in values.items():
+            if unit and i in self._past:
+                value[_FRESH_ERROR] = 0.0
+            if unit:
+                # The factor covers the rounding of this very sum of non-negative terms.
+                value[_ERRORS] *= 1 + 2 * unit
+                value[_ERRORS] += unit * value[_SIZES]
+        samples = {i: torch.from_numpy(value) for i, value in values.items()}
+        self.known[index] = out = self._absolute(step, samples)
+        constant = offset_size(step, self._single, {i: x[0] for i, x in samples.items()})
+        if constant is not None:
+            size = constant.numpy()
+            out[_SIZES] += size
+            out[_ERRORS] += unit * size
+        if unit:  # each product may also lose what is below the smallest subnormal number
+            out[_ERRORS] += rounding.terms * SMALLEST
+        elif not self._past.isdisjoint(step.data):
+            self._past.add(index)
+        out[_SIZES] *= _UP
+        out[_SLOPE] *= _UP
+        self._steepness(index, step)
+
+    def _absolute(self, step: Step, samples: dict[int, Tensor]) -> Floats:
+        """Apply |L| of an affine step to samples: at once where its batch axis is the first one."""
+        if is_batched(self._program, step):
+            batch = {i: x[:, 0] for i, x in samples.items()}
+            return absolute_part(step, self._single, batch).numpy()[:, None].copy()
+        each = (dict(zip(samples, x, strict=True)) for x in zip(*samples.values(), strict=True))
+        return np.stack([absolute_part(step, self._single, x).numpy() for x in each])
+
+    def _steepness(self, index: int, step: Step) -> None:
+        """Bound the Jacobian of an affine step by its matrices as well."""
+        self.norm[index] = self._length(index)
+        if not self._matrices.complete:
             return
-        parts = self.network.matrices.steps[index].parts
+        parts = self._matrices.steps[index].parts
         if all(i in self.jacobian for i in step.data):
             size = prod(step.single)
             self.jacobian[index] = sum(
@@ -256,27 +228,100 @@ class _Slopes:
             self._from_jacobian(index)
             return
         rows = sum(p.rows * self.norm[p.source] for p in parts)
-        self.rows[index] = torch.minimum(
-            self.rows[index], torch.from_numpy(np.asarray(rows)).reshape(step.single)
-        )
+        slope = self.known[index][_SLOPE]
+        np.minimum(slope, np.asarray(rows).reshape(slope.shape), out=slope)
         passed = sum(p.norm * self.norm[p.source] for p in parts)
-        self.norm[index] = min(passed, float(self.rows[index].norm())) * _UP
+        self.norm[index] = min(passed * _UP, self._length(index))
 
     def _from_jacobian(self, index: int) -> None:
         jacobian = self.jacobian[index]
         largest = np.abs(jacobian).max(initial=0.0)
         scale = largest if largest > 0 else 1.0
-        rows = np.linalg.norm(jacobian / scale, axis=1) * scale * _UP + 2.0**-1000
-        single = self.network.program.steps[index].single
-        self.rows[index] = torch.from_numpy(rows).reshape(single)
-        self.norm[index] = float(np.linalg.norm(jacobian / scale, 2)) * scale * _UP + 2.0**-1000
+        scaled = jacobian / scale
+        rows = np.sqrt((scaled * scaled).sum(axis=1)) * scale * _UP + 2.0**-1000
+        self.known[index][_SLOPE] = rows.reshape(self._program.steps[index].single)
+        largest = np.linalg.svd(scaled, compute_uv=False)[0]
+        self.norm[index] = float(largest) * scale * _UP + 2.0**-1000
 
-    def _operands(self, step: Step) -> list[Tensor]:
-        """Slopes of a CPWL step's operands; constants have none."""
-        zero = torch.zeros((), dtype=torch.float64)
-        return [
-            self.rows.get(arg.index, zero) if isinstance(arg, Ref) else zero for arg in step.args
-        ]
+    def _length(self, index: int) -> float:
+        """Bound the Jacobian's norm by the gradients of all entries."""
+        slope = self.known[index][_SLOPE].reshape(-1)
+        return sqrt(slope @ slope) * _UP
+
+    def _bent(self, index: int, step: Step) -> None:
+        """Bound a CPWL step."""
+        bend = step.nonlinearity
+        assert bend is not None
+        self._past.add(index)
+        within = self._within(index, step, bend) if isinstance(bend, Pointwise) else None
+        sizes, errors, slopes = self._operands(step)
+        size = _size(bend, sizes) if within is None else within
+        if isinstance(bend, Tournament):
+            slope = bend.largest_candidate(slopes[0])
+            passed = float("inf")  # one entry may win in several windows
+        elif isinstance(bend, Extremum):
+            slope = torch.maximum(*slopes)
+            refs = [a.index for a in step.args if isinstance(a, Ref)]
+            passed = float(np.linalg.norm([self.norm[i] for i in refs if i in self.norm]))
+        else:
+            assert isinstance(bend, (Pointwise, Triangle))
+            steepest = largest_slope(bend)
+            slope, passed = slopes[0] * steepest, self.norm[_source(step)] * float(steepest.max())
+        error = bend.error(errors, sizes)
+        assert error is not None
+        self.known[index] = known = np.empty((_SAMPLES, *step.single))
+        known[_SIZES, 0], known[_ERRORS, 0] = size.numpy() * _UP, error.numpy()
+        known[_SLOPE, 0] = slope.numpy()
+        self.norm[index] = min(passed * _UP, self._length(index))
+
+    def _within(self, index: int, step: Step, bend: Pointwise) -> Tensor:
+        """Largest magnitudes (2, ...) within the ranges of units; lower those of the operand."""
+        first, shape = self._program.first_unit[index, 0], bend.shapes[0]
+        span = slice(first, first + prod(shape))
+        low, high, reach = (
+            x[:, span].reshape(2, *shape) for x in (self.low, self.high, self.reach)
+        )
+        own = self.known[_source(step)][_SIZES, 0]
+        np.minimum(own, np.maximum(np.abs(low), np.abs(high)) * _UP, out=own)
+        # A piecewise-linear function is largest at the ends of its range or at a breakpoint, from
+        # where both pieces go on.
+        knots = [np.broadcast_to(p.numpy(), low.shape) for p in bend.breaks(0)]
+        inside = np.minimum(np.maximum(knots, low), high)
+        ends = torch.from_numpy(np.concatenate([low, high, *inside]))
+        sizes = bend.forward(ends).abs().numpy().reshape(-1, *low.shape)
+        beyond = (inside == knots) & (sizes[2:] > 0)
+        sizes[2:] += np.where(beyond, reach * bend.steepest.numpy(), 0.0)
+        return torch.from_numpy(sizes.max(axis=0))
+
+    def _operands(self, step: Step) -> tuple[list[Tensor], list[MaybeError], list[Tensor]]:
+        """Magnitudes, errors (2, ...) and slopes (1, ...) of a CPWL step's operands.
+
+        Those of a constant are single numbers, or samples; it has no errors.
+        """
+        sizes, errors, slopes = [], [], []
+        for arg in step.args:
+            if isinstance(arg, Ref) and arg.index in self.known:
+                known = torch.from_numpy(self.known[arg.index][:, 0])
+                sizes.append(known[_SIZES])
+                errors.append(known[_ERRORS])
+                slopes.append(known[_SLOPE])
+            else:
+                value = self._single[arg.index] if isinstance(arg, Ref) else arg
+                sizes.append(torch.as_tensor(value, dtype=torch.float64).abs())
+                errors.append(None)
+                slopes.append(torch.zeros((), dtype=torch.float64))
+        return sizes, errors, slopes
+
+
+def _size(bend: Nonlinearity, sizes: list[Tensor]) -> Tensor:
+    """Largest magnitudes of a CPWL step's value from those of its operands."""
+    if isinstance(bend, Triangle):
+        top = abs(bend.offset) + abs(bend.scale) * bend.period
+        return (sizes[0] * 0).nan_to_num() + top
+    if isinstance(bend, Tournament):
+        return bend.largest_candidate(sizes[0])
+    assert isinstance(bend, Extremum)
+    return torch.maximum(*sizes)
 
 
 def _source(step: Step) -> int:

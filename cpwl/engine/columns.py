@@ -129,7 +129,7 @@ def read_columns(
         stage=stage, unit=unit, knot=knot, slack=slack, lipschitz=bound.lipschitz[unit],
         tolerance=tolerance, noise=noise,
     )  # fmt: skip
-    return columns, base.copy()
+    return columns, base
 
 
 def units_of(bits: NDArray[np.int32], bit_unit: NDArray[np.int32]) -> NDArray[np.int32]:

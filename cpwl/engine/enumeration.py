@@ -114,7 +114,7 @@ def subdivide(
     stages read are kept, in at most half of `memory` (where they do not fit, a deep network's
     domain is refined in strips). The cost is one forward pass at the vertices of the last stage
     but one, and about a microsecond a cell; all cores are used. Bounds on vertices of networks
-    within reach of rational arithmetic may take as much again.
+    within reach of rational arithmetic may take half as much again.
 
     From three dimensions on, the faces of all dimensions are kept by their incidences, and cut unit
     after unit: edges where the signs at their ends differ, and a face of dimension k along the new
@@ -184,6 +184,8 @@ def _enumerated(
     ):  # fmt: skip
 
         def report(share: float, cells: int) -> None:
+            if bar.disable:
+                return
             bar.set_description_str("subdivide", refresh=False)
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,12 +46,14 @@ from cpwl.network.files import Output
 from cpwl.network.program import (
     Matrices,
     Program,
+    Segment,
     Triangle,
     as_batch,
     error_analysis,
     passes,
     peak_values,
     read_matrices,
+    segments,
     stage_plan,
 )
 
@@ -168,6 +171,11 @@ class Network:
     def num_stages(self) -> int:
         """Number of stages."""
         return len(self.stage_offsets) - 1
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """What runs between the stages, see `cpwl.network.program.segments`."""
+        return segments(self.program)
 
     @staticmethod
     @denormals(all_threads=True)
@@ -468,12 +476,29 @@ class Network:
         ValueError
             If the stage is periodic and no range is given.
         """
-        return _knots(self.program, stage, low, high)
+        if self.stage_is_periodic(stage):
+            return _knots(self.program, stage, low, high)
+        unit, value, base = self._fixed_knots[stage]
+        return Knots(unit.copy(), value.copy(), base.copy())
+
+    @cached_property
+    def _fixed_knots(self) -> dict[int, Knots]:
+        """Breakpoints of the stages that have no periodic unit."""
+        fixed = (s for s in range(self.num_stages) if not self.stage_is_periodic(s))
+        return {stage: _knots(self.program, stage, None, None) for stage in fixed}
 
     def bytes_per_sample(self, stage: int) -> int:
         """Estimate the peak bytes per sample that `preactivations(z, stage)` needs."""
-        width = int(self.stage_offsets[stage + 1] - self.stage_offsets[stage])
-        return 8 * peak_values(self.program, stage_plan(self.program, stage), width)
+        return self._bytes[stage]
+
+    @cached_property
+    def _bytes(self) -> list[int]:
+        widths = np.diff(self.stage_offsets).tolist()
+        plans = (stage_plan(self.program, stage) for stage in range(self.num_stages))
+        return [
+            8 * peak_values(self.program, plan, width)
+            for plan, width in zip(plans, widths, strict=True)
+        ]
 
 
 def require_captured(network: Network) -> None:

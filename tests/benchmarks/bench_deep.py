@@ -10,7 +10,7 @@ On two cores that ten processes shared:
 
 | slice | stages | cells | passes | residuals | afresh | CPU s | of a pass | peak MB |
 |---|---|---|---|---|---|---|---|---|
-| CIFAR-10 ResNet 2b | 6 | 22,630 | 1.00 | 1.15 | 1.97 | 23.3 | 5.56 | 677 |
+| CIFAR-10 ResNet 2b | 6 | 22,630 | 1.00 | 0.50 | 1.97 | 10.5 | 2.99 | 673 |
 | ResNet-18, random weights | 17 | 78 | 1.00 | 0.00 | 6.04 | 5.2 | 0.97 | 308 |
 | VGG-11, random weights | 18 | 521 | 1.04 | 0.00 | 8.27 | 9.0 | 1.18 | 302 |
 | SD-latent decoder | 8 | 773 | 0.97 | 0.00 | 2.98 | 4.3 | 0.82 | 302 |

@@ -77,6 +77,8 @@ class Decisions:
                 few = sum(in_doubt) * self.questions.units <= _FEW
                 self._refine(self.questions, kept, rows, pos, neg, few=few)
             return
+        if not any(in_doubt):
+            return
         chosen = self.columns.take(kept)
         for (span, values), count in zip(rows.parts, in_doubt, strict=True):
             if count == 0:

@@ -20,7 +20,7 @@ from torch import Tensor
 from cpwl.arrays import Floats, Ints
 from cpwl.engine.rational import Vertices
 from cpwl.engine.work import TooLargeError, Work
-from cpwl.network.program import Plan, cost, passes, segments
+from cpwl.network.program import Plan, cost, passes
 
 # Tensors are kept where each of their bytes has taken so many multiplications. Below that keeping
 # them gains nothing: 2-256-256-256-3 takes the same time at 64, and up to a tenth more at 1.
@@ -57,7 +57,7 @@ class Live:
     def __init__(self, work: Work, *, strips: bool) -> None:
         self._work = work
         self._program = work.network.program
-        self._segments = segments(self._program)
+        self._segments = work.network.segments
         self._strips = strips
         self._room = int(work.memory * _PART_OF_MEMORY)
         self.drop()

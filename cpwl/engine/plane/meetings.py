@@ -100,13 +100,17 @@ class Meetings:
     """
 
     def __init__(self, tools: Tools, made: Refined, stages: int, bounds: Bounds) -> None:
-        self._tools, self._complex, self._stages = tools, made.complex, stages
-        self._faces = Faces(made, tools.breaks)
-        self._dim = self._faces.dim
+        self._tools, self._made, self._stages = tools, made, stages
+        self._complex = made.complex
+        self._dim = made.complex.points.shape[1]
         self._arbiter = tools.work.arbiter
         self._offsets = tools.work.network.stage_offsets
         self._first = int(self._offsets[stages - 1])
         self._slopes = bounds.unit_lipschitz
+
+    @cached_property
+    def _faces(self) -> Faces:
+        return Faces(self._made, self._tools.breaks)
 
     def signs(
         self, names: Ints, units: Ints, knots: Floats, sizes: Floats

@@ -41,6 +41,8 @@ def merge_contested(
         The vertices that stay: the domain's own corners.
     """
     contests = contests_of(network, stage)
+    if len(contests) == 0:
+        return complex_
     cleared, patterns = clear_lost(complex_.patterns, contests, bit_unit, base, pool)
     if len(cleared) == 0:
         return complex_

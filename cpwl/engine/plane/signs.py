@@ -214,7 +214,7 @@ def _block(
     lowest, highest = (x[columns.unit] - columns.knot for x in (low, high))
     doubt = columns.slack + columns.lipschitz * rows.error.max()
     kept = np.flatnonzero((lowest <= doubt) & (highest >= -doubt))
-    chosen = columns.take(kept)
+    chosen = columns if len(kept) == len(columns.unit) else columns.take(kept)
     pos, neg, in_doubt = _pack(rows, chosen, pool)
     decide.settle(kept, rows, in_doubt, pos, neg)
     crossings = _cross(edges, ends, pos, neg, rows, chosen, decide, kept, pool)

@@ -16,7 +16,7 @@ from cpwl.engine.columns import pieces_of
 from cpwl.engine.plane.complex import Complex
 from cpwl.engine.plane.meetings import Meetings
 from cpwl.engine.rational import Arbiter, Vertices
-from cpwl.engine.residuals import knot_table, residual_errors
+from cpwl.engine.residuals import Cells, covering, knot_table, reach, residual_errors
 from cpwl.network import Network
 
 
@@ -69,37 +69,53 @@ def tighten(
 
     ``stages`` have been worked through; ``bit_unit`` and ``base`` are as in `Refined`.
     """
-    poor = complex_.error > largest
-    if not poor.any():
+    usable = complex_.error <= reach(bounds)
+    poor = (complex_.error > largest) & usable
+    rows = np.flatnonzero(poor)
+    if len(rows) == 0:
         return complex_
-    vertex, cell, knot = _incident(complex_, poor)
-    rows, first, row = np.unique(vertex, return_index=True, return_inverse=True)
+    corner, owner = _corners(complex_)
+    wanted = poor[corner]
+    chosen = covering(np.searchsorted(rows, corner[wanted]), owner[wanted], len(rows))
+    cells, cell = np.unique(chosen, return_inverse=True)
+    taken = np.isin(owner, cells) & usable[corner]
+    vertex, knot = _knots_at(complex_, poor)
     error = complex_.error.copy()
     error[rows] = residual_errors(
-        network, bounds, stages, complex_.points[rows], error[rows],
-        pieces_of(complex_.patterns[cell[first]], bit_unit, base),
-        knot_table(row, knot, len(rows), network.num_units), _sides(corners),
+        network, bounds, stages,
+        Cells(
+            pieces_of(complex_.patterns[cells], bit_unit, base),
+            np.searchsorted(cells, owner[taken]), complex_.points[corner[taken]],
+        ),
+        cell, complex_.points[rows], error[rows],
+        knot_table(np.searchsorted(rows, vertex), knot, len(rows), network.num_units),
+        _sides(corners),
     )  # fmt: skip
     return replace(complex_, error=error)
 
 
-def _incident(complex_: Complex, wanted: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
-    """List (vertex, a cell there, knot) for every edge at the wanted vertices, by vertices."""
+def _corners(complex_: Complex) -> tuple[Ints, Ints]:
+    """List the corners of all cells, and the cell of each, ascending."""
+    cells = np.arange(len(complex_.patterns))
+    if complex_.points.shape[1] == 1:
+        return complex_.edge_points.reshape(-1).astype(np.int64), np.repeat(cells, 2)
+    sizes = np.diff(complex_.cell_offsets)
+    return complex_.cell_corners.astype(np.int64), np.repeat(cells, sizes)
+
+
+def _knots_at(complex_: Complex, wanted: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """List (vertex, knot) for every edge at the wanted vertices, by vertices."""
     if complex_.points.shape[1] == 1:
         vertex = np.flatnonzero(wanted)
-        cell = np.minimum(vertex, len(complex_.patterns) - 1)
-        ends = np.where(vertex == 0, -1, -2)
         unit = complex_.point_unit[vertex]
-        return vertex, cell, np.where(unit >= 0, unit, ends).astype(np.int64)
+        return vertex, np.where(unit >= 0, unit, np.where(vertex == 0, -1, -2)).astype(np.int64)
     edge = np.flatnonzero(wanted[complex_.edge_points].any(axis=1))
     vertex = complex_.edge_points[edge].reshape(-1)
     mine = wanted[vertex]
     edge = np.repeat(edge, 2)[mine]
     order = np.argsort(vertex[mine], kind="stable")
-    edge = edge[order]
-    cell = complex_.edge_cells[edge].max(axis=1)
-    knot = complex_.edge_unit[edge].astype(np.int64)
-    return vertex[mine][order].astype(np.int64), cell.astype(np.int64), knot
+    knot = complex_.edge_unit[edge[order]].astype(np.int64)
+    return vertex[mine][order].astype(np.int64), knot
 
 
 def _sides(corners: Vertices) -> Floats:
@@ -119,4 +135,4 @@ def _sides(corners: Vertices) -> Floats:
 
 def scale_of(points: Floats) -> float:
     """Power of two that brings the largest coordinate near 1."""
-    return 2.0 ** -int(np.clip(magnitude(points), -1000, 1000))
+    return 2.0 ** -min(max(magnitude(points), -1000), 1000)

@@ -12,7 +12,7 @@ from cpwl.domain import Domain
 from cpwl.engine.bounds import Bounds
 from cpwl.engine.columns import pieces_of, units_of
 from cpwl.engine.rational import Vertices
-from cpwl.engine.residuals import knot_table, residual_errors
+from cpwl.engine.residuals import Cells, knot_table, reach, residual_errors
 from cpwl.engine.space.lattice import Lattice
 from cpwl.network import Network
 
@@ -42,16 +42,17 @@ def tighten(
     -----
     Cost: a look at all incidences, and P + 1 forward passes at the vertices in question.
     """
-    poor = np.flatnonzero(lattice.error > largest)
+    poor = np.flatnonzero((lattice.error > largest) & (lattice.error <= reach(bounds)))
     if len(poor) == 0:
         return lattice
     vertex, facet, cell = _around(lattice, poor)
     knot = units_of(lattice.facet_bit[facet], bit_unit)
     row, knot = np.unique(np.stack([np.searchsorted(poor, vertex), knot]), axis=1)
-    error = lattice.error.copy()
+    error, alone = lattice.error.copy(), np.arange(len(poor))
     error[poor] = residual_errors(
-        network, bounds, stages, lattice.points[poor], error[poor],
-        pieces_of(lattice.patterns[cell], bit_unit, base),
+        network, bounds, stages,
+        Cells(pieces_of(lattice.patterns[cell], bit_unit, base), alone, lattice.points[poor]),
+        alone, lattice.points[poor], error[poor],
         knot_table(row, knot, len(poor), network.num_units), sides,
     )  # fmt: skip
     return replace(lattice, error=error)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cpwl.arrays import EPS, SMALLEST
 from cpwl.network.program.passes import preactivations, stage_values
-from cpwl.network.program.program import Program, Ref, Step, call, fill, run, stage_plan
+from cpwl.network.program.program import Program, Ref, Step, call, run, stage_plan
 from cpwl.network.program.rounding import gamma, magnitude
 
 
@@ -161,30 +161,39 @@ class Analysis:
             else:
                 zero = torch.zeros(source.single, dtype=torch.float64)
                 values[index] = zero if error is None else error
+        bound = absolute_part(step, self.single, values)
+        constant = None if self.directions or not unit else offset_size(step, self.single, values)
+        if constant is not None:
+            bound = bound + unit * constant
         # each product may also lose what is below the smallest subnormal number
-        constant = 0.0 if self.directions else unit
-        return self.absolute(step, values, constant) + rounding.terms * SMALLEST
-
-    def absolute(self, step: Step, values: Mapping[int, Tensor], constant: float) -> Tensor:
-        """Apply |L| of an affine step to non-negative values, and add |b| times a factor."""
-        rounding = step.rounding
-        assert rounding is not None
-        env = {**self.single, **values}
-        args = [fill(arg, env) for arg in step.args]
-        kwargs = {key: fill(arg, env) for key, arg in step.kwargs.items()}
-        linear = step.function if rounding.linear is None else rounding.linear
-        bound = linear(*args, **kwargs)
-        if constant and rounding.constant is not None:
-            added = rounding.constant(*args, **kwargs)
-            if added is not None:
-                bound = bound + constant * added
-        return bound
+        return bound + rounding.terms * SMALLEST
 
     def _magnitude(self, index: int, env: list[Any]) -> Tensor:
         if index not in self.magnitudes:
             step = self.program.steps[index]
             self.magnitudes[index] = magnitude(env[index], step.single, step.leading)
         return self.magnitudes[index]
+
+
+def absolute_part(step: Step, fixed: Mapping[int, Any], values: Mapping[int, Tensor]) -> Tensor:
+    """Apply |L| of an affine step to non-negative values of its operands.
+
+    ``fixed`` are the operands that follow from the batch size.
+    """
+    assert step.rounding is not None
+    return call(step, {**fixed, **values}, step.rounding.linear)
+
+
+def offset_size(
+    step: Step, fixed: Mapping[int, Any], values: Mapping[int, Tensor]
+) -> Tensor | None:
+    """Return |b| of an affine step, where there is one, from any values of its operands."""
+    assert step.rounding is not None
+    if step.rounding.terms == 0:  # entries are only moved; constants may stand between them
+        zeros = {i: torch.zeros_like(value) for i, value in values.items()}
+        return call(step, {**fixed, **zeros}).abs()
+    constant = step.rounding.constant
+    return None if constant is None else call(step, {**fixed, **values}, constant)
 
 
 def single_values(program: Program, rows: int = 1) -> dict[int, Any]:

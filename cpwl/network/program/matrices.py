@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cpwl.arrays import Floats
 from cpwl.network.program.error_analysis import single_values
-from cpwl.network.program.program import Program, Step, call
+from cpwl.network.program.program import Program, Step, call, is_batched
 
 # A step with more places in its dense matrix, or a network with more units, is not read: reading
 # takes seconds, and max-pooling over zeros asks for exact values at every vertex, which are then as
@@ -106,8 +106,7 @@ def read_step(program: Program, step: Step) -> AffineMap | None:
 def _read(program: Program, step: Step, constants: Mapping[int, Any]) -> AffineMap:
     """Read one affine step."""
     singles = {i: program.steps[i].single for i in step.data}
-    batched = step.leading and all(program.steps[i].leading for i in step.data)
-    batched = batched and all(i in step.data for i in step.inputs)
+    batched = is_batched(program, step)
 
     def function(*values: Tensor) -> Tensor:
         return call(step, {**constants, **dict(zip(step.data, values, strict=True))})

@@ -92,9 +92,9 @@ class Tournament:
         return add_errors(passed, self.candidate_pairs(magnitudes[0], round) * UNIT_ROUNDOFF)
 
     def largest_candidate(self, x: Tensor) -> Tensor:
-        """Largest of the numbers (1, ...) of every output's candidates."""
+        """Largest of the numbers (N, ...) of every output's candidates."""
         largest = self._largest(x.flatten(1), len(self.left))
-        return largest.index_select(1, self.final).reshape(1, *self.out_shape)
+        return largest.index_select(1, self.final).reshape(len(x), *self.out_shape)
 
     def candidate_pairs(self, x: Tensor, round: int) -> Tensor:
         """Sum over every pair of a round of the largest numbers below both opponents."""

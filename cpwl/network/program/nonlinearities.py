@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import frexp, inf, ldexp
 from typing import Any, Protocol
 
@@ -91,6 +91,11 @@ class Pointwise:
     offsets: tuple[Coefficient, ...]
     function: Callable[[Tensor], Tensor]
 
+    @cached_property
+    def steepest(self) -> Tensor:
+        """Largest absolute slopes, one or one an entry."""
+        return _largest(self.slopes)
+
     def forward(self, *inputs: Any) -> Tensor:
         """Apply the operation."""
         return self.function(inputs[0])
@@ -119,8 +124,7 @@ class Pointwise:
 
     def error(self, errors: Sequence[MaybeError], magnitudes: Sequence[Tensor]) -> MaybeError:
         """Lipschitz constant times the input's error, and one product and one sum rounded."""
-        slope = _largest(self.slopes)
-        rounding = None
+        slope, rounding = self.steepest, None
         if not _all_in(self.slopes, (-1.0, 0.0, 1.0)):
             rounding = slope * magnitudes[0] * (2 * UNIT_ROUNDOFF)
         if any(_moves(s, o) for s, o in zip(self.slopes, self.offsets, strict=True)):
@@ -281,7 +285,7 @@ def add_errors(a: MaybeError, b: MaybeError) -> MaybeError:
 
 def largest_slope(bend: Pointwise | Triangle) -> Tensor:
     """Lipschitz constants of a function of one operand, one or one an entry."""
-    return _largest(bend.slopes if isinstance(bend, Pointwise) else (bend.scale,))
+    return bend.steepest if isinstance(bend, Pointwise) else _largest((bend.scale,))
 
 
 def piece_of(nonlinearity: Nonlinearity, h: Tensor, round: int) -> Tensor:

@@ -120,12 +120,13 @@ def fill(value: Any, env: Values) -> Any:
     return value
 
 
-def call(step: Step, env: Values) -> Any:
-    """Run one step."""
+def call(step: Step, env: Values, function: Callable[..., Any] | None = None) -> Any:
+    """Run one step, or another function with its arguments."""
+    function = function or step.function
     args = [fill(value, env) for value in step.args]
     if not step.kwargs:
-        return step.function(*args)
-    return step.function(*args, **{key: fill(value, env) for key, value in step.kwargs.items()})
+        return function(*args)
+    return function(*args, **{key: fill(value, env) for key, value in step.kwargs.items()})
 
 
 def make_plan(steps: Sequence[Step], targets: Iterable[int], known: Iterable[int] = (0,)) -> Plan:
@@ -145,6 +146,12 @@ def make_plan(steps: Sequence[Step], targets: Iterable[int], known: Iterable[int
         if source not in keep:
             dying.setdefault(index, []).append(source)
     return Plan(order, tuple(tuple(dying.get(index, ())) for index in order))
+
+
+def is_batched(program: Program, step: Step) -> bool:
+    """Whether samples of a step's operands, along the first axis, give samples of its value."""
+    own = all(i in step.data for i in step.inputs)
+    return own and step.leading and all(program.steps[i].leading for i in step.data)
 
 
 def stage_plan(program: Program, stage: int) -> Plan:

@@ -32,7 +32,7 @@ class Rounding(NamedTuple):
     linear : callable or None
         |L|, called with the operation's own arguments, non-negative data; None: the operation.
     constant : callable or None
-        |b| (or None) from the same arguments.
+        |b| (or None) from the same arguments; not asked for where `terms` is 0.
     """
 
     terms: int
