@@ -37,6 +37,7 @@ from torch import nn
 import cpwl
 from cpwl.engine.plane import Refined, prove, proving, refine
 from cpwl.engine.precise import Evaluator
+from cpwl.engine.precise.expansions import Expansion, added, scaled
 from cpwl.engine.rational import Arbiter
 from cpwl.engine.work import Work
 from cpwl.network.program import read_matrices
@@ -120,7 +121,7 @@ def deep(seed: int, kind: str) -> tuple[nn.Sequential, tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("kind", "seeds"),
     [
-        ("dense", range(8)), ("images", range(4)),
+        ("dense", range(8)), ("images", (*range(4), 20, 96)),  # the last two: dead filters
         pytest.param("dense", range(8, 520), marks=pytest.mark.nightly),
         pytest.param("images", range(4, 104), marks=pytest.mark.nightly),
     ],
@@ -266,7 +267,32 @@ def test_evaluation_is_within_its_bound_of_rational_arithmetic() -> None:
                 x = out
 
 
-def _exact(number: float) -> fmpq:
+def test_products_and_sums_are_within_their_bounds_and_exact_products_have_none() -> None:
+    rng = np.random.default_rng(0)
+    spread = np.ldexp(1.0, rng.choice([-1070, -960, -520, -480, -60, -1, 0, 1, 450], (3, 2, 3000)))
+    hi, factor, offset = (torch.from_numpy(x) for x in rng.uniform(-1, 1, (3, 2, 3000)) * spread)
+    hi[:, :99], factor[:, 64:160], offset[:, 128:1000] = 0.0, 0.0, 0.0
+    zero = torch.zeros_like(hi)
+    small = rng.uniform(-1, 1, hi.shape) * np.ldexp(1.0, rng.choice([-53, -450], hi.shape))
+    for lo in (zero, hi * torch.from_numpy(small)):
+        x = Expansion(hi, lo, zero)
+        moved = scaled(x, factor, offset, 1)  # offsets for the first row alone
+        left = added(moved, x, -1.0)
+        for at in np.ndindex(*hi.shape):
+            number = _exact(hi[at]) + _exact(lo[at])
+            wanted = number * _exact(factor[at]) + (_exact(offset[at]) if at[0] == 0 else 0)
+            for found, exact in ((moved, wanted), (left, wanted - number)):
+                off = abs(_exact(found.hi[at]) + _exact(found.lo[at]) - exact)
+                assert off <= _exact(found.error[at])
+    product = scaled(Expansion(hi, zero, zero), factor, zero, 2)
+    ordinary = (product.hi.abs() > 1e-250) | (hi == 0) | (factor == 0)
+    assert 1000 < ordinary.sum() < ordinary.numel()
+    assert not product.error[ordinary].any()
+    assert not added(product, product, -1.0).error[ordinary].any()
+    assert product.error[~ordinary].all()
+
+
+def _exact(number: float | torch.Tensor) -> fmpq:
     p, q = float(number).as_integer_ratio()
     return fmpq(p, q)
 
