@@ -155,15 +155,69 @@ def scale(hi, lo, error, factor, offset, values, out_hi, out_lo, out_error):
             out_error[r, i] = off
 
 
+@inlined
+def sum_of(a_hi, a_lo, a_error, b_hi, b_lo, b_error):
+    """Add two numbers."""
+    high, e = two_sum(a_hi, b_hi)
+    small, lost = two_sum(a_lo, b_lo)
+    low, more = two_sum(e, small)
+    high, low = two_sum(high, low)
+    return high, low, (a_error + b_error + (abs(lost) + abs(more))) * UP
+
+
 @kernel
 def add(a_hi, a_lo, a_error, b_hi, b_lo, b_error, sign, hi, lo, error):
     """Add flat numbers: a + sign b."""
     for i in range(hi.shape[0]):
-        high, e = two_sum(a_hi[i], sign * b_hi[i])
-        small, lost = two_sum(a_lo[i], sign * b_lo[i])
-        low, more = two_sum(e, small)
-        hi[i], lo[i] = two_sum(high, low)
-        error[i] = (a_error[i] + b_error[i] + (abs(lost) + abs(more))) * UP
+        hi[i], lo[i], error[i] = sum_of(
+            a_hi[i], a_lo[i], a_error[i], sign * b_hi[i], sign * b_lo[i], b_error[i]
+        )
+
+
+@kernel
+def differences(x_hi, x_lo, x_error, first, second, hi, lo, error):
+    """Subtract entries of rows: row r takes those that row r mod B of ``first``, (B, N), names."""
+    for r in range(hi.shape[0]):
+        b = r % first.shape[0]
+        for i in range(hi.shape[1]):
+            j, k = first[b, i], second[b, i]
+            hi[r, i], lo[r, i], error[r, i] = sum_of(
+                x_hi[r, j], x_lo[r, j], x_error[r, j], -x_hi[r, k], -x_lo[r, k], x_error[r, k]
+            )
+
+
+@kernel
+def play(hi, lo, pieces, unit, sides, final, largest, winners, ties):
+    """Play tournaments on B cells; nodes are the entries of a row, then the matches.
+
+    Parameters
+    ----------
+    hi, lo : (R, N)
+        Values at B points, then B derivatives each.
+    pieces, unit : (B, num_units), (M,)
+        Pieces of the network's units, and which of these the matches are.
+    sides, final : (2, M), (W,)
+        The nodes that meet in each match, and the last ones.
+    winners : (B, W)
+        Entries that win.
+    ties : (B,)
+        Matches on the upper piece whose sides are equal in all rows.
+    """
+    count, size = pieces.shape[0], hi.shape[1]
+    node = np.arange(size + unit.shape[0])
+    for b in range(count):
+        for m in range(unit.shape[0]):
+            j, k = node[sides[0, m]], node[sides[1, m]]
+            upper = pieces[b, unit[m]] > 0
+            node[size + m] = j if upper == largest else k
+            if upper and hi[b, j] == hi[b, k]:
+                level = 1
+                for r in range(b, hi.shape[0], count):
+                    if hi[r, j] != hi[r, k] or lo[r, j] != lo[r, k]:
+                        level = 0
+                ties[b] += level
+        for w in range(final.shape[0]):
+            winners[b, w] = node[final[w]]
 
 
 @kernel
