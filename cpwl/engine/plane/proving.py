@@ -122,9 +122,10 @@ class Prover:
         order = np.argsort(corners.vertex, kind="stable")
         self._at = order  # corners by vertices
         self._bits = np.argsort(made.bit_unit, kind="stable")
-        self._lead = np.zeros(work.network.num_units, np.bool_)
-        for field in self._evaluator.fields.values():
-            self._lead[field.unit] = True
+        self._step, self._match = np.full((2, work.network.num_units), -1)
+        for index, field in self._evaluator.fields.items():
+            self._step[field.unit], self._match[field.unit] = index, np.arange(len(field.unit))
+        self._lead = self._step >= 0
         self._first = prefix(np.bincount(corners.vertex, minlength=len(made.complex.points)))
 
     def settle(self, rows: Ints, case: Ints, best: _Found, *, meet: bool) -> None:
@@ -286,13 +287,12 @@ class Prover:
     def _settled(self, at: _Solved, case: Ints, known: Callable[[int], Constants]) -> Ints:
         """Prove that units are on their pieces, and count what stays open at each vertex."""
         held, pieces, labels, roots = at.held, at.pieces, at.labels, at.roots
-        units = np.arange(pieces.shape[1])
-        low, high = self._breaks[units, pieces], self._breaks[units, pieces + 1]
-        low[:, self._lead], high[:, self._lead] = 0.0, np.inf
-        row, column = self._near(held, case, roots, low, high)
+        row, column = self._near(at, case)
         b = case[row]
         functions = Affine(*(part[b, :, column] for part in held[:3]))
-        ends = low[b, column], high[b, column]
+        leads, piece = self._lead[column], pieces[b, column]
+        low, high = self._breaks[column, piece], self._breaks[column, piece + 1]
+        ends = np.where(leads, 0.0, low), np.where(leads, np.inf, high)
         proven = np.ones(len(row), np.bool_)
         for end, sign in zip(ends, (1, -1), strict=True):
             value, off = precise.values_at(
@@ -302,7 +302,7 @@ class Prover:
         # constant, and not rounded at all
         still = (np.abs(functions.hi[:, 1:]) + functions.error[:, 1:] == 0).all(axis=1)
         still &= np.abs(functions.lo[:, 0]) + functions.error[:, 0] == 0
-        level, leads = functions.hi[:, 0], self._lead[column]
+        level = functions.hi[:, 0]
         above = (level > ends[0]) | (leads & (level == ends[0]))
         proven |= still & above & (level <= ends[1])
         proven |= (labels.unit[row] == column[:, None]).any(axis=1)
@@ -316,16 +316,15 @@ class Prover:
                 proven[k] = any(self._level(u, float(end[k]), labels, i, known) for end in ends)
         return np.bincount(row[~proven], minlength=len(case))
 
-    def _near(
-        self, held: Held, case: Ints, roots: Roots, low: Floats, high: Floats
-    ) -> tuple[Ints, Ints]:
+    def _near(self, at: _Solved, case: Ints) -> tuple[Ints, Ints]:
         """List vertices and units that float64 does not settle."""
-        step, size = np.ascontiguousarray(roots.hi), 4096
+        step, size = np.ascontiguousarray(at.roots.hi), 4096
         while True:
             row, column = np.empty((2, size), np.int64)
             found = precise.near_knots(
-                held.hi, held.error, case, step, roots.radius, low, high, self._lead, row, column
-            )
+                at.held.hi, at.held.error, case, step, at.roots.radius, self._breaks, at.pieces,
+                self._lead, row, column,
+            )  # fmt: skip
             if found <= size:
                 return row[:found], column[:found]
             size = found
@@ -359,7 +358,8 @@ class Prover:
             return opened
         there_pieces = self._all_pieces(around)
         for index, field in self._evaluator.fields.items():
-            windows = np.unique(field.match_window[field.matches(matches)])
+            own = self._match[matches[self._step[matches] == index]]
+            windows = np.unique(field.match_window[own])
             here = held.winners[index][case]
             there = field.winners(there_pieces, windows)
             for w, winners in zip(windows.tolist(), there.T.tolist(), strict=True):
@@ -381,10 +381,8 @@ class Prover:
 
     def _field(self, unit: int) -> tuple[int, Field, int]:
         """Find the max-pooling that a match belongs to, and which one it is there."""
-        for index, field in self._evaluator.fields.items():
-            for match in field.matches(np.array([unit])).tolist():
-                return index, field, match
-        raise ValueError(f"Expected a match, got unit {unit}.")
+        index = int(self._step[unit])
+        return index, self._evaluator.fields[index], int(self._match[unit])
 
 
 def _equals(held: Held, case: int, unit: int, number: float) -> bool:

@@ -221,10 +221,10 @@ def play(hi, lo, pieces, unit, sides, final, largest, winners, ties):
 
 
 @kernel
-def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
+def near_knots(hi, error, case, step, radius, ends, pieces, leads, rows, columns):
     """List the units whose float64 value at a root may lie outside its piece or on its ends.
 
-    Exact zeros on the upper end are left out, and those on a lower end that is ``closed``.
+    Exact zeros on the upper end are left out, and leads that are exactly zero.
 
     Parameters
     ----------
@@ -232,8 +232,8 @@ def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
         Affine functions on cells, see `Held`.
     case, step, radius : (n,), (n, P), (n,)
         The roots.
-    low, high, closed : (B, U), (B, U), (U,)
-        Ends of the pieces, and whether the lower one belongs to it.
+    ends, pieces, leads : (U, m), (B, U), (U,)
+        Ends of all pieces, those of the cells, and what is to be at least zero instead.
     rows, columns : (m,)
         Room for the list; nothing is written beyond it.
 
@@ -246,6 +246,9 @@ def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
     for r in range(step.shape[0]):
         b = case[r]
         for u in range(hi.shape[2]):
+            low, high = ends[u, pieces[b, u]], ends[u, pieces[b, u] + 1]
+            if leads[u]:
+                low, high = 0.0, np.inf
             value, size, off, slope = hi[b, 0, u], abs(hi[b, 0, u]), error[b, 0, u], 0.0
             for d in range(dim):
                 change = hi[b, 1 + d, u] * step[r, d]
@@ -253,12 +256,11 @@ def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
                 size += abs(change)
                 off += error[b, 1 + d, u] * abs(step[r, d])
                 slope += abs(hi[b, 1 + d, u]) + error[b, 1 + d, u]
-            if size == 0.0 and slope == 0.0 and off == 0.0:
-                inside = low[b, u] < 0.0 or (closed[u] and low[b, u] == 0.0)
-                if inside and high[b, u] >= 0.0:
-                    continue
+            inside = (low < 0.0 or leads[u]) and high >= 0.0
+            if size == 0.0 and slope == 0.0 and off == 0.0 and inside:
+                continue
             off += slope * radius[r] + 16 * UNIT_ROUNDOFF * size
-            above, below = value - low[b, u], high[b, u] - value
+            above, below = value - low, high - value
             if above > off * UP and below > off * UP:
                 continue
             if found < rows.shape[0]:

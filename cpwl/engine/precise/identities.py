@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cpwl.arrays import Ints
 from cpwl.domain import Slice
@@ -38,6 +39,7 @@ class Rows:
         self.program = program
         self._constants = single_values(program)
         self._of: dict[tuple[int, int], Row] = {}
+        self._traced: dict[int, tuple[list[Tensor], Tensor]] = {}
 
     def of(self, index: int, entry: int) -> Row | None:
         """Read an entry; None once too many were read."""
@@ -47,24 +49,31 @@ class Rows:
         return self._of.get(key)
 
     def _read(self, index: int, entry: int) -> Row:
-        program = self.program
-        step = program.steps[index]
-        with torch.enable_grad():
-            values = [
-                torch.zeros(program.steps[i].single, dtype=torch.float64, requires_grad=True)
-                for i in step.data
-            ]
-            found = dict(zip(step.data, values, strict=True))
-            out = call(step, {**self._constants, **found}).reshape(-1)[entry]
-            rows = [None] * len(values)
-            if out.requires_grad:  # not a constant
-                rows = torch.autograd.grad(out, values, allow_unused=True)
+        sources = self.program.steps[index].data
+        values, out = self._trace(index)
+        rows = [None] * len(values)
+        if out.requires_grad:  # not a constant
+            with torch.enable_grad():
+                one = out[entry]
+            rows = torch.autograd.grad(one, values, allow_unused=True, retain_graph=True)
         terms = []
-        for source, row in zip(step.data, rows, strict=True):
+        for source, row in zip(sources, rows, strict=True):
             if row is not None:
                 flat = row.reshape(-1).numpy()
                 terms += [(float(flat[k]), source, k) for k in np.flatnonzero(flat).tolist()]
-        return Row(float(out.detach()), terms)
+        return Row(float(out[entry].detach()), terms)
+
+    def _trace(self, index: int) -> tuple[list[Tensor], Tensor]:
+        """Apply a step to zeros that derivatives are taken by."""
+        if index not in self._traced:
+            step = self.program.steps[index]
+            shapes = (self.program.steps[i].single for i in step.data)
+            with torch.enable_grad():
+                values = [torch.zeros(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+                found = dict(zip(step.data, values, strict=True))
+                out = call(step, {**self._constants, **found}).reshape(-1)
+            self._traced[index] = values, out
+        return self._traced[index]
 
 
 class Identities:
@@ -200,4 +209,6 @@ def operand_of(program: Program, unit: int) -> tuple[int, int] | None:
 
 def _number(bend: Pointwise, coefficient: Any, entry: int) -> float:
     """Coefficient of an entry."""
-    return float(torch.as_tensor(coefficient).expand(bend.shapes[0]).reshape(-1)[entry])
+    if not isinstance(coefficient, Tensor):
+        return float(coefficient)
+    return float(coefficient.expand(bend.shapes[0]).reshape(-1)[entry])

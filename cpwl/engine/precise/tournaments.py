@@ -67,12 +67,6 @@ class Field:
             owner[self._sides[:, match]] = owner[size + match]
         self.match_window = owner[size:]
 
-    def matches(self, units: Ints) -> Ints:
-        """Find the matches among some units of the network."""
-        place = np.searchsorted(self.unit, units)
-        place = place[place < len(self.unit)]
-        return place[np.isin(self.unit[place], units)]
-
     def winners(self, pieces: NDArray[np.int32], windows: Ints) -> Ints:
         """Name the winners (n, m) of some windows, by the pieces (n, num_units) of the network."""
         node = np.tile(self._final[windows], (len(pieces), 1))
