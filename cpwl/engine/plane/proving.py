@@ -16,7 +16,7 @@ pieces of different cells hold at the same time only on knots. See architecture.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -143,10 +143,13 @@ class Prover:
         at = self.solved(rows, case, last, meet=meet)
         held, points, roots = at.held, at.points, at.roots
         vertex = self.corners.vertex[rows]
-        known = cache(lambda i: self._constants(i, int(case[i]), int(vertex[i]), at))
-        opened = self._settled(at, case, known)
+        vertices = [
+            _Vertex(self, at, *key)
+            for key in zip(range(len(rows)), case.tolist(), vertex.tolist(), strict=True)
+        ]
+        opened = self._settled(at, case, vertices)
         for i in np.flatnonzero(np.isfinite(roots.radius)).tolist():
-            opened[i] += self._differences(i, int(case[i]), int(vertex[i]), at, known)
+            opened[i] += self._differences(vertices[i])
         ties = held.ties[case]
         if meet:  # units that are held on other pieces make ties that the cell does not have
             for i in np.flatnonzero((ties > 0) & (opened == 0)).tolist():
@@ -176,7 +179,7 @@ class Prover:
         pieces = self._all_pieces(cells)
         if meet:
             for k, v in enumerate(vertex.tolist()):
-                self._meet(pieces[case[k]], v)
+                self.meet(pieces[case[k]], v)
         points = np.array([self._middle(c) for c in cells.tolist()])
         held = self._evaluator.held(points, pieces, stages)
         functions, labels = self.functions(rows, case, held, points)
@@ -189,19 +192,19 @@ class Prover:
         point = self._middle(cell)[None]
         return self._evaluator.held(point, self._all_pieces(np.array([cell])), stages), point
 
-    def _meet(self, pieces: NDArray[np.int32], vertex: int) -> None:
+    def meet(self, pieces: NDArray[np.int32], vertex: int) -> None:
         """Set every unit on the lowest of its pieces at a vertex, but for matches."""
         there = self._around(vertex)
         units = self._changed(there)
         units = units[~self._lead[units]]
         pieces[units] = self._pieces(there, units).min(axis=0)
 
-    def _constants(self, i: int, case: int, vertex: int, at: _Solved) -> Constants:
+    def constants(self, vertex: _Vertex) -> Constants:
         """Make what tells the values that are known at a vertex."""
+        at, case = vertex.at, vertex.case
         pieces = at.pieces[case].copy()
-        self._meet(pieces, vertex)
-        defined = zip(at.labels.unit[i].tolist(), at.labels.knot[i].tolist(), strict=True)
-        level = {unit: knot for unit, knot in defined if unit >= 0 and not self._lead[unit]}
+        self.meet(pieces, vertex.number)
+        level = {unit: knot for unit, knot in vertex.level if not self._lead[unit]}
         winners = {index: found[case] for index, found in at.held.winners.items()}
         return Constants(self._identities.rows, pieces, winners, level)
 
@@ -284,7 +287,7 @@ class Prover:
         made = self._made
         return pieces_of(self._complex.patterns[cells], made.bit_unit, made.base)
 
-    def _settled(self, at: _Solved, case: Ints, known: Callable[[int], Constants]) -> Ints:
+    def _settled(self, at: _Solved, case: Ints, vertices: list[_Vertex]) -> Ints:
         """Prove that units are on their pieces, and count what stays open at each vertex."""
         held, pieces, labels, roots = at.held, at.pieces, at.labels, at.roots
         row, column = self._near(at, case)
@@ -299,21 +302,25 @@ class Prover:
                 functions, np.where(np.isfinite(end), end, 0.0), roots, row
             )
             proven &= np.isinf(end) | (sign * value > off)
-        # constant, and not rounded at all
         still = (np.abs(functions.hi[:, 1:]) + functions.error[:, 1:] == 0).all(axis=1)
-        still &= np.abs(functions.lo[:, 0]) + functions.error[:, 0] == 0
-        level = functions.hi[:, 0]
+        level, low = functions.hi[:, 0], functions.lo[:, 0]
+        exact = still & (np.abs(low) + functions.error[:, 0] == 0)
         above = (level > ends[0]) | (leads & (level == ends[0]))
-        proven |= still & above & (level <= ends[1])
+        proven |= exact & above & (level <= ends[1])
         proven |= (labels.unit[row] == column[:, None]).any(axis=1)
         for k in np.flatnonzero(~proven).tolist():
             u, i = int(column[k]), int(row[k])
             if leads[k]:
+                if still[k] and (level[k] != 0 or low[k] != 0):
+                    continue  # no tie that was counted, see `Held`
                 index, field, place = self._field(u)
                 two = field.compared(held.winners[index][b[k]], place)
-                proven[k] = self._alike(index, *two, labels, i, known)
+                proven[k] = self._alike(index, *two, vertices[i])
             elif np.isfinite(roots.radius[i]):
-                proven[k] = any(self._level(u, float(end[k]), labels, i, known) for end in ends)
+                # level on all of a cell, a unit is on its lower piece
+                proven[k] = any(
+                    self._level(u, float(end[k]), vertices[i]) for end in ends[int(still[k]) :]
+                )
         return np.bincount(row[~proven], minlength=len(case))
 
     def _near(self, at: _Solved, case: Ints) -> tuple[Ints, Ints]:
@@ -329,29 +336,25 @@ class Prover:
                 return row[:found], column[:found]
             size = found
 
-    def _alike(
-        self, index: int, a: int, b: int, labels: _Labels, i: int, known: Callable[[int], Constants]
-    ) -> bool:
+    def _alike(self, index: int, a: int, b: int, vertex: _Vertex) -> bool:
         """Whether two candidates of a max-pooling are level, by definition or as computed."""
         (source,) = self._network.program.steps[index].data
-        by_definition = _joined(a, b, [p[1:].tolist() for p in labels.pair[i] if p[0] == index])
-        return by_definition or known(i).same(source, a, b) or self._identities.same(source, a, b)
+        pairs = [pair for step, *pair in vertex.pairs if step == index]
+        known = _joined(a, b, pairs) or vertex.constants.same(source, a, b)
+        return known or self._identities.same(source, a, b)
 
-    def _differences(
-        self, i: int, case: int, vertex: int, at: _Solved, known: Callable[[int], Constants]
-    ) -> int:
+    def _differences(self, vertex: _Vertex) -> int:
         """Count what differs between cells at a vertex without being level with its knot there."""
-        held, labels, mine = at.held, at.labels, at.pieces[case]
-        around = self._around(vertex)
+        held, case = vertex.at.held, vertex.case
+        mine, around = vertex.at.pieces[case], self._around(vertex.number)
         changed = self._changed(around)
         opened = 0
         units = changed[~self._lead[changed]]
         for u, theirs in zip(units.tolist(), self._pieces(around, units).T, strict=True):
             for piece in set(theirs.tolist()) - {int(mine[u])}:
                 knot = float(self._breaks[u, max(piece, int(mine[u]))])
-                defined = ((labels.unit[i] == u) & (labels.knot[i] == knot)).any()
-                level = defined or _equals(held, case, u, knot)
-                level = level or self._level(u, knot, labels, i, known)
+                level = (u, knot) in vertex.level or _equals(held, case, u, knot)
+                level = level or self._level(u, knot, vertex)
                 opened += not (level and abs(piece - int(mine[u])) == 1)
         matches = changed[self._lead[changed]]
         if len(matches) == 0:
@@ -364,20 +367,17 @@ class Prover:
             there = field.winners(there_pieces, windows)
             for w, winners in zip(windows.tolist(), there.T.tolist(), strict=True):
                 for rival in set(winners) - {int(here[w])}:
-                    if not self._alike(index, int(here[w]), rival, labels, i, known):
+                    if not self._alike(index, int(here[w]), rival, vertex):
                         place = field.place(int(here[w]), w, rival)
                         opened += not _equals(held, case, int(field.unit[place]), 0.0)
         return opened
 
-    def _level(
-        self, unit: int, knot: float, labels: _Labels, i: int, known: Callable[[int], Constants]
-    ) -> bool:
+    def _level(self, unit: int, knot: float, vertex: _Vertex) -> bool:
         """Whether a unit is level with a knot, as one that is by definition or as computed."""
-        return known(i).is_level(unit, knot) or any(
+        return vertex.constants.is_level(unit, knot) or any(
             self._identities.same_units(unit, other)
-            for other, at in zip(labels.unit[i].tolist(), labels.knot[i].tolist(), strict=True)
-            if other >= 0 and at == knot and not self._lead[other]
-        )
+            for other, at in vertex.level if at == knot and not self._lead[other]
+        )  # fmt: skip
 
     def _field(self, unit: int) -> tuple[int, Field, int]:
         """Find the max-pooling that a match belongs to, and which one it is there."""
@@ -409,6 +409,33 @@ class _Solved(NamedTuple):
     functions: Affine  # (n, P, P + 1) zero at the vertices
     labels: _Labels
     roots: Roots
+
+
+class _Vertex:
+    """What is known of a vertex by its definition.
+
+    Attributes
+    ----------
+    at, case : _Solved, int
+        What it was found by, and the number of its cell there.
+    number : int
+        Its own.
+    level : list
+        Units, or places of leads, and their knots that pass through it.
+    pairs : list
+        Steps and the two candidates that leads compare.
+    """
+
+    def __init__(self, prover: Prover, at: _Solved, i: int, case: int, number: int) -> None:
+        self._prover, self.at, self.case, self.number = prover, at, case, number
+        unit, knot = at.labels.unit[i].tolist(), at.labels.knot[i].tolist()
+        self.level = [key for key in zip(unit, knot, strict=True) if key[0] >= 0]
+        self.pairs = at.labels.pair[i].tolist()
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What tells the values that are known there."""
+        return self._prover.constants(self)
 
 
 def _joined(a: int, b: int, pairs: list[list[int]]) -> bool:
