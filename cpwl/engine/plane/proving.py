@@ -16,25 +16,21 @@ pieces of different cells hold at the same time only on knots. See architecture.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cpwl.arrays import EPS, Floats, Ints, next_corner, prefix, unpack
 from cpwl.engine import precise
 from cpwl.engine.columns import pieces_of
 from cpwl.engine.plane.complex import Complex, Refined
-from cpwl.engine.plane.sides import Sides
-from cpwl.engine.precise import Affine, Field, Held, Identities, Roots
+from cpwl.engine.plane.corners import Corners, Outline, choose, corners_of, is_closed
+from cpwl.engine.precise import Affine, Constants, Field, Held, Identities, Roots
 from cpwl.engine.work import Work
 from cpwl.network import Network
-from cpwl.network.program import held_pieces
 
-# Corners of cells whose edges meet at a smaller angle (its sine) are used only where nothing else
-# is left.
-_FLAT = 1e-3
 _ROUNDS = 4
 _CASES = 16  # evaluated at once
 
@@ -56,17 +52,6 @@ class Proof(NamedTuple):
     undecided: int
     cells: int
     points: Floats
-
-
-class Corners(NamedTuple):
-    """Corners of cells, by cells; P edges leave a cell's corner."""
-
-    cell: Ints  # (N,)
-    vertex: Ints  # (N,)
-    beyond: Ints  # (N, P) the cell on the other side of each edge, -1 outside
-    edge: Ints  # (N, P) the edges themselves; P = 1: the vertex
-    unit: Ints  # (N, P) units whose knots they lie on
-    sine: Floats  # (N,) of the angle between the edges
 
 
 class _Found(NamedTuple):
@@ -95,7 +80,7 @@ def prove(
     prover = Prover(work, made, corners)
     n_points, units = len(complex_.points), work.network.num_units
     dim = complex_.points.shape[1]
-    if not _closed(complex_):
+    if not is_closed(complex_):
         return Proof(0, n_points * units, 0, complex_.points)
     best = _Found(
         np.full(n_points, units), complex_.points.copy(), np.zeros((n_points, dim)),
@@ -105,7 +90,7 @@ def prove(
     tried = np.zeros(len(corners.cell), np.bool_)
     size = max(1, min(_CASES, work.memory // 4 // evaluator.bytes_per_cell))
     for attempt in range(_ROUNDS):
-        chosen = _choose(complex_, corners, best.open > 0, tried, attempt)
+        chosen = choose(complex_, corners, best.open > 0, tried, attempt)
         tried[chosen] = True
         case = np.arange(len(chosen))
         if attempt == 0:  # a cell settles all of its corners
@@ -123,144 +108,6 @@ def prove(
     return Proof(n_points * units - int(best.open.sum()), undecided, evaluated, points)
 
 
-def _choose(
-    complex_: Complex, corners: Corners, waiting: NDArray, tried: NDArray, attempt: int
-) -> Ints:
-    """Choose a corner for every vertex that waits, ascending in cells.
-
-    First as few cells as reach all vertices; then the cells with the widest angles, one each.
-    """
-    usable = waiting[corners.vertex] & ~tried & usable_corners(complex_, corners)
-    if attempt == 0:
-        return _cover(corners, usable & (corners.sine > _FLAT), len(waiting))
-    rows = np.flatnonzero(usable)
-    rows = rows[np.lexsort([-corners.sine[rows], corners.vertex[rows]])]
-    rows = rows[np.unique(corners.vertex[rows], return_index=True)[1]]
-    return rows[np.argsort(corners.cell[rows], kind="stable")]
-
-
-def usable_corners(complex_: Complex, corners: Corners) -> NDArray[np.bool_]:
-    """Flag the corners whose two lines define the vertex: on the domain's boundary, with a side."""
-    outside = (corners.beyond < 0).any(axis=1)
-    on_boundary = np.zeros(len(complex_.points), np.bool_)
-    on_boundary[corners.vertex[outside]] = True
-    return outside | ~on_boundary[corners.vertex]
-
-
-def _cover(corners: Corners, usable: NDArray[np.bool_], n_points: int) -> Ints:
-    """Choose few cells that have usable corners at all vertices; greedily."""
-    rows = np.flatnonzero(usable)
-    cells, first = np.unique(corners.cell[rows], return_index=True)
-    of_cell = np.split(rows, first[1:])
-    order = sorted(range(len(cells)), key=lambda k: -len(of_cell[k]))
-    covered = np.zeros(n_points, np.bool_)
-    found: list[Ints] = []
-    most = max((len(x) for x in of_cell), default=0)
-    waiting = order
-    for wanted in range(most, 0, -1):
-        later = []
-        for k in waiting:
-            mine = of_cell[k][~covered[corners.vertex[of_cell[k]]]]
-            if len(mine) >= wanted:
-                covered[corners.vertex[mine]] = True
-                found.append(mine)
-            elif len(mine):
-                later.append(k)
-        waiting = later
-    joined = np.concatenate(found) if found else np.empty(0, np.int64)
-    return joined[np.argsort(corners.cell[joined], kind="stable")]
-
-
-def corners_of(complex_: Complex) -> Corners:
-    """List the corners of all cells."""
-    n_cells = len(complex_.patterns)
-    if complex_.points.shape[1] == 1:
-        cell = np.repeat(np.arange(n_cells), 2)
-        vertex = cell + np.tile([0, 1], n_cells)
-        beyond = np.where(vertex == cell, cell - 1, cell + 1)
-        beyond = np.where(beyond == n_cells, -1, beyond)[:, None]
-        unit = complex_.point_unit[vertex].astype(np.int64)[:, None]
-        return Corners(cell, vertex, beyond, vertex[:, None], unit, np.ones(len(cell)))
-    offsets = complex_.cell_offsets
-    cell = np.repeat(np.arange(n_cells), np.diff(offsets))
-    place = np.arange(len(cell))
-    after = next_corner(offsets)
-    before = np.empty_like(place)
-    before[after] = place
-    edges = np.stack([complex_.cell_edges[before], complex_.cell_edges], axis=1)
-    sides = complex_.edge_cells[edges].astype(np.int64)  # (N, 2, 2)
-    beyond = np.where(sides[..., 0] == cell[:, None], sides[..., 1], sides[..., 0])
-    vertex = complex_.cell_corners.astype(np.int64)
-    a = complex_.points[vertex[before]] - complex_.points[vertex]
-    b = complex_.points[vertex[after]] - complex_.points[vertex]
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cross = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
-    sine = np.where(lengths > 0, cross / np.where(lengths > 0, lengths, 1.0), 0.0)
-    unit = complex_.edge_unit[edges].astype(np.int64)
-    return Corners(cell, vertex, beyond, edges.astype(np.int64), unit, sine)
-
-
-def _closed(complex_: Complex) -> bool:
-    """Whether the boundaries of the cells add up to one loop, through all corners in order."""
-    n = len(complex_.corners)
-    if complex_.points.shape[1] == 1:
-        ends = complex_.names[[0, -1]].tolist()
-        return ends == [0, 1] and len(complex_.patterns) == len(complex_.points) - 1
-    loop = _boundary(complex_)
-    names = complex_.names[loop]
-    ring = names[names < n]
-    start = int(np.argmin(ring)) if len(ring) else 0
-    return np.array_equal(np.roll(ring, -start), np.arange(n))
-
-
-def _boundary(complex_: Complex) -> Ints:
-    """Walk the boundary anticlockwise, from vertex to vertex; empty unless it is one loop."""
-    offsets = complex_.cell_offsets
-    start = complex_.cell_corners.astype(np.int64)
-    end = start[next_corner(offsets)]
-    n = len(complex_.points)
-    forth, back = start * n + end, end * n + start
-    if len(np.unique(forth)) != len(forth):
-        return np.empty(0, np.int64)
-    outer = ~np.isin(forth, back)
-    following = np.full(n, -1)
-    following[start[outer]] = end[outer]
-    if len(np.unique(start[outer])) != outer.sum() or not outer.any():
-        return np.empty(0, np.int64)
-    loop = [int(start[outer][0])]
-    while (step := int(following[loop[-1]])) != loop[0]:
-        if step < 0 or len(loop) > n:
-            return np.empty(0, np.int64)
-        loop.append(step)
-    return np.array(loop) if len(loop) == outer.sum() else np.empty(0, np.int64)
-
-
-class _Sides:
-    """The domain's sides as affine functions, exactly, and which of them each vertex lies on."""
-
-    def __init__(self, work: Work, complex_: Complex) -> None:
-        number = {name: k for k, name in enumerate(complex_.corner_names.tolist())}
-        n = len(number)
-        self.functions = Sides([work.arbiter.point(name) for name in number])
-        self.of = np.full((len(complex_.points), 2), -1)  # one or, at corners, two sides
-        if complex_.points.shape[1] == 1:
-            self.of[0, 0], self.of[-1, 0] = 0, 1
-            return
-        loop = _boundary(complex_)
-        names = complex_.names[loop]
-        first = np.flatnonzero(names == complex_.corner_names[0])
-        start = int(first[0]) if len(first) else 0
-        side = 0
-        for vertex, name in zip(
-            np.roll(loop, -start), np.roll(names, -start).tolist(), strict=True
-        ):
-            if name in number:
-                side = number[name]
-                self.of[vertex] = (side - 1) % n, side
-            else:
-                self.of[vertex, 0] = side
-
-
 class Prover:
     """Settles vertices from the cells at their corners."""
 
@@ -269,15 +116,16 @@ class Prover:
         self._made, self._evaluator, self.corners = made, work.evaluator, corners
         self._complex = made.complex
         self._network = work.network
-        self._sides = _Sides(work, made.complex)
+        self._outline = Outline(work, made.complex)
         self._breaks = knots_of(work.network)
         self._identities = Identities(work.network.program, work.slice)
         order = np.argsort(corners.vertex, kind="stable")
         self._at = order  # corners by vertices
         self._bits = np.argsort(made.bit_unit, kind="stable")
-        self._lead = np.zeros(work.network.num_units, np.bool_)
-        for field in self._evaluator.fields.values():
-            self._lead[field.first : field.first + field.units] = True
+        self._step, self._match = np.full((2, work.network.num_units), -1)
+        for index, field in self._evaluator.fields.items():
+            self._step[field.unit], self._match[field.unit] = index, np.arange(len(field.unit))
+        self._lead = self._step >= 0
         self._first = prefix(np.bincount(corners.vertex, minlength=len(made.complex.points)))
 
     def settle(self, rows: Ints, case: Ints, best: _Found, *, meet: bool) -> None:
@@ -295,9 +143,13 @@ class Prover:
         at = self.solved(rows, case, last, meet=meet)
         held, points, roots = at.held, at.points, at.roots
         vertex = self.corners.vertex[rows]
-        opened = self._settled(at, case)
+        vertices = [
+            _Vertex(self, at, *key)
+            for key in zip(range(len(rows)), case.tolist(), vertex.tolist(), strict=True)
+        ]
+        opened = self._settled(at, case, vertices)
         for i in np.flatnonzero(np.isfinite(roots.radius)).tolist():
-            opened[i] += self._differences(i, int(case[i]), int(vertex[i]), at)
+            opened[i] += self._differences(vertices[i])
         ties = held.ties[case]
         if meet:  # units that are held on other pieces make ties that the cell does not have
             for i in np.flatnonzero((ties > 0) & (opened == 0)).tolist():
@@ -327,10 +179,7 @@ class Prover:
         pieces = self._all_pieces(cells)
         if meet:
             for k, v in enumerate(vertex.tolist()):
-                there = self._around(v)
-                units = self._changed(there)
-                units = units[~self._lead[units]]
-                pieces[case[k], units] = self._pieces(there, units).min(axis=0)
+                self.meet(pieces[case[k]], v)
         points = np.array([self._middle(c) for c in cells.tolist()])
         held = self._evaluator.held(points, pieces, stages)
         functions, labels = self.functions(rows, case, held, points)
@@ -342,6 +191,22 @@ class Prover:
         """Evaluate the first stages on one cell; returns the point (1, P) as well."""
         point = self._middle(cell)[None]
         return self._evaluator.held(point, self._all_pieces(np.array([cell])), stages), point
+
+    def meet(self, pieces: NDArray[np.int32], vertex: int) -> None:
+        """Set every unit on the lowest of its pieces at a vertex, but for matches."""
+        there = self._around(vertex)
+        units = self._changed(there)
+        units = units[~self._lead[units]]
+        pieces[units] = self._pieces(there, units).min(axis=0)
+
+    def constants(self, vertex: _Vertex) -> Constants:
+        """Make what tells the values that are known at a vertex."""
+        at, case = vertex.at, vertex.case
+        pieces = at.pieces[case].copy()
+        self.meet(pieces, vertex.number)
+        level = {unit: knot for unit, knot in vertex.level if not self._lead[unit]}
+        winners = {index: found[case] for index, found in at.held.winners.items()}
+        return Constants(self._identities.rows, pieces, winners, level)
 
     def _around(self, vertex: int) -> Ints:
         """List the cells at a vertex."""
@@ -384,15 +249,15 @@ class Prover:
         knot, pair = np.zeros((n, dim)), np.full((n, dim, 3), -1)
         known = np.ones(n, np.bool_)
         unit = np.where(beyond >= 0, corners.unit[rows], -1)
-        unit[self._sides.of[vertex, 1] >= 0] = -1  # a corner is where its sides meet
+        unit[self._outline.of[vertex, 1] >= 0] = -1  # a corner is where its sides meet
         for i, k in np.ndindex(n, dim):
             u = int(unit[i, k])
             if u < 0:
-                sides = self._sides.of[vertex[i]]
+                sides = self._outline.of[vertex[i]]
                 side = int(sides[k] if sides[1] >= 0 else sides[0])
                 known[i] &= side >= 0
                 if side >= 0:
-                    parts[:, i, k] = np.array(self._sides.functions.at(side, points[case[i]])).T
+                    parts[:, i, k] = np.array(self._outline.functions.at(side, points[case[i]])).T
                 continue
             both = np.array([corners.cell[rows[i]], beyond[i, k]])
             if self._lead[u]:
@@ -411,130 +276,113 @@ class Prover:
 
     def _rivals(self, unit: int, cells: Ints) -> tuple[int, int, int, int] | None:
         """Place where the winners of a match's window on two cells are compared, and the two."""
-        index, field = self._field(unit)
-        window = field.match_window[[unit - field.first]]
-        a, b = self._winners(index, self._all_pieces(cells))[:, window[0]].tolist()
+        index, field, match = self._field(unit)
+        window = int(field.match_window[match])
+        a, b = field.winners(self._all_pieces(cells), np.array([window]))[:, 0].tolist()
         if a == b:
             return None
-        place = field.places(np.array([a]), window, np.array([b]))
-        return field.first + int(place[0]), index, min(a, b), max(a, b)
+        return int(field.unit[field.place(a, window, b)]), index, min(a, b), max(a, b)
 
     def _all_pieces(self, cells: Ints) -> NDArray[np.int32]:
         made = self._made
         return pieces_of(self._complex.patterns[cells], made.bit_unit, made.base)
 
-    def _winners(self, index: int, pieces: NDArray[np.int32]) -> Ints:
-        program = self._network.program
-        held = held_pieces(program, index, program.steps[index], torch.from_numpy(pieces))
-        return self._evaluator.fields[index].winners(held, self._size(index))
-
-    def _size(self, index: int) -> int:
-        program = self._network.program
-        (source,) = program.steps[index].data
-        return int(np.prod(program.steps[source].single))
-
-    def _settled(self, at: _Solved, case: Ints) -> Ints:
+    def _settled(self, at: _Solved, case: Ints, vertices: list[_Vertex]) -> Ints:
         """Prove that units are on their pieces, and count what stays open at each vertex."""
         held, pieces, labels, roots = at.held, at.pieces, at.labels, at.roots
-        units = np.arange(pieces.shape[1])
-        low, high = self._breaks[units, pieces], self._breaks[units, pieces + 1]
-        low[:, self._lead], high[:, self._lead] = 0.0, np.inf
-        row, column = self._near(held, case, roots, low, high)
+        row, column = self._near(at, case)
         b = case[row]
         functions = Affine(*(part[b, :, column] for part in held[:3]))
-        ends = low[b, column], high[b, column]
+        leads, piece = self._lead[column], pieces[b, column]
+        low, high = self._breaks[column, piece], self._breaks[column, piece + 1]
+        ends = np.where(leads, 0.0, low), np.where(leads, np.inf, high)
         proven = np.ones(len(row), np.bool_)
         for end, sign in zip(ends, (1, -1), strict=True):
             value, off = precise.values_at(
                 functions, np.where(np.isfinite(end), end, 0.0), roots, row
             )
             proven &= np.isinf(end) | (sign * value > off)
-        # constant, and not rounded at all
         still = (np.abs(functions.hi[:, 1:]) + functions.error[:, 1:] == 0).all(axis=1)
-        still &= np.abs(functions.lo[:, 0]) + functions.error[:, 0] == 0
-        level, leads = functions.hi[:, 0], self._lead[column]
+        level, low = functions.hi[:, 0], functions.lo[:, 0]
+        exact = still & (np.abs(low) + functions.error[:, 0] == 0)
         above = (level > ends[0]) | (leads & (level == ends[0]))
-        proven |= still & above & (level <= ends[1])
+        proven |= exact & above & (level <= ends[1])
         proven |= (labels.unit[row] == column[:, None]).any(axis=1)
         for k in np.flatnonzero(~proven).tolist():
             u, i = int(column[k]), int(row[k])
             if leads[k]:
-                proven[k] = self._level_by_definition(u, int(b[k]), held, labels.pair[i])
+                if still[k] and (level[k] != 0 or low[k] != 0):
+                    continue  # no tie that was counted, see `Held`
+                index, field, place = self._field(u)
+                two = field.compared(held.winners[index][b[k]], place)
+                proven[k] = self._alike(index, *two, vertices[i])
             elif np.isfinite(roots.radius[i]):
-                proven[k] = any(self._twin(u, end[k], labels, i) for end in ends)
+                # level on all of a cell, a unit is on its lower piece
+                proven[k] = any(
+                    self._level(u, float(end[k]), vertices[i]) for end in ends[int(still[k]) :]
+                )
         return np.bincount(row[~proven], minlength=len(case))
 
-    def _near(
-        self, held: Held, case: Ints, roots: Roots, low: Floats, high: Floats
-    ) -> tuple[Ints, Ints]:
+    def _near(self, at: _Solved, case: Ints) -> tuple[Ints, Ints]:
         """List vertices and units that float64 does not settle."""
-        step, size = np.ascontiguousarray(roots.hi), 4096
+        step, size = np.ascontiguousarray(at.roots.hi), 4096
         while True:
             row, column = np.empty((2, size), np.int64)
             found = precise.near_knots(
-                held.hi, held.error, case, step, roots.radius, low, high, self._lead, row, column
-            )
+                at.held.hi, at.held.error, case, step, at.roots.radius, self._breaks, at.pieces,
+                self._lead, row, column,
+            )  # fmt: skip
             if found <= size:
                 return row[:found], column[:found]
             size = found
 
-    def _level_by_definition(self, column: int, case: int, held: Held, pairs: Ints) -> bool:
-        """Whether the two that a place compares are level by the definition of the vertex."""
-        index, field = self._field(column)
-        a, b = field.compared(held.winners[index][case], column - field.first)
-        by_definition = _joined(a, b, [p[1:].tolist() for p in pairs if p[0] == index])
-        return by_definition or self._same_entries(index, a, b)
-
-    def _same_entries(self, index: int, a: int, b: int) -> bool:
-        """Whether two candidates of a max-pooling are the same function."""
+    def _alike(self, index: int, a: int, b: int, vertex: _Vertex) -> bool:
+        """Whether two candidates of a max-pooling are level, by definition or as computed."""
         (source,) = self._network.program.steps[index].data
-        return self._identities.same(source, a, b)
+        pairs = [pair for step, *pair in vertex.pairs if step == index]
+        known = _joined(a, b, pairs) or vertex.constants.same(source, a, b)
+        return known or self._identities.same(source, a, b)
 
-    def _differences(self, i: int, case: int, vertex: int, at: _Solved) -> int:
+    def _differences(self, vertex: _Vertex) -> int:
         """Count what differs between cells at a vertex without being level with its knot there."""
-        held, labels, mine = at.held, at.labels, at.pieces[case]
-        around = self._around(vertex)
+        held, case = vertex.at.held, vertex.case
+        mine, around = vertex.at.pieces[case], self._around(vertex.number)
         changed = self._changed(around)
         opened = 0
         units = changed[~self._lead[changed]]
         for u, theirs in zip(units.tolist(), self._pieces(around, units).T, strict=True):
             for piece in set(theirs.tolist()) - {int(mine[u])}:
                 knot = float(self._breaks[u, max(piece, int(mine[u]))])
-                defined = ((labels.unit[i] == u) & (labels.knot[i] == knot)).any()
-                level = defined or _equals(held, case, u, knot) or self._twin(u, knot, labels, i)
+                level = (u, knot) in vertex.level or _equals(held, case, u, knot)
+                level = level or self._level(u, knot, vertex)
                 opened += not (level and abs(piece - int(mine[u])) == 1)
         matches = changed[self._lead[changed]]
         if len(matches) == 0:
             return opened
         there_pieces = self._all_pieces(around)
         for index, field in self._evaluator.fields.items():
-            span = (matches >= field.first) & (matches < field.first + field.units)
-            here, there = held.winners[index][case], self._winners(index, there_pieces)
-            pairs = [p[1:].tolist() for p in labels.pair[i] if p[0] == index]
-            for w in np.unique(field.match_window[matches[span] - field.first]).tolist():
-                for rival in set(there[:, w].tolist()) - {int(here[w])}:
-                    if _joined(int(here[w]), rival, pairs):
-                        continue
-                    if self._same_entries(index, int(here[w]), rival):
-                        continue
-                    place = field.places(here[[w]], np.array([w]), np.array([rival]))
-                    opened += not _equals(held, case, field.first + int(place[0]), 0.0)
+            own = self._match[matches[self._step[matches] == index]]
+            windows = np.unique(field.match_window[own])
+            here = held.winners[index][case]
+            there = field.winners(there_pieces, windows)
+            for w, winners in zip(windows.tolist(), there.T.tolist(), strict=True):
+                for rival in set(winners) - {int(here[w])}:
+                    if not self._alike(index, int(here[w]), rival, vertex):
+                        place = field.place(int(here[w]), w, rival)
+                        opened += not _equals(held, case, int(field.unit[place]), 0.0)
         return opened
 
-    def _twin(self, unit: int, knot: float, labels: _Labels, i: int) -> bool:
-        """Whether a unit is the same function as one that is level with this knot by definition."""
-        return any(
+    def _level(self, unit: int, knot: float, vertex: _Vertex) -> bool:
+        """Whether a unit is level with a knot, as one that is by definition or as computed."""
+        return vertex.constants.is_level(unit, knot) or any(
             self._identities.same_units(unit, other)
-            for other, at in zip(labels.unit[i].tolist(), labels.knot[i].tolist(), strict=True)
-            if other >= 0 and at == knot and not self._lead[other]
-        )
+            for other, at in vertex.level if at == knot and not self._lead[other]
+        )  # fmt: skip
 
-    def _field(self, unit: int) -> tuple[int, Field]:
-        """Find the max-pooling that a match belongs to."""
-        for index, field in self._evaluator.fields.items():
-            if field.first <= unit < field.first + field.units:
-                return index, field
-        raise ValueError(f"Expected a match, got unit {unit}.")
+    def _field(self, unit: int) -> tuple[int, Field, int]:
+        """Find the max-pooling that a match belongs to, and which one it is there."""
+        index = int(self._step[unit])
+        return index, self._evaluator.fields[index], int(self._match[unit])
 
 
 def _equals(held: Held, case: int, unit: int, number: float) -> bool:
@@ -561,6 +409,33 @@ class _Solved(NamedTuple):
     functions: Affine  # (n, P, P + 1) zero at the vertices
     labels: _Labels
     roots: Roots
+
+
+class _Vertex:
+    """What is known of a vertex by its definition.
+
+    Attributes
+    ----------
+    at, case : _Solved, int
+        What it was found by, and the number of its cell there.
+    number : int
+        Its own.
+    level : list
+        Units, or places of leads, and their knots that pass through it.
+    pairs : list
+        Steps and the two candidates that leads compare.
+    """
+
+    def __init__(self, prover: Prover, at: _Solved, i: int, case: int, number: int) -> None:
+        self._prover, self.at, self.case, self.number = prover, at, case, number
+        unit, knot = at.labels.unit[i].tolist(), at.labels.knot[i].tolist()
+        self.level = [key for key in zip(unit, knot, strict=True) if key[0] >= 0]
+        self.pairs = at.labels.pair[i].tolist()
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What tells the values that are known there."""
+        return self._prover.constants(self)
 
 
 def _joined(a: int, b: int, pairs: list[list[int]]) -> bool:

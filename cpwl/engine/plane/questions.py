@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cpwl.arrays import Floats, Ints
 from cpwl.engine import precise
 from cpwl.engine.plane.complex import Refined
-from cpwl.engine.plane.proving import Prover, corners_of, usable_corners
+from cpwl.engine.plane.corners import corners_of, usable_corners
+from cpwl.engine.plane.proving import Prover
 from cpwl.engine.precise import Affine
 from cpwl.engine.work import Work
 from cpwl.network.program import Tournament

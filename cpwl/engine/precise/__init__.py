@@ -6,12 +6,13 @@ double, each with a bound on its error. Imports a network, its program, slices a
 
 from cpwl.engine.precise.evaluator import Evaluator, Held, OutOfReachError
 from cpwl.engine.precise.expansion_kernels import near_knots
-from cpwl.engine.precise.identities import Identities
+from cpwl.engine.precise.identities import Constants, Identities
 from cpwl.engine.precise.roots import Affine, Roots, between, minus, solve, values_at
 from cpwl.engine.precise.tournaments import Field
 
 __all__ = [
     "Affine",
+    "Constants",
     "Evaluator",
     "Field",
     "Held",

@@ -73,8 +73,7 @@ class Evaluator:
             if step.kind == "affine":
                 self._steps[index] = prepare(program, index)
             elif isinstance(step.nonlinearity, Tournament):
-                first = program.first_unit[index, 0]
-                self.fields[index] = Field(step.nonlinearity, first)
+                self.fields[index] = Field(program, index)
             elif step.nonlinearity is not None:
                 if not isinstance(step.nonlinearity, (Pointwise, Extremum)):
                     kind = step.nonlinearity.kind
@@ -120,26 +119,30 @@ class Evaluator:
             if step.kind == "affine":
                 env[index] = self._steps[index](env, count)
             elif step.nonlinearity is not None:
-                here = held_pieces(program, index, step, given)
                 operands = self._operands(step, env, count)
                 if index in self.fields:
                     flat = moved(operands[0], lambda part: part.flatten(1))
-                    winners[index] = self.fields[index].winners(here, flat.hi.shape[1])
-                    ties += self.fields[index].ties(flat, here)
+                    winners[index], level = self.fields[index].played(flat, pieces)
+                    ties += level
                     switch = self.fields[index].leads(flat, winners[index])
-                    chosen = gathered(flat, winners[index])
-                    shape = (-1, *step.single[1:])
-                    env[index] = Expansion(*(part.reshape(shape) for part in chosen))
+                    if index < last:
+                        chosen = gathered(flat, winners[index])
+                        shape = (-1, *step.single[1:])
+                        env[index] = Expansion(*(part.reshape(shape) for part in chosen))
                 else:
                     switch = _switch(step, operands)
                     if index < last:
+                        here = held_pieces(program, index, step, given)
                         env[index] = _selected(step, operands, here, count)
-                first, size = program.first_unit[index, 0], switch.hi[0].numel()
-                # a max-pooling takes several stages, and a step may be of a later one
-                size_here = max(0, min(size, units - first))
-                for k, part in enumerate(switch):
-                    rows = part.reshape(dim + 1, count, size)[..., :size_here].numpy()
-                    out[k, :, :, first : first + size_here] = rows.swapaxes(0, 1)
+                shape = (dim + 1, count, switch.hi[0].numel())
+                rows = [part.reshape(shape).numpy().swapaxes(0, 1) for part in switch]
+                done = 0
+                for round, shape in enumerate(step.nonlinearity.shapes):
+                    first, size = program.first_unit[index, round], prod(shape)
+                    if first < units:  # a max-pooling takes several stages
+                        for k, part in enumerate(rows):
+                            out[k, :, :, first : first + size] = part[..., done : done + size]
+                    done += size
             for source in dead[index]:
                 env.pop(source, None)
         return Held(out[0], out[1], out[2], ties, winners)

@@ -3,7 +3,8 @@
 What is rounded on the way is bounded as it happens: an operation on the low parts rounds by at most
 UNIT_ROUNDOFF times its result, and nothing else is rounded (Knuth's sum and Dekker's product give
 their own errors, see Ogita, Rump and Oishi, Accurate sum and dot product, SIAM J. Sci. Comput.
-2005). Numbers that are exactly zero keep the bound 0.
+2005). Numbers that are exactly zero keep the bound 0, and products of two float64 numbers have it:
+constants behind dead units, a slope times a bias, are then known to be equal.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from cpwl.arrays import UNIT_ROUNDOFF, inlined, kernel
 
 # For what is rounded in computing the bounds themselves.
 UP = 1 + 2.0**-40
-# What products of tiny numbers may lose below the smallest one.
+# What products of tiny numbers may lose below the smallest one, but none that is beyond SMALL.
 LOST = 2.0**-1000
+SMALL = 2.0**-900
 
 
 @inlined
@@ -140,35 +142,89 @@ def scale(hi, lo, error, factor, offset, values, out_hi, out_lo, out_error):
             else:
                 high, e = two_product(hi[r, i], f)
                 small = lo[r, i] * f
-                low = e + small
-                off = error[r, i] * abs(f) + (abs(small) + abs(low)) * UNIT_ROUNDOFF
-                if hi[r, i] != 0.0:
+                low, lost = two_sum(e, small)
+                off = error[r, i] * abs(f) + (abs(small) * UNIT_ROUNDOFF + abs(lost))
+                if lo[r, i] != 0.0 or (hi[r, i] != 0.0 and not abs(high) > SMALL):
                     off += LOST
                 off *= UP
             if shifts and offset[k, i] != 0.0:
                 high, e = two_sum(high, offset[k, i])
-                low += e
-                off = (off + abs(low) * UNIT_ROUNDOFF) * UP
+                low, lost = two_sum(low, e)
+                off = (off + abs(lost)) * UP
             out_hi[r, i], out_lo[r, i] = two_sum(high, low)
             out_error[r, i] = off
+
+
+@inlined
+def sum_of(a_hi, a_lo, a_error, b_hi, b_lo, b_error):
+    """Add two numbers."""
+    high, e = two_sum(a_hi, b_hi)
+    small, lost = two_sum(a_lo, b_lo)
+    low, more = two_sum(e, small)
+    high, low = two_sum(high, low)
+    return high, low, (a_error + b_error + (abs(lost) + abs(more))) * UP
 
 
 @kernel
 def add(a_hi, a_lo, a_error, b_hi, b_lo, b_error, sign, hi, lo, error):
     """Add flat numbers: a + sign b."""
     for i in range(hi.shape[0]):
-        high, e = two_sum(a_hi[i], sign * b_hi[i])
-        small = a_lo[i] + sign * b_lo[i]
-        low = e + small
-        hi[i], lo[i] = two_sum(high, low)
-        error[i] = (a_error[i] + b_error[i] + (abs(small) + abs(low)) * UNIT_ROUNDOFF) * UP
+        hi[i], lo[i], error[i] = sum_of(
+            a_hi[i], a_lo[i], a_error[i], sign * b_hi[i], sign * b_lo[i], b_error[i]
+        )
 
 
 @kernel
-def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
+def differences(x_hi, x_lo, x_error, first, second, hi, lo, error):
+    """Subtract entries of rows: row r takes those that row r mod B of ``first``, (B, N), names."""
+    for r in range(hi.shape[0]):
+        b = r % first.shape[0]
+        for i in range(hi.shape[1]):
+            j, k = first[b, i], second[b, i]
+            hi[r, i], lo[r, i], error[r, i] = sum_of(
+                x_hi[r, j], x_lo[r, j], x_error[r, j], -x_hi[r, k], -x_lo[r, k], x_error[r, k]
+            )
+
+
+@kernel
+def play(hi, lo, pieces, unit, sides, final, largest, winners, ties):
+    """Play tournaments on B cells; nodes are the entries of a row, then the matches.
+
+    Parameters
+    ----------
+    hi, lo : (R, N)
+        Values at B points, then B derivatives each.
+    pieces, unit : (B, num_units), (M,)
+        Pieces of the network's units, and which of these the matches are.
+    sides, final : (2, M), (W,)
+        The nodes that meet in each match, and the last ones.
+    winners : (B, W)
+        Entries that win.
+    ties : (B,)
+        Matches on the upper piece whose sides are equal in all rows.
+    """
+    count, size = pieces.shape[0], hi.shape[1]
+    node = np.arange(size + unit.shape[0])
+    for b in range(count):
+        for m in range(unit.shape[0]):
+            j, k = node[sides[0, m]], node[sides[1, m]]
+            upper = pieces[b, unit[m]] > 0
+            node[size + m] = j if upper == largest else k
+            if upper and hi[b, j] == hi[b, k]:
+                level = 1
+                for r in range(b, hi.shape[0], count):
+                    if hi[r, j] != hi[r, k] or lo[r, j] != lo[r, k]:
+                        level = 0
+                ties[b] += level
+        for w in range(final.shape[0]):
+            winners[b, w] = node[final[w]]
+
+
+@kernel
+def near_knots(hi, error, case, step, radius, ends, pieces, leads, rows, columns):
     """List the units whose float64 value at a root may lie outside its piece or on its ends.
 
-    Exact zeros on the upper end are left out, and those on a lower end that is ``closed``.
+    Exact zeros on the upper end are left out, and leads that are exactly zero.
 
     Parameters
     ----------
@@ -176,8 +232,8 @@ def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
         Affine functions on cells, see `Held`.
     case, step, radius : (n,), (n, P), (n,)
         The roots.
-    low, high, closed : (B, U), (B, U), (U,)
-        Ends of the pieces, and whether the lower one belongs to it.
+    ends, pieces, leads : (U, m), (B, U), (U,)
+        Ends of all pieces, those of the cells, and what is to be at least zero instead.
     rows, columns : (m,)
         Room for the list; nothing is written beyond it.
 
@@ -190,6 +246,9 @@ def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
     for r in range(step.shape[0]):
         b = case[r]
         for u in range(hi.shape[2]):
+            low, high = ends[u, pieces[b, u]], ends[u, pieces[b, u] + 1]
+            if leads[u]:
+                low, high = 0.0, np.inf
             value, size, off, slope = hi[b, 0, u], abs(hi[b, 0, u]), error[b, 0, u], 0.0
             for d in range(dim):
                 change = hi[b, 1 + d, u] * step[r, d]
@@ -197,12 +256,11 @@ def near_knots(hi, error, case, step, radius, low, high, closed, rows, columns):
                 size += abs(change)
                 off += error[b, 1 + d, u] * abs(step[r, d])
                 slope += abs(hi[b, 1 + d, u]) + error[b, 1 + d, u]
-            if size == 0.0 and slope == 0.0 and off == 0.0:
-                inside = low[b, u] < 0.0 or (closed[u] and low[b, u] == 0.0)
-                if inside and high[b, u] >= 0.0:
-                    continue
+            inside = (low < 0.0 or leads[u]) and high >= 0.0
+            if size == 0.0 and slope == 0.0 and off == 0.0 and inside:
+                continue
             off += slope * radius[r] + 16 * UNIT_ROUNDOFF * size
-            above, below = value - low[b, u], high[b, u] - value
+            above, below = value - low, high - value
             if above > off * UP and below > off * UP:
                 continue
             if found < rows.shape[0]:

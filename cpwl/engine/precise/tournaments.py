@@ -7,105 +7,108 @@ has matches, whose places among the units they take.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cpwl.arrays import Ints
-from cpwl.engine.precise.expansions import Expansion, added, moved
-from cpwl.network.program import Tournament
+from cpwl.engine.precise import expansion_kernels as kernels
+from cpwl.engine.precise.expansions import Expansion, empty, moved
+from cpwl.network.program import Program, Tournament
 
 
 class Field:
     """The candidates of every window of a tournament.
 
+    A node of its tree is a candidate, an entry of the flat sample, or the winner of a match.
+
     Attributes
     ----------
-    first, units : int
-        Place of the matches among the units of the network, and their number.
-    window, entrant : (units,)
+    unit : (matches,) ascending
+        Number within the network of each match, which is a place as well.
+    window, entrant : (matches,)
         A window of each place, and one of its candidates but the first.
     opener : (windows,)
         The first candidate.
-    match_window : (units,)
+    match_window : (matches,)
         The window of each match.
     """
 
-    def __init__(self, bend: Tournament, first: int) -> None:
-        self.bend = bend
-        self.first = first
-        self.units = sum(shape[0] for shape in bend.shapes)
-        size = 1 + max(
-            (int(t.max()) for t in (bend.left[0], bend.right[0], bend.passing[0], bend.final)
-             if t.numel()), default=0,
-        ) if bend.left else 1 + int(bend.final.max())  # fmt: skip
-        groups: list[list[int]] = [[k] for k in range(size)]
-        played: list[list[int]] = [[] for _ in range(size)]
-        count = 0
-        for left, right, passing in zip(bend.left, bend.right, bend.passing, strict=True):
-            pairs = list(zip(left.tolist(), right.tolist(), strict=True))
-            through = passing.tolist()
-            groups = [groups[a] + groups[b] for a, b in pairs] + [groups[k] for k in through]
-            played = [[*played[a], *played[b], count + n] for n, (a, b) in enumerate(pairs)] + [
-                played[k] for k in through
-            ]
-            count += len(pairs)
-        windows = [groups[k] for k in bend.final.tolist()]
-        self.match_window = np.full(self.units, -1)
-        for number, k in enumerate(bend.final.tolist()):
-            self.match_window[played[k]] = number
+    def __init__(self, program: Program, index: int) -> None:
+        step = program.steps[index]
+        bend = step.nonlinearity
+        assert isinstance(bend, Tournament)
+        (source,) = step.data
+        self._size = size = prod(program.steps[source].single)
+        self._largest = bend.largest
+        nodes, rounds, units = np.arange(size), [], [np.empty(0, np.int64)]
+        for k, (left, right, passing) in enumerate(
+            zip(bend.left, bend.right, bend.passing, strict=True)
+        ):
+            first = size + sum(map(len, units))
+            rounds.append(np.stack([nodes[left.numpy()], nodes[right.numpy()]]))
+            units.append(program.first_unit[index, k] + np.arange(len(left)))
+            nodes = np.concatenate([np.arange(first, first + len(left)), nodes[passing.numpy()]])
+        self.unit = np.concatenate(units)
+        self._sides = np.concatenate([np.empty((2, 0), np.int64), *rounds], axis=1)
+        self._final = nodes[bend.final.numpy()]
+        below = [[k] for k in range(size)]
+        for left, right in self._sides.T.tolist():
+            below.append(below[left] + below[right])
+        windows = [below[node] for node in self._final.tolist()]
         self.opener = np.array([w[0] for w in windows])
         self.window = np.repeat(np.arange(len(windows)), [len(w) - 1 for w in windows])
         self.entrant = np.array([k for w in windows for k in w[1:]], np.int64)
+        owner = np.full(size + len(self.unit), -1)
+        owner[self._final] = np.arange(len(windows))
+        for match in range(len(self.unit) - 1, -1, -1):
+            owner[self._sides[:, match]] = owner[size + match]
+        self.match_window = owner[size:]
 
-    def winners(self, pieces: list[Tensor], size: int) -> Ints:
-        """Name the winner (B, windows) of every window, an entry of the flat sample."""
-        entries = torch.arange(size, dtype=torch.float64).expand(len(pieces[0]), -1)
-        return self.bend.select([entries], pieces).flatten(1).numpy().astype(np.int64)
+    def winners(self, pieces: NDArray[np.int32], windows: Ints) -> Ints:
+        """Name the winners (n, m) of some windows, by the pieces (n, num_units) of the network."""
+        node = np.tile(self._final[windows], (len(pieces), 1))
+        while (node >= self._size).any():
+            row, column = np.nonzero(node >= self._size)
+            match = node[row, column] - self._size
+            second = (pieces[row, self.unit[match]] > 0) != self._largest
+            node[row, column] = self._sides[second.astype(np.int64), match]
+        return node
 
-    def others(self, winners: Ints) -> Ints:
-        """Name the candidate (B, units) that each place compares the winner with."""
-        mine = winners[:, self.window]
-        return np.where(mine == self.entrant, self.opener[self.window], self.entrant)
+    def played(self, x: Expansion, pieces: NDArray[np.int32]) -> tuple[Ints, Ints]:
+        """Name the winner (B, windows) of every window, and count the ties (B,), see `Held`.
+
+        Rows of the flat values are B points, then B directions each.
+        """
+        winners = np.empty((len(pieces), len(self._final)), np.int64)
+        ties = np.zeros(len(pieces), np.int64)
+        hi, lo, _ = x.flat
+        kernels.play(hi, lo, pieces, self.unit, self._sides, self._final, self._largest, winners,
+                     ties)  # fmt: skip
+        return winners, ties
 
     def compared(self, winners: Ints, place: int) -> tuple[int, int]:
         """Name the winner and the candidate that one place compares, of winners (windows,)."""
         mine, entrant = int(winners[self.window[place]]), int(self.entrant[place])
         return mine, int(self.opener[self.window[place]]) if mine == entrant else entrant
 
-    def places(self, winners: Ints, window: Ints, rival: Ints) -> Ints:
-        """Find where the winner (n,) of a window (n,) is compared with a rival (n,)."""
-        second = np.where(rival == self.opener[window], winners, rival)
-        key = self.window * (self.entrant.max(initial=0) + 1) + self.entrant
-        order = np.argsort(key)
-        wanted = window * (self.entrant.max(initial=0) + 1) + second
-        return order[np.searchsorted(key[order], wanted)]
+    def place(self, winner: int, window: int, rival: int) -> int:
+        """Find where the winner of a window is compared with a rival."""
+        second = winner if rival == self.opener[window] else rival
+        first, last = np.searchsorted(self.window, [window, window + 1])
+        return int(first + np.flatnonzero(self.entrant[first:last] == second)[0])
 
     def leads(self, x: Expansion, winners: Ints) -> Expansion:
-        """Lead (rows, units) of the winners; rows are B points, then B directions each."""
-        first, second = winners[:, self.window], self.others(winners)
-        if not self.bend.largest:
+        """Lead (rows, matches) of the winners; rows are B points, then B directions each."""
+        first = winners[:, self.window]
+        second = np.where(first == self.entrant, self.opener[self.window], self.entrant)
+        if not self._largest:
             first, second = second, first
-        return added(gathered(x, first), gathered(x, second), -1.0)
-
-    def ties(self, x: Expansion, pieces: list[Tensor]) -> NDArray[np.int64]:
-        """Count the matches (B,) that are level on all of a cell, on whose upper piece it is."""
-        count = len(pieces[0])
-        found = np.zeros(count, np.int64)
-        index = torch.arange(x.hi.shape[1], dtype=torch.float64).expand(count, -1)
-        for k, piece in enumerate(pieces):
-            left, right = (index.index_select(1, side[k]).long() for side in
-                           (self.bend.left, self.bend.right))  # fmt: skip
-            values = x.hi[:count]  # few matches are level at the point, and all parts see only them
-            level = (piece > 0) & (values.gather(1, left) == values.gather(1, right))
-            cell, match = level.nonzero(as_tuple=True)
-            mine, theirs = left[cell, match], right[cell, match]
-            rows = cell + count * torch.arange(len(x.hi) // count)[:, None]
-            alike = torch.stack([part[rows, mine] == part[rows, theirs] for part in x[:2]])
-            found += np.bincount(cell[alike.all(0).all(0)].numpy(), minlength=count)
-            index = self.bend._next(index, k, piece)
-        return found
+        made = empty(len(x.hi), (len(self.unit),))
+        kernels.differences(*x.flat, first, second, *made.flat)
+        return made
 
 
 def gathered(x: Expansion, entries: Ints) -> Expansion:

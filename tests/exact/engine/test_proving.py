@@ -35,8 +35,11 @@ from support.strategies import (
 from torch import nn
 
 import cpwl
+from cpwl.engine.columns import pieces_of
 from cpwl.engine.plane import Refined, prove, proving, refine
+from cpwl.engine.plane.corners import corners_of
 from cpwl.engine.precise import Evaluator
+from cpwl.engine.precise.expansions import Expansion, added, scaled
 from cpwl.engine.rational import Arbiter
 from cpwl.engine.work import Work
 from cpwl.network.program import read_matrices
@@ -120,7 +123,7 @@ def deep(seed: int, kind: str) -> tuple[nn.Sequential, tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("kind", "seeds"),
     [
-        ("dense", range(8)), ("images", range(4)),
+        ("dense", range(8)), ("images", (*range(4), 20, 96)),  # the last two: dead filters
         pytest.param("dense", range(8, 520), marks=pytest.mark.nightly),
         pytest.param("images", range(4, 104), marks=pytest.mark.nightly),
     ],
@@ -175,7 +178,11 @@ def test_a_near_miss_is_decided_down_to_the_bound_and_counted_below(exponent: in
 
 def proven(layers: tuple[Layer, ...]) -> tuple[Work, Refined]:
     """Return what a proof needs, of a network that is treated as too large."""
-    one, domain = too_large(capture(layers)), domain_of(BOX)
+    return to_prove(too_large(capture(layers)), domain_of(BOX))
+
+
+def to_prove(one: cpwl.Network, domain: cpwl.Domain) -> tuple[Work, Refined]:
+    """Return what a proof needs."""
     arbiter = Arbiter(one, domain)
     work = Work(
         one, arbiter, domain.slice, 2**30, ThreadPoolExecutor(1), lambda share, cells: None,
@@ -206,6 +213,72 @@ def test_whatever_is_changed_is_no_longer_proven(units) -> None:
         assert prove(work, wrong).undecided > 0
 
 
+class Branches(nn.Module):
+    """Two convolutions of one image, whose max-poolings take two and four stages side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Conv2d(1, 1, 3, padding=1) for _ in range(2))
+        self.read = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = torch.relu(self.first(x)), nn.functional.leaky_relu(self.second(x), 0.1)
+        pooled = nn.functional.max_pool2d(one, 2), nn.functional.max_pool2d(two, 4)
+        return self.read(torch.cat([part.flatten(1) for part in pooled], dim=1))
+
+
+def test_max_poolings_side_by_side_are_proven_and_nothing_else() -> None:
+    exact = cpwl.Network.from_torch(Branches().double(), (1, 4, 4))
+    rng = np.random.default_rng(0)
+    slice_ = cpwl.Slice(rng.normal(size=(1, 4, 4)), rng.normal(size=(2, 1, 4, 4)))
+    domain = slice_.box([-0.5, -0.5], [0.5, 0.5])
+    work, made = to_prove(too_large(exact), domain)
+    proof, complex_ = prove(work, made), made.complex
+    assert proof.undecided == 0
+    assert proof.cells <= len(complex_.patterns)  # no vertex took a cell of its own
+    expected = cpwl.subdivide(exact, domain, progress=False).pieces()
+    found = pieces_of(complex_.patterns, made.bit_unit, made.base)
+    np.testing.assert_array_equal(*(np.unique(x, axis=0) for x in (found, expected)))
+    matches = np.concatenate([field.unit for field in work.evaluator.fields.values()])
+    latents = torch.from_numpy(slice_.embed(rng.uniform(-0.5, 0.5, (3, 2))))
+    lost = 0
+    for _ in range(60):
+        patterns = complex_.patterns.copy()
+        cell, bit = rng.integers(len(patterns)), int(rng.choice(np.flatnonzero(made.bit_unit >= 0)))
+        patterns[cell, bit >> 6] ^= np.uint64(1) << np.uint64(bit & 63)
+        held = pieces_of(patterns[[cell] * 3], made.bit_unit, made.base)
+        before, after = (
+            exact.apply_pieces(latents, torch.from_numpy(p)) for p in (found[[cell] * 3], held)
+        )
+        if made.bit_unit[bit] in matches and torch.equal(before, after):
+            lost += 1  # a match of candidates that do not win
+            continue
+        wrong = replace(made, complex=replace(complex_, patterns=patterns))
+        assert prove(work, wrong).undecided > 0, (cell, bit)
+    assert lost < 50
+
+
+def test_constants_behind_dead_filters_are_known_to_be_equal() -> None:
+    """The first layer sees nothing: all that follows is constant, and rounded."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 3, 3, padding=1), nn.LeakyReLU(0.1),
+        nn.Conv2d(3, 2, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten(),
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        module[0].bias[:] = torch.tensor([-4.0, -1.5])
+    exact = cpwl.Network.from_torch(module, (1, 6, 6))
+    rng = np.random.default_rng(0)
+    slice_ = cpwl.Slice(rng.normal(size=(1, 6, 6)), rng.normal(size=(2, 1, 6, 6)))
+    domain = slice_.box([-0.2, -0.2], [0.2, 0.2])
+    expected, found = (
+        cpwl.subdivide(one, domain, progress=False) for one in (exact, too_large(exact))
+    )
+    assert found.status.exact
+    np.testing.assert_array_equal(*(np.unique(part.pieces(), axis=0) for part in (found, expected)))
+
+
 def test_a_tie_of_units_that_are_held_for_a_vertex_is_none_of_the_cell() -> None:
     """Max-pooling over two ReLU: where both are held at zero, their match is level everywhere."""
     passed = [[1.0, 0.0], [0.0, 1.0]]
@@ -214,14 +287,14 @@ def test_a_tie_of_units_that_are_held_for_a_vertex_is_none_of_the_cell() -> None
             layer(passed, [0, 0], RELU), layer(passed, [0, 0], Pool(2)), layer([[1]], [0], LINEAR)
         )
     )
-    corners, complex_ = proving.corners_of(made.complex), made.complex
-    prover = proving.Prover(work, made, corners)
+    at, complex_ = corners_of(made.complex), made.complex
+    prover = proving.Prover(work, made, at)
     n = len(complex_.points)
     origin = int(np.flatnonzero((complex_.points == 0).all(axis=1))[0])
     units = work.network.num_units
     opened = []
-    for row in np.flatnonzero(corners.vertex == origin):
-        if sorted(corners.unit[row].tolist()) != [0, 1]:
+    for row in np.flatnonzero(at.vertex == origin):
+        if sorted(at.unit[row].tolist()) != [0, 1]:
             continue  # where the match is one of the two edges, the other ReLU is open
         best = proving._Found(
             np.full(n, units), complex_.points.copy(), np.zeros((n, 2)), np.full(n, np.inf)
@@ -266,7 +339,32 @@ def test_evaluation_is_within_its_bound_of_rational_arithmetic() -> None:
                 x = out
 
 
-def _exact(number: float) -> fmpq:
+def test_products_and_sums_are_within_their_bounds_and_exact_products_have_none() -> None:
+    rng = np.random.default_rng(0)
+    spread = np.ldexp(1.0, rng.choice([-1070, -960, -520, -480, -60, -1, 0, 1, 450], (3, 2, 3000)))
+    hi, factor, offset = (torch.from_numpy(x) for x in rng.uniform(-1, 1, (3, 2, 3000)) * spread)
+    hi[:, :99], factor[:, 64:160], offset[:, 128:1000] = 0.0, 0.0, 0.0
+    zero = torch.zeros_like(hi)
+    small = rng.uniform(-1, 1, hi.shape) * np.ldexp(1.0, rng.choice([-53, -450], hi.shape))
+    for lo in (zero, hi * torch.from_numpy(small)):
+        x = Expansion(hi, lo, zero)
+        moved = scaled(x, factor, offset, 1)  # offsets for the first row alone
+        left = added(moved, x, -1.0)
+        for at in np.ndindex(*hi.shape):
+            number = _exact(hi[at]) + _exact(lo[at])
+            wanted = number * _exact(factor[at]) + (_exact(offset[at]) if at[0] == 0 else 0)
+            for found, exact in ((moved, wanted), (left, wanted - number)):
+                off = abs(_exact(found.hi[at]) + _exact(found.lo[at]) - exact)
+                assert off <= _exact(found.error[at])
+    product = scaled(Expansion(hi, zero, zero), factor, zero, 2)
+    ordinary = (product.hi.abs() > 1e-250) | (hi == 0) | (factor == 0)
+    assert 1000 < ordinary.sum() < ordinary.numel()
+    assert not product.error[ordinary].any()
+    assert not added(product, product, -1.0).error[ordinary].any()
+    assert product.error[~ordinary].all()
+
+
+def _exact(number: float | torch.Tensor) -> fmpq:
     p, q = float(number).as_integer_ratio()
     return fmpq(p, q)
 
