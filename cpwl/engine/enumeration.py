@@ -149,7 +149,7 @@ def subdivide(
 def attempt(
     network: Network, domain: Domain, most: Sequence[float], *, memory: int, proof: HowProven
 ) -> Partition | None:
-    """Enumerate a domain, or give up: for more memory, or for so many cells after a stage.
+    """Enumerate a domain, or return None where it has more than so many cells after a stage.
 
     The other arguments are those of `subdivide`, as it has checked them.
     """
@@ -157,7 +157,7 @@ def attempt(
         found = _enumerated(network, domain, memory, proof, progress=False, most=most)
     except TooManyError:
         return None
-    return None if found.status.needed or found.num_cells > most[-1] else found
+    return None if found.num_cells > most[-1] else found
 
 
 def _enumerated(

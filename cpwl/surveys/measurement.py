@@ -7,6 +7,7 @@ pattern. It is written in a way that does not depend on the tile, and hashed to 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +129,10 @@ def _enumerated(network: Network, task: Task) -> Partition | None:
     most = fitting(network, domain, wanted, task.memory)
     if most is None:
         return None
-    return attempt(network, domain, most, memory=task.memory, proof=task.proof)
+    found = attempt(network, domain, most, memory=task.memory, proof=task.proof)
+    if found is not None and found.status.needed and math.isfinite(most[-1]):
+        return None
+    return found
 
 
 def keys_of(partition: Partition, cells: Ints) -> NDArray[np.uint64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
@@ -126,7 +127,8 @@ def fitting(network: Network, domain: Domain, wanted: int, memory: int) -> list[
     """Return the most cells after each stage of a domain that may have as many as are wanted.
 
     None where a few small boxes tell of more. Twice as many are allowed in the end; before, half as
-    many again, as the boxes tell of the growth from stage to stage.
+    many again, as the boxes tell of the growth from stage to stage. Any number where even these do
+    not fit into the memory, as halves would not.
     """
     # estimates need no proof
     unproven = replace(network, matrices=Matrices({}, reason="cells are counted only"))
@@ -136,6 +138,8 @@ def fitting(network: Network, domain: Domain, wanted: int, memory: int) -> list[
     cells, volume = np.zeros(network.num_stages), 0.0
     for box in _spread(domain, share):
         found = attempt(unproven, box, pieces, memory=memory, proof="float64")
+        if found is not None and found.status.needed:
+            return [math.inf] * network.num_stages
         if found is None or (own := _cells_by_stage(network, found))[-1] > most:
             return None
         cells, volume = cells + own, volume + box.volume

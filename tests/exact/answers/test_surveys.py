@@ -245,6 +245,14 @@ def test_tiles_that_do_not_fit_the_memory_are_halved():
     assert_same_cells(found, network, domain)
 
 
+def test_memory_that_holds_nothing_leaves_a_survey_incomplete(plane):
+    for network, domain in (plane, large_box()):
+        found = cpwl.survey(network, domain, memory=1000, progress=False)
+        assert list(found.tiles) == [1]
+        assert not found.status.complete
+        assert found.status.needed > 1000
+
+
 _ENDED = """
 import pickle, signal, sys
 import cpwl
