@@ -63,7 +63,9 @@ def refine(work: Work, corners: Vertices, share: float = 1.0, depth: int = 0) ->
     axis = int(np.argmax(high - low))
     n = int(np.clip(np.ceil(2.5 * needed / work.memory), 2, 16))
     for nudge in _NUDGES:
-        lines = low[axis] + (np.arange(1, n) + nudge) / n * (high[axis] - low[axis])
+        # another one in every depth: shares of similar corners would meet corners of strips
+        shares = (np.arange(1, n) + nudge / (1 + depth)) / n
+        lines = low[axis] + shares * (high[axis] - low[axis])
         cut = cut_polygon(corners, axis, lines.tolist(), work.arbiter)
         strips = [refine(work, strip, share / n, depth + 1) for strip in cut]
         try:

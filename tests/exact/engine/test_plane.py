@@ -35,6 +35,7 @@ from support.agreement import (
     sampled_patterns,
     subdivide_and_compare,
 )
+from support.samples import mlp
 from support.strategies import (
     ALL,
     BOX,
@@ -311,6 +312,14 @@ def test_memory_that_not_even_a_strip_fits_gives_the_first_stages_and_what_is_ne
     assert (made.pieces() == -1).all()
     with pytest.raises(cpwl.PartitionError, match="memory ran out"):
         cpwl.local_scaling(made)
+
+
+def test_strips_of_strips_have_no_line_through_a_corner_of_their_own() -> None:
+    """A corner that both axes cut at one share of a triangle is similar to the whole."""
+    network = cpwl.Network.from_torch(mlp(2, 12, 12, 3, seed=1), (2,))
+    domain = cpwl.polygon([[-2, -2], [2, -1], [2, 2], [-1, 2]])
+    made = cpwl.subdivide(network, domain, memory=100, progress=False)
+    assert made.status.needed > 100
 
 
 def test_domain_of_another_latent_shape_is_refused() -> None:
