@@ -141,7 +141,8 @@ class Survey:
         counted = f"{self.cells:,} cells, {self.facets.sum():,} facets"
         if not math.isnan(self.regions):
             counted += f", {self.regions:,.0f} regions"
-        return f"Survey({counted} on {len(self.tiles):,} tiles, {state})"
+        tiles = "1 tile" if len(self.tiles) == 1 else f"{len(self.tiles):,} tiles"
+        return f"Survey({counted} on {tiles}, {state})"
 
 
 def joined(domain: Domain, found: Mapping[int, tuple[Tile, Arrays]]) -> Survey:
