@@ -157,6 +157,7 @@ def attempt(
         found = _enumerated(network, domain, memory, proof, progress=False, most=most)
     except TooManyError:
         return None
+    # of a domain refined in strips, each has counted its own cells alone
     return None if found.num_cells > most[-1] else found
 
 

@@ -178,15 +178,14 @@ def survey(
                 return None
             return stores.read_result(folder, number, cells=bool(columns))
 
-        def kept(tile: Tile, made: Arrays | None) -> list[Tile]:
+        def kept(tile: Tile, made: Arrays | None = None) -> list[Tile]:
             """Keep what is known of a tile, and return the parts of it that are to be done."""
+            made = made or known(tile.number)
             if made is None:
                 return [tile]
             cut = cut_of(made)
             if cut is not None:
-                return [
-                    left for half in halves(tile, cut) for left in kept(half, known(half.number))
-                ]
+                return [left for half in halves(tile, cut) for left in kept(half)]
             found[tile.number] = tile, made
             nonlocal counted
             counted += int(made["counts"][0])
@@ -198,7 +197,7 @@ def survey(
             total=100, desc="survey", disable=not progress,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
         ) as bar:  # fmt: skip
-            queue = kept(Tile(1, domain), known(1))
+            queue = kept(Tile(1, domain))
             work = (
                 _here(network, queue, task)
                 if client is None

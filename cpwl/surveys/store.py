@@ -5,9 +5,9 @@
     cells/00000012.parquet its cells
     lock, owner.json       who writes
 
-A tile's result is written last and whole: what has a result is done; that of a tile to be halved is
-where. The folder may lie on anything
-that is mounted and has locks; what a survey keeps is small, but for the cells.
+A tile's result is written last and whole: what has a result is done. Of a tile that is halved it
+says where. The folder may lie on anything that is mounted and has locks; what a survey keeps is
+small, but for the cells.
 """
 
 from __future__ import annotations
