@@ -109,8 +109,8 @@ def _spectrum(asked: Asked, psi: _Two, nu: _Two, r_eff: Tensor, products: int) -
     """Return the spectrum of a batch that is predicted throughout."""
     k = asked.k
     none = torch.zeros_like(r_eff, dtype=torch.int64)
-    of_psi, psi_stderr, psi_interval = _estimate(*psi)
-    of_nu, nu_stderr, nu_interval = _estimate(*nu)
+    of_psi, psi_stderr, psi_interval = estimate(*psi)
+    of_nu, nu_stderr, nu_interval = estimate(*nu)
     return Spectrum(
         psi=of_psi,
         nu=of_nu.clamp_max(k),
@@ -135,7 +135,7 @@ def _spectrum(asked: Asked, psi: _Two, nu: _Two, r_eff: Tensor, products: int) -
     )
 
 
-def _estimate(p: prediction.Prediction, q: prediction.Prediction) -> tuple[Tensor, Tensor, Tensor]:
+def estimate(p: prediction.Prediction, q: prediction.Prediction) -> tuple[Tensor, Tensor, Tensor]:
     """Return value, standard error and 95 % interval, by a measure and by another.
 
     Normal and not Student's: few probes that saw a dominating direction overstate the variance, and

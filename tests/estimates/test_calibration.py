@@ -13,7 +13,7 @@ from torch import Tensor
 from approx import Spectrum, spectrum
 from approx.sketches import Probes
 from approx.spectra import prediction
-from approx.spectra.predicted import NEAR
+from approx.spectra.predicted import NEAR, estimate
 
 DESCRIPTORS = "psi", "nu"
 
@@ -85,6 +85,9 @@ SPECTRA = {
     "one outlier": torch.cat([torch.tensor([6.0]), torch.ones(500)]).double(),
 }
 
+# by a few directions: beyond the reach of 16 products "predict" makes all k for nearly all of them
+DOMINATED = ["power law", "one outlier"]
+
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.45])
@@ -97,25 +100,28 @@ def test_predictions_on_prescribed_spectra(name: str, share: float):
     drawn = draws(op, k, range(10_000, 10_300), "paper")
     results = []
     for seed in range(600):
-        m, *_ = prediction.measure(op, 16, Probes(seed))
-        results.append((prediction.scaling(m, k), prediction.rank(m, k)))
+        found, other, *_ = prediction.measure(op, 16, Probes(seed))
+        results.append([
+            estimate(of(found, k), of(other, k))
+            for of in (prediction.scaling, prediction.rank)
+        ])  # fmt: skip
     for i, descriptor in enumerate(DESCRIPTORS):
-        value = torch.cat([r[i].value for r in results])
-        half = torch.cat([1.96 * (r[i].variance + r[i].spread).sqrt() for r in results])
+        value = torch.cat([r[i][0] for r in results])
+        low, high = torch.cat([r[i][2] for r in results]).T
         target = collect(drawn, descriptor)
         error = value.mean() - target.mean()
         stderr = (value.var() / len(value) + target.var() / len(target)).sqrt()
         # r_eff of an estimate from two continued probes has a bias of second order in its error
         assert abs(error) < 2 * stderr + 0.2 * value.std(), descriptor
-        covered = ((value - target.repeat(2)).abs() <= half).double().mean()
-        # of one dominating direction two probes see little: the stated variance scatters by as much
-        least = 0.85 if name == "one outlier" else 0.90
-        assert least <= covered <= 0.99, descriptor
+        target = target.repeat(2)
+        covered = ((low <= target) & (target <= high)).double().mean()
+        # the wider of two measures' intervals: of a dominating direction, which two probes see too
+        # much of or miss, they may differ by more than the error
+        assert 0.90 <= covered <= (1 if name in DOMINATED else 0.995), descriptor
 
 
-# for one outlier, which two probes may miss, "predict" takes no more rows
 BEYOND = {
-    **{n: values[:: -(-len(values) // 300)] for n, values in SPECTRA.items() if n != "one outlier"},
+    **{name: values[:: -(-len(values) // 300)] for name, values in SPECTRA.items()},
     "uniform": torch.linspace(1, 1 / 300, 300, dtype=torch.float64),
     "condition 100": torch.logspace(0, -2, 300, dtype=torch.float64),
     "rank 150": torch.cat([torch.ones(150), torch.zeros(150)]).double(),
@@ -127,7 +133,7 @@ BEYOND = {
 @pytest.mark.parametrize("share", [0.55, 0.7, 0.8])
 @pytest.mark.parametrize("name", BEYOND)
 def test_intervals_hold_beyond_the_reach_of_16_products(name: str, share: float):
-    """As shipped, over Jacobians turned at random: those alone that more rows were taken for."""
+    """As shipped, over Jacobians turned at random, and those alone that more rows are taken for."""
     values = BEYOND[name]
     n, generator = len(values), torch.Generator().manual_seed(zlib.crc32(name.encode()))
     r_eff = float(values.square().sum() ** 2 / values.pow(4).sum())
@@ -142,13 +148,14 @@ def test_intervals_hold_beyond_the_reach_of_16_products(name: str, share: float)
         first = prediction.effective_rank(m)
         second.append((k > NEAR * first) & ~runs[-1].fell_back)
     at = torch.cat(second)
-    assert at.sum() > 50
+    assert at.sum() < 20 if name in DOMINATED else at.sum() > 50
     for descriptor in DESCRIPTORS:
         low, high = collect(runs, f"{descriptor}_interval").unbind(dim=1)
         target = collect(drawn, descriptor)
         held = (low[:, None] <= target) & (target <= high[:, None])
         assert held.double().mean() > 0.93, descriptor
-        assert held[at].double().mean() > 0.93, descriptor
+        if name not in DOMINATED:
+            assert held[at].double().mean() > 0.93, descriptor
 
 
 @pytest.mark.nightly
