@@ -158,7 +158,7 @@ class Residues:
             out[0] += offset
             return self.reduced(k, out).reshape(rows * count, -1)
         repeated = [piece.repeat(rows, *[1] * (piece.ndim - 1)) for piece in pieces]
-        parts = [torch.from_numpy(np.ascontiguousarray(x)) for x in operands]
+        parts = [torch.from_numpy(np.array(x)) for x in operands]  # a view may be read-only
         return bend.select(parts, repeated).numpy().reshape(rows * count, -1)  # type: ignore[union-attr]
 
     @cached_property

@@ -225,6 +225,29 @@ def test_remainders_are_those_of_the_exact_functions(seed: int) -> None:
                 first += len(bias)
 
 
+class LargerOfTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(1, 1)
+        with torch.no_grad():
+            for layer, weight, bias in (
+                (self.one, [1.0, 2.0], 3.0), (self.two, [4.0, -1.0], 0.0), (self.last, [5.0], 1.0),
+            ):  # fmt: skip
+                layer.weight.copy_(torch.tensor([weight]))
+                layer.bias.fill_(bias)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.last(torch.maximum(self.one(z), self.two(z))))
+
+
+def test_remainders_behind_the_larger_of_two_are_those_of_its_piece() -> None:
+    network = cpwl.Network.from_torch(LargerOfTwo().double(), (2,))
+    residues = Residues(network, cpwl.Slice(np.zeros(2), np.eye(2)))
+    found = residues.held(0, np.array([[0, 1], [1, 1]], np.int32), 2)[..., 1]
+    one, two = (5 * np.array(row) for row in ((3, 1, 2), (0, 4, -1)))  # at the origin, along x, y
+    assert sorted(map(list, found.tolist())) == sorted([[16, *one[1:]], [1, *two[1:]]])
+
+
 def test_a_miss_that_is_a_multiple_of_the_first_prime_is_no_meeting() -> None:
     # x = 0, y = 0 and x + y = miss; below what float64 tells, zero modulo the first prime
     module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
