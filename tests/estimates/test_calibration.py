@@ -100,9 +100,9 @@ def test_predictions_on_prescribed_spectra(name: str, share: float):
     drawn = draws(op, k, range(10_000, 10_300), "paper")
     results = []
     for seed in range(600):
-        found, other, *_ = prediction.measure(op, 16, Probes(seed))
+        seen = prediction.measure(op, 16, Probes(seed))
         results.append([
-            estimate(of(found, k), of(other, k))
+            estimate([of(m, k) for m in (seen.found, seen.other)], seen)
             for of in (prediction.scaling, prediction.rank)
         ])  # fmt: skip
     for i, descriptor in enumerate(DESCRIPTORS):
@@ -115,9 +115,8 @@ def test_predictions_on_prescribed_spectra(name: str, share: float):
         assert abs(error) < 2 * stderr + 0.2 * value.std(), descriptor
         target = target.repeat(2)
         covered = ((low <= target) & (target <= high)).double().mean()
-        # the wider of two measures' intervals: of a dominating direction, which two probes see too
-        # much of or miss, they may differ by more than the error
-        assert 0.90 <= covered <= (1 if name in DOMINATED else 0.995), descriptor
+        # two probes see too much of a dominating direction, or miss it: the intervals are wide
+        assert 0.92 <= covered <= (1 if name in DOMINATED else 0.99), descriptor
 
 
 BEYOND = {
