@@ -11,7 +11,7 @@ from cpwl.arrays.limits import require_at_least
 from cpwl.arrays.parallel import available_cores, in_parallel
 from cpwl.arrays.ragged import Ragged, fans, nbytes, next_corner, prefix, take_rows
 from cpwl.arrays.small_numbers import denormals
-from cpwl.arrays.torch_threads import torch_alone
+from cpwl.arrays.torch_threads import TorchThreads
 
 __all__ = [
     "EPS",
@@ -20,6 +20,7 @@ __all__ = [
     "Floats",
     "Ints",
     "Ragged",
+    "TorchThreads",
     "available_cores",
     "denormals",
     "fans",
@@ -36,6 +37,5 @@ __all__ = [
     "prefix",
     "require_at_least",
     "take_rows",
-    "torch_alone",
     "unpack",
 ]

@@ -6,10 +6,10 @@ threads of the process then lack. An operation of less than that is done sooner 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from threading import Thread
 
 import torch
 
@@ -18,47 +18,66 @@ from cpwl.arrays.small_numbers import threads_flush
 _LEAST_MULTIPLICATIONS = 2**28  # some 15 ms of one core
 
 
-@contextmanager
-def torch_alone(
-    pool: ThreadPoolExecutor, *, wanted: bool = True
-) -> Iterator[Callable[[int], AbstractContextManager[object]]]:
-    """Have torch use the calling thread alone, then restore the caller's number of threads.
-
-    Unless that is ``wanted``, nothing changes.
-
-    Yields a context manager for work of so many multiplications. Where that is large, torch has its
-    threads for the duration, if none of them takes numbers below 2^-1022 for zero.
+class TorchThreads:
+    """Who computes with torch's threads, as many as the caller has.
 
     Torch's number of threads belongs to a thread, but a new thread starts with the number that was
-    set last, in whatever thread: one of the ``pool`` therefore sets the caller's number again.
+    set last, in whatever thread: one more thread therefore sets the caller's number again.
     """
-    threads = torch.get_num_threads() if wanted else 1
 
-    def limit() -> None:
-        if threads > 1:
-            torch.set_num_threads(1)
-            pool.submit(torch.set_num_threads, threads)
-
-    @cache
-    def usable() -> bool:
-        return not threads_flush(threads)
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._setting: list[Thread] = []
 
     @contextmanager
-    def large(multiplications: int) -> Iterator[None]:
-        if threads == 1 or multiplications < _LEAST_MULTIPLICATIONS:
+    def alone(self) -> Iterator[None]:
+        """Have torch use the calling thread alone, then restore its number of threads."""
+        with self._turned(1):
+            yield
+
+    @contextmanager
+    def large(self, multiplications: float) -> Iterator[None]:
+        """Have torch use its threads for work of so many multiplications if that is large.
+
+        That is, if none of them takes numbers below 2^-1022 for zero.
+        """
+        threads = torch.get_num_threads()
+        if multiplications >= _LEAST_MULTIPLICATIONS and self._usable:
+            threads = self._threads
+        with self._turned(threads):
+            yield
+
+    def leave(self) -> None:
+        """Have torch use the calling thread alone from now on; for a new thread of a pool."""
+        self._turn(1)
+
+    @contextmanager
+    def _turned(self, threads: int) -> Iterator[None]:
+        before = torch.get_num_threads()
+        if threads == before:
             yield
             return
-        torch.set_num_threads(threads)
+        self._turn(threads)
         try:
-            if not usable():
-                limit()
             yield
         finally:
-            limit()
+            self._turn(before)
 
-    try:
-        limit()
-        yield large
-    finally:
-        if threads > 1:
-            torch.set_num_threads(threads)
+    def _turn(self, threads: int) -> None:
+        if threads == self._threads:  # what others have yet to set is the same number
+            while self._setting:
+                self._setting.pop().join()
+        torch.set_num_threads(threads)
+        if threads != self._threads:
+            setting = Thread(target=torch.set_num_threads, args=(self._threads,))
+            setting.start()
+            self._setting.append(setting)
+
+    @cached_property
+    def _usable(self) -> bool:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            return not threads_flush(self._threads)
+        finally:
+            self._turn(threads)

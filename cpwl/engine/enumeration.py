@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -11,11 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from cpwl.arrays import (
+    TorchThreads,
     available_cores,
     denormals,
     on_compilation,
     require_at_least,
-    torch_alone,
 )
 from cpwl.domain import Domain, in_shape
 from cpwl.engine.columns import units_of
@@ -175,8 +176,8 @@ def _enumerated(
     small = network.matrices.complete  # others do nothing but large work
     with (
         denormals(all_threads=not small),
-        ThreadPoolExecutor(max(1, available_cores() - 1)) as pool,
-        torch_alone(pool, wanted=small) as large,
+        _torch_threads(alone=small) as threads,
+        ThreadPoolExecutor(max(1, available_cores() - 1), initializer=threads.leave) as pool,
         tqdm(
             total=100, desc="subdivide", disable=not progress,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
@@ -194,7 +195,7 @@ def _enumerated(
         arbiter = Arbiter(network, domain)
         work = Work(
             network=network, arbiter=arbiter, slice=domain.slice, memory=memory, pool=pool,
-            report=report, evaluator=evaluator, large=large, most=most,
+            report=report, evaluator=evaluator, threads=threads, most=most,
         )  # fmt: skip
         if domain.dim > 2:
             lattice = refine_lattice(work, domain)
@@ -210,6 +211,13 @@ def _enumerated(
             complex_ = replace(complex_, points=proven.points)
         geometry = _of_polygons(complex_) if domain.dim == 2 else _of_intervals(complex_)
         return _finish(work, domain, made, complex_.broken, proven, geometry)
+
+
+@contextmanager
+def _torch_threads(*, alone: bool) -> Iterator[TorchThreads]:
+    threads = TorchThreads()
+    with threads.alone() if alone else nullcontext():
+        yield threads
 
 
 def require_proof(proof: object) -> None:

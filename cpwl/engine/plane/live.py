@@ -10,6 +10,7 @@ of that on average, but errors would add up from edge to edge.)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from cpwl.arrays import Floats, Ints
 from cpwl.engine.rational import Vertices
-from cpwl.engine.work import TooLargeError, Work
+from cpwl.engine.work import TooLargeError, Work, evaluate
 from cpwl.network.program import Plan, cost, passes
 
 # Tensors are kept where each of their bytes has taken so many multiplications. Below that keeping
@@ -107,19 +108,30 @@ class Live:
 
     def _part(self, plan: Plan, rows: Ints, last: bool) -> Floats:
         """Run a plan at vertices, and keep what is needed behind the stage."""
-        segment = self._segments[self._stage]
-        known = self._start(rows, last) if plan is segment.rest else {}
+        segment, network, n = self._segments[self._stage], self._work.network, len(rows)
+        begun = plan is segment.rest
         points = self._vertices.points[rows]
-        inputs = self._inputs(plan, points)
-        with self._work.large(len(rows) * cost(self._program, plan)):
+        first, end = network.stage_offsets[[self._stage, self._stage + 1]].tolist()
+        out = np.empty((n, end - first))
+        values = self._empty(segment.behind, n) if last and self._keep else {}
+
+        def some(part: slice) -> None:
+            known = self._start(rows[part]) if begun else {}
+            inputs = self._inputs(plan, points[part])
             units, env = passes.stage_units(self._program, plan, inputs, known, self._stage)
-        if last and self._keep:
-            values = {i: _alone(env[i]) for i in segment.behind}
-            batch = _Batch(self._vertices.names[rows], points, values)
-            if self._taken + batch.nbytes <= self._room:
-                self._taken += batch.nbytes
-                self._kept.append(batch)
-        return units.numpy()
+            out[part] = units.numpy()
+            for i, value in values.items():
+                value[part] = env[i]
+
+        each = network.bytes_per_sample(self._stage), cost(self._program, plan)
+        evaluate(self._work, n, *each, some)
+        if begun and last:
+            self._release(rows)
+        batch = _Batch(self._vertices.names[rows], points, values)
+        if values and self._taken + batch.nbytes <= self._room:
+            self._taken += batch.nbytes
+            self._kept.append(batch)
+        return out
 
     def _inputs(self, plan: Plan, points: Floats) -> Tensor:
         """Embed points of the slice; where a plan reads no more than how many, zeros do."""
@@ -130,13 +142,14 @@ class Live:
         shape = self._work.network.input_shape
         return torch.zeros((), dtype=torch.float64).expand(len(points), *shape)
 
-    def _start(self, rows: Ints, last: bool) -> dict[int, Tensor]:
-        """Gather the tensors of the stage before at vertices; free what nothing else needs."""
-        steps = self._program.steps
-        out = {
-            i: torch.empty((len(rows), *steps[i].single[1:]), dtype=torch.float64)
-            for i in self._segments[self._stage].start
-        }
+    def _empty(self, steps: Iterable[int], rows: int) -> dict[int, Tensor]:
+        """Tensors of some steps, for so many samples."""
+        shapes = {i: self._program.steps[i].single[1:] for i in steps}
+        return {i: torch.empty((rows, *s), dtype=torch.float64) for i, s in shapes.items()}
+
+    def _start(self, rows: Ints) -> dict[int, Tensor]:
+        """Gather the tensors of the stage before at vertices."""
+        out = self._empty(self._segments[self._stage].start, len(rows))
         owner = self._batch[rows]
         for number in np.unique(owner).tolist():
             batch, mine = self._old[number], np.flatnonzero(owner == number)
@@ -144,11 +157,16 @@ class Live:
             target, source = torch.from_numpy(mine), torch.from_numpy(self._row[rows[mine]])
             for i, value in out.items():
                 value[target] = batch.values[i][source]
-            self._waiting[number] -= len(mine) * last
-            if self._waiting[number] == 0:
+        return out
+
+    def _release(self, rows: Ints) -> None:
+        """Let go of tensors that were held for these vertices alone."""
+        for number, count in enumerate(np.bincount(self._batch[rows]).tolist()):
+            batch = self._old[number]
+            self._waiting[number] -= count
+            if batch is not None and self._waiting[number] == 0:
                 self._taken -= batch.nbytes
                 self._old[number] = None
-        return out
 
     def _bytes_worth_keeping(self, stage: int) -> int:
         """Bytes a vertex of the tensors behind a stage; 0 if they are not to be kept."""
@@ -161,11 +179,6 @@ class Live:
         """Forward passes a vertex of the later stages, each from the input."""
         each = [cost(self._program, segment.whole) for segment in self._segments]
         return sum(each[stage + 1 :]) / each[-1]
-
-
-def _alone(value: Tensor) -> Tensor:
-    """Copy what is a view of something larger."""
-    return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
 
 
 def _places(kept: list[_Batch], vertices: Vertices) -> tuple[Ints, Ints]:

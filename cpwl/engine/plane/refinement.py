@@ -176,7 +176,7 @@ def _improve(
     total = current.error[current.error > largest].sum()
     if total > _TIGHTEN_SUMS_ABOVE * extent and can_tighten(network, stages):
         one = cost(network.program, stage_plan(network.program, stages - 1))
-        with work.large(one * len(current.points)):
+        with work.threads.large(one * len(current.points)):
             current = tighten(
                 current, network, bounds, stages, corners, made.bit_unit, made.base, largest
             )
