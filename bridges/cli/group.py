@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import NoReturn
 
 import click
@@ -24,7 +25,11 @@ for _command in (demo, describe, field, info, partition, survey, validate, verif
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's error is one line on stderr and exit status 2."""
+    """Run the command line; a user's error is one line on stderr and exit status 2.
+
+    A warning is one line as well, without the line of source that gave it.
+    """
+    before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         status = app.main(arguments, prog_name="cpwl", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -38,6 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error) or type(error).__name__, 2)
     else:
         sys.exit(status)
+    finally:
+        warnings.formatwarning = before
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"cpwl: warning: {in_options(' '.join(str(message).split()))}\n"
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -596,8 +596,12 @@ def _check_shape(input_shape: Any) -> tuple[int, ...]:
         input_shape = (input_shape,)
     sizes = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
     if not sizes or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
+        # of a sample in the place of its shape nobody reads the numbers
+        shape = getattr(input_shape, "shape", None)
+        kind = type(input_shape).__name__
+        got = f"a {kind} of shape {tuple(shape)}" if shape else repr(input_shape)
         raise CaptureError(
-            f"Expected input_shape as positive sizes of one sample, got {input_shape!r}. "
+            f"Expected input_shape as positive sizes of one sample, got {got}. "
             "Leave the batch axis out, e.g. (2,) or (3, 32, 32)."
         )
     return tuple(int(n) for n in sizes)

@@ -100,6 +100,7 @@ ERRORS = [
     (Call(lambda x: 0 * torch.ones(x.shape[0], 1)), (4,), None, r"got a constant output"),
     (Call(torch.relu), (4,), "tanh", r"upto= to name an operation or submodule, got 'tanh'"),
     (nn.ReLU(), None, None, r"Expected input_shape as positive sizes of one sample, got None"),
+    (nn.ReLU(), torch.zeros(1, 2), None, r"got a Tensor of shape \(1, 2\)\. Leave the batch"),
     (torch.ones(4), (4,), None, r"Expected a torch\.nn\.Module, or a method .* got Tensor"),
 ]  # fmt: skip
 

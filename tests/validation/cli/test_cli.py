@@ -195,6 +195,21 @@ def test_interruption_is_one_line(run, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_warning_is_one_line(folder, tmp_path):
+    code = (
+        "import sys, warnings, bridges.cli, cpwl\n"
+        "def survey(*_, **__):\n"
+        "    warnings.warn('Took a store\\n over.', RuntimeWarning)\n"
+        "    raise ValueError('Expected it.')\n"
+        "cpwl.survey = survey\n"
+        "bridges.cli.main(sys.argv[1:])\n"
+    )
+    arguments = ["survey", str(folder / "plane.pt2"), "--box", "0", "1"]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr == "cpwl: warning: Took a store over.\ncpwl: Expected it.\n"
+
+
 BAD = {
     "frob": "No such command 'frob'",
     "partition @plane.pt2 --box 0 1": "Missing option '-o'",
