@@ -78,6 +78,12 @@ def measure(network: Network, task: Task) -> Arrays:
     partition = _enumerated(network, task)
     if partition is None:
         return {"cut": np.array(middle(task.tile.domain))}
+    with np.errstate(over="ignore", invalid="ignore"):  # of volumes that float64 does not hold
+        return _measured(network, partition, task)
+
+
+def _measured(network: Network, partition: Partition, task: Task) -> Arrays:
+    """Return what is kept of a tile that was enumerated."""
     volume = volumes(partition)
     cells, along = _on_borders(partition, task.tile.borders)
     pairs, stages = _neighbours(partition)
