@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import pickle
 from types import SimpleNamespace
@@ -64,6 +63,7 @@ def told_rank(*, address, threads, memory, rank):
 
 
 def test_a_host_without_locks_does_not_count_its_workers(monkeypatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has none")
     asked = []
 
     def locked(*arguments):
