@@ -126,12 +126,22 @@ def ending_as_error() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _sweep(final: Path) -> None:
-    """Delete what processes of this machine that are no more have left of a file."""
-    name = re.compile(
-        rf"\.{re.escape(final.stem)}\.{_host()}-(\d+)-[0-9a-f]{{8}}\.(part|old)"
+def is_part(path: Path, final: str) -> bool:
+    """Whether a file is what a process that writes a file of this name has begun, or has left."""
+    return _part_of(Path(final), "[0-9a-f]{8}").fullmatch(path.name) is not None
+
+
+def _part_of(final: Path, host: str) -> re.Pattern[str]:
+    """Match the temporary names of a file on a host: process, and kind."""
+    return re.compile(
+        rf"\.{re.escape(final.stem)}\.{host}-(\d+)-[0-9a-f]{{8}}\.(part|old)"
         rf"{re.escape(final.suffix)}"
     )
+
+
+def _sweep(final: Path) -> None:
+    """Delete what processes of this machine that are no more have left of a file."""
+    name = _part_of(final, _host())
     for path in final.parent.iterdir():
         found = name.fullmatch(path.name)
         if found and not _is_alive(int(found[1])) and (found[2] == "part" or final.exists()):

@@ -40,9 +40,12 @@ def worker_side() -> tuple[type, Any]:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return number, held
-            except OSError:
+            except BlockingIOError:  # another's
                 held.close()
                 number += 1
+            except OSError:  # a file system without locks
+                held.close()
+                return 0, None
 
     def place_of(worker: Any, rank: int) -> dict[str, Any]:
         # dask-cuda has given the worker its GPU as the first of CUDA_VISIBLE_DEVICES

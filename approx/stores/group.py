@@ -132,10 +132,7 @@ class Store:
         try:
             array = self._array(name)
         except Exception as error:  # whatever zarr says of a file that is not its own
-            raise StoreError(
-                f"Expected column {name} of {self.at.url} as it was written, got a damaged "
-                f"zarr.json in it ({error}): put a copy of that file back, or make the store again."
-            ) from error
+            raise unreadable(self.at, name, error) from error
         try:
             return np.asarray(array[start:stop])
         except Exception:  # whatever its codecs say of bytes that are not theirs
@@ -156,6 +153,14 @@ class Store:
             f"{self.at.path(marker_name(number))} and describe the same latents to the store "
             "again, which does this chunk alone."
         )
+
+
+def unreadable(at: Folder, name: str, error: Exception) -> StoreError:
+    """Return the error of a column that zarr cannot open."""
+    return StoreError(
+        f"Expected column {name} of {at.url} as it was written, got a damaged zarr.json in it "
+        f"({error}): put a copy of that file back, or make the store again."
+    )
 
 
 def open_group(url: str | os.PathLike[str]) -> Store:

@@ -25,6 +25,7 @@ from approx.stores.group import (
     read_end,
     read_header,
     read_markers,
+    unreadable,
 )
 from approx.stores.locking import Lock
 
@@ -166,6 +167,10 @@ class Writer:
                     dimension_names=("latent",),
                     attributes=dict(attributes),
                 )
+            except OSError:  # a disk, and no file, that cannot be read
+                raise
+            except Exception as error:  # whatever zarr says of a file that is not its own
+                raise unreadable(self.at, name, error) from error
             self._arrays[name] = found
         return self._arrays[name]
 

@@ -232,7 +232,7 @@ def require_proof(proof: object) -> None:
 
 def _evaluator(network: Network, domain: Domain, proof: str) -> Evaluator | None:
     """Prepare a proof in about 106 bits; None where none is needed, wanted or possible."""
-    if network.matrices.complete or proof == "float64":
+    if network.matrices.complete or proof == "float64" or network.num_units == 0:
         return None
     reason = f"the domain has {domain.dim} dimensions, more than 2"
     if domain.dim <= 2:
@@ -277,8 +277,10 @@ def _finish(
     """Make a partition of the meaning of the bits, how far they go, and the other arrays."""
     network = work.network
     complete = made.stages == network.num_stages and broken == 0
-    # Without rational arithmetic a vertex is taken to be as far off as is likely: no proof.
-    proven = complete and made.undecided == 0 and work.arbiter.exact
+    # Without rational arithmetic a vertex is taken to be as far off as is likely: no proof, unless
+    # there are no units to be proven.
+    settled = work.arbiter.exact or network.num_units == 0
+    proven = complete and made.undecided == 0 and settled
     undecided, refined = made.undecided, 0
     if proof is not None:
         undecided, refined = proof.undecided, proof.decided

@@ -31,7 +31,7 @@ from cpwl.engine import HowProven, attempt, subdivide
 from cpwl.export import to_geodataframe
 from cpwl.files import atomic_path
 from cpwl.network import Network
-from cpwl.partition import Partition
+from cpwl.partition import Partition, Status
 from cpwl.surveys.tiles import Border, Cut, Tile, fitting, middle
 
 # Bins are centred at the multiples of these, where integer weights put psi and nu.
@@ -78,6 +78,12 @@ def measure(network: Network, task: Task) -> Arrays:
     partition = _enumerated(network, task)
     if partition is None:
         return {"cut": np.array(middle(task.tile.domain))}
+    with np.errstate(over="ignore", invalid="ignore"):  # of volumes that float64 does not hold
+        return _measured(network, partition, task)
+
+
+def _measured(network: Network, partition: Partition, task: Task) -> Arrays:
+    """Return what is kept of a tile that was enumerated."""
     volume = volumes(partition)
     cells, along = _on_borders(partition, task.tile.borders)
     pairs, stages = _neighbours(partition)
@@ -119,11 +125,18 @@ def cut_of(made: Arrays) -> Cut | None:
     return Cut(int(made["cut"][0]), float(made["cut"][1])) if "cut" in made else None
 
 
+def status_of(made: Arrays) -> Status:
+    """Return the status of the partition of a tile that was enumerated."""
+    return Status(*made["status"].tolist())
+
+
 def _enumerated(network: Network, task: Task) -> Partition | None:
     """Enumerate a tile, or return None where it is to be halved."""
     number, domain, _ = task.tile
     halved = number.bit_length() - 1
-    if task.fixed or halved >= min(_HALVED * domain.dim, _HALVED_IN_ALL):
+    # without units a tile is one cell
+    few = network.num_units == 0 or halved >= min(_HALVED * domain.dim, _HALVED_IN_ALL)
+    if task.fixed or few:
         return subdivide(network, domain, memory=task.memory, proof=task.proof, progress=False)
     wanted = max(1, min(_CELLS, 8 * _PATTERN_BYTES // max(1, network.num_units)))
     most = fitting(network, domain, wanted, task.memory)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError
 from contextlib import closing, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from cpwl.errors import require_kind
 from cpwl.export import imported
 from cpwl.network import Network, require_captured
 from cpwl.surveys import store as stores
-from cpwl.surveys.measurement import Arrays, Task, cut_of, measure
+from cpwl.surveys.measurement import Arrays, Task, cut_of, measure, status_of
 from cpwl.surveys.tiles import Tile, even_cuts, halves, is_box
 from cpwl.surveys.totals import Survey, joined
 
@@ -65,8 +65,8 @@ def survey(
         the time for networks of many outputs.
     store : path, optional
         A folder for what is done, on any mounted file system. Calling again with the same arguments
-        does what is missing; what a process that was killed had done is kept but for the tile in
-        work. One process at a time.
+        does what is missing, and what did not fit into the memory; what a process that was killed
+        had done is kept but for the tile in work. One process at a time.
     cells : bool or iterable of names
         Also write all cells to ``store/cells``, a GeoParquet file a tile, with these descriptors
         (True: psi, nu, rank, volume). A row is a cell or, where `piece` is set, what a tile has of
@@ -102,7 +102,7 @@ def survey(
     BlockingIOError
         Another process writes to the store.
     OSError
-        The disk is full: what was done is kept.
+        The disk is full, or the store cannot be written to: what was done is kept.
     ImportError
         Cells need ``cpwl[geo]``, a client ``cpwl[cluster]``.
 
@@ -147,7 +147,7 @@ def survey(
         raise ValueError(
             "Expected a store for the cells, got none. Give a folder, or leave cells out."
         )
-    folder = None if store is None else Path(store)
+    folder = None if store is None else stores.folder_of(store)
     with nullcontext() if folder is None else stores.owned(folder):
         stored = None if folder is None else stores.read_header(folder)
         shape = given
@@ -176,7 +176,9 @@ def survey(
                 return {"cut": np.array(cuts[number])}
             if folder is None or not stores.result_path(folder, number).exists():
                 return None
-            return stores.read_result(folder, number, cells=bool(columns))
+            made = stores.read_result(folder, number, cells=bool(columns))
+            # there may be more memory now
+            return None if cut_of(made) is None and status_of(made).needed else made
 
         def kept(tile: Tile, made: Arrays | None = None) -> list[Tile]:
             """Keep what is known of a tile, and return the parts of it that are to be done."""
@@ -190,7 +192,8 @@ def survey(
             nonlocal counted
             counted += int(made["counts"][0])
             bar.set_postfix(tiles=len(found), cells=f"{counted:,}", refresh=False)
-            bar.update(min(100 * tile.domain.volume / domain.volume, bar.total - bar.n))
+            share = tile.domain.volume / domain.volume if 0 < domain.volume < math.inf else 0.0
+            bar.update(min(100 * share, bar.total - bar.n))
             return []
 
         with tqdm(

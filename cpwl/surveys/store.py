@@ -31,7 +31,7 @@ from torch.export import ExportedProgram
 
 from cpwl.contents import open_archive, parse_json, read_array
 from cpwl.domain import Domain
-from cpwl.files import atomic_path, ending_as_error
+from cpwl.files import atomic_path, ending_as_error, is_part
 from cpwl.network import Network
 from cpwl.storage import SAME, digest, fingerprint, fingerprint_distance, hexadecimal
 from cpwl.surveys.measurement import Arrays
@@ -50,6 +50,13 @@ def code_version() -> str:
         return "not installed"
 
 
+def folder_of(store: str | os.PathLike[str]) -> Path:
+    """Return the folder that was given, or raise ValueError."""
+    if not isinstance(store, str | os.PathLike) or not os.fspath(store):
+        raise ValueError(f"Expected store as a path, got {store!r}. Name a folder.")
+    return Path(store)
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Make a folder a store that this process alone writes to.
@@ -60,17 +67,21 @@ def owned(folder: Path) -> Iterator[None]:
         Another process writes to it.
     ValueError
         A folder of something else.
+    OSError
+        It cannot be made or written to.
     """
-    if folder.exists() and not (folder.is_dir() and _may_be_store(folder)):
-        raise ValueError(
-            f"Expected a new folder or the store of a survey at {folder}, got something else. "
-            "Give another path."
-        )
-    (folder / "tiles").mkdir(parents=True, exist_ok=True)
+    with _told(folder):
+        if folder.exists() and not (folder.is_dir() and _may_be_store(folder)):
+            raise ValueError(
+                f"Expected a new folder or the store of a survey at {folder}, got something else. "
+                "Give another path."
+            )
+        (folder / "tiles").mkdir(parents=True, exist_ok=True)
     owner = folder / _OWNER
     lock = FileLock(folder / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        with _told(folder):
+            lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(
             f"Expected a store that nobody writes to, got {folder}, to which {_said(owner)} is "
@@ -85,7 +96,8 @@ def owned(folder: Path) -> Iterator[None]:
             )
         me = {"process": os.getpid(), "host": socket.gethostname()}
         since = datetime.now().astimezone().isoformat(timespec="seconds")
-        owner.write_text(json.dumps(me | {"since": since}))
+        with _told(folder):
+            owner.write_text(json.dumps(me | {"since": since}))
         with ending_as_error():
             yield
     finally:
@@ -93,8 +105,23 @@ def owned(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say of which store the system speaks."""
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Expected a folder for the store at {folder} that can be made and written to, got "
+            f"'{error.strerror or error}'. See to that, or give another path",
+        ) from error
+
+
 def _may_be_store(folder: Path) -> bool:
-    held = {path.name for path in folder.iterdir()}
+    held = {path.name for path in folder.iterdir() if not is_part(path, _HEADER)}
     return _HEADER in held or held <= {_LOCK, _OWNER, "tiles"}
 
 

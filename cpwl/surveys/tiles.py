@@ -91,10 +91,14 @@ def even_cuts(domain: Domain, shape: tuple[int, ...]) -> dict[int, Cut]:
 def clipped(domain: Domain, axis: int, line: float, *, above: bool) -> Domain | None:
     """Return the part of a domain on one side of a line, exactly; None where it is flat."""
     if domain.dim > 2:
-        low, high = domain.corners.min(axis=0), domain.corners.max(axis=0)
+        low, high = ([ends(column) for column in zip(*domain.exact_corners, strict=True)]
+                     for ends in (min, max))  # fmt: skip
         bound, tighter = (low, max) if above else (high, min)
-        bound[axis] = tighter(bound[axis], line)
-        return domain.slice.box(low, high) if (low < high).all() else None
+        bound[axis] = tighter(bound[axis], Fraction(line))
+        if not all(a < b for a, b in zip(low, high, strict=True)):
+            return None
+        corners = tuple(product(*zip(low, high, strict=True)))
+        return Domain(np.array(corners, np.float64), domain.slice, corners)
     loop = _half(domain.exact_corners, axis, Fraction(line), 1 if above else -1)
     if len(loop) <= domain.dim:
         return None
@@ -103,8 +107,8 @@ def clipped(domain: Domain, axis: int, line: float, *, above: bool) -> Domain | 
 
 def is_box(domain: Domain) -> bool:
     """Whether a domain has the corners of a box."""
-    ends = zip(domain.corners.min(axis=0), domain.corners.max(axis=0), strict=True)
-    return set(map(tuple, domain.corners.tolist())) == set(product(*ends))
+    ends = [(min(column), max(column)) for column in zip(*domain.exact_corners, strict=True)]
+    return set(domain.exact_corners) == set(product(*ends))
 
 
 def _half(loop: Loop, axis: int, line: Fraction, sign: int) -> Loop:
@@ -143,7 +147,7 @@ def fitting(network: Network, domain: Domain, wanted: int, memory: int) -> list[
         if found is None or (own := _cells_by_stage(network, found))[-1] > most:
             return None
         cells, volume = cells + own, volume + box.volume
-    if cells[-1] * domain.volume > wanted * volume:
+    if float(cells[-1]) * domain.volume > wanted * volume:  # of numbers that may be infinite
         return None
     growth = (cells + 1) / (cells[-1] + 1)
     return [*(3 * wanted * growth[:-1]).tolist(), 2 * wanted]

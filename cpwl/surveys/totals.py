@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from cpwl.arrays import Floats, Ints
 from cpwl.domain import Domain
 from cpwl.partition import Status
-from cpwl.surveys.measurement import NU_BIN, PSI_BIN, Arrays
+from cpwl.surveys.measurement import NU_BIN, PSI_BIN, Arrays, status_of
 from cpwl.surveys.tiles import Tile
 
 
@@ -91,7 +91,7 @@ class Survey:
         Sum of the cells' volumes; that of the domain up to rounding.
     psi, nu : Histogram
         Of local scaling and local rank in the slice; without bins, and with a mean of NaN, where
-        maps are unknown.
+        maps are unknown or float64 does not hold the volume.
     squeezed : float
         Share of the volume that the map takes to a rank below P; NaN without maps.
     total_image_volume : float
@@ -131,7 +131,8 @@ class Survey:
         """
         if self.squeezed > 0:
             return -math.inf
-        return math.log(self.volume) + self.psi.mean
+        known = not math.isnan(self.psi.mean)
+        return math.log(self.volume) + self.psi.mean if known else math.nan
 
     def __repr__(self) -> str:
         """Summarise."""
@@ -152,7 +153,11 @@ def joined(domain: Domain, found: Mapping[int, tuple[Tile, Arrays]]) -> Survey:
     sums = np.sum([part["sums"] for part in parts], axis=0)
     counts = np.sum([part["counts"] for part in parts], axis=0)
     volume = float(sums[0])
-    known = not np.isnan(sums).any()
+    # nothing is weighted by volumes that float64 does not hold
+    known = 0 < volume < math.inf and not np.isnan(sums).any()
+    if not known:
+        sums = np.full_like(sums, np.nan)
+    mean_psi, mean_nu, squeezed = (sums[1:4] / (volume or 1.0)).tolist()
     unmatched = _unmatched(tiles, parts)
     facets = np.sum([part["facets"] for part in parts], axis=0) - _cut_facets(parts, owner)
     regions = math.nan
@@ -167,9 +172,9 @@ def joined(domain: Domain, found: Mapping[int, tuple[Tile, Arrays]]) -> Survey:
         facets=facets,
         regions=regions,
         volume=volume,
-        psi=_histogram(parts, "psi", PSI_BIN, sums[1] / volume),
-        nu=_histogram(parts, "nu", NU_BIN, sums[2] / volume),
-        squeezed=float(sums[3] / volume),
+        psi=_histogram(parts, "psi", PSI_BIN, mean_psi),
+        nu=_histogram(parts, "nu", NU_BIN, mean_nu),
+        squeezed=squeezed,
         total_image_volume=float(sums[4]),
     )
 
@@ -237,7 +242,7 @@ def _histogram(parts: list[Arrays], name: str, width: float, mean: float) -> His
 
 def _status(parts: list[Arrays], unmatched: int) -> Status:
     """Put the tiles' statuses together."""
-    every = [Status(*part["status"].tolist()) for part in parts]
+    every = list(map(status_of, parts))
     complete = all(one.complete for one in every)
     return Status(
         complete=complete,

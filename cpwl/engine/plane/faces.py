@@ -81,8 +81,9 @@ class Faces:
         cell, after, before = self._around(rows)
         vertex, *beside = (complex_.cell_corners[k] for k in (rows, after, before))
         (a, b), (c, d) = ((complex_.points[v] - complex_.points[vertex]).T for v in beside)
-        length = np.hypot(a, b) * np.hypot(c, d)
-        sine = np.abs(a * d - b * c) / np.where(length > 0, length, 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is NaN comes last
+            length = np.hypot(a, b) * np.hypot(c, d)
+            sine = np.abs(a * d - b * c) / np.where(length > 0, length, 1.0)
         many = np.bincount(cell, minlength=len(complex_.patterns))[cell]
         best = np.lexsort([-sine, -many, sine < _FLAT, vertex])
         best = best[np.unique(vertex[best], return_index=True)[1]]

@@ -58,8 +58,11 @@ def _whole(row: list[fmpq]) -> list[fmpz]:
 
 
 def _parts(number: fmpq) -> tuple[float, float, float]:
-    """Write a number as hi + lo within an error."""
-    hi = int(number.p) / int(number.q)
+    """Write a number as hi + lo within an error, which is infinite where float64 ends."""
+    try:
+        hi = int(number.p) / int(number.q)
+    except OverflowError:
+        return np.inf, 0.0, np.inf
     rest = number - fmpq(*hi.as_integer_ratio())
     lo = int(rest.p) / int(rest.q)
     return hi, lo, abs(lo) * EPS

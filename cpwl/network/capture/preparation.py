@@ -184,6 +184,11 @@ def _convert(value: Tensor, name: str) -> Tensor:
         raise CaptureError(
             f"Expected real parameters, got complex numbers in '{name}'. Use a real module."
         )
+    if value.layout != torch.strided:
+        raise CaptureError(
+            f"Expected dense parameters, got one of layout {value.layout} in '{name}'. Make it "
+            "dense, or take it out if the module does not use it."
+        )
     data = value.detach()
     if value.is_floating_point():
         data = data.to(device="cpu", dtype=torch.float64, copy=True)

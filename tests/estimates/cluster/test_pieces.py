@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
+from types import SimpleNamespace
 
 import pytest
 from dask import config
 from distributed import Client, LocalCluster
 
 from approx.cluster import check_client, connected, crew, each, one
+from approx.cluster.site import worker_side
 
 
 def squares(*, address, threads, memory, rank):
@@ -52,6 +56,29 @@ def test_every_piece_is_written_once_and_setup_is_done_once_a_worker(client: Cli
     assert sum(max(r[2] for r in found.values() if r[0] == pid) for pid in by_worker) == 40
     # the workers import neither this package nor torch for it, and forget what they had
     assert client.run(modules) == before
+
+
+def told_rank(*, address, threads, memory, rank):
+    return rank
+
+
+def test_a_host_without_locks_does_not_count_its_workers(monkeypatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has none")
+    asked = []
+
+    def locked(*arguments):
+        asked.append(arguments)
+        assert len(asked) < 3
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    site = worker_side()[0](pickle.dumps(told_rank), {})
+    limits = {
+        "state": SimpleNamespace(nthreads=1),
+        "memory_manager": SimpleNamespace(memory_limit=None),
+    }
+    site.setup(SimpleNamespace(address="here", plugins={}, **limits))
+    assert site.ready() == 0
 
 
 def test_pieces_are_read_as_workers_are_free_and_forgotten_when_written(client: Client) -> None:

@@ -320,6 +320,16 @@ def test_a_damaged_chunk_is_told_and_done_again(tmp_path: Path, damage: str) -> 
     assert_equal(stored(decoder, z, tmp_path / "a"), one_run(decoder, z))
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "null"])
+def test_a_damaged_column_is_told_by_whoever_writes_to_it(tmp_path: Path, text: str) -> None:
+    decoder, z = made()
+    stored(decoder, z, tmp_path / "a")
+    (tmp_path / "a" / "psi" / "zarr.json").write_text(text)
+    (tmp_path / "a" / "run" / "000001.json").unlink()
+    with pytest.raises(StoreError, match=r"column psi of .* got a damaged zarr.json in it \("):
+        stored(decoder, z, tmp_path / "a")
+
+
 def test_a_damaged_marker_costs_its_chunk_and_a_damaged_header_is_told(tmp_path: Path) -> None:
     decoder, z = made()
     stored(decoder, z, tmp_path / "a")

@@ -245,6 +245,49 @@ def test_tiles_that_do_not_fit_the_memory_are_halved():
     assert_same_cells(found, network, domain)
 
 
+@pytest.mark.parametrize("tiles", [2, "auto"])
+def test_what_did_not_fit_the_memory_is_done_again_with_more(plane, tmp_path, tiles):
+    options = {"tiles": tiles, "store": tmp_path, "progress": False}
+    assert not cpwl.survey(*plane, memory=1000, **options).status.complete
+    found = cpwl.survey(*plane, **options)
+    assert_same_cells(found, *plane)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_networks_without_units_are_one_cell(dim):
+    network = cpwl.Network.from_torch(nn.Linear(dim, 2), (dim,))
+    large = replace(network, matrices=read_matrices(network.program, most_entries=-1))
+    domain = cpwl.box([-1] * dim, [1] * dim)
+    for own in (network, large):
+        assert_same(own, domain, "auto")
+        assert cpwl.subdivide(own, domain, progress=False).status.exact
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e170])
+def test_volumes_that_float64_does_not_hold_weigh_nothing(plane, size):
+    domain = cpwl.box([-size, -size], [size, size])
+    found = cpwl.survey(plane[0], domain, progress=False)
+    assert found.status.exact
+    assert found.cells == cpwl.subdivide(plane[0], domain, progress=False).num_cells
+    numbers = (found.regions, found.psi.mean, found.nu.mean, found.squeezed, found.entropy_bound)
+    assert np.isnan([*numbers, found.total_image_volume]).all()
+
+
+def test_tiles_of_a_box_end_where_its_sides_are_and_not_where_float64_has_them():
+    """A knot lies between 1/3 and the nearest number below."""
+    layer = nn.Linear(3, 1).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0, 0]]))
+        layer.bias.fill_(-1 / 3)
+    network = cpwl.Network.from_torch(nn.Sequential(layer, nn.ReLU()), (3,))
+    sides = [[3, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]]
+    domain = cpwl.polytope(sides, [1, 0, 1, 0, 1, 0])
+    assert cpwl.survey(network, domain, tiles=2, maps=False, progress=False).cells == 2
+    sides[0] = [3, 0, 2**-60]
+    with pytest.raises(ValueError, match="Expected a box in 3 dimensions"):
+        cpwl.survey(network, cpwl.polytope(sides, [1, 0, 1, 0, 1, 0]), progress=False)
+
+
 def test_memory_that_holds_nothing_leaves_a_survey_incomplete(plane):
     for network, domain in (plane, large_box()):
         found = cpwl.survey(network, domain, memory=1000, progress=False)
@@ -374,6 +417,29 @@ def test_stores_of_something_else_are_refused_and_damage_is_told(plane, tmp_path
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"Expected a new folder or the store of a survey"):
         cpwl.survey(network, domain, store=tmp_path / "mine", progress=False)
+
+
+def test_a_store_whose_header_was_half_written_is_begun_again(plane, tmp_path):
+    with atomic_path(tmp_path / "survey.json") as part:
+        part.write_text("{}")
+        left = tmp_path / part.name.replace(f"-{os.getpid()}-", "-999999999-")
+    (tmp_path / "survey.json").unlink()
+    left.write_text('{"for')
+    assert cpwl.survey(*plane, store=tmp_path, progress=False).status.exact
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("made", ["mkdir", "write_text"])
+def test_a_store_that_cannot_be_made_is_one_error(plane, tmp_path, monkeypatch, made):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, made, full)
+    with pytest.raises(OSError, match=r"Expected a folder for the store at .*s that can be made"):
+        cpwl.survey(*plane, store=tmp_path / "s", progress=False)
+    for store in ("", 3):
+        with pytest.raises(ValueError, match="Expected store as a path, got"):
+            cpwl.survey(*plane, store=store, progress=False)
 
 
 def test_networks_too_large_for_rational_arithmetic_are_proven_as_asked(plane, tmp_path):

@@ -343,3 +343,17 @@ def test_another_method_is_refused_in_words() -> None:
         network.with_weights(module.named)
     with pytest.raises(CaptureError, match=r"captured, a method or function at the top, got "):
         network.with_weights(module)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.ones(2, dtype=torch.complex64), "complex numbers in 'odd'"),
+        (torch.eye(2).to_sparse(), "one of layout torch.sparse_coo in 'odd'"),
+    ],
+)
+def test_buffers_that_are_no_dense_numbers_are_refused_in_words(tensor, told) -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    module.register_buffer("odd", tensor)
+    with pytest.raises(CaptureError, match=told):
+        cpwl.Network.from_torch(module, (2,))
