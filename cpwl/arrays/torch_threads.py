@@ -49,7 +49,8 @@ class TorchThreads:
 
     def leave(self) -> None:
         """Have torch use the calling thread alone from now on; for a new thread of a pool."""
-        self._turn(1)
+        if torch.get_num_threads() > 1:  # asked first, or torch takes the number that is set last
+            self._turn(1)
 
     @contextmanager
     def _turned(self, threads: int) -> Iterator[None]:

@@ -32,7 +32,10 @@ from cpwl.engine.work import Work
 from cpwl.network import Network
 
 _ROUNDS = 4
-_CASES = 16  # evaluated at once
+_CASES = 16  # evaluated at once, if they take no more bytes than that: the system gives large
+_BYTES = (
+    2**27
+)  # tensors fresh pages each time, and 16 cells of an SD decoder took 1.6 times as long
 
 
 class Proof(NamedTuple):
@@ -88,7 +91,7 @@ def prove(
     )  # fmt: skip
     evaluated = 0
     tried = np.zeros(len(corners.cell), np.bool_)
-    size = max(1, min(_CASES, work.memory // 4 // evaluator.bytes_per_cell))
+    size = max(1, min(_CASES, min(_BYTES, work.memory // 4) // evaluator.bytes_per_cell))
     for attempt in range(_ROUNDS):
         chosen = choose(complex_, corners, best.open > 0, tried, attempt)
         tried[chosen] = True
