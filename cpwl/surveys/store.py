@@ -36,7 +36,7 @@ from cpwl.network import Network
 from cpwl.storage import SAME, digest, fingerprint, fingerprint_distance, hexadecimal
 from cpwl.surveys.measurement import Arrays
 
-FORMAT = "cpwl survey 2"
+FORMAT = "cpwl survey 3"
 _HEADER, _LOCK, _OWNER = "survey.json", "lock", "owner.json"
 _PARTS = {"counts", "status", "facets", "sums", "psi_bins", "psi_volumes", "nu_bins", "nu_volumes",
           "keys", "regions", "pairs", "pair_stages", "along", "along_offsets"}  # fmt: skip
@@ -247,8 +247,14 @@ def cells_path(folder: Path, number: int) -> Path:
 def write_result(folder: Path, number: int, arrays: Arrays) -> None:
     """Write what is kept of a tile, whole or not at all."""
     with atomic_path(result_path(folder, number)) as part, open(part, "wb") as handle:
-        every = arrays | {"digest": np.array(digest(arrays))}
+        every = arrays | {"digest": np.array(_signed(folder, number, arrays))}
         cast(Any, np.savez)(handle, allow_pickle=False, **every)
+
+
+def _signed(folder: Path, number: int, arrays: Arrays) -> str:
+    """Return a digest of arrays, of which tile they are, and of which survey."""
+    header = np.frombuffer((folder / _HEADER).read_bytes(), np.uint8)
+    return digest(arrays | {"tile": np.array(number), "survey": header})
 
 
 def read_result(folder: Path, number: int, *, cells: bool) -> Arrays:
@@ -257,7 +263,7 @@ def read_result(folder: Path, number: int, *, cells: bool) -> Arrays:
     Raises
     ------
     ValueError
-        A damaged file, or a result without its cells.
+        A damaged file, one of another tile or survey, or a result without its cells.
     """
     path = result_path(folder, number)
     try:
@@ -267,8 +273,8 @@ def read_result(folder: Path, number: int, *, cells: bool) -> Arrays:
                 body = io.BytesIO(archive.read(member))
                 found[member.removesuffix(".npy")] = read_array(body, info.file_size)
         written = str(found.pop("digest", ""))
-        if set(found) not in (_PARTS, {"cut"}) or written != digest(found):
-            raise ValueError("its arrays are not those that were written")
+        if set(found) not in (_PARTS, {"cut"}) or written != _signed(folder, number, found):
+            raise ValueError("its arrays are not those that were written of this tile")
         if cells and "cut" not in found and not cells_path(folder, number).is_file():
             raise ValueError("the file with its cells is gone")
     except (OSError, ValueError) as error:

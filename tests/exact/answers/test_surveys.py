@@ -402,12 +402,16 @@ def test_stores_of_something_else_are_refused_and_damage_is_told(plane, tmp_path
     tile.write_bytes(data)
     with pytest.raises(ValueError, match=r"00000005.npz, got a damaged one .* Delete it and call"):
         cpwl.survey(network, domain, store=store, progress=False)
+    for whole in (store / "tiles" / "00000004.npz", tmp_path / "dead" / "tiles" / "00000001.npz"):
+        tile.write_bytes(whole.read_bytes())
+        with pytest.raises(ValueError, match=r"00000005.npz, .*written of this tile"):
+            cpwl.survey(network, domain, store=store, progress=False)
     tile.unlink()
     assert cpwl.survey(network, domain, store=store, progress=False).unmatched == 0
     header = store / "survey.json"
-    header.write_text(header.read_text().replace("cpwl survey 2", "cpwl survey 7"))
+    header.write_text(header.read_text().replace("cpwl survey 3", "cpwl survey 7"))
     with pytest.raises(
-        ValueError, match=r"of the format 'cpwl survey 2' at .*, got 'cpwl survey 7'"
+        ValueError, match=r"of the format 'cpwl survey 3' at .*, got 'cpwl survey 7'"
     ):
         cpwl.survey(network, domain, store=store, progress=False)
     header.write_text("{")
