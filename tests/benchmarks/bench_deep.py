@@ -31,6 +31,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.common import make_network
+from benchmarks.engines import seconds_of_a_pass
 from real import slices
 
 import cpwl
@@ -106,11 +107,8 @@ def report(name: str) -> None:
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1000
     one = len(made.points) * count.of(network.program.output_plan)
     found = [n / one for n in (count.stages, count.residuals, count.afresh)]
-    sample = torch.from_numpy(domain.slice.embed(made.points[:1024]))
-    clock = time.process_time()
-    for block in sample.split(64):
-        network(block)
-    floor = (time.process_time() - clock) * len(made.points) / len(sample)
+    sample = torch.from_numpy(domain.slice.embed(made.points[:256]))
+    floor = seconds_of_a_pass(network, sample) * len(made.points)
     status = "" if made.status.complete else " INCOMPLETE"
     print(
         f"| {name} | {network.num_stages} | {made.num_cells:,}{status} | {found[0]:.2f} "

@@ -73,6 +73,8 @@ def draw(table: np.ndarray, path: str) -> None:
 
 def report(name: str, network: cpwl.Network, domain: cpwl.Domain) -> None:
     """Print what float64 leaves open, and what the proof costs in forward passes a vertex."""
+    from benchmarks.engines import seconds_of_a_pass
+
     starts = [time.process_time()]
     before = cpwl.subdivide(network, domain, proof="float64", progress=False).status
     starts.append(time.process_time())
@@ -80,11 +82,7 @@ def report(name: str, network: cpwl.Network, domain: cpwl.Domain) -> None:
     starts.append(time.process_time())
     spent = np.diff(starts)
     latents = torch.from_numpy(domain.slice.embed(partition.points[:64]))
-    last = network.num_stages - 1
-    network.preactivations(latents, last)
-    start = time.process_time()
-    network.preactivations(latents, last)
-    each = (time.process_time() - start) / len(latents) * len(partition.points)
+    each = seconds_of_a_pass(network, latents) * len(partition.points)
     print(
         f"| {name} | {network.num_units:,} | {partition.num_cells:,} | {before.undecided:,} "
         f"| {partition.status.undecided:,} | {partition.status.exact} "
