@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cpwl.network.program.error_analysis import single_values
 from cpwl.network.program.passes import held_pieces
-from cpwl.network.program.program import Program, Ref, Step, call, fill, run
+from cpwl.network.program.program import Program, Ref, Step, Values, call, fill, run
 
-LinearPart = Callable[[list[Any]], Tensor]
+LinearPart = Callable[[Values], Tensor]
 
 
 def linear_parts(program: Program) -> dict[int, LinearPart]:
@@ -36,7 +36,7 @@ def linear_parts(program: Program) -> dict[int, LinearPart]:
             }
             offset = call(step, {**constants, **zeros})
             if offset.any():
-                found[index] = _linear_part(step)
+                found[index] = linear_part(step)
     return found
 
 
@@ -76,7 +76,7 @@ def moving(step: Step, env: list[Any]) -> list[Any]:
     ]
 
 
-def _linear_part(step: Step) -> LinearPart:
+def linear_part(step: Step) -> LinearPart:
     """Drop the bias of a layer; of any other step take the derivative, at twice the cost."""
     args, function = step.args, step.function
     packet = getattr(getattr(function, "overloadpacket", None), "__name__", "")
@@ -91,7 +91,7 @@ def _linear_part(step: Step) -> LinearPart:
     return lambda env: _derivative(step, env)
 
 
-def _derivative(step: Step, env: list[Any]) -> Tensor:
+def _derivative(step: Step, env: Values) -> Tensor:
     """Differentiate a step at zero, in the directions of its operands."""
 
     def function(*values: Tensor) -> Tensor:
