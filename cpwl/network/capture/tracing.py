@@ -40,6 +40,7 @@ KEPT = (
     "softplus", "logsigmoid", "log_sigmoid", "softmax", "log_softmax", "softsign", "tanhshrink",
     "glu", "group_norm", "layer_norm", "native_group_norm", "native_layer_norm",
     "rrelu_with_noise", "scaled_dot_product_attention", "col2im",
+    "linspace", "logspace",  # whose decompositions round otherwise
 )
 # fmt: on
 # What a dense network consists of, and decompositions leave as it is.
@@ -144,7 +145,11 @@ def list_graph(
     `state`, where given, holds the values of the parameters, buffers and constants by name.
     """
     traced = exported if isinstance(exported, TracedCalls) else _traced(exported, state)
-    constants = {node: value.detach() for node, value in traced.constants.items()}
+    constants = {
+        node: value.detach()
+        for node, value in traced.constants.items()
+        if isinstance(value, Tensor)
+    }
     for node in traced.graph.nodes:
         if node.op == "call_function" and _foldable(node, constants):
             args = torch.fx.map_arg(node.args, lambda n: constants[n])

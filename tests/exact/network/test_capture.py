@@ -45,6 +45,7 @@ REFUSED = [
     (functional.hardshrink, "it jumps by 0.5 where the two sides of its condition are equal"),
     (lambda x: torch.where(x > 0, x, 0.1), "write it with relu, clamp, abs or maximum"),
     (lambda x: functional.dropout(x), "dropout in training mode is random"),
+    (lambda x: x + torch.rand(4, generator=torch.Generator().manual_seed(0)), "it is random"),
     (lambda x: x - x.mean(0), "reduces over the batch axis"),
     (lambda x: x.int().to(x.dtype), "rounds input-dependent values to torch.int32"),
 ]

@@ -136,6 +136,23 @@ def test_constants_are_what_the_module_makes_of_them():
                                atol=1e-14)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "made",
+    [lambda: torch.linspace(0, 1, 50), lambda: torch.logspace(0, -1, 30),
+     lambda: torch.arange(7) / 7,
+     lambda: torch.arange(0, 1, 0.1), lambda: torch.hann_window(9)],
+)  # fmt: skip
+def test_single_precision_numbers_made_in_a_double_module_are_its_own(made):
+    number = made()
+
+    class Module(nn.Module):
+        def forward(self, x):
+            return torch.relu(x[:, :1] * made().to(x))
+
+    network, z = Network.from_torch(Module(), (2,)), points(5)
+    assert network(z).equal(torch.relu(z[:, :1] * number.double()))
+
+
 def body():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2))
