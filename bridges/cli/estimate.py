@@ -232,7 +232,7 @@ def field(
     outputs: tuple[Path, ...] = options["output"]
     _check_outputs(outputs, options["store"])
     if gallery is not None:
-        check_output(gallery, _PICTURES)
+        check_output(gallery, _PICTURES, "--gallery")
     if gallery is not None and by == "delta" and options["no_delta"]:
         raise ValueError("Expected delta for --by delta, got --no-delta. Leave one of them out.")
     pixels = read_pixels(resolution)
@@ -367,7 +367,9 @@ def _run(
     from approx import DescribeError
 
     if store is not None and not sys.stderr.isatty():
-        click.echo(f"writing to {store}; how far it is shows on a terminal, or as files in it")
+        click.echo(
+            f"writing to {store}, which holds what is done; a terminal would show how far it is"
+        )
     try:
         with warnings.catch_warnings():
             # that it was interrupted is said below, with where the partial result is
