@@ -471,6 +471,7 @@ def _summary(table: Descriptors, seconds: float, held: int) -> str:
     lines = [
         f"{len(table):,} latents in {seconds:.1f} s{before}, seed {table.seed}",
         f"{table.definition} (method {table.method}: {table.ran()})",
+        *_why_measured(table),
         *table.doubts(),
         *([table.note] if table.note else []),
     ]
@@ -481,3 +482,13 @@ def _summary(table: Descriptors, seconds: float, held: int) -> str:
             shown = name if name == "delta" else named(name, table.subscript)
             lines.append(f"{shown:<6} {middle:.6g}  (5 % {low:.6g}, 95 % {high:.6g})")
     return "\n".join(lines)
+
+
+def _why_measured(table: Descriptors) -> list[str]:
+    """Say where "predict" made all products, and when it does not."""
+    if not (back := table.fallen()):
+        return []
+    return [
+        f"{back:,} of {len(table):,} latents made all {table.k} products: a prediction from fewer "
+        "takes k / r_eff up to 0.8 and k above 16"
+    ]

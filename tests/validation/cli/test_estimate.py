@@ -306,6 +306,12 @@ def test_the_store_of_a_field_goes_on(run, tmp_path, stop, monkeypatch):
     assert np.isfinite(xr.load_dataset(tmp_path / "a.nc").psi.values).all()
 
 
+def test_the_summary_says_why_predict_made_all_products(run):
+    out = run("describe @mlp.pt2 @nine.npy --method predict -o a.csv")[1]
+    assert "W (12, D) Haar, unscaled (method predict: paper)\n9 of 9 latents made all 12" in out
+    assert "made all" not in run("describe @mlp.pt2 @nine.npy --method paper -o a.csv")[1]
+
+
 @pytest.mark.parametrize("command", ["describe @mlp.pt2 @nine.npy",
                                      "field @mlp.pt2 @three.npy --resolution 3"])  # fmt: skip
 def test_a_command_that_is_ended_gives_its_store_back(run, tmp_path, monkeypatch, command):
