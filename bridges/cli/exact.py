@@ -200,13 +200,13 @@ def partition(
     check_packages(output, _PACKAGES)
     network = cpwl.Network.load(model, upto=upto, **reading)
     domain = domain_of(network.input_shape, Place(through, origin, basis, box))
+    certify = certify or seconds is not None or any(path.suffix == _PROOF for path in output)
+    if certify:
+        read_provable(network, domain)  # what cannot be proven is refused before the work
     outputs = math.prod(network.output_shape)
     of = f" for {domain.dim} {'axis' if domain.dim == 1 else 'axes'} and {outputs} outputs"
     for path in output:
         check_output(path, _suffixes(domain.dim, outputs), result=of)
-    certify = certify or seconds is not None or any(path.suffix == _PROOF for path in output)
-    if certify:
-        read_provable(network, domain)  # what cannot be proven is refused before the work
     result = cpwl.subdivide(
         network, domain, memory=int(memory * 2**30), proof=proof, progress=sys.stderr.isatty()
     )
@@ -278,8 +278,12 @@ def survey(
             low, middle, high = map(values.quantile, (0.05, 0.5, 0.95))
             click.echo(f"{name}: mean {values.mean:.6g}, 5 % {low:.3f}, 50 % {middle:.3f}, "
                        f"95 % {high:.3f}")  # fmt: skip
+        bound = found.entropy_bound
+        entropy = f"entropy at most {bound:.6g}"
+        if bound == -math.inf:
+            entropy = "entropy -inf, as some of the volume is squeezed"
         click.echo(f"squeezed {found.squeezed:.4g}, image volume {found.total_image_volume:.6g}, "
-                   f"entropy at most {found.entropy_bound:.6g}")  # fmt: skip
+                   f"{entropy}")  # fmt: skip
 
 
 @click.command()
