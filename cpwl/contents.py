@@ -96,6 +96,8 @@ def parse_json(data: bytes) -> Any:
         return json.loads(
             text, parse_constant=_no_constant, parse_int=_integer, object_pairs_hook=_unique
         )
+    except UnicodeDecodeError:
+        raise ValueError("bytes that are no text") from None
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
 

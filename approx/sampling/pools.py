@@ -66,7 +66,7 @@ class Pool:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "interrupted"
-        psi = f"{named('psi', self.table.subscript)} ({self.table.used})"
+        psi = f"{named('psi', self.table.subscript)} ({self.table.ran()})"
         return f"Pool({len(self):,} latents of {self.source.name}, {psi}, {state})"
 
     @property
@@ -270,7 +270,7 @@ def flat(pool: Pool) -> NDArray[np.bool_]:
     if not worst <= MOST_ERROR:
         raise PoolError(
             f"Expected psi with an error of at most {MOST_ERROR} nats to weigh samples, got "
-            f"{worst:.2g} ({table.used}, {table.dtype}): measure with method='exact' in "
+            f"{worst:.2g} ({table.ran()}, {table.dtype}): measure with method='exact' in "
             "torch.float64.",
             pool,
         )

@@ -28,6 +28,7 @@ def exact(op: DenseOperator, asked: Asked) -> Spectrum:
         effective_rank=r_eff,
         rank=w.rank,
         fell_back=torch.zeros_like(w.rank).bool(),
+        continued=torch.zeros_like(w.rank).bool(),
         products=min(op.rows, op.columns),
         method=asked.method,
         used="exact",

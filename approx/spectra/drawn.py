@@ -38,6 +38,7 @@ def draw(op: Operator, asked: Asked, begun: Begun | None = None) -> Spectrum:
         effective_rank=one_draw.effective_rank(factor.mT @ factor, op.rows),
         rank=w.rank,
         fell_back=torch.zeros_like(w.rank).bool(),
+        continued=torch.zeros_like(w.rank).bool(),
         products=rows,
         method=asked.method,
         used="paper",

@@ -40,6 +40,7 @@ def topk(op: Operator, asked: Asked) -> Spectrum:
         effective_rank=sketch.effective_rank,
         rank=w.rank,
         fell_back=torch.zeros_like(w.rank).bool(),
+        continued=torch.zeros_like(w.rank).bool(),
         products=sketch.products,
         method=asked.method,
         used="topk",

@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             claim="interval",
         ),
         "predict": Method(
-            definition="singular values of W J, W ({k}, D) Haar, predicted for a draw of W",
+            definition="singular values of W J, W ({k}, D) Haar, unscaled",
             subscript="W",
             estimate=predict,
             held=_rows,

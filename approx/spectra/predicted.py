@@ -13,7 +13,7 @@ from approx.sketches import Operator, projected, triangular
 from approx.spectra import prediction
 from approx.spectra.asked import Asked, kept_probes, tolerance_of
 from approx.spectra.drawn import draw
-from approx.spectra.result import Spectrum, around, merged, psi_nu, rows, student
+from approx.spectra.result import Spectrum, around, in_words, merged, psi_nu, rows, student
 
 NEAR = 0.5
 """Share k / r_eff up to which the first products of "predict" are enough."""
@@ -62,7 +62,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         between &= prediction.resolved(seen.found, k) & prediction.resolved(seen.other, k)
         if between.any():
             second = _second(seen, asked, between, more + spent)
-            result = _taken(result, second, between, f"{more + spent} products")
+            result = _taken(result, replace(second, continued=between), between)
     fell_back = ~(near | between)
     if not fell_back.any():
         return result
@@ -73,7 +73,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
     values = drawn.singular_values
     assert values is not None
     result = replace(result, singular_values=torch.full_like(values, math.nan))
-    return _taken(result, drawn, fell_back, "paper")
+    return _taken(result, drawn, fell_back)
 
 
 def _second(seen: prediction.Seen, asked: Asked, where: Tensor, products: int) -> Spectrum:
@@ -120,6 +120,7 @@ def _spectrum(asked: Asked, psi: _Two, nu: _Two, seen: prediction.Seen, products
         effective_rank=r_eff,
         rank=none + k,
         fell_back=none.bool(),
+        continued=none.bool(),
         products=products,
         method=asked.method,
         used="predict",
@@ -147,11 +148,9 @@ def estimate(by: _Two, seen: prediction.Seen) -> tuple[Tensor, Tensor, Tensor]:
     return p.value, stderr, around(p.value, student(2 / scatter.clamp_min(1e-9)) * stderr)
 
 
-def _taken(result: Spectrum, other: Spectrum, at: Tensor, how: str) -> Spectrum:
-    """Take the latents `at` from another spectrum of all of them, and say how these were done."""
+def _taken(result: Spectrum, other: Spectrum, at: Tensor) -> Spectrum:
+    """Take the latents `at` from another spectrum of all of them, and say how all were done."""
     where = at.nonzero()[:, 0]
-    return replace(
-        merged(result, where, rows(other, where)),
-        products=other.products,
-        used=f"{result.used}, {how} for {len(where)} of {len(at)} latents",
-    )
+    found = merged(result, where, rows(other, where))
+    counts = (int(found.continued.sum()), int(found.fell_back.sum()))
+    return replace(found, products=other.products, used=in_words(len(at), *counts))

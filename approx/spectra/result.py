@@ -40,12 +40,14 @@ class Spectrum:
         fall back.
     fell_back : (B,) bool tensor
         Whether "predict" made all k products: the latent's numbers are then those of "paper".
+    continued : (B,) bool tensor
+        Whether "predict" took more products than it began with, and not all k.
     products : int
         Jacobian products per latent, J x and J^T y together; the batch's most. Those in float64
         count, and the two that measure the error of half precision do not.
     method, used : str
-        The method asked for, and the one that ran: they differ for "auto", where "predict" fell
-        back, and where latents were done again in float64.
+        The method asked for, and what ran: they differ for "auto", where "predict" took more
+        products for some latents or fell back, and where latents were done again in float64.
     k : int
         Number of singular values.
     seed : int or None
@@ -86,6 +88,7 @@ class Spectrum:
     effective_rank: Tensor
     rank: Tensor
     fell_back: Tensor
+    continued: Tensor
     products: int
     method: str
     used: str
@@ -162,6 +165,26 @@ def entropy(values: Tensor) -> tuple[Tensor, Tensor]:
 def named(name: str, subscript: str) -> str:
     """Return psi, psi_k or psi_W, and nu likewise."""
     return f"{name}_{subscript}" if subscript else name
+
+
+def in_words(latents: int, continued: int, fell_back: int) -> str:
+    """Say how many latents "predict" did in which way.
+
+    Examples
+    --------
+    >>> from approx.spectra.result import in_words
+    >>> in_words(8, 0, 8), in_words(8, 3, 5)
+    ('paper', 'predict from more products for 3, paper for 5 of 8 latents')
+    """
+    every = {
+        "predict": latents - continued - fell_back,
+        "predict from more products": continued,
+        "paper": fell_back,
+    }
+    found = [(how, count) for how, count in every.items() if count]
+    if len(found) == 1:
+        return found[0][0]
+    return f"{', '.join(f'{how} for {count:,}' for how, count in found)} of {latents:,} latents"
 
 
 def rows(found: Spectrum, where: Tensor) -> Spectrum:

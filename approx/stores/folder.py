@@ -98,11 +98,22 @@ def _part(at: Folder, name: str, data: bytes) -> Path:
 
 
 def get(at: Folder, name: str) -> bytes | None:
-    """Return what a file holds, or None without one."""
+    """Return what a file holds, or None without one.
+
+    Raises
+    ------
+    StoreError
+        A folder has its name.
+    """
     try:
         return at.fs.cat_file(at.path(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except IsADirectoryError:
+        raise StoreError(
+            f"Expected a file {name} in the store {at.url}, got a folder: remove it, or choose "
+            "another store."
+        ) from None
 
 
 def get_all(at: Folder, names: Iterable[str]) -> dict[str, bytes]:

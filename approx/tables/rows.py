@@ -92,6 +92,7 @@ def details(plan: Plan, parts: Sequence[Done | Failed]) -> dict[str, Any]:
         ],
         "notes": list(dict.fromkeys(note for note in (plan.note, *notes) if note)),
         "fell_back": sum(int(part.spectrum.fell_back.sum()) for part in done),
+        "continued": sum(int(part.spectrum.continued.sum()) for part in done),
         "failures": [[part.number, part.reason] for part in parts if isinstance(part, Failed)],
     }
 
@@ -116,6 +117,8 @@ def summary(parts: Sequence[Mapping[str, Any]], *, complete: bool) -> dict[str, 
         "passed_over": tuple(dict.fromkeys(name for part in parts for name in part["passed_over"])),
         "suggested_radius": float(np.median(radii)) if radii and 2 * zero > rows else math.nan,
         "note": " ".join(dict.fromkeys(note for part in parts for note in part["notes"])),
+        # those of older stores do not tell
+        "continued": sum(part.get("continued", 0) for part in parts),
         "failures": tuple(failed),
         "complete": complete,
     }
@@ -125,7 +128,8 @@ def _settings(plan: Plan, first: Done) -> dict[str, Any]:
     found = first.spectrum
     return {
         "method": found.method,
-        "used": found.used.partition(",")[0],
+        # the rows tell what became of a prediction
+        "used": "predict" if found.fell_back.any() else found.used.split()[0].rstrip(","),
         "definition": found.definition,
         "subscript": found.subscript,
         "k": int(found.k),

@@ -95,6 +95,9 @@ class StoredDescriptors(Descriptors):
             found = summary(inside, complete=self.complete)
         except (ValueError, IndexError):  # no row of them could be described
             found = self._summary | {"note": "", "suggested_radius": np.nan}
+        cut = any(row % chunk for row in (start, stop) if row < len(self))
+        if cut and found["continued"]:
+            found["continued"] = None
         found["failures"] = tuple(
             (number - start, why) for number, why in self.failures if start <= number < stop
         )
@@ -107,10 +110,11 @@ class StoredDescriptors(Descriptors):
         state = "complete" if self.complete else "unfinished"
         return (
             f"StoredDescriptors({self.store.done:,}{of} latents in {self.store.at.url}, {psi} and "
-            f"{nu} ({self.used}), k={self.k}, {self.dtype}, seed={self.seed}, {state})"
+            f"{nu} ({self.ran()}), k={self.k}, {self.dtype}, seed={self.seed}, {state})"
         )
 
-    def _fallen(self) -> int:
+    def fallen(self) -> int:
+        """Return for how many latents "predict" made all k products."""
         return sum(marker.details["fell_back"] for marker in self.store.markers.values())
 
     def load(self) -> Descriptors:

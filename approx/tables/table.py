@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from approx.spectra import named
+from approx.spectra import in_words, named
 from approx.stores import imported
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ LONG_NAMES = {
 }
 
 # what belongs to the rows of one table, and may differ between tables that are joined
-_OF_ROWS = ("complete", "note", "failures", "suggested_radius")
+_OF_ROWS = ("complete", "continued", "note", "failures", "suggested_radius")
 _LISTED = 20  # failures in the attributes of a file
 
 # None where no neighbourhood was given
@@ -95,7 +95,9 @@ class Descriptors:
         Knots per unit radius; delta_soft; Zaslavsky's bound. See `knots`.
     method, used : str
         How psi and nu were to be estimated, and how they were: "auto" takes "exact" or "predict".
-        "predict" takes "paper" for the latents that fell back.
+        `ran` says for how many latents "predict" took more products, or fell back on "paper".
+    continued : int, or None of rows cut out of a store's chunk
+        For how many latents "predict" took more products than it began with, and not all k.
     definition : str
         What psi and nu are of. It begins with their names: psi of the whole Jacobian, psi_k of its
         k largest singular values, psi_W of those of W J.
@@ -178,6 +180,7 @@ class Descriptors:
     dtype: str
     latent_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    continued: int | None
     note: str
     failures: tuple[tuple[int, str], ...]
     complete: bool
@@ -220,13 +223,13 @@ class Descriptors:
         return f"<div><p>{escape(repr(self))}</p><table>{table}</table></div>"
 
     def ran(self) -> str:
-        """Return which methods ran, in words."""
-        back, n = self._fallen(), len(self)
-        if not back:
+        """Return which methods ran, in words: of "predict" what it did for how many latents."""
+        if self.method not in ("auto", "predict") or self.used == "exact":
             return self.used
-        return "paper" if back == n else f"predict, paper for {back:,} of {n:,} latents"
+        return in_words(len(self) - len(self.failures), self.continued or 0, self.fallen())
 
-    def _fallen(self) -> int:
+    def fallen(self) -> int:
+        """Return for how many latents "predict" made all k products."""
         return int(self.fell_back.sum())
 
     def doubts(self) -> list[str]:
@@ -272,7 +275,7 @@ class Descriptors:
                 value = int(value)
             elif isinstance(value, tuple):
                 value = list(value)
-            if isinstance(value, float) and not np.isfinite(value):
+            if value is None or (isinstance(value, float) and not np.isfinite(value)):
                 continue
             result[f.name] = value
         return result
@@ -360,6 +363,9 @@ def concatenate(tables: Sequence[Descriptors]) -> Descriptors:
     held = {f.name: getattr(first, f.name) for f in fields(first) if f.name not in LONG_NAMES}
     changed: dict[str, Any] = {
         "complete": tables[-1].complete,
+        "continued": None
+        if any(table.continued is None for table in tables)
+        else sum(table.continued or 0 for table in tables),
         "note": " ".join(dict.fromkeys(table.note for table in tables if table.note)),
         "failures": tuple(
             (start + number, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,15 +166,31 @@ def load_npy(path: Path, option: str, *, mapped: bool = False) -> np.ndarray:
         ) from None
 
 
-def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse a result that could not be written, before the work and not after it."""
+def check_output(
+    path: Path, suffixes: tuple[str, ...], option: str = "-o", result: str = ""
+) -> None:
+    """Refuse an output that could not be written, before the work and not after it.
+
+    `result` says of what the suffixes are, where there are others for others.
+    """
     if path.suffix not in suffixes:
         raise ValueError(
-            f"Expected an output ending in {', '.join(suffixes)}, got '{path}'. "
+            f"Expected {option} ending in {', '.join(suffixes)}{result}, got '{path}'. "
             "The suffix chooses the format."
         )
     if not path.parent.is_dir():
-        raise ValueError(f"Expected an existing folder for '{path}', got none. Create it first.")
+        raise ValueError(
+            f"Expected an existing folder for {option} '{path}', got none. Create it first."
+        )
+    if path.is_dir() and path.suffix != ".zarr":
+        raise ValueError(
+            f"Expected {option} as a file, got the folder '{path}'. Give another name."
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"Expected leave to write to the folder of {option} '{path}', got none. "
+            "Give another folder."
+        )
 
 
 def check_latents(values: np.ndarray, path: Path, *, finite: bool = True) -> np.ndarray:

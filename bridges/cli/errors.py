@@ -26,8 +26,6 @@ _REMEDIES = {
     "cpwl.Slice.through(z0, z1, z2).box(lo, hi)": "--through latents.npy --box LO HI",
     "cpwl.Slice.through(z0, z1, z2)": "--through latents.npy",
     "Use cpwl.check, which works in float64": "Leave out --certify, and files ending in .json",
-    "Draw three with plot.cells3d or plot.sweep; in more, subdivide a slice": "Write a .npz, or "
-    "take a slice of fewer axes: --through, or --origin and --basis",
     "Use Network.from_torch with the original module": "Export the module with torch.export.save "
     "as .pt2",
     "count by signs, with method='hull' (knots_method='hull' of describe)": "leave delta out with "

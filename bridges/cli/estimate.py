@@ -232,7 +232,7 @@ def field(
     outputs: tuple[Path, ...] = options["output"]
     _check_outputs(outputs, options["store"])
     if gallery is not None:
-        check_output(gallery, _PICTURES)
+        check_output(gallery, _PICTURES, "--gallery")
     if gallery is not None and by == "delta" and options["no_delta"]:
         raise ValueError("Expected delta for --by delta, got --no-delta. Leave one of them out.")
     pixels = read_pixels(resolution)
@@ -367,7 +367,9 @@ def _run(
     from approx import DescribeError
 
     if store is not None and not sys.stderr.isatty():
-        click.echo(f"writing to {store}; how far it is shows on a terminal, or as files in it")
+        click.echo(
+            f"writing to {store}, which holds what is done; a terminal would show how far it is"
+        )
     try:
         with warnings.catch_warnings():
             # that it was interrupted is said below, with where the partial result is
@@ -469,6 +471,7 @@ def _summary(table: Descriptors, seconds: float, held: int) -> str:
     lines = [
         f"{len(table):,} latents in {seconds:.1f} s{before}, seed {table.seed}",
         f"{table.definition} (method {table.method}: {table.ran()})",
+        *_why_measured(table),
         *table.doubts(),
         *([table.note] if table.note else []),
     ]
@@ -479,3 +482,13 @@ def _summary(table: Descriptors, seconds: float, held: int) -> str:
             shown = name if name == "delta" else named(name, table.subscript)
             lines.append(f"{shown:<6} {middle:.6g}  (5 % {low:.6g}, 95 % {high:.6g})")
     return "\n".join(lines)
+
+
+def _why_measured(table: Descriptors) -> list[str]:
+    """Say where "predict" made all products, and when it does not."""
+    if not (back := table.fallen()):
+        return []
+    return [
+        f"{back:,} of {len(table):,} latents made all {table.k} products: a prediction from fewer "
+        "takes k / r_eff up to 0.8 and k above 16"
+    ]

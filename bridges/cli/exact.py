@@ -38,6 +38,25 @@ _proof = click.option(
 )
 
 
+# packages that write a format, and the extra that installs them
+_PACKAGES = {
+    ".parquet": ("geo", "geopandas", "pyarrow"),
+    ".ply": ("mesh", "trimesh"),
+    ".glb": ("mesh", "trimesh"),
+}
+
+
+def _suffixes(dim: int, outputs: int) -> tuple[str, ...]:
+    """Return in which formats a partition of so many dimensions can be written."""
+    left_out = {
+        *(_PICTURES if dim > 3 else ()),
+        *((".gif",) if dim != 3 else ()),
+        *((".parquet", _PROOF) if dim > 2 else ()),
+        *(_SURFACES if dim != 3 and (dim, outputs) != (2, 3) else ()),
+    }
+    return tuple(suffix for suffix in _SUFFIXES if suffix not in left_out)
+
+
 class _Colors(click.ParamType):
     """Choice of a descriptor or none; read only when asked for, as its table imports torch."""
 
@@ -175,13 +194,19 @@ def partition(
     for path in output:
         check_output(path, _SUFFIXES)
     import cpwl
+    from bridges.cli.writing import check_packages
     from cpwl.proof import read_provable
 
+    check_packages(output, _PACKAGES)
     network = cpwl.Network.load(model, upto=upto, **reading)
     domain = domain_of(network.input_shape, Place(through, origin, basis, box))
     certify = certify or seconds is not None or any(path.suffix == _PROOF for path in output)
     if certify:
         read_provable(network, domain)  # what cannot be proven is refused before the work
+    outputs = math.prod(network.output_shape)
+    of = f" for {domain.dim} {'axis' if domain.dim == 1 else 'axes'} and {outputs} outputs"
+    for path in output:
+        check_output(path, _suffixes(domain.dim, outputs), result=of)
     result = cpwl.subdivide(
         network, domain, memory=int(memory * 2**30), proof=proof, progress=sys.stderr.isatty()
     )
@@ -253,8 +278,12 @@ def survey(
             low, middle, high = map(values.quantile, (0.05, 0.5, 0.95))
             click.echo(f"{name}: mean {values.mean:.6g}, 5 % {low:.3f}, 50 % {middle:.3f}, "
                        f"95 % {high:.3f}")  # fmt: skip
+        bound = found.entropy_bound
+        entropy = f"entropy at most {bound:.6g}"
+        if bound == -math.inf:
+            entropy = "entropy -inf, as some of the volume is squeezed"
         click.echo(f"squeezed {found.squeezed:.4g}, image volume {found.total_image_volume:.6g}, "
-                   f"entropy at most {found.entropy_bound:.6g}")  # fmt: skip
+                   f"{entropy}")  # fmt: skip
 
 
 @click.command()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
 import warnings
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import click
 
-from bridges.cli.errors import in_options
+from bridges.cli.errors import Stopped, in_options
 from bridges.cli.estimate import describe, field
 from bridges.cli.exact import demo, info, partition, survey, verify
 from bridges.cli.validate import validate
@@ -20,7 +23,37 @@ def app() -> None:
     """Measure the local geometry of a generator: exactly, by estimates, or one by the other."""
 
 
+def _ended(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Have SIGTERM and Ctrl-C give back what a command holds, and say what is left of its work."""
+
+    @functools.wraps(command)
+    def called(**options: Any) -> Any:
+        from cpwl.files import ending_as_error
+
+        try:
+            with ending_as_error():
+                return command(**options)
+        except KeyboardInterrupt as error:
+            click.echo(err=True)  # the terminal's ^C has no line of its own
+            raise Stopped(f"interrupted; {_left(options.get('store'))}", 130) from error
+        except SystemExit as error:
+            if not isinstance(error.code, int) or error.code <= 128:
+                raise
+            name = signal.Signals(error.code - 128).name
+            raise Stopped(f"ended by {name}; {_left(options.get('store'))}", error.code) from error
+
+    return called
+
+
+def _left(store: object) -> str:
+    if store is None:
+        return "nothing was left half-written."
+    return f"the same command goes on after what is in {store}."
+
+
 for _command in (demo, describe, field, info, partition, survey, validate, verify):
+    assert _command.callback is not None
+    _command.callback = _ended(_command.callback)
     app.add_command(_command)
 
 
@@ -38,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was left half-written.", 130)
+        _fail(f"interrupted; {_left(None)}", 130)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _fail(str(error) or type(error).__name__, 2)
     else:

@@ -86,7 +86,7 @@ def validate(
     for path in output:
         check_output(path, _TABLES)
     if html is not None:
-        check_output(html, _PAGES)
+        check_output(html, _PAGES, "--html")
     from bridges.cli.writing import check_packages, write_all
 
     check_packages(output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,22 +73,30 @@ def write_all(
         raise failures[0]
 
 
-def check_packages(paths: tuple[Path, ...]) -> None:
-    """Refuse formats whose package is missing, before the work and not after it."""
+_PACKAGES = {
+    ".csv": ("table", "pandas", "xarray"),
+    ".parquet": ("table", "pandas", "pyarrow"),
+    ".nc": ("table", "xarray", "netCDF4"),
+    ".zarr": ("table", "xarray", "zarr"),
+}
+
+
+def check_packages(
+    paths: tuple[Path, ...], needed: Mapping[str, tuple[str, ...]] = _PACKAGES
+) -> None:
+    """Refuse formats whose package is missing, before the work and not after it.
+
+    `needed` has the extra that installs them and the packages of each suffix.
+    """
     from importlib.util import find_spec
 
-    needed = {
-        ".csv": ("pandas", "xarray"),
-        ".parquet": ("pandas", "pyarrow"),
-        ".nc": ("xarray", "netCDF4"),
-        ".zarr": ("xarray", "zarr"),
-    }
     for path in paths:
-        for name in needed.get(path.suffix, ()):
+        extra, *names = needed.get(path.suffix, ("",))
+        for name in names:
             if find_spec(name) is None:
                 raise ImportError(
                     f"Expected {name} to be installed for '{path}', got none: "
-                    "pip install 'cpwl[table]'."
+                    f"pip install 'cpwl[{extra}]'."
                 )
 
 

@@ -28,9 +28,9 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 @contextmanager
-def on_compilation(notify: Callable[[], object]) -> Iterator[None]:
-    """Call ``notify`` whenever a kernel is compiled, rather than read from the cache."""
-    with event.install_listener("numba:compile", _Starts(notify)):
+def on_compilation(notify: Callable[[bool], object]) -> Iterator[None]:
+    """Call ``notify`` when kernels begin (True) and cease (False) to be compiled, not read."""
+    with event.install_listener("numba:compile", _Compilations(notify)):
         yield
 
 
@@ -78,14 +78,19 @@ def _warn(reason: str) -> None:
     )
 
 
-class _Starts(event.Listener):
-    """Listens to the starts of compilations."""
+class _Compilations(event.Listener):
+    """Listens to compilations; those of inner kernels are part of their callers'."""
 
-    def __init__(self, notify: Callable[[], object]) -> None:
+    def __init__(self, notify: Callable[[bool], object]) -> None:
         self._notify = notify
+        self._depth = 0  # changed under numba's lock of the compiler alone
 
     def on_start(self, event: event.Event) -> None:
-        self._notify()
+        self._depth += 1
+        if self._depth == 1:
+            self._notify(True)
 
     def on_end(self, event: event.Event) -> None:
-        pass
+        self._depth = max(0, self._depth - 1)  # one may have begun before this listened
+        if self._depth == 0:
+            self._notify(False)

@@ -88,21 +88,22 @@ class Slice:
             object.__setattr__(self, "anchors", anchors)
 
     @classmethod
-    def through(cls, z0: Any, z1: Any, *others: Any) -> Slice:
+    def through(cls, *given: Any) -> Slice:
         """Return the line through two latents, the plane through three, ..., orthonormally.
 
         Parameters
         ----------
-        z0, z1, *others : array_like or torch.Tensor, (*latent,)
-            Two to seven latents. z0 lies at coordinates 0, z1 on the positive first axis, z2 in
-            the upper half plane, and so on; slice distances are latent distances. `anchors` holds
-            the coordinates of each.
+        *given : array_like or torch.Tensor, (*latent,)
+            Two to seven latents z0, z1 and so on. z0 lies at coordinates 0, z1 on the positive
+            first axis, z2 in the upper half plane, and so on; slice distances are latent distances.
+            `anchors` holds the coordinates of each.
 
         Raises
         ------
         ValueError
-            Latents of different shapes, more than seven, or one that is in the span of those
-            before it up to the rounding of the latents, whose precision is that of their dtype.
+            Latents of different shapes, fewer than two, more than seven, or one that is in the
+            span of those before it up to the rounding of the latents, whose precision is that of
+            their dtype.
 
         Examples
         --------
@@ -111,7 +112,12 @@ class Slice:
         >>> plane.anchors.tolist()
         [[0.0, 0.0], [5.0, 0.0], [0.0, 2.0]]
         """
-        latents = [floats(z, f"z{i}") for i, z in enumerate((z0, z1, *others))]
+        latents = [floats(z, f"z{i}") for i, z in enumerate(given)]
+        if len(latents) < 2:
+            raise ValueError(
+                f"Expected two to seven latents, got {len(latents)}. "
+                "Give each as an argument: cpwl.Slice.through(z0, z1, z2), or (*latents)."
+            )
         check_dim(len(latents) - 1)
         if any(z.shape != latents[0].shape for z in latents):
             shapes = ", ".join(str(z.shape) for z in latents)
@@ -121,8 +127,8 @@ class Slice:
             )
         edges = [(z - latents[0]).ravel() for z in latents[1:]]
         # what the latents themselves were rounded by, and their differences therefore
-        given = [roundoff(z) for z in (z0, z1, *others)]
-        off = [u * _length(z.ravel()) for u, z in zip(given, latents, strict=True)]
+        rounded = [roundoff(z) for z in given]
+        off = [u * _length(z.ravel()) for u, z in zip(rounded, latents, strict=True)]
         # the rounding error of a projection is a few eps of the projected vector's length
         arithmetic = 64 * EPS * math.sqrt(max(1, latents[0].size))
         rows: list[Floats] = []
@@ -141,8 +147,8 @@ class Slice:
             if length <= max(_ROUNDED_AT_MOST * error, arithmetic * _length(edge)):
                 what = ["equal to z0", "on the line through z0 and z1"]
                 what = [*what, *[f"in the {i}-dimensional span of those before it"] * (i - 1)][i]
-                if max(given) > UNIT_ROUNDOFF:
-                    what += f" up to the {-math.log10(max(given)):.0f} digits that they have"
+                if max(rounded) > UNIT_ROUNDOFF:
+                    what += f" up to the {-math.log10(max(rounded)):.0f} digits that they have"
                 raise ValueError(
                     f"Expected {len(latents)} latents that span {len(edges)} dimensions, got "
                     f"z{i + 1} {what}. Leave it out, or choose another."

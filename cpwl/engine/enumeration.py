@@ -34,6 +34,7 @@ from cpwl.partition import Partition, Status
 # 106 bits: some minutes for a denoiser of 20 layers.
 _SIGNS_AT_MOST = 2**30
 HowProven = Literal["auto", "float64", "full"]
+_LABELS = ("subdivide", "compiling kernels, once")  # of the bar, the second while that is done
 
 
 def subdivide(
@@ -179,16 +180,15 @@ def _enumerated(
         _torch_threads(alone=small) as threads,
         ThreadPoolExecutor(max(1, available_cores() - 1), initializer=threads.leave) as pool,
         tqdm(
-            total=100, desc="subdivide", disable=not progress,
+            total=100, desc=_LABELS[False], disable=not progress,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
         ) as bar,
-        on_compilation(lambda: bar.set_description_str("compiling kernels, once")),
+        on_compilation(lambda begun: bar.set_description_str(_LABELS[begun])),
     ):  # fmt: skip
 
         def report(share: float, cells: int) -> None:
             if bar.disable:
                 return
-            bar.set_description_str("subdivide", refresh=False)
             bar.set_postfix(cells=f"{cells:,}", refresh=False)
             bar.update(min(100 * share, bar.total - bar.n))  # work given up counts as well
 

@@ -109,7 +109,7 @@ class Certificate:
 
     def __str__(self) -> str:
         kind = "area" if self.dim == 2 else "length"
-        place = f"the domain of {kind} {shown(self.area)}, {self.domain}"
+        place = f"the domain of {kind} {shown(self.area, 10**6)}, {self.domain}"
         said = f"tile {place}"
         if self.share < 1:
             said = f"cover {100 * self.share:.3g} % of {place}, and nothing is proven of the rest"

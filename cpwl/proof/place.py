@@ -68,9 +68,9 @@ def nearest(x: Fraction) -> float:
         return inf if x > 0 else -inf
 
 
-def shown(x: Fraction) -> str:
-    """Write a fraction, or what it is about where it is long."""
-    if max(abs(x.numerator), x.denominator) < 2**128:
+def shown(x: Fraction, below: int = 2**128) -> str:
+    """Write a fraction, or what it is about where it has larger numbers."""
+    if max(abs(x.numerator), x.denominator) < below:
         return str(x)
     return f"about {nearest(x):.6g}"
 

@@ -205,7 +205,7 @@ def test_a_prediction_that_fell_back_is_done_again():
     op = Stored(torch.stack([flat, with_values(ill, 150, 130)]))
     found = spectrum(op, k=20, generator=3)
     assert found.fell_back.tolist() == [False, True]
-    assert found.used == "predict, paper for 1 of 2 latents, in float64 for 1 of 2 latents"
+    assert found.used == "predict for 1, paper for 1 of 2 latents, in float64 for 1 of 2 latents"
     paper = spectrum(Matrices(op.stored[1:]), method="paper", k=20, generator=3)
     torch.testing.assert_close(found.psi[1:], paper.psi, rtol=0, atol=1e-6)
     assert spectrum(Stored(flat[None]), k=20, generator=3).psi == found.psi[0]

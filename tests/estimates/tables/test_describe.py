@@ -322,13 +322,42 @@ def test_a_table_says_where_predict_fell_back() -> None:
     table = quiet(module, decoders.latents(shape, 4), method="predict", k=20, neighbourhood=None)
     assert table.attributes()["used"] == "predict"
     some = replace(table, fell_back=np.array([True, False, False, False]))
-    assert some.attributes()["used"] == "predict, paper for 1 of 4 latents"
-    assert "(predict, paper for 1 of 4 latents)" in repr(some)
+    assert some.attributes()["used"] == "predict for 3, paper for 1 of 4 latents"
+    assert "(predict for 3, paper for 1 of 4 latents)" in repr(some)
     both = approx.concatenate([table, some])
-    assert both.to_pandas().attrs["used"] == "predict, paper for 1 of 8 latents"
+    assert both.to_pandas().attrs["used"] == "predict for 7, paper for 1 of 8 latents"
     small, shape = decoders.relu_mlp()
     table = quiet(small, decoders.latents(shape, 2), method="predict")
     assert (table.attributes()["method"], table.attributes()["used"]) == ("predict", "paper")
+
+
+def test_a_table_says_what_predict_did_for_how_many_latents(tmp_path) -> None:
+    """Three latents need a few products, two take more, and one all of them."""
+    flat = torch.eye(400, 300)
+    between, steep = (flat * torch.arange(1, 301.0) ** -power for power in (0.35, 1.0))
+
+    def decode(z):
+        place = z[:, :1].round()
+        other = torch.where(place == 1, z @ between.T, z @ steep.T)
+        return torch.where(place == 0, z @ flat.T, other)
+
+    z = torch.zeros(6, 300)
+    z[:, 0] = torch.tensor([2.0, 0, 0, 0, 1, 1])
+    options: Any = {"k": 60, "neighbourhood": None, "generator": 7, "batch": 2}
+    table = quiet(decode, z, **options)
+    words = "predict for 3, predict from more products for 2, paper for 1 of 6 latents"
+    assert (table.used, table.ran(), table.attributes()["used"]) == ("predict", words, words)
+    assert (table.continued, table.fallen()) == (2, 1)
+    assert f"psi_W and nu_W ({words})" in repr(table)
+    assert "predict" not in table.definition
+    parts = [quiet(decode, part, **options) for part in (z[:1], z[1:4], z[4:])]
+    assert [part.ran() for part in parts] == ["paper", "predict", "predict from more products"]
+    assert approx.concatenate(parts).ran() == words
+    kept = quiet(decode, z, store=tmp_path / "run.zarr", **options)
+    assert words in repr(kept)
+    assert (kept[:].ran(), kept[:].continued) == (words, 2)
+    assert kept[1:].continued is None  # of a part of a chunk
+    assert kept[1:].ran() == kept[1:].attributes()["used"] == "predict"
 
 
 def test_a_table_says_in_a_line_what_it_is() -> None:

@@ -447,6 +447,19 @@ def test_a_lock_of_nobody_is_taken_over(tmp_path: Path, text: str) -> None:
         assert len(stored(module, z, tmp_path / "a")) == 20
 
 
+@pytest.mark.parametrize("name", ["run/lock.json", "zarr.json", "run/marks"])
+def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path, name: str) -> None:
+    module, z = made()
+    stored(module, z[:6], tmp_path / "a")
+    path = tmp_path / "a" / name
+    if name == "run/marks":
+        path = next(p for p in (tmp_path / "a" / "run").rglob("*") if p.is_file())
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    with pytest.raises(approx.StoreError, match=r"Expected a file .* got a folder: remove it"):
+        stored(module, z, tmp_path / "a")
+
+
 def test_a_run_whose_lock_was_taken_stops(tmp_path: Path) -> None:
     decoder, z = made()
 

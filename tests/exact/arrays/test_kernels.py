@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numba.core.caching
 import pytest
+import torch
 
 import cpwl
 from cpwl.arrays import inlined, kernel, kernels, on_compilation
+from cpwl.engine import enumeration
 
 
 def test_kernels_are_compiled_without_a_folder_for_them(monkeypatch):
@@ -61,9 +63,41 @@ def double(x):
 
 def test_compilation_is_noticed_and_reading_from_the_disk_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
-    told: list[int] = []
-    with on_compilation(lambda: told.append(1)):
+    told: list[bool] = []
+    with on_compilation(told.append):
         kernel(double)(2)
-        assert told == [1]
+        assert told == [True, False]
         kernel(double)(3)  # from the file that the first has written
-    assert told == [1]
+    assert told == [True, False]
+
+
+def nested(x):
+    return _double(x) + 1
+
+
+_double = kernel(lambda x: x + x)
+
+
+def test_kernels_inside_a_kernel_are_compiled_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    told: list[bool] = []
+    with on_compilation(told.append):
+        kernel(nested)(2)
+    assert told == [True, False]
+
+
+def test_the_bar_says_that_kernels_are_compiled_only_while_they_are(capsys, tmp_path, monkeypatch):
+    """Also where the last stage is done by then."""
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    plain = enumeration._finish
+
+    def finish(*arguments):
+        kernel(double)(2j)
+        return plain(*arguments)
+
+    monkeypatch.setattr(enumeration, "_finish", finish)
+    network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    cpwl.subdivide(network, cpwl.box([-1, -1], [1, 1]))
+    shown = capsys.readouterr().err
+    assert "compiling kernels, once: 100%" in shown
+    assert shown.strip().rpartition("\r")[2].startswith("subdivide: 100%")

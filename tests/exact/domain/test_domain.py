@@ -358,3 +358,9 @@ def test_bad_input_gets_one_clear_error(case):
     build, text = BAD[case]
     with pytest.raises(ValueError, match=text):
         build()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_latents_are_no_slice(count):
+    with pytest.raises(ValueError, match=f"Expected two to seven latents, got {count}"):
+        cpwl.Slice.through(*np.zeros((count, 3)))

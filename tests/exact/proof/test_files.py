@@ -288,6 +288,22 @@ def test_what_is_no_proof_is_said_to_be_none(tmp_path, content) -> None:
         cpwl.verify(tmp_path / "none.json", progress=False)
 
 
+def test_a_file_of_another_kind_is_no_proof_in_plain_words(tmp_path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x08\xff")
+    with pytest.raises(ValueError, match="bytes that are no text"):
+        cpwl.verify(path, progress=False)
+
+
+def test_a_long_area_is_a_decimal_in_text() -> None:
+    network = cpwl.Network.from_torch(torch.nn.LeakyReLU(0.5), (2,))
+    for high, said in ((0.1, "area about 0.01, "), (0.5, "area 1/4, ")):
+        partition = cpwl.subdivide(network, cpwl.box([0, 0], [high, high]), progress=False)
+        certificate = cpwl.certify(partition, progress=False)
+        assert said in str(certificate)
+        assert certificate.area == Fraction(high) ** 2
+
+
 def test_no_change_of_a_byte_passes_unless_it_changes_nothing(proof) -> None:
     original = cpwl.verify(proof, progress=False)
     text, choose = proof.read_text(), random.Random(5)

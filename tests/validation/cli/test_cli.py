@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -39,6 +42,8 @@ def folder(tmp_path_factory):
     np.save(folder / "one.npy", latents[:1])
     np.save(folder / "eight.npy", np.eye(8, 7))
     np.save(folder / "basis.npy", np.eye(7))
+    np.save(folder / "four.npy", np.eye(7)[:4])
+    (folder / "folder.npz").mkdir()
     np.save(folder / "wrong.npy", latents[:, :4])
     np.save(folder / "pickle.npy", np.array([{"a": 1}]), allow_pickle=True)
     np.savez(folder / "archive.npy.npz", latents=latents)
@@ -128,9 +133,6 @@ def test_a_partition_of_space_is_drawn_as_solids_and_as_a_sweep(run, tmp_path, m
         assert image.n_frames == 3
     with Image.open(tmp_path / "a.png") as image:
         assert min(image.size) > 800
-    status, _, err = run("partition @plane.pt2 --box -2 2 -o b.gif")
-    assert (status, (tmp_path / "b.gif").exists()) == (2, False)
-    assert "Expected a partition of dimension 3, got 2" in err
 
 
 @pytest.mark.parametrize(
@@ -213,8 +215,8 @@ def test_a_warning_is_one_line(folder, tmp_path):
 BAD = {
     "frob": "No such command 'frob'",
     "partition @plane.pt2 --box 0 1": "Missing option '-o'",
-    "partition @plane.pt2 --box 0 1 -o a.foo": "an output ending in .png, .pdf, .svg, .gif,",
-    "partition @plane.pt2 --box 0 1 -o no/a.png": "an existing folder for 'no/a.png'",
+    "partition @plane.pt2 --box 0 1 -o a.foo": "-o ending in .png, .pdf, .svg, .gif,",
+    "partition @plane.pt2 --box 0 1 -o no/a.png": "an existing folder for -o 'no/a.png'",
     "partition @plane.pt2 --box 0 1 -o a.png --color red": "'red' is not one of 'psi', 'nu'",
     "partition @plane.pt2 --box 0 1 -o a.png --memory 0": "0 is not in the range x>0",
     "partition @plane.pt2 --box 1 0 -o a.png": "lo < hi on every axis, got lo = 1 and hi = 0",
@@ -242,21 +244,61 @@ BAD = {
     "partition @tanh.pt2 --upto tanh --through @broken.npy -o a.png": "array of numbers for --thr",
     "partition @tanh.pt2 --upto tanh --through @empty.npy -o a.png": "array of numbers for --thr",
     "partition @tanh.pt2 --upto tanh --through @archive.npy -o a.png": "(an archive of several",
-    "partition @tanh.pt2 --upto tanh --through @two.npy -o a.parquet -o a.ply": "2-D",
+    "partition @tanh.pt2 --upto tanh --through @two.npy -o a.parquet -o a.ply": (
+        "-o ending in .png, .pdf, .svg, .parquet, .npz, .json for 1 axis and 3 outputs, got 'a.ply'"
+    ),
+    "partition @plane.pt2 --box -2 2 -o a.png -o b.gif": "-o ending in .png, .pdf, .svg, .parquet,",
+    "partition @space.pt2 --box -2 2 -o a.parquet": ".gif, .ply, .glb, .npz for 3 axes and 3 outp",
+    "partition @wide.pt2 --origin 0,0,0,0,0,0,0 --basis @four.npy --box 0 1 -o a.png": (
+        "-o ending in .npz for 4 axes and 2 outputs, got 'a.png'"
+    ),
+    "partition @plane.pt2 --box 0 1 -o .": "-o ending in",
+    "partition @plane.pt2 --box 0 1 -o @folder.npz": "Expected -o as a file, got the folder '",
     "info @missing.pt2": "missing.pt2",
-    "demo -o demo.gif": "an output ending in .png, .pdf, .svg, got 'demo.gif'",
-    "demo --dim 3 -o demo.ply": "an output ending in .png, .pdf, .svg, .gif, got 'demo.ply'",
+    "demo -o demo.gif": "-o ending in .png, .pdf, .svg, got 'demo.gif'",
+    "demo --dim 3 -o demo.ply": "-o ending in .png, .pdf, .svg, .gif, got 'demo.ply'",
     "demo --dim 4": "4 is not in the range 2<=x<=3",
-    "demo -o demo.txt": "an output ending in .png, .pdf, .svg, got 'demo.txt'",
+    "demo -o demo.txt": "-o ending in .png, .pdf, .svg, got 'demo.txt'",
 }
 
 
 @pytest.mark.parametrize("line", BAD)
 def test_user_errors_are_one_line_on_stderr(run, tmp_path, line):
-    status, _, err = run(line)
+    status, out, err = run(line)
+    assert out == ""  # nothing was enumerated
     assert status == 2
     assert err.startswith("cpwl: ")
     assert err.count("\n") == 1
     assert BAD[line] in err
     assert "Traceback" not in err
-    assert [path for path in tmp_path.iterdir() if path.suffix != ".parquet"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_are_refused_before_the_work(run, tmp_path, monkeypatch):
+    """Where a package is missing, and in a folder that may not be written to."""
+    monkeypatch.setattr(cpwl, "subdivide", Mock(side_effect=AssertionError))
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.util.find_spec", lambda name: None)
+        for path, extra in (("a.parquet", "geo"), ("a.ply", "mesh")):
+            status, _, err = run(f"partition @plane.pt2 --box -1 1 -o {path}")
+            assert (status, f"pip install 'cpwl[{extra}]'" in err) == (2, True), err
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)
+    status, _, err = run("partition @plane.pt2 --box -1 1 -o a.npz")
+    assert (status, "leave to write to the folder of -o 'a.npz'" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("line", ["partition @plane.pt2 --box 0 1 -o a.npz",
+                                  "survey @plane.pt2 --box 0 1 --store s"])  # fmt: skip
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_ended_says_what_it_leaves(run, tmp_path, monkeypatch, line, number):
+    def ended(*arguments, **options):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(cpwl, line.split()[0].replace("partition", "subdivide"), ended)
+    status, _, err = run(line)
+    said = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    left = "the same command goes on after what is in s." if "store" in line else (
+        "nothing was left half-written."
+    )  # fmt: skip
+    assert (status, err.strip()) == (128 + number, f"cpwl: {said}; {left}")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

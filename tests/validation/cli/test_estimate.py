@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import signal
 import sys
 import types
 from types import MappingProxyType
@@ -303,6 +304,26 @@ def test_the_store_of_a_field_goes_on(run, tmp_path, stop, monkeypatch):
     )  # fmt: skip
     assert run(f"{line} -o a.nc")[0] == 0
     assert np.isfinite(xr.load_dataset(tmp_path / "a.nc").psi.values).all()
+
+
+def test_the_summary_says_why_predict_made_all_products(run):
+    out = run("describe @mlp.pt2 @nine.npy --method predict -o a.csv")[1]
+    assert "W (12, D) Haar, unscaled (method predict: paper)\n9 of 9 latents made all 12" in out
+    assert "made all" not in run("describe @mlp.pt2 @nine.npy --method paper -o a.csv")[1]
+
+
+@pytest.mark.parametrize("command", ["describe @mlp.pt2 @nine.npy",
+                                     "field @mlp.pt2 @three.npy --resolution 3"])  # fmt: skip
+def test_a_command_that_is_ended_gives_its_store_back(run, tmp_path, monkeypatch, command):
+    for number, said in ((signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, "interrupted")):
+        with monkeypatch.context() as patched:
+            patched.setattr(describing, "_one", lambda *_, n=number: signal.raise_signal(n))
+            status, _, err = run(f"{command} --store run.zarr")
+        assert (status, err.strip()) == (
+            128 + number, f"cpwl: {said}; the same command goes on after what is in run.zarr."
+        )  # fmt: skip
+        assert not (tmp_path / "run.zarr" / "run" / "lock.json").exists()
+    assert run(f"{command} --store run.zarr")[::2] == (0, "")
 
 
 def test_interruption_before_anything_is_done(run, tmp_path, monkeypatch):
@@ -666,7 +687,7 @@ BAD = {
     "describe @mlp.pt2 @nine.npy -o a.tsv": (
         "ending in .csv, .parquet, .nc, .zarr, .png, .pdf, .svg, got"
     ),
-    "describe @mlp.pt2 @nine.npy -o no/a.nc": "an existing folder for 'no/a.nc'",
+    "describe @mlp.pt2 @nine.npy -o no/a.nc": "an existing folder for -o 'no/a.nc'",
     "describe @mlp.pt2 @gone.npy -o a.nc": "Expected a file for the latents, got no file at",
     "describe @mlp.pt2 @pickle.npy -o a.nc": "a .npy array of numbers for the latents",
     "describe @mlp.pt2 @whole.npy -o a.nc": "floating-point latents in",
@@ -689,7 +710,7 @@ BAD = {
     "field @mlp.pt2 @line.npy -o a.nc": "three on one line",
     "field @mlp.pt2 @three.npy -o a.nc --resolution 1": "one or two whole numbers above 1, got '1'",
     "field @mlp.pt2 @three.npy -o a.nc --resolution a": "one or two whole numbers above 1, got 'a'",
-    "field @mlp.pt2 @three.npy -o a.nc --gallery g.nc": "ending in .png, .pdf, .svg, got 'g.nc'",
+    "field @mlp.pt2 @three.npy -o a.nc --gallery g.nc": "--gallery ending in .png, .pdf, .svg, got",
     "field @mlp.pt2 @three.npy -o a.nc --gallery g.png --by delta --no-delta": "got --no-delta.",
     "describe @damaged @nine.npy -o a.nc": "a whole diffusers model in",
     "describe @other @nine.npy -o a.nc": "a model of class AutoencoderKL, AutoencoderTiny, ",

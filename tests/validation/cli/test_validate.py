@@ -214,8 +214,8 @@ BAD = {
     "validate @plane.pt2 --box 0 1 --latents 1": "1 is not in the range x>=2",
     "validate @plane.pt2 --box 0 1 --samples 9": "9 is not in the range x>=1000",
     "validate @plane.pt2 --box 0 1 -o a.txt": "ending in .csv, .parquet, got 'a.txt'. The suffix",
-    "validate @plane.pt2 --box 0 1 --html a.pdf": "an output ending in .html, got 'a.pdf'",
-    "validate @plane.pt2 --box 0 1 --html no/a.html": "existing folder for 'no/a.html', got none",
+    "validate @plane.pt2 --box 0 1 --html a.pdf": "Expected --html ending in .html, got 'a.pdf'",
+    "validate @plane.pt2 --box 0 1 --html no/a.html": "folder for --html 'no/a.html', got none",
     "validate @plane.pt2 --box 0 1 --upto tanh": "operation or submodule, got 'tanh'",
     "validate @plane.pt2 --box 0 1 --decoder @larger.pt2": (
         "outputs of shape (3,), as the module has, got (4,). Give another version"
