@@ -145,7 +145,7 @@ def list_graph(
     `state`, where given, holds the values of the parameters, buffers and constants by name.
     """
     traced = exported if isinstance(exported, TracedCalls) else _traced(exported, state)
-    constants = {
+    constants: dict[Node, Any] = {
         node: value.detach()
         for node, value in traced.constants.items()
         if isinstance(value, Tensor)
