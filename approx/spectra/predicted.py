@@ -13,7 +13,7 @@ from approx.sketches import Operator, projected, triangular
 from approx.spectra import prediction
 from approx.spectra.asked import Asked, kept_probes, tolerance_of
 from approx.spectra.drawn import draw
-from approx.spectra.result import Spectrum, around, in_words, merged, psi_nu, rows, student
+from approx.spectra.result import NORMAL, Spectrum, around, in_words, merged, psi_nu, rows
 
 NEAR = 0.5
 """Share k / r_eff up to which the first products of "predict" are enough."""
@@ -48,7 +48,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
         [of(m, k) for m in (found.found, found.other)]
         for of in (prediction.scaling, prediction.rank)
     )
-    result = _spectrum(asked, psi, nu, found, products)
+    result = _spectrum(asked, psi, nu, r_eff, products)
     if near.all():
         return result
     # every latent of a batch goes on by the same blocks, whatever the others need
@@ -79,6 +79,7 @@ def predict(op: Operator, asked: Asked) -> Spectrum:
 def _second(seen: prediction.Seen, asked: Asked, where: Tensor, products: int) -> Spectrum:
     """Predict from more rows, whose own psi and nu correct the prediction."""
     k = asked.k
+    r_eff = prediction.effective_rank(seen.found)
     values = torch.linalg.svdvals(triangular(seen.rows).cpu())
     own_psi, own_nu = psi_nu(values, tolerance_of(asked))
     safe = _replaced(seen, ~where)
@@ -86,7 +87,7 @@ def _second(seen: prediction.Seen, asked: Asked, where: Tensor, products: int) -
         [prediction.controlled(m, of(m, k), of(m, m.rows), own) for m in (safe.found, safe.other)]
         for of, own in ((prediction.scaling, own_psi), (prediction.rank, own_nu))
     )
-    return _spectrum(asked, psi, nu, seen, products)
+    return _spectrum(asked, psi, nu, r_eff, products)
 
 
 def _replaced(seen: prediction.Seen, where: Tensor) -> prediction.Seen:
@@ -104,12 +105,12 @@ def _replaced(seen: prediction.Seen, where: Tensor) -> prediction.Seen:
 _Two = Sequence[prediction.Prediction]  # by the measure as it is seen, and by the other
 
 
-def _spectrum(asked: Asked, psi: _Two, nu: _Two, seen: prediction.Seen, products: int) -> Spectrum:
+def _spectrum(asked: Asked, psi: _Two, nu: _Two, r_eff: Tensor, products: int) -> Spectrum:
     """Return the spectrum of a batch that is predicted throughout."""
-    k, r_eff = asked.k, prediction.effective_rank(seen.found)
+    k = asked.k
     none = torch.zeros_like(r_eff, dtype=torch.int64)
-    of_psi, psi_stderr, psi_interval = estimate(psi, seen)
-    of_nu, nu_stderr, nu_interval = estimate(nu, seen)
+    of_psi, psi_stderr, psi_interval = estimate(*psi)
+    of_nu, nu_stderr, nu_interval = estimate(*nu)
     return Spectrum(
         psi=of_psi,
         nu=of_nu.clamp_max(k),
@@ -135,17 +136,19 @@ def _spectrum(asked: Asked, psi: _Two, nu: _Two, seen: prediction.Seen, products
     )
 
 
-def estimate(by: _Two, seen: prediction.Seen) -> tuple[Tensor, Tensor, Tensor]:
+def estimate(p: prediction.Prediction, q: prediction.Prediction) -> tuple[Tensor, Tensor, Tensor]:
     """Return value, standard error and 95 % interval, by a measure and by another.
 
-    The variances scatter as tr M^2 does, with few degrees of freedom where few directions make it
-    (Satterthwaite 1946), and the interval is Student's.
+    The error is that of the measure as it is seen. The interval is wider where the other one, which
+    chance alone makes as often as not, says that a direction was missed: by the larger variance of
+    both, and their distance.
+
+    Normal and not Student's: few probes that saw a dominating direction overstate the variance, and
+    those that missed it have the other measure, whose is no less.
     """
-    p, q = by
-    variance = torch.maximum(p.variance + p.spread, q.variance + q.spread)
-    stderr = (variance + (p.value - q.value).square()).sqrt()
-    scatter = torch.maximum(*(prediction.uncertainty(m) for m in (seen.found, seen.other)))
-    return p.value, stderr, around(p.value, student(2 / scatter.clamp_min(1e-9)) * stderr)
+    variance = p.variance + p.spread
+    wide = torch.maximum(variance, q.variance + q.spread) + (p.value - q.value).square()
+    return p.value, variance.sqrt(), around(p.value, NORMAL * wide.sqrt())
 
 
 def _taken(result: Spectrum, other: Spectrum, at: Tensor) -> Spectrum:

@@ -27,7 +27,6 @@ from approx.sketches import Begun, Operator, Probes, orthonormal, projected, wid
 _STEP = 0.25  # trapezoidal rule in log u, for analytic integrands that decay both ways: to 1e-13
 _RESOLVED = 0.9  # of the directions that a measure's nodes hold: k is too near to all beyond
 _WIDER = 1.4  # times the variance of `controlled`, by simulation: few nodes understate it
-_CHANCE = 2.0  # standard errors; at 0 every other measure had one, and nu's error was 1.5 times it
 _GRID = torch.arange(-70.0, 70.0, _STEP, dtype=torch.float64)
 
 
@@ -132,9 +131,8 @@ def _seen(op: Operator, y: Tensor, begun: Begun, steps: Steps) -> Seen:
 def _unseen(m: Measure, gram: Tensor) -> Measure:
     """Add one direction that the continued rows have missed.
 
-    tr M^2 is also the mean square of the products of two rows. What that is above the measure's, by
-    more than chance makes it, is taken for one more eigenvalue, at most half of the trace; nothing
-    changes otherwise.
+    tr M^2 is also the mean square of the products of two rows. What that is above the measure's is
+    taken for one more eigenvalue, at most half of the trace; nothing changes otherwise.
     """
     n, D = m.rows, m.outputs
     second = (m.masses * m.nodes).sum(dim=1)
@@ -142,9 +140,7 @@ def _unseen(m: Measure, gram: Tensor) -> Measure:
     trace = m.masses.sum(dim=1)
     # in expectation D^2 E a_ij^2 is tr M^2, but for (tr M)^2 / D of rows that are orthogonal
     by_rows = squares * (D**2 / (n * (n - 1))) + trace.square() / D
-    # a mean of n (n - 1) / 2 squares of nearly normal numbers
-    chance = _CHANCE * math.sqrt(4 / (n * (n - 1))) * second
-    more = (by_rows - second - chance).clamp_min(0).sqrt().minimum(trace / 2)
+    more = (by_rows - second).clamp_min(0).sqrt().minimum(trace / 2)
     rest = m.masses * (1 - ratio(more, trace))[:, None]
     return m._replace(
         nodes=torch.cat([m.nodes, more[:, None]], dim=1),

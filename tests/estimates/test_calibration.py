@@ -102,7 +102,7 @@ def test_predictions_on_prescribed_spectra(name: str, share: float):
     for seed in range(600):
         seen = prediction.measure(op, 16, Probes(seed))
         results.append([
-            estimate([of(m, k) for m in (seen.found, seen.other)], seen)
+            estimate(of(seen.found, k), of(seen.other, k))
             for of in (prediction.scaling, prediction.rank)
         ])  # fmt: skip
     for i, descriptor in enumerate(DESCRIPTORS):
