@@ -76,9 +76,5 @@ class TorchThreads:
 
     @cached_property
     def _usable(self) -> bool:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
+        with self._turned(self._threads):
             return not threads_flush(self._threads)
-        finally:
-            self._turn(threads)
